@@ -1,0 +1,241 @@
+"""params.yaml as frozen values: an unknown key, a wrong type or a value out of range is an error that names it.
+
+One section a stage, plus `models` (a block a model), `seeds` and `registry`. What is here can change a result
+and makes stages stale; where and how fast things run is in settings.py.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from qamoe.errors import Refused
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+Modality = Literal["text", "audio", "vision"]
+Kind = Literal["missing", "noise"]
+
+
+class Block(BaseModel):
+    """A frozen section that forbids keys it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Corpus(Block):
+    kind: Literal["sample", "clips", "mmsa"]
+    path: str  # a folder (sample, clips) or a pickle (mmsa)
+
+
+class Task(Block):
+    """What is predicted: a number in [low, high], or one of `classes`."""
+
+    kind: Literal["regression", "classification"]
+    low: float = -3.0
+    high: float = 3.0
+    classes: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _has_its_range(self) -> "Task":
+        if self.kind == "regression" and not self.low < self.high:
+            raise ValueError(f"low ({self.low}) must be below high ({self.high})")
+        if self.kind == "classification" and len(self.classes) < 2:
+            raise ValueError("a classification task names at least two classes")
+        return self
+
+
+class TextExtractor(Block):
+    extractor: Literal["minilm"]
+    max_tokens: Annotated[int, Field(ge=3, le=512)]
+
+
+class AudioExtractor(Block):
+    extractor: Literal["egemaps"]
+    rate: Annotated[float, Field(gt=0, le=100)]  # Hz
+
+
+class VisionExtractor(Block):
+    extractor: Literal["landmarks"]
+    rate: Annotated[float, Field(gt=0, le=60)]  # Hz
+
+
+class Extract(Block):
+    corpus: Corpus
+    task: Task
+    text: TextExtractor
+    audio: AudioExtractor
+    vision: VisionExtractor
+    max_problem_share: Share
+    seconds_per_clip: Positive  # time limit
+
+
+class Preprocess(Block):
+    max_frames: dict[Modality, Count]
+
+
+class Degrade(Block):
+    clean_share: Share  # of the draws of a clip, epoch and modality
+    views: Count  # distinct degraded views of a clip; epoch e sees view e mod views
+    seed: int
+
+
+class LossWeights(Block):
+    variance: Annotated[float, Field(ge=0)]
+    probe: Annotated[float, Field(ge=0)]
+    balance: Annotated[float, Field(ge=0)]
+    router_z: Annotated[float, Field(ge=0)]
+
+
+class Selection(Block):
+    """The validation cells whose mean metric chooses the checkpoint."""
+
+    severities: dict[Kind, tuple[Share, ...]]
+    draws: Count
+    seed: int
+
+
+class TrainCommon(Block):
+    epochs: Count
+    batch_size: Count
+    lr: Annotated[float, Field(gt=0, lt=1)]
+    weight_decay: Annotated[float, Field(ge=0)]
+    warmup_share: Share
+    clip_norm: Positive
+    patience: Count
+    precision: Literal["float32", "bfloat16"]
+    degrade: Degrade
+    loss: LossWeights
+    selection: Selection
+
+
+class Train(Block):
+    common: TrainCommon
+
+
+class Encoders(Block):
+    """Sizes that every model shares, so that a comparison is between fusions."""
+
+    width: Annotated[int, Field(ge=8)]
+    layers: Annotated[int, Field(ge=0)]
+    heads: Count
+    dropout: Annotated[float, Field(ge=0, lt=1)]
+    stride: dict[Modality, Count]
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> "Encoders":
+        if self.width % self.heads:
+            raise ValueError(f"heads ({self.heads}) must divide width ({self.width})")
+        return self
+
+
+class Mean(Block):
+    pass
+
+
+class Concat(Block):
+    hidden: Count
+
+
+class QAMoE(Block):
+    experts: Count
+    active: Count
+    hidden: Count
+    fusion: Literal["tokens", "concat"]
+    max_log_variance: Positive
+
+    @model_validator(mode="after")
+    def _active_are_experts(self) -> "QAMoE":
+        if self.active > self.experts:
+            raise ValueError(f"active ({self.active}) must not exceed experts ({self.experts})")
+        return self
+
+
+class Models(Block):
+    encoders: Encoders
+    mean: Mean
+    concat: Concat
+    qamoe: QAMoE
+
+
+class Evaluate(Block):
+    seed: int  # the protocol seed of the test side
+    draws: Count
+    mixed_draws: Count
+    slices: tuple[Literal["clean", "missing", "noise", "mixed"], ...]
+
+
+class Tune(Block):
+    trials: Count
+    epochs: Count
+    seed: int
+    lr: tuple[Positive, Positive]
+    weight_decay: tuple[Positive, Positive]
+    dropout: tuple[Share, Share]
+
+
+class Registry(Block):
+    name: Annotated[str, Field(min_length=1, pattern=r"^[^/:.%\"']+$")]
+    draws: Count  # of the mixed cells that the gate measures
+    seed: int
+    coverage_90: tuple[Share, Share]
+
+
+ModelName = Literal["mean", "concat", "qamoe"]
+
+
+class Params(Block):
+    extract: Extract
+    preprocess: Preprocess
+    train: Train
+    models: Models
+    seeds: dict[ModelName, tuple[int, ...]]
+    evaluate: Evaluate
+    tune: Tune
+    registry: Registry
+
+    @field_validator("seeds")
+    @classmethod
+    def _every_model_has_seeds(cls, seeds: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+        for model, numbers in seeds.items():
+            if not numbers or len(set(numbers)) != len(numbers):
+                raise ValueError(f"{model} needs at least one seed, each once, not {list(numbers)}")
+        return seeds
+
+
+def _sentence(error: Any, path: Path) -> str:
+    key = ".".join(str(part) for part in error["loc"]) or "the file"
+    if error["type"] == "extra_forbidden":
+        return f"{path}: unknown key {key}."
+    if error["type"] == "missing":
+        return f"{path}: key {key} is missing."
+    message = error["msg"].removeprefix("Value error, ")
+    message = message[0].lower() + message[1:]
+    value = "" if isinstance(error["input"], dict) else f" is {error['input']!r}:"
+    return f"{path}: {key}{value} {message}."
+
+
+def load(path: Path) -> Params:
+    """Read params.yaml. Raises Refused with the key (and the value and its range) of the first mistake."""
+    try:
+        content = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        raise Refused(f"There is no parameter file {path}.") from None
+    except yaml.YAMLError as error:
+        raise Refused(f"{path} is not YAML: {' '.join(str(error).split())}.") from None
+    try:
+        return Params.model_validate(content)
+    except ValidationError as error:
+        # An unknown key is most often a misspelt one: say that before the missing key which it causes.
+        errors = sorted(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
+        raise Refused(_sentence(errors[0], path)) from None
+
+
+def digest(*values: Any) -> str:
+    """SHA-256 of values made of blocks, dicts, lists and scalars, the same in every process."""
+    plain = [v.model_dump(mode="json") if isinstance(v, BaseModel) else v for v in values]
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,51 @@
+"""Where and how fast things run: the only module that reads the environment.
+
+Nothing here may change a result beyond float rounding; what does is a parameter (params.yaml).
+"""
+
+import os
+from pathlib import Path
+
+QUIET = {
+    # MLflow ignores "1" here.
+    "DO_NOT_TRACK": "true",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "DVC_NO_ANALYTICS": "1",
+    "HF_HUB_OFFLINE": "1",
+    "TRANSFORMERS_OFFLINE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+
+
+def go_offline() -> None:
+    """Switch telemetry and every hub off for this process and its children; called by entry points only."""
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+
+
+def device() -> str:
+    """The torch device of `QAMOE_DEVICE`; by default a GPU where there is one, else the CPU."""
+    import torch
+
+    return os.environ.get("QAMOE_DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def workers() -> int:
+    """How many processes may work side by side (`QAMOE_WORKERS`; by default the cores this process may use)."""
+    return max(1, int(os.environ.get("QAMOE_WORKERS") or len(os.sched_getaffinity(0))))
+
+
+def tracking_uri() -> str | None:
+    """MLflow's own `MLFLOW_TRACKING_URI`, or None for the project's default store."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or None
+
+
+def untracked() -> bool:
+    """True where `QAMOE_TRACKING=off`: training writes its plain files alone, to be recorded later."""
+    return os.environ.get("QAMOE_TRACKING", "on") == "off"
+
+
+def shared_data() -> Path:
+    """The folder of research corpora that tests marked real_data look for (`QAMOE_SHARED_DATA`)."""
+    return Path(os.environ.get("QAMOE_SHARED_DATA") or "../shared/data")
