@@ -209,14 +209,16 @@ class Params(Block):
 
 def _sentence(error: Any, path: Path) -> str:
     key = ".".join(str(part) for part in error["loc"]) or "the file"
+    if key.endswith(".[key]"):
+        return f"{path}: unknown key {key.removesuffix('.[key]')}; {error['msg'][0].lower()}{error['msg'][1:]}."
     if error["type"] == "extra_forbidden":
         return f"{path}: unknown key {key}."
     if error["type"] == "missing":
         return f"{path}: key {key} is missing."
     message = error["msg"].removeprefix("Value error, ")
     message = message[0].lower() + message[1:]
-    value = "" if isinstance(error["input"], dict) else f" is {error['input']!r}:"
-    return f"{path}: {key}{value} {message}."
+    value = "" if isinstance(error["input"], dict) else f" is {error['input']!r}"
+    return f"{path}: {key}{value}: {message}."
 
 
 def load(path: Path) -> Params:

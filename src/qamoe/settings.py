@@ -46,6 +46,11 @@ def untracked() -> bool:
     return os.environ.get("QAMOE_TRACKING", "on") == "off"
 
 
+def under_dvc() -> bool:
+    """True where dvc runs this process as a stage."""
+    return "DVC_STAGE" in os.environ
+
+
 def shared_data() -> Path:
     """The folder of research corpora that tests marked real_data look for (`QAMOE_SHARED_DATA`)."""
     return Path(os.environ.get("QAMOE_SHARED_DATA") or "../shared/data")

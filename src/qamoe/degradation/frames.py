@@ -66,7 +66,8 @@ def missing_tokens(x: Tensor, mask: Tensor, severity: Tensor, draws: Draws, refe
 
 def noise_frames(x: Tensor, mask: Tensor, severity: Tensor, draws: Draws, reference: Reference) -> Degraded:
     """(1 - severity) x + severity eps, eps Gaussian with the training mean and deviation of each column."""
-    assert reference.mean is not None and reference.deviation is not None
+    assert reference.mean is not None
+    assert reference.deviation is not None
     batch, frames, columns = x.shape
     level = severity[:, None, None]
     eps = draws.normal(frames * columns).view(batch, frames, columns) * reference.deviation + reference.mean

@@ -1,0 +1,107 @@
+"""Running stages from a flow: DVC knows what is stale, Prefect when to try again; here they meet.
+
+A stage is `dvc repro -s STAGE` in one task without Prefect's cache, since DVC is the only cache. A failure becomes a
+Failed state whose message is the stage's own sentence, not a traceback through two tools.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from prefect import Flow, State, get_run_logger, task
+from prefect.cache_policies import NO_CACHE
+from prefect.states import Completed, Failed
+
+from flows._group import run
+
+# As data flows; `tune` comes last, since nothing depends on it and the report need not wait for it.
+STAGES = ("extract", "preprocess", "train", "evaluate", "report", "tune")
+# DVC waits 3 s for its lock and gives up; a stage that hashes a large output holds it for longer.
+_LOCKED = "Unable to acquire lock"
+_TRIES, _BETWEEN_S = 60, 5
+
+
+def _locked(_task: Any, _run: Any, state: State[Any]) -> bool:
+    return _LOCKED in (state.message or "")
+
+
+def _environment() -> dict[str, str]:
+    """Stages are commands that say `python`: that is this one, and its lines come at once."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
+    return {**os.environ, "PATH": path, "PYTHONUNBUFFERED": "1"}
+
+
+def sentence(stderr: Sequence[str], code: int) -> str:
+    """What a person needs of a failed command's stderr: the stage's last line; DVC's own where the stage said none."""
+    lines = [line.strip() for line in stderr if line.strip()]
+    if not lines:
+        return f"ended with exit code {code} and said nothing"
+    locked = [line for line in lines if _LOCKED in line]
+    if locked:
+        return locked[-1]
+    own = [line for line in lines if not line.startswith("ERROR: failed to reproduce")]
+    # "failed to run" only repeats the command; every other reason of DVC's is the reason.
+    return own[-1] if own and "failed to run:" in lines[-1] else lines[-1]
+
+
+@task(
+    name="command",
+    cache_policy=NO_CACHE,
+    retries=_TRIES,
+    retry_delay_seconds=_BETWEEN_S,
+    retry_condition_fn=_locked,
+)
+def _command(arguments: Sequence[str], show: bool) -> State[Any]:
+    say = get_run_logger().info if show else get_run_logger().debug
+    ended = run([sys.executable, "-m", *arguments], say, _environment())
+    if ended.code:
+        return Failed(message=sentence(ended.stderr, ended.code))
+    return Completed(data="\n".join(ended.stdout))
+
+
+def command(name: str, *arguments: str, show: bool = True) -> State[Any]:
+    """Run `python -m ARGUMENTS` as the task `name` of the running flow.
+
+    Returns a state that a flow may return as its own: Completed with stdout, or Failed with a sentence that names it.
+    """
+    named = _command.with_options(name=name, task_run_name=name)
+    state = named(arguments, show, return_state=True)
+    if state.is_completed():
+        return Completed(data=state.result())
+    message = state.message or "failed"
+    return Failed(message=message if message.startswith(f"{name}: ") else f"{name}: {message}")
+
+
+def run_stage(stage: str) -> State[Any]:
+    """Run one DVC stage, a matrix stage with all of its models; what is not stale DVC skips."""
+    return command(stage, "dvc", "repro", "--quiet", "--single-item", stage)
+
+
+def stale(status: str) -> tuple[str, ...]:
+    """Stages to run, in order, from the JSON of `dvc status`: the first stale one and all after it.
+
+    DVC names only what is stale by itself; that a stage changes what those after it stand on is known once it has run.
+    """
+    named = {name.partition("@")[0] for name in json.loads(status)}
+    first = next((number for number, stage in enumerate(STAGES) if stage in named), len(STAGES))
+    return STAGES[first:]
+
+
+def start(flow: Flow[[], Any]) -> None:
+    """Run a flow as a command: at the end what it returned, or exit code 1 and one sentence where it failed."""
+    try:
+        state: Any = flow(return_state=True)
+    except RuntimeError as error:
+        if "reach API" not in str(error):
+            raise
+        sys.exit(f"{flow.name}: {error}; start that server, or unset PREFECT_API_URL to have one for this run alone.")
+    except KeyboardInterrupt:
+        print(f"{flow.name}: stopped; start it again to go on.", file=sys.stderr)
+        sys.exit(130)
+    if not state.is_completed():
+        sys.exit(f"{flow.name}: {state.message}")
+    if text := state.result():
+        print(text)

@@ -1,0 +1,17 @@
+"""Features -> clean splits: the DVC stage `preprocess`, alone."""
+
+from typing import Any
+
+from prefect import State, flow
+
+from flows._dvc import run_stage, start
+
+
+@flow(name="preprocess")
+def preprocess() -> State[Any]:
+    """Run the stage if it is stale; what comes before it is taken as it is."""
+    return run_stage("preprocess")
+
+
+if __name__ == "__main__":
+    start(preprocess)

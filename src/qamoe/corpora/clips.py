@@ -1,0 +1,93 @@
+"""Raw clips: a folder with manifest.csv beside media files.
+
+Columns: clip_id, source, path, start_s, end_s, text, label, split. `start_s`, `end_s` and `split` may be empty
+(the whole file; a split drawn by the hash of the source). Paths are relative and stay inside the folder.
+"""
+
+import csv
+import json
+from pathlib import Path
+
+from qamoe.corpora.clip import SPLITS, Clip, Corpus, check_clips, drawn_split, label_value
+from qamoe.errors import Refused
+from qamoe.params import Task
+
+COLUMNS = ("clip_id", "source", "path", "start_s", "end_s", "text", "label", "split")
+GENERATOR_VERSION = 1
+
+
+def read(path: Path, task: Task) -> Corpus:
+    """Read and check manifest.csv. Raises Refused for anything wrong with the corpus as a whole."""
+    if not path.is_dir():
+        raise Refused(
+            f"There is no data folder {path}; the sample corpus comes with 'dvc pull data.dvc', "
+            "your own clips with a manifest.csv in it."
+        )
+    manifest = path / "manifest.csv"
+    if not manifest.is_file():
+        raise Refused(f"There is no manifest.csv in {path}; its header is {','.join(COLUMNS)}.")
+    root = path.resolve()
+    clips = []
+    with manifest.open(newline="", encoding="utf-8-sig") as lines:
+        reader = csv.DictReader(lines)
+        lacking = [c for c in COLUMNS if c not in (reader.fieldnames or [])]
+        if lacking:
+            raise Refused(f"{manifest} lacks the column {lacking[0]}; its header is {','.join(COLUMNS)}.")
+        for row in reader:
+            clips.append(_clip(row, root, task, f"{manifest}, line {reader.line_num}"))
+    check_clips(clips, str(manifest))
+    return Corpus(clips, ("text", "audio", "vision"), about={"corpus": "clips"})
+
+
+def read_generated(path: Path, task: Task) -> Corpus:
+    """Read a sample corpus: clips that also say which generator made them."""
+    corpus = read(path, task)
+    origin = path / "corpus.json"
+    if not origin.is_file():
+        raise Refused(f"{origin} is missing; for clips of your own set extract.corpus.kind to clips.")
+    about = json.loads(origin.read_text())
+    if about.get("version") != GENERATOR_VERSION:
+        raise Refused(
+            f"{origin}: generator version {about.get('version')!r} is not {GENERATOR_VERSION}, the one this code knows."
+        )
+    return Corpus(corpus.clips, corpus.modalities, about={"corpus": "sample", **about}, generated=True)
+
+
+def _seconds(text: str, name: str, where: str) -> float | None:
+    if not text:
+        return None
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise Refused(f"{where}: {name} {text!r} is no time in seconds from 0 on.")
+    return value
+
+
+def _clip(row: dict[str, str | None], root: Path, task: Task, where: str) -> Clip:
+    cell = {name: (row.get(name) or "").strip() for name in COLUMNS}
+    for name in ("clip_id", "source", "path", "label"):
+        if not cell[name]:
+            raise Refused(f"{where}: {name} is empty.")
+    if cell["split"] not in ("", *SPLITS):
+        raise Refused(f"{where}: split {cell['split']!r} is none of {', '.join(SPLITS)} (or empty).")
+    media = (root / cell["path"]).resolve()
+    if not media.is_relative_to(root):
+        raise Refused(f"{where}: path {cell['path']!r} leads outside the corpus folder.")
+    if not media.is_file():
+        raise Refused(f"{where}: there is no file {cell['path']!r} in the corpus folder.")
+    start = _seconds(cell["start_s"], "start_s", where) or 0.0
+    end = _seconds(cell["end_s"], "end_s", where)
+    if end is not None and end <= start:
+        raise Refused(f"{where}: end_s {end:g} is not after start_s {start:g}.")
+    return Clip(
+        clip_id=cell["clip_id"],
+        source=cell["source"],
+        split=cell["split"] or drawn_split(cell["source"]),
+        label=label_value(cell["label"], task, where),
+        text=cell["text"],
+        media=media,
+        start_s=start,
+        end_s=end,
+    )

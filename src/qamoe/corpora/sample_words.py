@@ -1,0 +1,228 @@
+"""Sentences of the sample corpus: short opinions on eight topics, from words graded in seven steps.
+
+Grade 0 is the worst (about -3), 3 says nothing either way, 6 is the best (about +3). Some sentences need more than
+their words one by one: a negation, or a concession whose second half counts.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+GRADES = 7
+
+
+@dataclass(frozen=True)
+class Topic:
+    """What is talked about, the adjectives that belong to it by grade, and what one does with it (past tense)."""
+
+    nouns: tuple[str, ...]
+    adjectives: tuple[tuple[str, ...], ...]
+    used: str
+
+
+def _grades(lines: str) -> tuple[tuple[str, ...], ...]:
+    """A text of seven lines, the worst first, entries parted by commas."""
+    grades = tuple(tuple(entry.strip() for entry in line.split(",")) for line in lines.strip().splitlines())
+    if len(grades) != GRADES:
+        raise ValueError(f"{len(grades)} lines of words, expected are {GRADES}: {grades[0]}")
+    return grades
+
+
+ADJECTIVES = _grades("""
+    terrible, horrible, awful, atrocious, dreadful, appalling, abysmal, disgraceful
+    bad, poor, lousy, unpleasant, frustrating, disappointing, annoying, miserable
+    mediocre, lacking, underwhelming, a bit weak, rather dull, slightly off, not great, forgettable
+    average, ordinary, standard, unremarkable, typical, so so, acceptable, nothing special
+    decent, pretty good, pleasant, quite nice, solid, better than expected, fairly good, rather likeable
+    great, lovely, impressive, enjoyable, very good, delightful, excellent, charming
+    amazing, fantastic, perfect, wonderful, brilliant, superb, outstanding, magnificent
+""")
+
+VERBS = _grades("""
+    hated, despised, detested, loathed
+    disliked, regretted, resented, could not enjoy
+    doubted, did not quite like, got tired of, struggled with
+    saw, tried, finished, came across
+    liked, appreciated, did not mind, came to like
+    enjoyed, really liked, admired, was happy with
+    loved, adored, absolutely loved, fell in love with
+""")
+
+VERDICTS = _grades("""
+    never again in my life, I want my money back, what a complete disaster, it ruined my whole week, pure misery
+    I would not do it again, what a letdown, it was a waste of time, I expected far better, I left annoyed
+    I had hoped for more, it could have been better, I have some doubts, it did not convince me, not really for me
+    it is what it is, it did the job, neither good nor bad, I have no strong opinion, it was there
+    I might do it again, it was worth a try, not bad at all, better than I feared, it grew on me
+    I would gladly do it again, it made me smile, I can recommend it, a real pleasure, well worth it
+    the best I have ever had, I could not be happier, pure joy from start to end, it made my year, simply perfect
+""")
+
+# What anger and sadness say, for the corpus with four classes; the bad half only.
+ANGRY = ("infuriating", "outrageous", "a disgrace", "unacceptable", "insulting", "an insult", "maddening", "a scandal")
+SAD = ("heartbreaking", "depressing", "so sad", "a sad loss", "hopeless", "gloomy", "a lonely thing", "crushing")
+
+OPENERS = ("", "", "", "honestly,", "well,", "you know,", "I think", "I must say", "so,", "to be fair,", "for me")
+
+TOPICS = (
+    Topic(
+        ("film", "ending", "soundtrack", "main actor", "plot", "sequel", "dialogue", "camera work", "second half"),
+        _grades("""
+            unwatchable, insufferable, cringeworthy
+            boring, clumsy, tedious
+            predictable, slow, a little long
+            conventional, two hours long, in black and white
+            watchable, interesting, amusing
+            gripping, moving, funny
+            breathtaking, a masterpiece, unforgettable
+        """),
+        "watched",
+    ),
+    Topic(
+        ("soup", "pasta", "dessert", "bread", "waiter", "breakfast", "coffee", "curry", "fish", "salad"),
+        _grades("""
+            disgusting, inedible, revolting
+            tasteless, greasy, stale
+            bland, lukewarm, overpriced
+            edible, on the table, filling
+            fresh, tasty, well seasoned
+            delicious, yummy, beautifully cooked
+            heavenly, divine, out of this world
+        """),
+        "ordered",
+    ),
+    Topic(
+        ("phone", "screen", "battery", "charger", "speaker", "keyboard", "update", "laptop", "printer"),
+        _grades("""
+            useless, garbage, a piece of junk
+            broken, faulty, unreliable
+            sluggish, clunky, outdated
+            functional, grey, as described
+            handy, sturdy, practical
+            fast, sleek, powerful
+            flawless, incredible, a dream
+        """),
+        "bought",
+    ),
+    Topic(
+        ("hotel", "flight", "beach", "bus tour", "room", "view", "island", "train ride", "museum", "guide"),
+        _grades("""
+            filthy, nightmarish, a horror
+            dirty, crowded, noisy
+            cramped, tiring, a little shabby
+            near the station, quiet, booked out
+            comfortable, clean, relaxing
+            beautiful, friendly, picturesque
+            spectacular, paradise, stunning
+        """),
+        "booked",
+    ),
+    Topic(
+        ("novel", "first chapter", "hero", "translation", "audiobook", "poem", "story", "author"),
+        _grades("""
+            unreadable, offensive, vile
+            dreary, confusing, badly written
+            wordy, uneven, hard to follow
+            long, three hundred pages, in two parts
+            readable, thoughtful, clever
+            touching, witty, captivating
+            a treasure, genius, life changing
+        """),
+        "read",
+    ),
+    Topic(
+        ("concert", "singer", "band", "new album", "drummer", "opening act", "violin solo", "chorus"),
+        _grades("""
+            unbearable, a torture, painful
+            off key, shrill, lifeless
+            repetitive, too loud, uninspired
+            an hour long, sold out, on a Friday
+            catchy, lively, melodic
+            thrilling, soulful, energetic
+            electrifying, sublime, legendary
+        """),
+        "heard",
+    ),
+    Topic(
+        ("match", "coach", "goalkeeper", "new stadium", "final", "referee", "training", "season"),
+        _grades("""
+            shameful, a catastrophe, pathetic
+            weak, unfair, chaotic
+            sloppy, one sided, a bit flat
+            on Sunday, a draw, over by nine
+            fair, promising, entertaining
+            exciting, strong, inspiring
+            sensational, glorious, heroic
+        """),
+        "followed",
+    ),
+    Topic(
+        ("doctor", "course", "teacher", "bank", "delivery", "customer service", "website", "new office", "gym"),
+        _grades("""
+            a fraud, hostile, scandalous
+            rude, careless, incompetent
+            slow to answer, unclear, a hassle
+            open until six, online, on the second floor
+            helpful, polite, well organised
+            kind, efficient, generous
+            exceptional, a blessing, first class
+        """),
+        "needed",
+    ),
+)
+
+
+def sentence(valence: float, arousal: float | None, random: np.random.Generator) -> str:
+    """An opinion of six to ten words or so.
+
+    `valence` is what the words say, about -3 to 3. `arousal`, where the corpus has four classes, chooses between
+    words of anger (above 0) and of sadness for what is bad; None leaves them out.
+    """
+    topic = TOPICS[random.integers(len(TOPICS))]
+    grade = _grade(valence)
+    noun = _one(topic.nouns, random)
+    subject = f"{_one(('the', 'the', 'this', 'that', 'their'), random)} {noun}"
+    adjective = _adjective(topic, grade, arousal, random)
+    opener = _one(OPENERS, random)
+    match random.choice(6, p=(0.26, 0.16, 0.18, 0.20, 0.10, 0.10)):
+        case 0:
+            second = _adjective(None, grade, arousal, random)
+            said = f"{opener} {subject} was {adjective}" + (f" and {second}" if second != adjective else "")
+        case 1:
+            said = f"I {_one(VERBS[grade], random)} {subject}, it was {adjective}"
+        case 2:
+            said = f"{opener} {subject} was {adjective}, {_one(VERDICTS[grade], random)}"
+        case 3:
+            said = f"I {topic.used} {subject} and found it {adjective}"
+        case 4:
+            # The second half counts; the first concedes something milder of the other sign.
+            other = _grade(-0.5 * valence + random.normal(0, 0.5))
+            conceded = _adjective(topic, other, None, random)
+            second = _one([n for n in topic.nouns if n != noun], random)
+            said = f"the {second} was {conceded}, but {subject} was {adjective}"
+        case _:
+            # Denying one side leaves a mild form of the other.
+            denied = _adjective(None, _denied(grade), None, random)
+            said = f"{opener} {subject} was not {denied}, {_one(VERDICTS[grade], random)}"
+    return " ".join(said.split())
+
+
+def _grade(valence: float) -> int:
+    return int(np.clip(np.rint(valence), -3, 3)) + 3
+
+
+def _denied(grade: int) -> int:
+    """The grade of the adjective that a sentence of `grade` denies: a good one if it is bad, and the other way."""
+    return 5 if grade < 3 else 1 if grade > 3 else 6
+
+
+def _adjective(topic: Topic | None, grade: int, arousal: float | None, random: np.random.Generator) -> str:
+    if arousal is not None and grade < 2 and random.random() < 0.6:
+        return _one(ANGRY if arousal > 0 else SAD, random)
+    if topic is None or random.random() < 0.45:
+        return _one(ADJECTIVES[grade], random)
+    return _one(topic.adjectives[grade], random)
+
+
+def _one(choices: "tuple[str, ...] | list[str]", random: np.random.Generator) -> str:
+    return choices[random.integers(len(choices))]

@@ -1,0 +1,156 @@
+"""Decoding local media: sound as mono float32, pictures as RGB, both of a span in seconds.
+
+A clip may come from anywhere, so only files are opened and only formats that hold their own streams: a playlist
+renamed to clip.mp4 could otherwise make the decoder open other paths.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+# FFmpeg's names of container formats; playlists (hls, concat, dash) are left out on purpose.
+FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,avi,flv,matroska,webm,mpeg,mpegts,asf,ogg,wav,w64,flac,mp3,aac,aiff,caf,au,amr,gif"
+# Formats whose header states how long each stream is, so that a file cut short gives itself away.
+_HEADER_STATES_LENGTH = ("mov", "matroska")
+_CUT_SHORT_S = 0.5
+_RUN_UP_S = 0.5  # decoded and thrown away before a span: codecs need a few frames to settle after a jump
+_SAME_TIME_S = 1e-4
+
+
+class Problem(Exception):
+    """Why one clip cannot be used; the message is the short reason that goes into problems.csv."""
+
+
+class NoStream(Problem):
+    """The file has no such stream at all (audio only, say): the modality is absent, and nothing is wrong."""
+
+
+def sound(path: Path, rate: int, start_s: float = 0.0, end_s: float | None = None) -> np.ndarray:
+    """Sound of a span, mixed down and resampled to `rate` Hz -> (N,) float32 in about [-1, 1].
+
+    Sample 0 lies at `start_s`; a stream that begins later is preceded by zeros. `end_s` None means to the end.
+    Raises NoStream without an audio stream, Problem for a file that cannot be decoded or has no sound in the span.
+    """
+    import av
+
+    with _opened(path) as container:
+        if not container.streams.audio:
+            raise NoStream("no audio stream")
+        stream = container.streams.audio[0]
+        resampler = av.AudioResampler(format="flt", layout="mono", rate=rate)
+        chunks: list[np.ndarray] = []
+        first_s = end_of_frame = None
+        for frame, time_s in _frames(container, stream, start_s):
+            if end_s is not None and time_s >= end_s:
+                break
+            if first_s is None:
+                first_s = time_s
+            end_of_frame = time_s + frame.samples / frame.sample_rate
+            frame.pts = None  # the resampler would fill or drop samples by jittering timestamps
+            chunks += [_samples(part) for part in resampler.resample(frame)]
+        if first_s is None:
+            raise Problem(_nothing("sound", start_s, end_s))
+        chunks += [_samples(part) for part in resampler.resample(None)]
+        _refuse_cut_short(container, stream, end_of_frame, end_s)
+    wave = np.concatenate(chunks)
+    begin = round((start_s - first_s) * rate)
+    wave = wave[begin:] if begin >= 0 else np.concatenate([np.zeros(-begin, np.float32), wave])
+    if end_s is not None:
+        wave = wave[: round((end_s - start_s) * rate)]
+    if not len(wave):
+        raise Problem(_nothing("sound", start_s, end_s))
+    return np.ascontiguousarray(wave, np.float32)
+
+
+def pictures(path: Path, rate: float, start_s: float = 0.0, end_s: float | None = None) -> Iterator[np.ndarray]:
+    """Pictures of a span at `rate` Hz, each (H, W, 3) uint8 RGB, upright.
+
+    Picture k is the one on show at start_s + k / rate, so a rate above the file's own repeats pictures.
+    Raises NoStream without a video stream, Problem for a file that cannot be decoded or has no picture in the span.
+    """
+    with _opened(path) as container:
+        streams = [s for s in container.streams.video if not s.disposition & s.disposition.attached_pic]
+        if not streams:
+            raise NoStream("no video stream")
+        stream = streams[0]
+        shown: Any = None
+        shown_s = 0.0
+        count = 0
+        for frame, time_s in _frames(container, stream, start_s):
+            if end_s is not None and time_s >= end_s - _SAME_TIME_S:
+                break
+            while shown is not None and start_s + count / rate < time_s - _SAME_TIME_S:
+                yield _upright(shown)
+                count += 1
+            shown, shown_s = frame, time_s
+        if shown is None:
+            raise Problem(_nothing("picture", start_s, end_s))
+        frame_s = 1 / float(stream.average_rate or stream.guessed_rate or 25)
+        _refuse_cut_short(container, stream, shown_s + frame_s, end_s)
+        last_s = shown_s + frame_s if end_s is None else min(end_s, shown_s + frame_s)
+        while start_s + count / rate < last_s - _SAME_TIME_S:
+            yield _upright(shown)
+            count += 1
+        if not count:
+            raise Problem(_nothing("picture", start_s, end_s))
+
+
+def _nothing(what: str, start_s: float, end_s: float | None) -> str:
+    return f"no {what} between {start_s:g} s and {'the end' if end_s is None else f'{end_s:g} s'}"
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    import av
+
+    if not path.is_file():
+        raise Problem("no such file")
+    if not path.stat().st_size:
+        raise Problem("zero bytes")
+    try:
+        # The prefix keeps a name with a colon in it from being read as a protocol.
+        with av.open(f"file:{path}", options={"protocol_whitelist": "file", "format_whitelist": FORMATS}) as container:
+            yield container
+    except (av.FFmpegError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise Problem(f"cannot be decoded: {reason}") from error
+
+
+def _frames(container: Any, stream: Any, start_s: float) -> Iterator[tuple[Any, float]]:
+    """Decoded frames from a little before `start_s` on, each with its time in seconds from the file's beginning."""
+    # One thread: the extractors already run one clip a core, and frames then come in one fixed order.
+    stream.codec_context.thread_count = 1
+    begin_s = (container.start_time or 0) / 1_000_000
+    if start_s > _RUN_UP_S:
+        container.seek(int((start_s - _RUN_UP_S + begin_s) * 1_000_000), backward=True)
+    expected_s = 0.0
+    for frame in container.decode(stream):
+        time_s = expected_s if frame.time is None else frame.time - begin_s
+        length = getattr(frame, "samples", 0) / frame.sample_rate if hasattr(frame, "samples") else 0.0
+        expected_s = time_s + length
+        yield frame, time_s
+
+
+def _refuse_cut_short(container: Any, stream: Any, decoded_s: float | None, end_s: float | None) -> None:
+    if decoded_s is None or stream.duration is None:
+        return
+    if not any(name in container.format.name for name in _HEADER_STATES_LENGTH):
+        return
+    promised_s = float(stream.duration * stream.time_base)
+    wanted_s = promised_s if end_s is None else min(end_s, promised_s)
+    if decoded_s < wanted_s - _CUT_SHORT_S:
+        raise Problem(f"cannot be decoded: ends after {decoded_s:.1f} s of {promised_s:.1f} s")
+
+
+def _samples(frame: Any) -> np.ndarray:
+    return frame.to_ndarray().reshape(-1)
+
+
+def _upright(frame: Any) -> np.ndarray:
+    """RGB (H, W, 3), turned the way the file says it was held; phones store every film sideways."""
+    picture = frame.to_ndarray(format="rgb24")
+    turns = round(getattr(frame, "rotation", 0) / 90) % 4
+    return np.ascontiguousarray(np.rot90(picture, turns)) if turns else picture

@@ -1,0 +1,58 @@
+"""One encoder a modality, the same for every model, so that a comparison is between fusions.
+
+Shapes: B batch, T time, M modality, D width, F features of a frame.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from qamoe.features.batch import Batch
+from qamoe.params import Encoders
+
+
+class SequenceEncoder(nn.Module):
+    """Projection, temporal convolution with stride, pre-norm transformer, attention pooling: (B, T, F) -> (B, D)."""
+
+    def __init__(self, features: int, stride: int, sizes: Encoders) -> None:
+        super().__init__()
+        width = sizes.width
+        self.stride = stride
+        self.project = nn.Linear(features, width)
+        self.convolve = nn.Conv1d(width, width, kernel_size=2 * stride + 1, stride=stride, padding=stride)
+        self.layers = nn.ModuleList(
+            nn.TransformerEncoderLayer(
+                width, sizes.heads, 2 * width, sizes.dropout, "gelu", batch_first=True, norm_first=True
+            )
+            for _ in range(sizes.layers)
+        )
+        self.norm = nn.LayerNorm(width)
+        self.score = nn.Linear(width, 1)
+        self.absent = nn.Parameter(torch.zeros(width))
+        self.dropout = nn.Dropout(sizes.dropout)
+
+    def forward(self, x_BTF: Tensor, mask_BT: Tensor) -> Tensor:
+        here_B = mask_BT.any(1)
+        x = self.project(self.dropout(x_BTF)) * mask_BT[..., None]
+        x = F.gelu(self.convolve(x.transpose(1, 2))).transpose(1, 2) + x[:, :: self.stride]
+        mask = F.max_pool1d(mask_BT.float()[:, None], self.stride, ceil_mode=True)[:, 0] > 0
+        mask = torch.cat([mask[:, :1] | ~here_B[:, None], mask[:, 1:]], dim=1)  # never attend to nothing
+        for layer in self.layers:
+            x = layer(x, src_key_padding_mask=~mask)
+        x = self.norm(x)
+        weight = self.score(x)[..., 0].masked_fill(~mask, float("-inf")).softmax(1)
+        pooled = (weight[..., None] * x).sum(1)
+        return torch.where(here_B[:, None], pooled, self.absent)
+
+
+class ModalityEncoders(nn.Module):
+    """All encoders of a corpus: a batch -> h (B, M, D)."""
+
+    def __init__(self, features: dict[str, int], sizes: Encoders) -> None:
+        super().__init__()
+        self.encoders = nn.ModuleDict(
+            {m: SequenceEncoder(size, sizes.stride[m], sizes) for m, size in features.items()}  # type: ignore[index]
+        )
+
+    def forward(self, batch: Batch) -> Tensor:
+        return torch.stack([encode(batch.x[m], batch.mask[m]) for m, encode in self.encoders.items()], dim=1)

@@ -1,0 +1,49 @@
+"""Reliability of a modality from self-supervised aleatoric uncertainty."""
+
+import torch
+from torch import Tensor, nn
+
+from qamoe.models.prediction import gaussian_nll
+
+
+class Quality(nn.Module):
+    """h (B, M, D) -> a Gaussian per modality and its reliability r = 1 / (1 + mean sigma^2) (arXiv 2604.05704).
+
+    A linear probe a modality predicts the target from a sample of that Gaussian; its heteroscedastic likelihood,
+    whose variance is the mean of sigma^2, teaches the variance without quality labels. The form of the probe and
+    the clamp of the log variance are our decision.
+    """
+
+    def __init__(self, modalities: int, width: int, max_log_variance: float) -> None:
+        super().__init__()
+        self.limit = max_log_variance
+        self.mu = _PerModality(modalities, width, width)
+        self.log_variance = _PerModality(modalities, width, width)
+        self.probe = _PerModality(modalities, width, 1)
+
+    def forward(self, h_BMD: Tensor, standard_target: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Returns z (B, M, D), r (B, M), and the probes' loss where a target is given."""
+        mu = self.mu(h_BMD)
+        log_variance = self.log_variance(h_BMD).clamp(-self.limit, self.limit)
+        variance = log_variance.exp()
+        z = mu + variance.sqrt() * torch.randn_like(mu) if self.training else mu
+        mean_variance_BM = variance.mean(-1)
+        loss = None
+        if standard_target is not None:
+            guess_BM = self.probe(z)[..., 0]
+            target = standard_target[:, None].expand_as(guess_BM)
+            loss = gaussian_nll(guess_BM, mean_variance_BM.log(), target)
+        return z, 1 / (1 + mean_variance_BM), loss
+
+
+class _PerModality(nn.Module):
+    """A linear map of its own for each modality: (B, M, D) -> (B, M, O)."""
+
+    def __init__(self, modalities: int, width: int, out: int) -> None:
+        super().__init__()
+        bound = width**-0.5
+        self.weight = nn.Parameter(torch.empty(modalities, width, out).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.zeros(modalities, out))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.einsum("bmd,mdo->bmo", x, self.weight) + self.bias

@@ -1,0 +1,103 @@
+"""The MLflow store: where it is, a client of it, and how its failures read."""
+
+import logging
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from qamoe import settings
+from qamoe.errors import Refused
+from qamoe.records.origin import main_checkout
+
+
+def uri() -> str:
+    """Where records go: MLFLOW_TRACKING_URI, or one SQLite file at the root of the main checkout."""
+    return settings.tracking_uri() or f"sqlite:///{main_checkout()}/mlflow.db"
+
+
+def masked(text: str) -> str:
+    """A text without the credentials of the addresses in it."""
+    return re.sub(r"://[^/@\s]+@", "://***@", text)
+
+
+def connect() -> Any:
+    """An MlflowClient of the store, quiet. Raises Refused where the store does not answer."""
+    import mlflow
+    from mlflow import environment_variables as environment
+
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    # By itself MLflow tries for four minutes to reach a server that is down, at each call.
+    for variable, value in (
+        (environment.MLFLOW_HTTP_REQUEST_MAX_RETRIES, 2),
+        (environment.MLFLOW_HTTP_REQUEST_TIMEOUT, 30),
+        (environment.MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR, False),
+        (environment.MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT, True),
+    ):
+        if not variable.is_set():
+            variable.set(value)
+    with answering():
+        mlflow.set_tracking_uri(uri())
+        mlflow.set_registry_uri(uri())
+        client = mlflow.MlflowClient(uri(), uri())
+        client.search_experiments(max_results=1)
+    return client
+
+
+@contextmanager
+def answering() -> Iterator[None]:
+    """Turn a failure of the store into one sentence."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except (MlflowException, OSError) as error:
+        raise Refused(
+            f"The records at {masked(uri())} (MLFLOW_TRACKING_URI) cannot be used: {reason(error)}; "
+            "QAMOE_TRACKING=off trains and evaluates without them."
+        ) from None
+
+
+def reason(error: Exception) -> str:
+    """What an exception says, short and without credentials."""
+    return masked(" ".join(str(error).split())[:200]).rstrip(".") or type(error).__name__
+
+
+def experiment_id(client: Any, name: str) -> str:
+    """The experiment of that name, made where there is none. Raises Refused where it was deleted."""
+    from mlflow.exceptions import MlflowException
+
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        try:
+            return client.create_experiment(name, artifact_location=_artifact_location(name))
+        except MlflowException:  # another process was first
+            found = client.get_experiment_by_name(name)
+            if found is None:
+                raise
+    if found.lifecycle_stage != "active":
+        raise Refused(
+            f"Experiment {name!r} at {masked(uri())} was deleted; restore it, or choose another registry.name."
+        )
+    return found.experiment_id
+
+
+def _artifact_location(name: str) -> str | None:
+    """Beside the database where it is a file; a server knows its own place. MLflow's default depends on the folder
+    that a process runs in, and a folder `mlruns` would make it take files for its store."""
+    store = uri()
+    if store.startswith("sqlite:///"):
+        return (Path(store.removeprefix("sqlite:///")).resolve().parent / "mlartifacts" / name).as_uri()
+    if store.startswith(("http://", "https://")):
+        return None
+    return (main_checkout() / "mlartifacts" / name).as_uri()
+
+
+def find(client: Any, **tags: str) -> Any | None:
+    """The newest run, of any experiment, that has these tags (`a__b` stands for `a.b`), or None."""
+    everywhere = [experiment.experiment_id for experiment in client.search_experiments()]
+    wanted = " and ".join(f"tags.`{name.replace('__', '.')}` = '{value}'" for name, value in tags.items())
+    found = client.search_runs(everywhere, wanted, max_results=1, order_by=["attributes.start_time DESC"])
+    return found[0] if found else None

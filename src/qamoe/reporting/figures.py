@@ -1,0 +1,242 @@
+"""Figures of the report: one message each, the same colour and line for the same model everywhere.
+
+Every function returns a matplotlib Figure that belongs to no window and no global state. Colours are those of
+Okabe and Ito, told apart by the colour-blind; line styles tell models apart in grey.
+"""
+
+import base64
+import io
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import pandas as pd
+
+from qamoe.reporting import tables
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Line = tuple[str, Any]  # colour, line style
+LINES: dict[str, Line] = {
+    "qamoe": ("#0072B2", "-"),
+    "concat": ("#D55E00", (0, (5, 2))),
+    "mean": ("#666666", (0, (1, 1.5))),
+}
+OTHERS: tuple[Line, ...] = (
+    ("#009E73", (0, (5, 1.5, 1, 1.5))),
+    ("#CC79A7", (0, (8, 2))),
+    ("#A97B00", (0, (3, 1.5, 1, 1.5, 1, 1.5))),
+    ("#56B4E9", (0, (2, 2))),
+)
+AXES = {
+    "missing": "share of frames missing, η",
+    "noise": "noise level, λ",
+    "burst": "share of frames lost in one burst, s",
+}
+METRIC_AXES = {"mae": "MAE (label units)", "accuracy": "accuracy", "corr": "Corr"}
+STYLE: dict[str, Any] = {
+    "font.size": 10.5,
+    "axes.titlesize": 11.5,
+    "axes.titlelocation": "left",
+    "axes.titleweight": "bold",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#555555",
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#E3E3E3",
+    "grid.linewidth": 0.8,
+    "legend.frameon": False,
+    "svg.hashsalt": "qamoe",  # the same figure is the same bytes
+}
+PANEL = (4.5, 3.5)  # inches
+SMALL = (4.2, 3.1)
+TALL = (5.2, 4.7)
+
+
+def line(model: str) -> Line:
+    """Colour and line style of a model; one without its own gets one by its name, the same in every figure."""
+    return LINES.get(model) or OTHERS[zlib.crc32(model.encode()) % len(OTHERS)]
+
+
+def severity_axis(name: str) -> str:
+    return AXES.get(name, f"severity of {name}")
+
+
+@contextmanager
+def _styled() -> Iterator[None]:
+    """The style of the house for what is made inside; nothing global changes."""
+    import matplotlib
+
+    with matplotlib.rc_context(cast(Any, STYLE)):
+        yield
+
+
+def _figure(size: tuple[float, float], columns: int = 1, **options: Any) -> "tuple[Figure, list[Axes]]":
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(size[0] * columns, size[1]), layout="constrained")
+    axes = figure.subplots(1, columns, squeeze=False, **options)[0]
+    return figure, list(axes)
+
+
+def _curves(ax: "Axes", model: str, points: pd.DataFrame, value: str) -> None:
+    """Seeds as thin lines, their mean thick. points: seed, severity, value, and bin where severities differ."""
+    colour, style = line(model)
+    seeds = points["seed"].unique()
+    if len(seeds) > 1:
+        for seed in seeds:
+            own = points[points["seed"] == seed]
+            ax.plot(own["severity"], own[value], color=colour, linestyle=style, linewidth=0.8, alpha=0.45)
+    key = "bin" if "bin" in points else "severity"
+    mean = points.groupby(key)[["severity", value]].mean() if key == "bin" else points.groupby(key)[[value]].mean()
+    x = mean["severity"] if key == "bin" else mean.index
+    ax.plot(x, mean[value], color=colour, linestyle=style, linewidth=2.4, label=model)
+
+
+def spectrum_curve(
+    cells_by_model: dict[str, pd.DataFrame], slices: Sequence[str] | None = None, metric: str | None = None
+) -> "Figure":
+    """How each model's error grows along the spectrum, a panel a slice.
+
+    cells_by_model: rows of cells.parquet by model, with a column `seed` where they hold several training
+    seeds. slices: by default every graded slice there is. metric: by default mae, or accuracy.
+    """
+    together = pd.concat(
+        [cells.assign(model=model, seed=cells.get("seed", 0)) for model, cells in cells_by_model.items()],
+        ignore_index=True,
+    )
+    metric = metric or tables.error_metric(together) or str(together["metric"].iloc[0])
+    slices = list(slices or tables.graded_slices(together))
+    with _styled():
+        figure, panels = _figure(PANEL, columns=max(1, len(slices)), sharey=True)
+        for ax, name in zip(panels, slices, strict=False):
+            own = together[(together["slice"] == name) & (together["metric"] == metric)]
+            for model in sorted(own["model"].unique(), key=tables.model_order):
+                points = own[own["model"] == model].groupby(["seed", "severity"])["value"].mean().reset_index()
+                _curves(ax, model, points, "value")
+            ax.set(title=name, xlabel=severity_axis(name), xlim=(0, 1))
+        panels[0].set_ylabel(METRIC_AXES.get(metric, metric))
+        panels[0].legend(loc="best")
+    return figure
+
+
+def mixed_curve(errors_by_model: dict[str, pd.DataFrame]) -> "Figure":
+    """Error on slice mixed against mean severity. errors_by_model: tables.error_by_mean_severity by model."""
+    with _styled():
+        figure, (ax,) = _figure(PANEL)
+        for model in sorted(errors_by_model, key=tables.model_order):
+            _curves(ax, model, errors_by_model[model], "mae")
+        ax.set(
+            title="mixed",
+            xlabel="mean severity over the clip's modalities",
+            ylabel=METRIC_AXES["mae"],
+            xlim=(0, 1),
+        )
+        ax.legend(loc="best")
+    return figure
+
+
+def trust_curve(modality: str, name: str, trust: pd.DataFrame | None, r: pd.DataFrame | None) -> "Figure":
+    """How trust in one modality falls with severity: median and 10-90 % band over clips, and raw r beside it.
+
+    trust, r: tables.by_severity along slice `name`; None where the model has none.
+    """
+    lines = (("trust", trust, "#0072B2", "-", 0.20), ("reliability r", r, "#8A5A00", (0, (4, 2)), 0.13))
+    with _styled():
+        figure, (ax,) = _figure(SMALL)
+        for label, points, colour, style, alpha in lines:
+            if points is None or points.empty:
+                continue
+            ax.fill_between(points["severity"], points["low"], points["high"], color=colour, alpha=alpha, linewidth=0)
+            ax.plot(
+                points["severity"],
+                points["median"],
+                color=colour,
+                linestyle=style,
+                linewidth=2.2,
+                label=label,
+            )
+        ax.set(
+            title=f"{modality}, {name}",
+            xlabel=severity_axis(name),
+            ylabel="0 = none, 1 = full",
+            xlim=(0, 1),
+            ylim=(0, 1.02),
+        )
+        ax.legend(loc="best")
+    return figure
+
+
+def expert_usage(name: str, usage: pd.DataFrame, seed: Any) -> "Figure":
+    """Which experts work along slice `name`, for one training seed, under the entropy of every seed's usage.
+
+    Experts of two seeds have nothing in common but their number, so shares are never averaged over seeds.
+    usage: tables.usage_by_severity.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import PercentFormatter
+
+    experts = tables.experts_of(usage)
+    own = usage[usage["seed"] == seed].sort_values("severity")
+    with _styled():
+        figure = Figure(figsize=TALL, layout="constrained")
+        top, below = figure.subplots(2, 1, sharex=True, height_ratios=[1, 2.2])
+        for each, points in sorted(usage.groupby("seed"), key=lambda pair: pair[0] == seed):
+            chosen = each == seed
+            top.plot(
+                points["severity"],
+                points["entropy"],
+                color="#0072B2" if chosen else "#888888",
+                linewidth=2.2 if chosen else 0.9,
+                label=f"seed {seed}" if chosen else None,
+            )
+        most = np.log2(len(experts))
+        top.axhline(most, color="#555555", linewidth=0.9, linestyle=(0, (1, 1.5)))
+        top.set(title=name, ylabel="entropy (bits)", ylim=(0, most * 1.12))
+        top.annotate(
+            "all experts alike",
+            (0.01, most),
+            xycoords=("axes fraction", "data"),
+            xytext=(0, -3),
+            textcoords="offset points",
+            va="top",
+            fontsize=8.5,
+            color="#444444",
+        )
+        edges = _edges(own["severity"].to_numpy())
+        mesh = below.pcolormesh(
+            edges,
+            np.arange(len(experts) + 1) + 0.5,
+            own[experts].to_numpy().T,
+            cmap="Blues",
+            vmin=0,
+            edgecolors="white",
+            linewidth=0.6,
+        )
+        below.grid(False)
+        below.set(xlabel=severity_axis(name), ylabel=f"expert (seed {seed})", yticks=range(1, len(experts) + 1))
+        below.invert_yaxis()
+        figure.colorbar(mesh, ax=below, label="share of the routing", format=PercentFormatter(1, decimals=0))
+    return figure
+
+
+def _edges(centres: np.ndarray) -> np.ndarray:
+    """Borders of the cells of a heat map around its columns."""
+    if len(centres) == 1:
+        return np.array([centres[0] - 0.5, centres[0] + 0.5])
+    middle = (centres[1:] + centres[:-1]) / 2
+    return np.concatenate([[centres[0]], middle, [centres[-1]]])
+
+
+def data_uri(figure: "Figure") -> str:
+    """The figure as an SVG inside a data: address, for an <img> that needs no file beside the page."""
+    drawn = io.BytesIO()
+    with _styled():
+        nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        figure.savefig(drawn, format="svg", metadata=nothing)
+    return "data:image/svg+xml;base64," + base64.b64encode(drawn.getvalue()).decode()

@@ -1,0 +1,120 @@
+"""The report: one page that stands alone, and every number on it as a file.
+
+Reads what evaluate and train wrote, opens no store and no model, and writes
+- index.html    the page: figures inside it, nothing loaded from anywhere, every string of a corpus escaped
+- summary.json  every number that the page shows, under flat names such as qamoe.missing.mae.area.mean:
+                <model>.<slice>.<metric>.<statistic>.<mean|sd|seedN>; s03 is severity 0.3, shares are 0..1
+- metrics.json  the few numbers of `dvc metrics show`
+- curves.csv    model, slice, severity, then a column a metric
+- curves-<slice>.csv  severity, then that slice's error with a column a model, as `dvc plots` draws lines
+"""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from qamoe.reporting import sections, tables
+from qamoe.reporting.results import Results, read
+from qamoe.reporting.sections import Summary
+from qamoe.reporting.tables import number
+
+COMMAND = "dvc repro report"
+
+
+def write(evaluated: Path, trained: Path, out: Path) -> dict[str, Any]:
+    """Write the report's folder and return what a terminal shows.
+
+    evaluated, trained: artifacts/evaluate and artifacts/train. out: artifacts/report, replaced as a whole at the
+    end. Returns `headline` (tables.headline), `comparison` (rows of sections.comparisons), `page` and `summary`
+    (paths). Raises Refused where a run is not complete.
+    """
+    results = read(evaluated, trained)
+    summary, page = build(results)
+    curves = tables.curves(results.cells)
+    error = tables.error_metric(results.cells)
+    aside = out.with_name(f".{out.name}.{os.getpid()}")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    try:
+        (aside / "index.html").write_text(page["html"], encoding="utf-8")
+        (aside / "summary.json").write_text(_json(summary))
+        (aside / "metrics.json").write_text(_json(metrics(summary, results.cells)))
+        curves.to_csv(aside / "curves.csv", index=False, float_format="%.6g")
+        for name, own in curves.groupby("slice"):
+            wide = own.pivot(index="severity", columns="model", values=error) if error else own
+            wide.to_csv(aside / f"curves-{name}.csv", float_format="%.6g")
+        _replace(out, aside)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return {
+        "headline": page["headline"],
+        "comparison": page["comparison"],
+        "page": out / "index.html",
+        "summary": out / "summary.json",
+    }
+
+
+def _replace(out: Path, aside: Path) -> None:
+    """Put a finished folder in the place of an older one, which is gone only once the new one stands."""
+    old = out.with_name(f".{out.name}.old.{os.getpid()}")
+    if out.exists():
+        out.rename(old)
+    try:
+        aside.rename(out)
+    except OSError:
+        if old.exists():
+            old.rename(out)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _json(content: Any) -> str:
+    return json.dumps(content, indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n"
+
+
+def metrics(summary: Summary, cells: pd.DataFrame) -> dict[str, Any]:
+    """model -> slice -> metric: means over seeds of each slice's area, for `dvc metrics show|diff`."""
+    wanted = ("mae", "corr", "acc2_non0", "acc7", "coverage_90", "accuracy", "macro_f1")
+    made: dict[str, Any] = {}
+    for model, name, metric in cells[["model", "slice", "metric"]].drop_duplicates().itertuples(index=False):
+        value = summary.get(f"{model}.{name}.{metric}.area.mean")
+        if metric in wanted and value is not None:
+            made.setdefault(model, {}).setdefault(name, {})[metric] = round(float(value), 6)
+    return made
+
+
+def build(results: Results) -> tuple[Summary, dict[str, Any]]:
+    """Everything that the report says: the flat summary, and the page (html, headline, comparison)."""
+    summary: Summary = {}
+    runs = tables.summaries(results.cells)
+    headline = tables.headline(results.cells, runs)
+    compared = sections.comparisons(results, summary)
+    context = {
+        "about": sections.about(results, summary),
+        "headline": sections.headline(headline, results.cells),
+        "compared": [sections.compared_row(row) for row in compared],
+        "pair": sections.COMPARED,
+        "resamplings": sections.DRAWS,
+        "slices": sections.slices(results.cells, runs, summary),
+        "groups": [
+            sections.spectrum(results, summary),
+            sections.trust(results, summary),
+            sections.experts(results, summary),
+        ],
+        "training": sections.training(results, summary),
+        "references": sections.references(results.cells, summary),
+        "gate": number(sections.WITHOUT_QUALITY_GATE, "mean_error"),
+        "sources": sections.sources(results, summary),
+        "notes": sections.notes(results),
+        "command": COMMAND,
+    }
+    from jinja2 import Environment, StrictUndefined
+
+    template = Path(__file__).with_name("report.html").read_text(encoding="utf-8")
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    html = environment.from_string(template).render(context)
+    return summary, {"html": html, "headline": headline, "comparison": compared}

@@ -1,0 +1,394 @@
+"""What the page says, section by section.
+
+Each function takes the results, returns what the template prints, and puts every number that it shows into the
+flat summary, rounded nowhere.
+"""
+
+from typing import Any
+
+import pandas as pd
+
+from qamoe.evaluation.compare import paired_bootstrap, paired_ratio
+from qamoe.reporting import figures, tables
+from qamoe.reporting.results import Results
+from qamoe.reporting.tables import number, spread
+
+COMPARED = ("qamoe", "concat")  # the first minus the second
+SHOWN = ("mean", "concat", "qamoe")  # in the figures of curves
+MEANINGS = {  # of slices, in a reader's words
+    "missing": "every word and frame is dropped with probability η, in all modalities alike",
+    "noise": "every frame is mixed with noise, and every word swapped for a random one, by λ, in all modalities alike",
+    "burst": "one block of the frames is lost, in all modalities alike",
+    "mixed": "every clip and modality has its own kind of degradation and its own severity",
+}
+DRAWS = 2000
+TENTHS = 10
+CURVES = ("mae", "corr", "acc7", "acc2_non0", "accuracy")  # whose values at each severity go into the summary
+HARDEST = 10  # sources that the page lists
+
+# Second-hand and unverified: name, what, slice, severity, metric, the paper's figure, the paper's best other.
+REFERENCES = (
+    ("acc7", "Acc-7, clean", "clean", 0.0, "acc7", 0.536, 0.469),
+    ("noise.acc2.s07", "Acc-2, noise λ = 0.7", "noise", 0.7, "acc2_non0", 0.877, 0.873),
+    ("missing.acc7.s07", "Acc-7, 70 % missing", "missing", 0.7, "acc7", 0.305, 0.264),
+)
+WITHOUT_QUALITY_GATE = 0.359  # MAE added by leaving the quality gate out, likewise second-hand
+
+Summary = dict[str, float | int | bool | None]
+
+
+def _plain(value: Any) -> float | None:
+    return None if pd.isna(value) else float(value)
+
+
+def _tenth(severity: Any) -> str:
+    return f"s{round(severity * TENTHS):02d}"
+
+
+def about(results: Results, summary: Summary) -> dict[str, Any]:
+    first = next(iter(results.predictions.values()))
+    summary["test.clips"] = int(first["clip_id"].nunique())
+    summary["test.sources"] = int(first["source"].nunique())
+    config = results.runs[-1]["config"]
+    models = []
+    for model in results.predictions:
+        seeds = sum(run["model"] == model for run in results.runs)
+        models.append(f"{model} × {seeds}")
+        summary[f"{model}.seeds"] = seeds
+    task = config.get("task") or {}
+    target = "a class"
+    if task.get("kind") == "regression":
+        target = f"a number from {task['low']:g} to {task['high']:g}".replace("-", "−")
+    return {
+        "clips": summary["test.clips"],
+        "sources": summary["test.sources"],
+        "models": ", ".join(models),
+        "target": target,
+        "modalities": ", ".join(config.get("modalities") or tables.modalities_of(first, "severity")),
+        "generated": bool(config.get("trained_on_generated")),
+        "data": str((config.get("digests") or {}).get("data", ""))[:12],
+    }
+
+
+def headline(headline: pd.DataFrame, cells: pd.DataFrame) -> dict[str, Any]:
+    columns = tables.columns_of(cells)
+    undefined = set(_undefined(cells))
+    rows = []
+    for _, row in headline.iterrows():
+        values = [
+            {
+                "label": column.label,
+                "mean": number(row[column.name], column.metric),
+                "sd": spread(row[f"{column.name}.sd"], column.metric),
+                "undefined": column.metric == "corr" and (row["model"], column.slice) in undefined,
+            }
+            for column in columns
+        ]
+        rows.append({"model": row["model"], "seeds": row["seeds"], "values": values})
+    shown = any(value["undefined"] for row in rows for value in row["values"])
+    return {"columns": [column.label for column in columns], "rows": rows, "undefined": shown}
+
+
+def _undefined(cells: pd.DataFrame) -> dict[tuple[str, str], tuple[int, int]]:
+    """(model, slice) -> how many of its cells had a constant prediction in any seed or draw, of how many."""
+    flags = cells[cells["metric"] == "corr_undefined"]
+    worst = flags.groupby(["model", "slice", "cell"], sort=False)["value"].max() > 0
+    count = worst.groupby(["model", "slice"], sort=False).agg(["sum", "size"])
+    return {key: (int(row["sum"]), int(row["size"])) for key, row in count.iterrows() if row["sum"]}  # type: ignore[misc]
+
+
+def comparisons(results: Results, summary: Summary) -> list[dict[str, Any]]:
+    """MAE of the first of COMPARED against the second, per slice, with intervals; none where one is absent."""
+    if not all(model in results.predictions for model in COMPARED) or tables.error_metric(results.cells) != "mae":
+        return []
+    a, b = (results.predictions[model] for model in COMPARED)
+    rows = []
+    for name in a["slice"].unique():
+        of_a, of_b = a[a["slice"] == name], b[b["slice"] == name]
+        difference, ratio = paired_bootstrap(of_a, of_b, draws=DRAWS), paired_ratio(of_a, of_b, draws=DRAWS)
+        prefix = f"comparison.{'-'.join(COMPARED)}.{name}.mae"
+        for kind, values in (("difference", difference), ("ratio", ratio)):
+            summary |= {f"{prefix}.{kind}{end}": v for end, v in zip(("", ".low", ".high"), values, strict=True)}
+        rows.append({"slice": name, "metric": "mae", "difference": difference, "ratio": ratio})
+    return rows
+
+
+def compared_row(row: dict[str, Any]) -> dict[str, str]:
+    value, low, high = row["difference"]
+    signed = [f"{v:+.3f}".replace("-", "−") for v in (value, low, high)]
+    ratio = [f"{v:.3f}" for v in row["ratio"]]
+    verdict = (
+        f"{COMPARED[0]} is better" if high < 0 else f"{COMPARED[0]} is worse" if low > 0 else "no difference shown"
+    )
+    return {
+        "slice": row["slice"],
+        "difference": signed[0],
+        "interval": f"{signed[1]} to {signed[2]}",
+        "ratio": ratio[0],
+        "ratio_interval": f"{ratio[1]} to {ratio[2]}",
+        "verdict": verdict,
+    }
+
+
+def slices(cells: pd.DataFrame, runs: pd.DataFrame, summary: Summary) -> list[dict[str, Any]]:
+    """Every slice's summary: into the summary file, and as tables of a row a metric, a column a model."""
+    for row in runs.itertuples(index=False):
+        for statistic in tables.STATISTICS:
+            summary[f"{row.model}.{row.slice}.{row.metric}.{statistic}.seed{row.seed}"] = _plain(
+                getattr(row, statistic)
+            )
+    for statistic in tables.STATISTICS:
+        for row in tables.over_seeds(runs, ["model", "slice", "metric"], statistic).itertuples(index=False):
+            name = f"{row.model}.{row.slice}.{row.metric}.{statistic}"
+            summary |= {f"{name}.mean": _plain(row.mean), f"{name}.sd": _plain(row.sd)}
+    error, graded = tables.error_metric(cells), tables.graded_slices(cells)
+    for name in graded:
+        own = cells[(cells["slice"] == name) & cells["metric"].isin(CURVES)]
+        per_seed = own.groupby(["model", "seed", "severity", "metric"], sort=False)["value"].mean().reset_index()
+        for row in tables.over_seeds(per_seed, ["model", "severity", "metric"], "value").itertuples(index=False):
+            summary[f"{row.model}.{name}.{row.metric}.{_tenth(row.severity)}.mean"] = _plain(row.mean)
+    models = list(runs["model"].unique())
+    made = []
+    for name in runs["slice"].unique():
+        of_slice = [m for m in runs.loc[runs["slice"] == name, "metric"].unique() if m != "corr_undefined"]
+        rows = [_slice_row(summary, models, name, m, "area", m) for m in of_slice]
+        if name in graded and error:
+            rows[1:1] = [
+                _slice_row(summary, models, name, error, "area09", f"{error}, mean over severities 0 to 0.9"),
+                _slice_row(summary, models, name, error, "worst", f"{error}, worst cell"),
+            ]
+        form = "Area under the curve over severity" if name in graded else "Mean over all rows"
+        made.append({"name": name, "form": form, "models": models, "rows": rows})
+    return made
+
+
+def _slice_row(
+    summary: Summary, models: list[str], name: str, metric: str, statistic: str, label: str
+) -> dict[str, Any]:
+    values = []
+    for model in models:
+        mean, sd = (summary.get(f"{model}.{name}.{metric}.{statistic}.{end}") for end in ("mean", "sd"))
+        values.append({"mean": number(_nan(mean), metric), "sd": spread(_nan(sd), metric)})
+    return {"label": label, "values": values}
+
+
+def _nan(value: float | None) -> float:
+    return float("nan") if value is None else value
+
+
+def _slice_in_words(name: str) -> str:
+    meaning = MEANINGS.get(name)
+    return f"Slice {name}: {meaning}." if meaning else f"Slice {name}."
+
+
+def _figure(figure: Any, alt: str, caption: str) -> dict[str, str]:
+    return {"uri": figures.data_uri(figure), "alt": alt, "caption": caption}
+
+
+def _note_curve(summary: Summary, prefix: str, points: pd.DataFrame, value: str, end: str = "") -> None:
+    for severity, number_ in zip(points["severity"], points[value], strict=True):
+        summary[f"{prefix}.{_tenth(severity)}{end}"] = _plain(number_)
+
+
+def spectrum(results: Results, summary: Summary) -> dict[str, Any]:
+    """Figures of error against severity: a panel a graded slice, and slice mixed."""
+    made = []
+    by_model = {str(model): own for model, own in results.cells.groupby("model")}
+    cells = {model: own for model, own in by_model.items() if model in SHOWN} or by_model
+    for name in tables.graded_slices(results.cells):
+        of_slice = {model: own[own["slice"] == name] for model, own in cells.items() if name in set(own["slice"])}
+        figure = figures.spectrum_curve(of_slice, [name])
+        made.append(
+            _figure(
+                figure,
+                f"Error of {', '.join(of_slice)} against severity on slice {name}",
+                f"{_slice_in_words(name)} Thick: mean over seeds; thin: each seed. From cells.parquet.",
+            )
+        )
+    errors = {}
+    for model, predictions in results.predictions.items():
+        if model in cells and "mixed" in set(predictions["slice"]) and tables.error_metric(results.cells) == "mae":
+            errors[model] = tables.error_by_mean_severity(predictions)
+            for row in tables.over_seeds(errors[model], ["bin"], "mae").itertuples(index=False):
+                summary[f"{model}.mixed.mae.bin{row.bin:02d}.mean"] = _plain(row.mean)
+    if errors:
+        made.append(
+            _figure(
+                figures.mixed_curve(errors),
+                f"MAE of {', '.join(errors)} against mean severity on slice mixed",
+                f"{_slice_in_words('mixed')} In tenths of the mean severity; "
+                f"tenths with fewer than {tables.FEWEST} rows are left out. From predictions.parquet.",
+            )
+        )
+    text = "How the error grows as the inputs get worse. Lower and flatter is better."
+    return {"title": "Along the spectrum", "text": text, "figures": made, "small": True}
+
+
+def _model_with(results: Results, column: str) -> str | None:
+    """The model whose inner life is shown: qamoe, or else the last that has such a column at all."""
+    having = [m for m, p in results.predictions.items() if column in p and p[column].notna().any()]
+    return "qamoe" if "qamoe" in having else having[-1] if having else None
+
+
+def trust(results: Results, summary: Summary) -> dict[str, Any]:
+    """Figures of trust and r against severity: one a slice and modality."""
+    made: list[dict[str, str]] = []
+    model = next(filter(None, (_model_with(results, f"r_{modality}") for modality in tables.MODALITIES)), None)
+    if model is None:
+        return {"title": "Trust", "text": "", "figures": made, "small": True}
+    predictions = results.predictions[model]
+    for name in tables.graded_slices(results.cells):
+        for modality in tables.modalities_of(predictions, "r"):
+            curves: dict[str, pd.DataFrame | None] = {"trust": None, "r": None}
+            for value in curves:
+                if modality in tables.modalities_of(predictions, value):
+                    points = tables.by_severity(predictions, name, modality, value)
+                    curves[value] = points
+                    for statistic in ("median", "low", "high"):
+                        prefix = f"{model}.{name}.{value}.{modality}"
+                        _note_curve(summary, prefix, points, statistic, f".{statistic}")
+            made.append(
+                _figure(
+                    figures.trust_curve(modality, name, curves["trust"], curves["r"]),
+                    f"Trust of {model} in {modality} against severity on slice {name}",
+                    "",
+                )
+            )
+    text = (
+        f"Trust of {model} in each modality, as users see it, and the reliability r that it is made from: median over "
+        "clips and seeds, the band from the 10th to the 90th percentile. A model that knows how bad its inputs are has "
+        "curves that fall. Clips without a valid frame in the modality are left out. From predictions.parquet."
+    )
+    return {"title": "Trust", "text": text, "figures": made, "small": True}
+
+
+def experts(results: Results, summary: Summary) -> dict[str, Any]:
+    """Figures of expert usage along the spectrum, for the seed with the best validation value."""
+    made: list[dict[str, str]] = []
+    model = _model_with(results, "routing")
+    if model is None:
+        return {"title": "Experts", "text": "", "figures": made, "small": False}
+    seed = _best_seed(results, model)
+    for name in tables.graded_slices(results.cells):
+        usage = tables.usage_by_severity(results.predictions[model], name)
+        if usage.empty:
+            continue
+        entropy = usage.groupby("severity")["entropy"].mean().reset_index()
+        _note_curve(summary, f"{model}.{name}.usage_entropy", entropy, "entropy", ".mean")
+        for column in tables.experts_of(usage):
+            prefix = f"{model}.{name}.usage.{column.replace('_', '')}"
+            _note_curve(summary, prefix, usage[usage["seed"] == seed], column, f".seed{seed}")
+        made.append(
+            _figure(
+                figures.expert_usage(name, usage, seed),
+                f"Share of each expert of {model} along slice {name}",
+                f"Slice {name}: below, the share of the routing that each expert gets, averaged over clips; above, the "
+                "entropy of those shares. From predictions.parquet.",
+            )
+        )
+    text = (
+        f"Which experts of {model} work at which severity, for seed {seed}, the one with the best validation value. "
+        "Experts of different seeds share nothing but a number; thin grey lines are the entropy of the other seeds."
+    )
+    return {"title": "Experts", "text": text, "figures": made, "small": False}
+
+
+def _best_seed(results: Results, model: str) -> Any:
+    own = [run for run in results.runs if run["model"] == model]
+    return min(own, key=lambda run: _nan_last(run["config"].get("selection")))["seed"]
+
+
+def _nan_last(value: float | None) -> float:
+    return float("inf") if value is None or pd.isna(value) else value
+
+
+def training(results: Results, summary: Summary) -> list[dict[str, Any]]:
+    """Per run: the epoch that was chosen, of how many, and the validation value that chose it."""
+    rows = []
+    for run in results.runs:
+        config, epochs = run["config"], run["epochs"]
+        selection, best = config.get("selection"), config.get("best_epoch")
+        values = {"selection": selection, "best_epoch": best, "epochs": len(epochs)}
+        summary |= {f"{run['model']}.training.{name}.seed{run['seed']}": value for name, value in values.items()}
+        rows.append(
+            {
+                "model": run["model"],
+                "seed": run["seed"],
+                "selection": number(_nan(selection), "mae"),
+                "best": "" if best is None else best,
+                "epochs": len(epochs) or "",
+            }
+        )
+    return rows
+
+
+def references(cells: pd.DataFrame, summary: Summary) -> list[dict[str, str]]:
+    """The paper's second-hand figures, and ours on this corpus where we measured the same cell."""
+    rows = []
+    for name, what, slice_, severity, metric, paper, best_other in REFERENCES:
+        summary |= {f"reference.paper.mosi.{name}": paper, f"reference.paper.mosi.{name}.best_other": best_other}
+        if slice_ == "clean":
+            ours = summary.get(f"{COMPARED[0]}.clean.{metric}.clean.mean")
+        else:
+            ours = summary.get(f"{COMPARED[0]}.{slice_}.{metric}.{_tenth(severity)}.mean")
+        rows.append(
+            {
+                "what": what,
+                "paper": number(paper, metric),
+                "best_other": number(best_other, metric),
+                "ours": number(_nan(ours), metric),
+            }
+        )
+    summary["reference.paper.mosi.without_quality_gate.mae"] = WITHOUT_QUALITY_GATE
+    return rows
+
+
+def sources(results: Results, summary: Summary) -> dict[str, Any]:
+    """The sources on which the first of COMPARED errs most in slice mixed, the second beside it."""
+    shown = [m for m in COMPARED if m in results.predictions] or list(results.predictions)[-1:]
+    errors = {}
+    for model in shown:
+        if "mixed" in set(results.predictions[model]["slice"]) and tables.error_metric(results.cells) == "mae":
+            errors[model] = tables.error_by_source(results.predictions[model]).set_index("source")
+    rows = []
+    for source in list(next(iter(errors.values())).index[:HARDEST]) if errors else []:
+        values = []
+        for model, found in errors.items():
+            mae = found["mae"].get(source, float("nan"))
+            summary[f"{model}.mixed.mae.source.{source}.mean"] = _plain(mae)
+            values.append(number(mae, "mae"))
+        rows.append(
+            {"source": source, "clips": int(next(iter(errors.values())).loc[source, "clips"]), "values": values}
+        )
+    return {"models": list(errors), "rows": rows}
+
+
+def notes(results: Results) -> list[str]:
+    """What a reader must know before quoting a number."""
+    said = []
+    fallen: dict[str, list[str]] = {}
+    for run in results.runs:
+        for modality, block in (run["config"].get("trust") or {}).items():
+            if isinstance(block, dict) and block.get("rescaled") is False:
+                fallen.setdefault(f"{run['model']}, {modality}", []).append(str(run["seed"]))
+    for which, seeds in fallen.items():
+        said.append(
+            f"Trust is r itself, not rescaled ({which}, seed {', '.join(seeds)}): on validation the median r under "
+            "noise at severity 1 was not below the clean one."
+        )
+    for (model, name), (some, of) in _undefined(results.cells).items():
+        said.append(
+            f"Corr is undefined, because every prediction is the same, and counted as 0: {model}, slice {name}, "
+            f"{some} of {of} cells."
+        )
+    single = [m for m in results.predictions if sum(run["model"] == m for run in results.runs) == 1]
+    if single:
+        said.append(f"One training seed, so no SD: {', '.join(single)}.")
+    lacking = [
+        m
+        for m in tables.MODALITIES
+        if not any(m in tables.modalities_of(p, "severity") for p in results.predictions.values())
+    ]
+    if lacking:
+        said.append(f"This corpus has no {' and no '.join(lacking)}: such lines are empty.")
+    return said

@@ -1,0 +1,152 @@
+"""Raw clips -> scores with their intervals, and how far each modality was trusted: what every way of serving calls.
+
+Cleaning, normalising and truncation are those of the checkpoint's own training split (model.json), so that a raw
+clip meets the model as its clips of training did.
+"""
+
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from qamoe.degradation.draws import MODALITIES
+from qamoe.errors import Refused
+from qamoe.features.batch import Batch, pad
+from qamoe.features.clean import Columns, clean
+from qamoe.features.minilm import MiniLM
+from qamoe.models import text
+from qamoe.training.checkpoint import Trained
+
+INPUTS = ("text", "tokens", "audio", "vision")
+NUMBERS = (
+    "score",
+    "low_90",
+    "high_90",
+    "variance",
+    *(f"trust_{m}" for m in MODALITIES),
+    *(f"r_{m}" for m in MODALITIES),
+)
+OUTPUTS = (*NUMBERS, "routing")
+_BATCH = 64
+
+
+def predict(trained: Trained, rows: pd.DataFrame, device: str = "cpu") -> pd.DataFrame:
+    """One row of OUTPUTS for each row, with the same index.
+
+    `rows` has some of the columns text (str), tokens (ready ids, which win over text), audio and vision: raw frames
+    (T, D) as arrays or nested lists, with the columns that the extractor gives. None, NaN, an empty text and no
+    frames all mean that the modality is missing; a modality that the model does not know is not looked at.
+
+    score, low_90 and high_90 are in label units and not clipped to the label's range; the interval is the conformal
+    one of the validation split. trust is in [0, 1]; trust, r and routing (the share of each expert, summing to 1)
+    are empty where a model has none. A row's prediction depends on the rows beside it only by float rounding.
+    Raises Refused where a value is no such thing.
+    """
+    clips: list[dict[str, Any]] = rows.to_dict("records")  # type: ignore[assignment]
+    prepared = [_prepared(trained.config, clip, number) for number, clip in enumerate(clips)]
+    parts = [_predicted(trained, prepared[i : i + _BATCH], device) for i in range(0, len(prepared), _BATCH)]
+    columns = {name: np.concatenate([part[name] for part in parts] or [np.zeros(0)]) for name in NUMBERS}
+    found = pd.DataFrame(columns, index=rows.index)
+    routing = [share for part in parts for share in part["routing"]]
+    found["routing"] = pd.Series(routing, rows.index, object)
+    return found
+
+
+def raw_frames(frames: np.ndarray, stats: dict[str, Any]) -> np.ndarray:
+    """Standardised frames (T, kept) back to raw ones (T, D) float64; a column that was dropped is not known (NaN)."""
+    columns = Columns.from_json(stats)
+    raw = np.full((len(frames), int(columns.kept.max()) + 1), np.nan)
+    raw[:, columns.kept] = frames.astype(np.float64) * columns.deviation + columns.mean
+    return raw
+
+
+@cache
+def _tokeniser(max_tokens: int) -> MiniLM:
+    return MiniLM(max_tokens)
+
+
+def _given(row: dict[str, Any], name: str) -> Any:
+    """A value of a row, or None where it is missing in any of the ways that pandas knows."""
+    value = row.get(name)
+    return None if value is None or value is pd.NA or (isinstance(value, float) and np.isnan(value)) else value
+
+
+def _prepared(config: dict[str, Any], row: dict[str, Any], number: int) -> dict[str, np.ndarray]:
+    """One clip as the model's modalities: token ids (T,) int64 and standardised frames (T, kept) float32."""
+    limits = config["max_frames"]
+    made = {}
+    for modality in config["modalities"]:
+        if modality == "text":
+            made[modality] = _ids(config, row, number)[: limits["text"]]
+        else:
+            columns = Columns.from_json(config["stats"][modality])
+            given = _frames(_given(row, modality), columns, f"Row {number}: {modality}")
+            made[modality] = clean(given[: limits[modality]], columns)
+    return made
+
+
+def _ids(config: dict[str, Any], row: dict[str, Any], number: int) -> np.ndarray:
+    tokens, words = _given(row, "tokens"), _given(row, "text")
+    if tokens is not None:
+        try:
+            ids = np.asarray(tokens, np.float64)
+        except (TypeError, ValueError):
+            ids = np.full(1, np.nan)
+        known = config["stats"]["text"]["vocabulary"]
+        if ids.ndim != 1 or not ((ids == ids.round()) & (ids >= 0) & (ids < known)).all():
+            raise Refused(f"Row {number}: tokens must be a list of whole numbers from 0 to {known - 1}.")
+        return ids.astype(np.int64)
+    if words is None:
+        return np.zeros(0, np.int64)
+    if not isinstance(words, str):
+        raise Refused(f"Row {number}: text is {type(words).__name__}; allowed is a string, or nothing.")
+    ids, _ = _tokeniser(config["extract"]["text"]["max_tokens"]).extract(words)
+    return ids.astype(np.int64)
+
+
+def _frames(value: Any, columns: Columns, where: str) -> np.ndarray:
+    """(T, D) float64; what cannot be cleaned is refused, what is only not finite is left to cleaning."""
+    needed = int(columns.kept.max(initial=-1)) + 1
+    if value is None or len(value) == 0:
+        return np.zeros((0, needed))
+    try:
+        frames = np.array([np.asarray(frame, np.float64) for frame in value])
+    except (TypeError, ValueError):
+        raise Refused(f"{where} is no table of numbers (frames x columns); each frame has as many columns.") from None
+    if frames.ndim != 2:
+        raise Refused(f"{where} has {frames.ndim} dimensions; allowed are 2, frames x columns.")
+    if frames.shape[1] < needed:
+        raise Refused(f"{where} has frames of {frames.shape[1]} columns; this model reads {needed}.")
+    return frames
+
+
+@torch.no_grad()
+def _predicted(trained: Trained, clips: Sequence[dict[str, np.ndarray]], device: str) -> dict[str, Any]:
+    config = trained.config
+    padded = {m: pad([clip[m] for clip in clips]) for m in config["modalities"]}
+    batch = Batch(
+        torch.zeros(len(clips), 2, dtype=torch.int64),  # the keys of draws, and nothing is drawn here
+        {m: x for m, (x, _) in padded.items()},
+        {m: mask for m, (_, mask) in padded.items()},
+        None,
+    ).to(device)
+    if "text" in batch.x:
+        batch = batch.with_x(text=text.encode(batch.x["text"], batch.mask["text"]))
+    result = trained.predict(batch)
+    score = result.value.double().cpu().numpy()
+    variance = result.variance.double().cpu().numpy()
+    reach = config["calibration"]["sigmas"]["0.9"] * np.sqrt(variance)
+    found: dict[str, Any] = {"score": score, "low_90": score - reach, "high_90": score + reach, "variance": variance}
+    empty = np.full(len(clips), np.nan)
+    found |= {f"{name}_{m}": empty for name in ("trust", "r") for m in MODALITIES}
+    if result.r is not None:
+        here = torch.stack([batch.mask[m].any(1) for m in config["modalities"]], 1)
+        trust = trained.trust(result.r, here)
+        for place, modality in enumerate(config["modalities"]):
+            found[f"trust_{modality}"] = trust[:, place].double().cpu().numpy()
+            found[f"r_{modality}"] = result.r[:, place].double().cpu().numpy()
+    shares = [None] * len(clips) if result.routing is None else result.routing.mean(1).double().cpu().tolist()
+    return found | {"routing": shares}

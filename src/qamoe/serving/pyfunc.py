@@ -1,0 +1,39 @@
+"""The registered model: the file that MLflow runs to load one (models from code), in any Python with its requirements.
+
+Nothing of qamoe is imported before the model's own copy of the code is on the path, and no weights are read before
+load_context.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from mlflow.exceptions import MlflowException
+from mlflow.models import set_model
+from mlflow.pyfunc import PythonModel
+
+
+class SentimentModel(PythonModel):
+    """Predicts clips given as rows; qamoe.serving.predict says which columns there may be and which come back."""
+
+    def load_context(self, context: Any) -> None:
+        """Load the checkpoint that was logged as artifacts."""
+        from qamoe import settings
+        from qamoe.training import checkpoint
+
+        settings.go_offline()
+        self.device = settings.device()
+        self.trained = checkpoint.load(Path(context.artifacts["config"]).parent, self.device)
+
+    def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
+        """A row of scores for each row of clips; input that is refused is a client's error (400), not a server's."""
+        from qamoe.errors import Refused
+        from qamoe.serving.predict import predict
+
+        try:
+            return predict(self.trained, model_input, self.device)
+        except Refused as refusal:
+            raise MlflowException.invalid_parameter_value(str(refusal)) from None
+
+
+set_model(SentimentModel())

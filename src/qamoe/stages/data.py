@@ -1,0 +1,39 @@
+"""What the stages after preprocess share: its statistics, and a digest of the data they stand on."""
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from qamoe.errors import Refused
+
+
+def read_stats(out: Path) -> dict[str, Any]:
+    """stats.json of the stage preprocess. Raises Refused where it has not run."""
+    path = out / "preprocess" / "stats.json"
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise Refused(f"There is no {path}; run the stage preprocess first.") from None
+
+
+def data_digest(out: Path) -> str:
+    """SHA-256 over what training reads: train, valid and their statistics; never test."""
+    digest = hashlib.sha256()
+    for name in ("train.arrow", "valid.arrow", "stats.json"):
+        digest.update(file_digest(out / "preprocess" / name).encode())
+    return digest.hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of one file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def remove_other_seeds(folder: Path, seeds: tuple[int, ...]) -> None:
+    """A persisted output keeps what an earlier params.yaml made; a seed that is no longer listed goes."""
+    for child in folder.iterdir() if folder.is_dir() else ():
+        if child.is_dir() and child.name not in {str(seed) for seed in seeds}:
+            shutil.rmtree(child)

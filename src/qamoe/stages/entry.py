@@ -1,0 +1,102 @@
+"""How every stage starts: arguments, quiet and offline, parameters checked before data, one run at a time."""
+
+import argparse
+import ctypes
+import json
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from qamoe import settings
+from qamoe.errors import Refused
+from qamoe.files import write_text
+from qamoe.params import Params, load
+
+log = logging.getLogger("qamoe")
+_PR_SET_PDEATHSIG = 1
+
+
+def main(stage: str, run: Callable[..., None], *, selects_model: bool = False) -> None:
+    """Run a stage as a command; a refusal becomes one sentence on stderr and exit code 2."""
+    parser = argparse.ArgumentParser(prog=f"python -m qamoe.stages.{stage}")
+    parser.add_argument("--params", type=Path, default=Path("params.yaml"))
+    parser.add_argument("--out", type=Path, default=Path("artifacts"))
+    parser.add_argument("-q", "--quiet", action="store_true", help="no progress and no log lines")
+    if selects_model:
+        parser.add_argument("--model", help="only this model of params.yaml (default: all)")
+    arguments = vars(parser.parse_args())
+    settings.go_offline()
+    if settings.under_dvc():
+        die_with_parent()  # a killed dvc leaves no stage behind
+    quiet = arguments.pop("quiet")
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    log.setLevel(logging.WARNING if quiet else logging.INFO)
+    try:
+        params: Params = load(arguments.pop("params"))
+        model = arguments.get("model")
+        if model is not None and model not in params.seeds:
+            raise Refused(f"--model {model!r} has no seeds in params.yaml; allowed are {', '.join(params.seeds)}.")
+        name = stage if model is None else f"{stage}-{model}"
+        with alone(arguments["out"] / f".{name}.lock"):
+            run(params, **arguments)
+    except Refused as refusal:
+        print(f"{stage}: {refusal}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print(f"{stage}: stopped; start it again to go on.", file=sys.stderr)
+        sys.exit(130)
+
+
+def die_with_parent() -> None:
+    """On Linux, end this process when its parent ends, however that ended."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _started(pid: int) -> str | None:
+    """When a process started (kernel ticks), so that a re-used process id is not mistaken for it."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[19]
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+
+
+@contextmanager
+def alone(lock: Path) -> Iterator[None]:
+    """Hold a lock file with process id and start time; a recorded process that is still alive is ended first."""
+    try:
+        held = json.loads(lock.read_text())
+    except (FileNotFoundError, ValueError):
+        held = None
+    if held and held["pid"] != os.getpid() and _started(held["pid"]) == held["started"]:
+        log.info("ending the same stage of process %d, which was still running", held["pid"])
+        end(held["pid"])
+    write_text(lock, json.dumps({"pid": os.getpid(), "started": _started(os.getpid())}))
+    try:
+        yield
+    finally:
+        lock.unlink(missing_ok=True)
+
+
+def end(pid: int) -> None:
+    """End a process, and its group where it leads one; returns when it is gone."""
+    try:
+        descriptor = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    try:
+        if os.getpgid(pid) == pid:
+            os.killpg(pid, signal.SIGKILL)
+        else:
+            os.kill(pid, signal.SIGKILL)
+        import select
+
+        select.select([descriptor], [], [], 10)
+    except ProcessLookupError:
+        pass
+    finally:
+        os.close(descriptor)

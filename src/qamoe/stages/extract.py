@@ -1,0 +1,189 @@
+"""Corpus -> features: artifacts/extract/{text,audio,vision}.arrow, clips.parquet and problems.csv.
+
+Token ids and frames as they are, one row a clip in clip-id order, whatever the number of workers. What cannot be
+extracted from a clip is a problem with its reason; the modality then has no frames. Too many fail the stage.
+"""
+
+import csv
+import hashlib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from qamoe import settings
+from qamoe.corpora import READERS
+from qamoe.corpora.clip import Clip, Corpus
+from qamoe.errors import Refused
+from qamoe.features import store
+from qamoe.features.executor import Job, extractor, make_parts, part_key, read_part
+from qamoe.features.minilm import MiniLM
+from qamoe.files import written_aside
+from qamoe.params import Extract, Params
+from qamoe.stages import entry
+
+STREAMS = ("audio", "vision")
+TEXT_SCHEMA = pa.schema([("clip_id", pa.string()), ("ids", pa.list_(pa.int32())), ("words", pa.list_(pa.string()))])
+Problems = list[tuple[str, str, str]]
+
+
+def run(params: Params, out: Path) -> None:
+    """Run the stage. Raises Refused for a corpus that cannot be used, before anything is written."""
+    settings_ = params.extract
+    corpus = READERS[settings_.corpus.kind](Path(settings_.corpus.path), settings_.task)
+    clips = sorted(corpus.clips, key=lambda clip: clip.clip_id)
+    folder = out / "extract"
+    problems: Problems = []
+    parts = _extracted(clips, settings_, folder / "parts", problems)
+    _refuse_too_many(problems, len(clips), settings_.max_problem_share)
+    seconds = _write_streams(clips, corpus, settings_, parts, folder)
+    _write_text(clips, settings_, folder)
+    _write_clips(clips, corpus, settings_, seconds, folder)
+    _write_problems(problems, folder / "problems.csv")
+    entry.log.info(json.dumps({"stage": "extract", "clips": len(clips), "problems": len(problems)}))
+
+
+def _extracted(clips: list[Clip], params: Extract, parts: Path, problems: Problems) -> dict[tuple[str, str], Path]:
+    """Make the parts of all clips that have media; fills `problems`; returns where each part lies."""
+    specs = {m: (getattr(params, m).extractor, getattr(params, m).rate) for m in STREAMS}
+    places: dict[tuple[str, str], Path] = {}
+    waiting: list[tuple[Job, Path]] = []
+    for clip in clips:
+        if clip.media is None:
+            continue
+        with clip.media.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        for modality in STREAMS:
+            job = Job(clip.clip_id, modality, clip.media, clip.start_s, clip.end_s)
+            key = part_key(job, digest, extractor(*specs[modality]))
+            part = parts / modality / key[:2] / key
+            places[clip.clip_id, modality] = part
+            if read_part(part) is None:
+                waiting.append((job, part))
+    lost = _with_progress(waiting, specs, params.seconds_per_clip) if waiting else {}
+    for (clip_id, modality), part in places.items():
+        reason = lost.get((clip_id, modality)) or read_part(part)
+        if isinstance(reason, str) and reason:
+            problems.append((clip_id, modality, reason))
+    return places
+
+
+def _with_progress(
+    waiting: list[tuple[Job, Path]], specs: dict[str, tuple[str, float]], limit_s: float
+) -> dict[tuple[str, str], str]:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    quiet = not entry.log.isEnabledFor(20)
+    columns = (
+        TextColumn("extract"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.speed}/s"),
+        TimeRemainingColumn(),
+    )
+    console = Console(file=sys.stderr)
+    with Progress(*columns, console=console, disable=quiet or not console.is_terminal) as progress:
+        task = progress.add_task("extract", total=len(waiting))
+        return make_parts(waiting, specs, settings.workers(), limit_s, lambda: progress.advance(task))
+
+
+def _refuse_too_many(problems: Problems, clips: int, allowed: float) -> None:
+    bad = {clip_id for clip_id, _, _ in problems}
+    if len(bad) > allowed * clips:
+        clip_id, modality, reason = problems[0]
+        raise Refused(
+            f"{len(bad)} of {clips} clips have problems, above extract.max_problem_share ({allowed:g}); "
+            f"the first: {clip_id}, {modality}: {reason}."
+        )
+
+
+def _frames(clip: Clip, modality: str, parts: dict[tuple[str, str], Path], dimension: int) -> np.ndarray:
+    if modality in clip.frames:
+        return clip.frames[modality]
+    part = parts.get((clip.clip_id, modality))
+    frames = read_part(part) if part else None
+    return frames if isinstance(frames, np.ndarray) else np.zeros((0, dimension), np.float32)
+
+
+def _write_streams(
+    clips: list[Clip], corpus: Corpus, params: Extract, parts: dict[tuple[str, str], Path], folder: Path
+) -> list[float | None]:
+    """Write audio.arrow and vision.arrow; returns each clip's length in seconds, where frames tell it."""
+    seconds: list[float | None] = [None] * len(clips)
+    for modality in STREAMS:
+        ready = next((clip.frames[modality] for clip in clips if modality in clip.frames), None)
+        about: dict[str, Any]
+        if ready is not None:
+            about = {
+                "extractor": "as given",
+                "version": "",
+                "rate": None,
+                "dimension": ready.shape[1],
+                "columns": [],
+            }
+        elif modality in corpus.modalities:
+            made_by = extractor(getattr(params, modality).extractor, getattr(params, modality).rate)
+            about = {"extractor": made_by.name, "version": made_by.version, "rate": made_by.rate}
+            about |= {"dimension": len(made_by.columns), "columns": list(made_by.columns)}
+        else:
+            about = {"extractor": None, "version": "", "rate": None, "dimension": 1, "columns": []}
+        schema = pa.schema([("clip_id", pa.string()), ("frames", store.frames_type(about["dimension"]))])
+        rows = (
+            {"clip_id": clip.clip_id, "frames": _frames(clip, modality, parts, about["dimension"])} for clip in clips
+        )
+        store.write(folder / f"{modality}.arrow", schema, rows if modality in corpus.modalities else (), about)
+        if about["rate"]:
+            lengths = store.Store(folder / f"{modality}.arrow").lengths("frames")
+            seconds = [max(s or 0.0, n / about["rate"]) for s, n in zip(seconds, lengths, strict=True)]
+    return seconds
+
+
+def _write_text(clips: list[Clip], params: Extract, folder: Path) -> None:
+    tokeniser = MiniLM(params.text.max_tokens)
+    about = {"extractor": tokeniser.name, "version": tokeniser.version, "unk": tokeniser.unk_id}
+    about |= {"special": list(tokeniser.special_ids), "vocabulary": tokeniser.vocab_size}
+
+    def row(clip: Clip) -> dict[str, Any]:
+        if clip.tokens is not None:
+            ids = clip.tokens[: params.text.max_tokens]
+            return {"clip_id": clip.clip_id, "ids": ids, "words": tokeniser.words(ids)}
+        ids, words = tokeniser.extract(clip.text) if clip.text else (np.zeros(0, np.int32), [])
+        return {"clip_id": clip.clip_id, "ids": ids, "words": words}
+
+    store.write(folder / "text.arrow", TEXT_SCHEMA, map(row, clips), about)
+
+
+def _write_clips(clips: list[Clip], corpus: Corpus, params: Extract, seconds: list[float | None], folder: Path) -> None:
+    about = {
+        "about": corpus.about,
+        "generated": corpus.generated,
+        "task": params.task.model_dump(mode="json"),
+    }
+    about |= {"modalities": list(corpus.modalities)}
+    columns = {
+        "clip_id": [clip.clip_id for clip in clips],
+        "source": [clip.source for clip in clips],
+        "split": [clip.split for clip in clips],
+        "label": pa.array([clip.label for clip in clips], pa.float64()),
+        "text": [clip.text for clip in clips],
+        "seconds": pa.array(seconds, pa.float64()),
+    }
+    table = pa.table(columns).replace_schema_metadata({"qamoe": json.dumps(about, sort_keys=True)})
+    with written_aside(folder / "clips.parquet") as aside:
+        pq.write_table(table, aside)
+
+
+def _write_problems(problems: Problems, path: Path) -> None:
+    with written_aside(path) as aside, aside.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(("clip_id", "modality", "reason"))
+        writer.writerows(sorted(problems))
+
+
+if __name__ == "__main__":
+    entry.main("extract", run)

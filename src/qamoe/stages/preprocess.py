@@ -1,0 +1,120 @@
+"""Features -> clean, checked, normalised splits: artifacts/preprocess/{train,valid,gate,test}.arrow, stats.json.
+
+Statistics come from the training split alone. Degraded clips are never stored: they are a pure function of these.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from qamoe.corpora.clip import SPLITS
+from qamoe.errors import Refused
+from qamoe.features import store
+from qamoe.features.clean import Columns, clean, fit_columns
+from qamoe.files import write_text
+from qamoe.params import Params
+from qamoe.stages import entry
+
+STREAMS = ("audio", "vision")
+
+
+def run(params: Params, out: Path) -> None:
+    """Run the stage. Raises Refused where the stores disagree or the training split is empty."""
+    source = out / "extract"
+    table = pq.read_table(source / "clips.parquet")
+    about = json.loads(table.schema.metadata[b"qamoe"])
+    clips = table.to_pandas()
+    _check(clips)
+    stores = {m: store.Store(source / f"{m}.arrow") for m in ("text", *STREAMS)}
+    for opened in stores.values():
+        if len(opened) and opened.clip_ids != list(clips["clip_id"]):
+            raise Refused(f"{opened.path} and clips.parquet hold different clips; run the stage extract again.")
+    train_rows = np.flatnonzero(clips["split"] == "train")
+    if not len(train_rows):
+        raise Refused("The training split is empty; at least one source must be in split train.")
+    columns = {m: fit_columns(stores[m], train_rows) for m in STREAMS if len(stores[m])}
+    limits = params.preprocess.max_frames
+    folder = out / "preprocess"
+    text = stores["text"]
+    frequencies = _token_frequencies(text, train_rows, limits["text"])
+    labels = clips["label"].to_numpy()
+    seconds = clips["seconds"].iloc[train_rows].max()
+    seconds_max = None if np.isnan(seconds) else float(seconds)  # corpora of ready features do not tell
+    stats = {
+        "task": about["task"],
+        "modalities": about["modalities"],
+        "generated": about["generated"],
+        "about": about["about"],
+        "text": {
+            "unk": text.metadata["unk"],
+            "special": text.metadata["special"],
+            "vocabulary": text.metadata["vocabulary"],
+            "frequencies": frequencies,
+        },
+        **{m: c.to_json() | {"rate": stores[m].metadata["rate"]} for m, c in columns.items()},
+        "target_mean": float(labels[train_rows].mean()),
+        "target_std": float(labels[train_rows].std()) or 1.0,
+        "clips": {split: int((clips["split"] == split).sum()) for split in SPLITS},
+        "seconds_max": seconds_max,
+    }
+    for split in SPLITS:
+        rows = np.flatnonzero(clips["split"] == split)
+        schema = pa.schema(
+            [
+                ("clip_id", pa.string()),
+                ("source", pa.string()),
+                ("label", pa.float64()),
+                ("text", pa.list_(pa.int32())),
+            ]
+            + [(m, store.frames_type(len(columns[m].kept) if m in columns else 1)) for m in STREAMS]
+        )
+        made = _rows(rows, clips, stores, columns, limits)
+        store.write(folder / f"{split}.arrow", schema, made, {"split": split, "modalities": about["modalities"]})
+    write_text(folder / "stats.json", json.dumps(stats, indent=1, sort_keys=True, allow_nan=False))
+    entry.log.info(json.dumps({"stage": "preprocess", **stats["clips"]}))
+
+
+def _check(clips: Any) -> None:
+    if clips["clip_id"].duplicated().any():
+        raise Refused(
+            f"Clip id {clips['clip_id'][clips['clip_id'].duplicated()].iloc[0]!r} stands twice in clips.parquet."
+        )
+    splits = clips.groupby("source")["split"].nunique()
+    if (splits > 1).any():
+        raise Refused(f"Source {splits.index[splits > 1][0]!r} is in more than one split.")
+    if not np.isfinite(clips["label"]).all():
+        raise Refused("A label in clips.parquet is not finite.")
+
+
+def _token_frequencies(text: store.Store, rows: np.ndarray, limit: int) -> list[tuple[int, int]]:
+    """(token id, count) over the training split, special tokens left out."""
+    special = set(text.metadata["special"])
+    counts: dict[int, int] = {}
+    for row in rows:
+        for token in text.sequence("ids", int(row))[:limit]:
+            if int(token) not in special:
+                counts[int(token)] = counts.get(int(token), 0) + 1
+    return sorted(counts.items())
+
+
+def _rows(
+    rows: np.ndarray, clips: Any, stores: dict[str, store.Store], columns: dict[str, Columns], limits: Any
+) -> Iterator[dict[str, Any]]:
+    for row in rows:
+        made: dict[str, Any] = {name: clips[name].iloc[row] for name in ("clip_id", "source", "label")}
+        made["text"] = stores["text"].sequence("ids", int(row))[: limits["text"]]
+        for m in STREAMS:
+            if m in columns:
+                made[m] = clean(stores[m].sequence("frames", int(row))[: limits[m]], columns[m])
+            else:
+                made[m] = np.zeros((0, 1), np.float32)
+        yield made
+
+
+if __name__ == "__main__":
+    entry.main("preprocess", run)

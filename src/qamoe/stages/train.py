@@ -1,0 +1,132 @@
+"""Clean splits -> checkpoints: artifacts/train/<model>/<seed>/.
+
+Every model x seed of params.yaml, or one model's seeds; seeds run side by side, one thread each. A seed already
+finished under the same digests is kept; a killed one goes on after its last whole epoch. The test split is not read.
+"""
+
+import json
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from qamoe import params as parameters
+from qamoe import settings
+from qamoe.errors import Refused
+from qamoe.params import Params
+from qamoe.stages import entry
+from qamoe.stages.closure import code_digest
+from qamoe.stages.data import data_digest, read_stats, remove_other_seeds
+
+
+def run(params: Params, out: Path, model: str | None = None) -> None:
+    """Train what params.yaml lists and is not finished. Raises Refused where a stage before it has not run."""
+    stats = read_stats(out)
+    if stats["task"]["kind"] != "regression":
+        raise Refused(f"extract.task.kind is {stats['task']['kind']!r}; train knows regression only.")
+    names = [model] if model else list(params.seeds)
+    folder = out / "train"
+    for name in names:
+        remove_other_seeds(folder / name, params.seeds[name])  # type: ignore[index]
+    data = data_digest(out)
+    jobs = [
+        (name, seed, training_digests(params, name, data))
+        for name in names
+        for seed in params.seeds[name]  # type: ignore[index]
+    ]
+    waiting = [job for job in jobs if not _finished(folder / job[0] / str(job[1]), job[2])]
+    entry.log.info(json.dumps({"stage": "train", "seeds": len(waiting), "kept": len(jobs) - len(waiting)}))
+    if not waiting:
+        return
+    if any(name != "mean" for name, _, _ in waiting):
+        open_splits(params, stats, out)  # made once, before the workers map it
+    side_by_side = min(settings.workers(), len(waiting))
+    if settings.device() != "cpu" or side_by_side == 1:
+        for job in waiting:
+            train_one(params, out, *job)
+        return
+    level = entry.log.level
+    with ProcessPoolExecutor(side_by_side, get_context("spawn"), _worker_started, (level,)) as pool:
+        for future in [pool.submit(train_one, params, out, *job) for job in waiting]:
+            future.result()
+
+
+def training_digests(params: Params, name: str, data: str) -> dict[str, str]:
+    """What a checkpoint is made of: its parameters, its data and the code."""
+    block = getattr(params.models, name)
+    values = (params.train, params.models.encoders, block, params.preprocess, params.extract.task)
+    return {"params": parameters.digest(*values), "data": data, "code": code_digest("qamoe.stages.train")}
+
+
+def open_splits(params: Params, stats: dict[str, Any], out: Path) -> tuple[Any, Any, Any]:
+    """The training split under its views, the validation split under the selection cells, and those cells."""
+    from qamoe.degradation.views import View, references
+    from qamoe.features.store import Store
+    from qamoe.training.selection import selection_cells
+    from qamoe.training.views import open_views
+
+    common = params.train.common
+    drawn = common.degrade
+    count = min(drawn.views, common.epochs)
+    training = [View(drawn.seed, number, clean_share=drawn.clean_share) for number in range(count)]
+    cells = selection_cells(common.selection)
+    split = {name: Store(out / "preprocess" / f"{name}.arrow") for name in ("train", "valid")}
+    if not len(split["valid"]):
+        raise Refused("The validation split is empty; checkpoints are chosen on it, so it needs at least one source.")
+    shared = (
+        tuple(stats["modalities"]),
+        references(stats),
+        out / "train" / "states",
+        data_digest(out),
+        settings.device(),
+    )
+    return open_views(split["train"], training, *shared), open_views(split["valid"], cells.views, *shared), cells
+
+
+def train_one(params: Params, out: Path, name: str, seed: int, digests: dict[str, str]) -> None:
+    """Train one seed of one model into its folder, recording as it goes; runs in a process of its own."""
+    from qamoe.records.tracking import training_run
+    from qamoe.training.fit import fit
+    from qamoe.training.views import feature_sizes, restrict_threads
+
+    restrict_threads()
+    stats = read_stats(out)
+    train, valid, cells = open_splits(params, stats, out)
+    folder = out / "train" / name / str(seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    with training_run(params, name, seed, digests) as record:
+        fit(
+            name,
+            seed,
+            params,
+            stats,
+            feature_sizes(stats),
+            train,
+            valid,
+            cells,
+            digests,
+            folder,
+            settings.device(),
+            record.epoch,
+        )
+        record.finish(folder)
+
+
+def _worker_started(level: int) -> None:
+    import logging
+
+    settings.go_offline()
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    entry.log.setLevel(level)
+    entry.die_with_parent()
+
+
+def _finished(folder: Path, digests: dict[str, str]) -> bool:
+    try:
+        return json.loads((folder / "model.json").read_text())["digests"] == digests
+    except FileNotFoundError:
+        return False
+
+
+if __name__ == "__main__":
+    entry.main("train", run, selects_model=True)

@@ -1,0 +1,118 @@
+"""Checkpoints: a folder of plain files that rebuilds its own model, strictly and without running code.
+
+weights.safetensors, model.json (what it is and all that it needs to predict) and history.jsonl (a line an epoch).
+model.json is written last: a folder that has one is finished.
+"""
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qamoe.errors import Refused
+from qamoe.features.batch import Batch
+from qamoe.files import write_text, written_aside
+from qamoe.models import build
+from qamoe.models.prediction import Prediction, Target
+from qamoe.params import Models
+
+CONFIG = "model.json"
+WEIGHTS = "weights.safetensors"
+HISTORY = "history.jsonl"
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A model ready to predict, and its model.json."""
+
+    model: nn.Module
+    config: dict[str, Any]
+    folder: Path
+
+    @torch.no_grad()
+    def predict(self, batch: Batch, quality: Tensor | None = None) -> Prediction:
+        """Predict a batch of encoded frames."""
+        return self.model(batch, quality)
+
+    def trust(self, r: Tensor, present: Tensor) -> Tensor:
+        """What users see, (B, M) in [0, 1]: r rescaled between its validation medians (DESIGN: ours, not the paper's);
+        0 where a modality has no valid frame (`present` (B, M) False)."""
+        columns = []
+        for place, modality in enumerate(self.config["modalities"]):
+            anchors = self.config["trust"][modality]
+            column = r[:, place]
+            if anchors["rescaled"]:
+                column = (column - anchors["worthless"]) / (anchors["clean"] - anchors["worthless"])
+            columns.append(column.clamp(0, 1))
+        return torch.stack(columns, 1) * present
+
+
+def make(name: str, config: dict[str, Any]) -> nn.Module:
+    """The model that a model.json describes, with fresh weights."""
+    target = Target(config["target_mean"], config["target_std"])
+    return build(name, config["inputs"], Models.model_validate(config["models"]), target)
+
+
+def save(folder: Path, model: nn.Module, config: dict[str, Any], history: list[dict[str, Any]]) -> None:
+    """Write a finished checkpoint; model.json last."""
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with written_aside(folder / WEIGHTS) as aside:
+        save_file({k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}, aside)
+    write_text(folder / HISTORY, "".join(json.dumps(line) + "\n" for line in history))
+    write_text(folder / CONFIG, json.dumps(config, indent=1, sort_keys=True, allow_nan=False))
+
+
+def read_config(folder: Path) -> dict[str, Any] | None:
+    """model.json of a finished checkpoint, or None."""
+    try:
+        return json.loads((folder / CONFIG).read_text())
+    except FileNotFoundError:
+        return None
+
+
+def load(folder: Path, device: str = "cpu") -> Trained:
+    """Load a finished checkpoint. Raises Refused where there is none or where weights and config disagree."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    config = read_config(folder)
+    if config is None:
+        raise Refused(f"There is no finished checkpoint in {folder}: {CONFIG} is missing.")
+    model = make(config["model"], config)
+    try:
+        model.load_state_dict(load_file(folder / WEIGHTS, device="cpu"), strict=True)
+    except (FileNotFoundError, SafetensorError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise Refused(f"{folder / WEIGHTS} does not fit its {CONFIG}: {reason}.") from None
+    return Trained(model.to(device).eval(), config, folder)
+
+
+def digest(folder: Path) -> str:
+    """SHA-256 over weights and config: what a run is found by."""
+    result = hashlib.sha256()
+    for name in (WEIGHTS, CONFIG):
+        result.update((folder / name).read_bytes())
+    return result.hexdigest()
+
+
+def save_state(path: Path, state: dict[str, Any]) -> None:
+    """Write a resumable state so that a kill at any moment leaves the old one or the new one."""
+    with written_aside(path) as aside:
+        with aside.open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def load_state(path: Path) -> dict[str, Any] | None:
+    """A resumable state, read without running code, or None where there is none."""
+    if not path.exists():
+        return None
+    return torch.load(path, map_location="cpu", weights_only=True)

@@ -1,0 +1,208 @@
+"""The training loop, the same for every model: seeded, resumable bit for bit on a CPU, chosen on validation alone."""
+
+import copy
+import json
+import logging
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from qamoe.evaluation.calibration import fit_conformal
+from qamoe.params import Params, TrainCommon
+from qamoe.training import checkpoint
+from qamoe.training.selection import Cells, predictions, selection_value
+from qamoe.training.views import Views, rows_in_batches
+
+log = logging.getLogger("qamoe")
+RESUME = "resume.pt"
+
+
+def fit(
+    name: str,
+    seed: int,
+    params: Params,
+    stats: dict[str, Any],
+    inputs: dict[str, int],
+    train: Views,
+    valid: Views,
+    cells: Cells,
+    digests: dict[str, str],
+    folder: Path,
+    device: str,
+    on_epoch: Callable[[dict[str, Any]], None],
+) -> None:
+    """Train one model with one seed and write its checkpoint into `folder`.
+
+    A state of the same digests found there is resumed; one of other digests is said so in a line and left behind.
+    `on_epoch` gets one flat dict an epoch. Raises nothing of its own: parameters were checked before.
+    """
+    common = params.train.common
+    torch.manual_seed(seed)
+    config = _config(name, seed, params, stats, inputs, digests)
+    model = checkpoint.make(name, config).to(device)
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    optimiser = torch.optim.AdamW(
+        trainable or [nn.Parameter(torch.zeros(1))], common.lr, weight_decay=common.weight_decay
+    )
+    history: list[dict[str, Any]] = []
+    best: dict[str, Any] = {"value": math.inf, "epoch": 0, "weights": copy.deepcopy(model.state_dict())}
+    state = _matching_state(folder / RESUME, digests, name, seed)
+    if state is not None:
+        model.load_state_dict(state["model"], strict=True)
+        optimiser.load_state_dict(state["optimiser"])
+        history, best = state["history"], state["best"]
+        torch.set_rng_state(state["rng"])
+        if device == "cuda":
+            torch.cuda.set_rng_state(state["cuda_rng"])
+    epochs = common.epochs if trainable else 1
+    for epoch in range(len(history) + 1, epochs + 1):
+        if epoch - best["epoch"] > common.patience:
+            break
+        started = time.perf_counter()
+        losses = _one_epoch(model, optimiser, trainable, train, seed, epoch, common, device) if trainable else {}
+        value = selection_value(predictions(model, valid, cells.selection, common.batch_size, device), cells)
+        line = {"epoch": epoch, **losses, "valid": value, "seconds": round(time.perf_counter() - started, 3)}
+        history.append(line)
+        if value < best["value"]:
+            best = {"value": value, "epoch": epoch, "weights": copy.deepcopy(model.state_dict())}
+        on_epoch(line)
+        log.info(json.dumps({"model": name, "seed": seed, **_short(line)}))
+        state = {  # resumable
+            "digests": digests,
+            "model": model.state_dict(),
+            "optimiser": optimiser.state_dict(),
+            "history": history,
+            "best": best,
+            "rng": torch.get_rng_state(),
+        }
+        if device == "cuda":
+            state["cuda_rng"] = torch.cuda.get_rng_state()
+        checkpoint.save_state(folder / RESUME, state)
+    model.load_state_dict(best["weights"], strict=True)
+    config |= {"selection": best["value"], "best_epoch": best["epoch"]}
+    config |= _after_training(model, valid, cells, config["modalities"], common.batch_size, device)
+    checkpoint.save(folder, model, config, history)
+    (folder / RESUME).unlink(missing_ok=True)
+
+
+def _config(
+    name: str,
+    seed: int,
+    params: Params,
+    stats: dict[str, Any],
+    inputs: dict[str, int],
+    digests: dict[str, str],
+) -> dict[str, Any]:
+    return {
+        "model": name,
+        "seed": seed,
+        "models": params.models.model_dump(mode="json"),
+        "train": params.train.common.model_dump(mode="json"),
+        "extract": params.extract.model_dump(mode="json", exclude={"corpus"}),
+        "max_frames": dict(params.preprocess.max_frames),
+        "stats": stats,
+        "task": stats["task"],
+        "modalities": list(inputs),
+        "inputs": inputs,
+        "target_mean": stats["target_mean"],
+        "target_std": stats["target_std"],
+        "trained_on_generated": stats["generated"],
+        "digests": digests,
+    }
+
+
+def _matching_state(path: Path, digests: dict[str, str], name: str, seed: int) -> dict[str, Any] | None:
+    state = checkpoint.load_state(path)
+    if state is None:
+        return None
+    changed = [what for what, value in digests.items() if state["digests"].get(what) != value]
+    if changed:
+        log.info(
+            "%s, seed %d: starts anew, since its unfinished state has other %s",
+            name,
+            seed,
+            ", ".join(changed),
+        )
+        return None
+    log.info("%s, seed %d: goes on after epoch %d", name, seed, len(state["history"]))
+    return state
+
+
+def learning_rate(step: int, steps: int, common: TrainCommon) -> float:
+    """Linear warm-up, then a cosine to zero."""
+    warm = max(1, round(common.warmup_share * steps))
+    if step < warm:
+        return common.lr * (step + 1) / warm
+    return common.lr * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
+
+
+def objective(losses: dict[str, Tensor], common: TrainCommon) -> Tensor:
+    """The weighted sum of a prediction's losses; the task's own weight is 1."""
+    weights = {"task": 1.0, **common.loss.model_dump()}
+    return torch.stack([weights[name] * value for name, value in losses.items()]).sum()
+
+
+def _one_epoch(
+    model: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    trainable: list[nn.Parameter],
+    train: Views,
+    seed: int,
+    epoch: int,
+    common: TrainCommon,
+    device: str,
+) -> dict[str, float]:
+    model.train()
+    order = rows_in_batches(len(train.store), common.batch_size, np.random.default_rng([seed, epoch]))
+    steps = common.epochs * len(order)
+    sums: dict[str, float] = {}
+    for i, rows in enumerate(order):
+        for group in optimiser.param_groups:
+            group["lr"] = learning_rate((epoch - 1) * len(order) + i, steps, common)
+        batch = train.batch((epoch - 1) % len(train.views), rows).to(device)
+        with torch.autocast(device, torch.bfloat16, enabled=common.precision == "bfloat16"):
+            losses = model(batch).losses
+            loss = objective(losses, common)
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(trainable, common.clip_norm)
+        optimiser.step()
+        for name, value in {"loss": loss, **{f"losses.{k}": v for k, v in losses.items()}}.items():
+            sums[name] = sums.get(name, 0.0) + float(value.detach()) * len(rows)
+    return {name: total / len(train.store) for name, total in sums.items()}
+
+
+def _short(line: dict[str, Any]) -> dict[str, Any]:
+    return {k: round(v, 4) if isinstance(v, float) else v for k, v in line.items()}
+
+
+def _after_training(
+    model: nn.Module, valid: Views, cells: Cells, modalities: list[str], batch_size: int, device: str
+) -> dict[str, Any]:
+    """Calibration over the selection cells, and each modality's trust anchors: median r clean and under noise 1."""
+    chosen = predictions(model, valid, cells.selection, batch_size, device)
+    conformal = fit_conformal(
+        chosen["value"].ravel() - np.tile(chosen["target"], len(cells.selection)),
+        np.sqrt(chosen["variance"].ravel()),
+    )
+    clean = predictions(model, valid, cells.clean, batch_size, device)["r"]
+    worthless = predictions(model, valid, cells.worthless, batch_size, device)["r"]
+    trust: dict[str, Any] = {}
+    if clean is not None and worthless is not None:
+        for place, modality in enumerate(modalities):
+            low, high = float(np.median(worthless[..., place])), float(np.median(clean[..., place]))
+            trust[modality] = {"clean": high, "worthless": low, "rescaled": low < high}
+            if low >= high:
+                log.info(
+                    "trust in %s is r itself: clean clips have median r %.3f, worthless ones %.3f",
+                    modality,
+                    high,
+                    low,
+                )
+    return {"calibration": {"sigmas": conformal}, "trust": trust}

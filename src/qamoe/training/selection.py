@@ -1,0 +1,77 @@
+"""What chooses a checkpoint: the mean validation error over a fixed grid of degraded cells."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from qamoe.degradation.views import View, alike
+from qamoe.params import Selection
+from qamoe.training.views import Views, rows_in_batches
+
+
+@dataclass(frozen=True)
+class Cells:
+    """Places in a list of validation views. `groups` holds, for each place of `selection`, the cell it is a draw of."""
+
+    views: tuple[View, ...]
+    selection: tuple[int, ...]
+    groups: tuple[int, ...]
+    clean: tuple[int, ...]
+    worthless: tuple[int, ...]
+
+
+def selection_cells(params: Selection) -> Cells:
+    """The views of params' selection grid, each severity once a draw, and those that trust is anchored on."""
+    views: list[View] = []
+    groups: list[int] = []
+    clean: tuple[int, ...] = ()
+    cell = 0
+    for kind, severities in params.severities.items():
+        for severity in severities:
+            if severity == 0 and clean:
+                continue
+            if severity == 0:
+                clean = (len(views),)
+            for draw in range(1 if severity == 0 else params.draws):
+                views.append(alike(kind, severity, params.seed, draw))
+                groups.append(cell)
+            cell += 1
+    selection = tuple(range(len(views)))
+    if not clean:
+        clean = (len(views),)
+        views.append(alike("clean", 0.0, params.seed, 0))
+    worthless = tuple(range(len(views), len(views) + params.draws))
+    views += [alike("noise", 1.0, params.seed, draw) for draw in range(params.draws)]
+    return Cells(tuple(views), selection, tuple(groups), clean, worthless)
+
+
+@torch.no_grad()
+def predictions(
+    model: nn.Module, valid: Views, places: tuple[int, ...], batch_size: int, device: str
+) -> dict[str, Any]:
+    """Predictions of the whole split under some of its views.
+
+    Returns value and variance (V, N), r (V, N, M) or None, target (N,).
+    """
+    model.eval()
+    found: dict[str, list[np.ndarray]] = {"value": [], "variance": [], "r": []}
+    for view in places:
+        parts = [
+            model(valid.batch(view, rows).to(device)) for rows in rows_in_batches(len(valid.store), 4 * batch_size)
+        ]
+        for name, pieces in found.items():
+            tensors = [getattr(part, name) for part in parts]
+            if tensors[0] is not None:
+                pieces.append(torch.cat(tensors).float().cpu().numpy())
+    stacked: dict[str, Any] = {name: np.stack(pieces) if pieces else None for name, pieces in found.items()}
+    return {**stacked, "target": np.array(valid.store.labels)}
+
+
+def selection_value(found: dict[str, Any], cells: Cells) -> float:
+    """Mean absolute error: over clips and draws within a cell, then over cells."""
+    by_view = np.abs(found["value"] - found["target"]).mean(1)
+    groups = np.array(cells.groups)
+    return float(np.mean([by_view[groups == cell].mean() for cell in sorted(set(cells.groups))]))

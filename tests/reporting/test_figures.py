@@ -1,0 +1,83 @@
+import base64
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from qamoe.reporting import figures, tables
+from qamoe.reporting.results import Results, read
+
+
+@pytest.fixture(scope="module")
+def found(results: Path) -> Results:
+    return read(results / "evaluate", results / "train")
+
+
+def cells_by_model(found: Results) -> dict[str, pd.DataFrame]:
+    return {str(model): own for model, own in found.cells.groupby("model")}
+
+
+def test_spectrum_has_a_panel_a_slice_and_a_labelled_line_a_model(found: Results) -> None:
+    figure = figures.spectrum_curve(cells_by_model(found))
+    assert [ax.get_title(loc="left") for ax in figure.axes] == ["missing", "noise"]
+    assert figure.axes[0].get_ylabel() == "MAE (label units)"
+    assert "η" in figure.axes[0].get_xlabel()
+    labels = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    assert labels == ["mean", "concat", "qamoe"]
+
+
+def test_spectrum_draws_the_mean_of_the_seeds_thick(found: Results) -> None:
+    (ax,) = figures.spectrum_curve(cells_by_model(found), ["noise"]).axes
+    thick = next(line for line in ax.lines if line.get_label() == "qamoe")
+    expected = tables.curves(found.cells).query("model == 'qamoe' and slice == 'noise'")["mae"]
+    assert thick.get_ydata() == pytest.approx(expected.to_numpy())
+    thin = [line for line in ax.lines if line.get_color() == thick.get_color() and line is not thick]
+    assert len(thin) == 3
+    assert all(line.get_linewidth() < thick.get_linewidth() for line in thin)
+
+
+def test_spectrum_takes_the_cells_of_one_run_as_they_are_on_disk(results: Path) -> None:
+    cells = pd.read_parquet(results / "evaluate" / "qamoe" / "1" / "cells.parquet")
+    assert len(figures.spectrum_curve({"qamoe": cells}).axes) == 2
+
+
+def test_a_model_has_one_colour_everywhere_and_grey_tells_the_known_ones_apart() -> None:
+    assert figures.line("qamoe") == figures.LINES["qamoe"]
+    assert figures.line("ablation-no-gate") == figures.line("ablation-no-gate")
+    assert figures.line("ablation-no-gate") not in figures.LINES.values()
+    styles = [style for _, style in (*figures.LINES.values(), *figures.OTHERS)]
+    assert len({str(style) for style in styles}) == len(styles)
+
+
+def test_trust_draws_what_there_is(found: Results) -> None:
+    r = tables.by_severity(found.predictions["qamoe"], "missing", "text", "r")
+    (ax,) = figures.trust_curve("text", "missing", None, r).axes
+    assert [line.get_label() for line in ax.lines] == ["reliability r"]
+
+
+def test_expert_usage_shows_the_share_of_every_expert(found: Results) -> None:
+    usage = tables.usage_by_severity(found.predictions["qamoe"], "missing")
+    figure = figures.expert_usage("missing", usage, seed=2)
+    shares = figure.axes[1].collections[0].get_array()
+    expected = usage[usage["seed"] == 2].filter(like="expert_").to_numpy().T
+    assert np.asarray(shares) == pytest.approx(expected)
+
+
+def test_an_embedded_figure_is_an_svg_without_a_date_and_the_same_again(found: Results) -> None:
+    usage = tables.usage_by_severity(found.predictions["qamoe"], "missing")
+    uris = [figures.data_uri(figures.expert_usage("missing", usage, seed=1)) for _ in range(2)]
+    assert uris[0] == uris[1]
+    head, body = uris[0].split(",", 1)
+    assert head == "data:image/svg+xml;base64"
+    svg = base64.b64decode(body).decode()
+    assert "<svg" in svg
+    assert "<metadata>" not in svg
+
+
+def test_nothing_global_changes(found: Results) -> None:
+    import matplotlib
+
+    before = dict(matplotlib.rcParams)
+    figures.spectrum_curve(cells_by_model(found))
+    assert dict(matplotlib.rcParams) == before

@@ -1,0 +1,230 @@
+import json
+import re
+import shutil
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from qamoe.errors import Refused
+from qamoe.evaluation import spectrum
+from qamoe.reporting import figures, report
+
+Maker = Callable[..., None]
+
+
+class Page(HTMLParser):
+    """The tags of a page, the addresses that it names, and its text outside style."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.addresses: list[str] = []
+        self.text = ""
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.addresses += [value or "" for name, value in attrs if name in ("src", "href", "srcset", "action", "data")]
+
+    def handle_data(self, data: str) -> None:
+        if self.tags[-1:] != ["style"] or "{" not in data:
+            self.text += f" {data}"
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests that are not about figures: drawing them is most of a report's time."""
+    monkeypatch.setattr(figures, "data_uri", lambda figure: "data:,")
+
+
+def write(root: Path) -> dict:
+    return report.write(root / "evaluate", root / "train", root / "report")
+
+
+@pytest.fixture(scope="module")
+def written(results: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("out") / "report"
+    report.write(results / "evaluate", results / "train", out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def summary(written: Path) -> dict:
+    return json.loads((written / "summary.json").read_text())
+
+
+def test_the_page_stands_alone(written: Path) -> None:
+    html = (written / "index.html").read_text()
+    page = Page(html)
+    assert page.addresses
+    assert all(address.startswith("data:") for address in page.addresses)
+    assert "script" not in page.tags
+    assert not re.search(r"url\(|@import|https?:", html)
+
+
+def test_the_page_says_what_the_data_is(written: Path) -> None:
+    text = " ".join(Page((written / "index.html").read_text()).text.split())
+    assert "Test clips 62" in text
+    assert "Test sources 24" in text
+    assert "mean × 1, concat × 3, qamoe × 3" in text
+    assert "generated corpus" in text
+    assert "Reported by the paper, second-hand, unverified; another corpus" in text
+    assert "dvc repro report" in text
+    assert "One training seed, so no SD: mean." in text
+    assert "Corr is undefined" in text
+
+
+def test_the_summary_agrees_with_the_cells_and_with_the_headline(written: Path, summary: dict, results: Path) -> None:
+    cells = pd.read_parquet(results / "evaluate" / "qamoe" / "2" / "cells.parquet")
+    own = spectrum.summarise(cells).set_index(["slice", "metric"])
+    assert summary["qamoe.missing.mae.area.seed2"] == pytest.approx(own.loc[("missing", "mae"), "area"])
+    assert summary["qamoe.missing.mae.worst.seed2"] == pytest.approx(own.loc[("missing", "mae"), "worst"])
+    seeds = [summary[f"qamoe.missing.mae.area.seed{seed}"] for seed in (1, 2, 3)]
+    assert summary["qamoe.missing.mae.area.mean"] == pytest.approx(sum(seeds) / 3)
+    assert summary["mean.missing.mae.area.sd"] is None
+    assert summary["reference.paper.mosi.acc7"] == 0.536
+    assert summary["qamoe.training.best_epoch.seed1"] == 2
+    text = (written / "index.html").read_text()
+    assert f"{summary['qamoe.missing.mae.area.mean']:.3f}" in text
+    assert f"{100 * summary['qamoe.clean.acc2_non0.clean.mean']:.1f} %" in text
+
+
+def test_every_number_of_the_tables_is_in_the_summary(written: Path, summary: dict) -> None:
+    """Whatever a table cell prints must be some value of summary.json, rounded."""
+    html = (written / "index.html").read_text()
+    values = [abs(float(v)) for v in summary.values() if v is not None]
+    known = {f"{v:.3f}" for v in values} | {f"{100 * v:.1f}" for v in values} | {f"{v:g}" for v in values}
+    cells = [re.sub(r"<[^>]+>", " ", cell) for cell in re.findall(r"<td.*?</td>", html, flags=re.S)]
+    printed = {number for cell in cells for number in re.findall(r"(?<![\w-])\d+(?:\.\d+)?(?![\w-])", cell)}
+    labels = {"0", "0.9"}  # of rows: "mean over severities 0 to 0.9"
+    seeds_and_clips = {str(n) for n in range(10)}
+    assert len(printed) > 100
+    assert printed - labels - seeds_and_clips <= known
+
+
+def test_the_comparison_finds_the_better_model(summary: dict) -> None:
+    for name in ("missing", "noise", "mixed"):
+        prefix = f"comparison.qamoe-concat.{name}.mae"
+        areas = [summary[f"{model}.{name}.mae.area.mean"] for model in ("qamoe", "concat")]
+        assert summary[f"{prefix}.difference"] == pytest.approx(areas[0] - areas[1])
+        assert summary[f"{prefix}.difference.low"] < summary[f"{prefix}.difference"] < 0
+        assert summary[f"{prefix}.difference.high"] < 0
+        assert summary[f"{prefix}.ratio.high"] < 1
+
+
+def test_metrics_for_dvc_are_few_and_small(written: Path, summary: dict) -> None:
+    metrics = json.loads((written / "metrics.json").read_text())
+    assert list(metrics) == ["concat", "mean", "qamoe"]
+    assert metrics["qamoe"]["mixed"]["mae"] == pytest.approx(summary["qamoe.mixed.mae.area.mean"], abs=1e-6)
+    assert "nll" not in metrics["qamoe"]["clean"]
+
+
+def test_curves_for_dvc(written: Path, summary: dict) -> None:
+    curves = pd.read_csv(written / "curves.csv")
+    assert list(curves.columns[:4]) == ["model", "slice", "severity", "mae"]
+    wide = pd.read_csv(written / "curves-missing.csv")
+    assert list(wide.columns) == ["severity", "concat", "mean", "qamoe"]
+    assert wide["qamoe"][7] == pytest.approx(summary["qamoe.missing.mae.s07.mean"], abs=1e-5)
+
+
+def test_a_second_report_is_the_same_bytes_and_leaves_nothing_of_the_first(written: Path, results: Path) -> None:
+    before = {path.name: path.read_bytes() for path in written.iterdir()}
+    (written / "stale.png").write_bytes(b"of an older version")
+    report.write(results / "evaluate", results / "train", written)
+    assert {path.name: path.read_bytes() for path in written.iterdir()} == before
+    assert [path.name for path in written.parent.iterdir()] == ["report"]
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_report_that_fails_leaves_the_old_one(
+    written: Path, results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "report"
+    shutil.copytree(written, out)
+    before = (out / "index.html").read_bytes()
+
+    def broken(*_: object) -> dict:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(report, "metrics", broken)
+    with pytest.raises(OSError, match="no space"):
+        report.write(results / "evaluate", results / "train", out)
+    assert (out / "index.html").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["report"]
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_strings_of_a_corpus_are_escaped(tmp_path: Path, make_run: Maker) -> None:
+    make_run(tmp_path, "qamoe", 1, odd='<script>alert("&")</script>', modalities=["<b>text</b>", "audio", "vision"])
+    write(tmp_path)
+    html = (tmp_path / "report" / "index.html").read_text()
+    page = Page(html)
+    assert "script" not in page.tags
+    assert "b" not in page.tags
+    assert "&lt;b&gt;text" in html
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_an_odd_source_is_shown_and_escaped(tmp_path: Path, make_run: Maker) -> None:
+    make_run(tmp_path, "qamoe", 1, odd="<script>")
+    path = tmp_path / "evaluate" / "qamoe" / "1" / "predictions.parquet"
+    rows = pd.read_parquet(path)
+    rows.loc[rows["source"] == "<script>", "prediction"] += 9  # the hardest, so that the page lists it
+    rows.to_parquet(path)
+    write(tmp_path)
+    html = (tmp_path / "report" / "index.html").read_text()
+    assert "&lt;script&gt;" in html
+    assert "<script" not in html
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_corpus_without_vision_has_no_line_for_it(tmp_path: Path, make_run: Maker) -> None:
+    for model in ("concat", "qamoe"):
+        make_run(tmp_path, model, 1, present=("text", "audio"))
+    write(tmp_path)
+    summary = json.loads((tmp_path / "report" / "summary.json").read_text())
+    assert any(name.startswith("qamoe.missing.trust.audio") for name in summary)
+    assert not any("vision" in name for name in summary)
+    assert "This corpus has no vision" in (tmp_path / "report" / "index.html").read_text()
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_models_without_trust_and_routing_give_a_page_without_them(tmp_path: Path, make_run: Maker) -> None:
+    make_run(tmp_path, "mean", 1)
+    made = write(tmp_path)
+    text = Page((tmp_path / "report" / "index.html").read_text()).text
+    assert "Experts" not in text
+    assert "nothing to compare" in text
+    assert made["comparison"] == []
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_trust_that_fell_back_to_r_is_said(tmp_path: Path, make_run: Maker) -> None:
+    make_run(tmp_path, "qamoe", 4, trust={"audio": {"clean": 0.6, "worthless": 0.7, "rescaled": False}})
+    write(tmp_path)
+    text = " ".join(Page((tmp_path / "report" / "index.html").read_text()).text.split())
+    assert "Trust is r itself, not rescaled (qamoe, audio, seed 4)" in text
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_accuracies_alone_do_not_break_it(tmp_path: Path, make_run: Maker) -> None:
+    make_run(tmp_path, "qamoe", 1, task={"kind": "classification", "classes": ["a", "b"]})
+    path = tmp_path / "evaluate" / "qamoe" / "1" / "cells.parquet"
+    cells = pd.read_parquet(path)
+    cells = cells[cells["metric"] == "acc7"].assign(metric="accuracy")
+    cells.to_parquet(path)
+    write(tmp_path)
+    assert "Accuracy, clean" in (tmp_path / "report" / "index.html").read_text()
+
+
+def test_half_a_result_is_refused_by_name(tmp_path: Path, make_run: Maker) -> None:
+    with pytest.raises(Refused, match="run the stage evaluate"):
+        write(tmp_path)
+    make_run(tmp_path, "qamoe", 1)
+    (tmp_path / "train" / "qamoe" / "1" / "model.json").unlink()
+    with pytest.raises(Refused, match=r"train/qamoe/1/model\.json is missing"):
+        write(tmp_path)
+    assert not (tmp_path / "report").exists()
