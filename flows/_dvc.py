@@ -22,13 +22,17 @@ STAGES = ("extract", "preprocess", "train", "evaluate", "report", "tune")
 # DVC waits 3 s for its lock and gives up; a stage that hashes a large output holds it for longer.
 _LOCKED = "Unable to acquire lock"
 _TRIES, _BETWEEN_S = 60, 5
+# Lines that dvc prints beside the stage's. Its own --quiet would hide its errors too, that of the lock among them.
+_STARTS, _ENDS = ("> ",), ("Running stage ", "Updating lock file ", "Generating lock file ", "Use `dvc push` ")
+_ADVICE = (*_ENDS[1:], "To track the changes with git", "To enable auto staging", "\tgit add ", "\tdvc config ")
 
 
-def _locked(_task: Any, _run: Any, state: State[Any]) -> bool:
+def locked(_task: Any, _run: Any, state: State[Any]) -> bool:
+    """Whether another dvc was at work: the one failure that passes by itself."""
     return _LOCKED in (state.message or "")
 
 
-def _environment() -> dict[str, str]:
+def environment() -> dict[str, str]:
     """Stages are commands that say `python`: that is this one, and its lines come at once."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
     return {**os.environ, "PATH": path, "PYTHONUNBUFFERED": "1"}
@@ -47,16 +51,34 @@ def sentence(stderr: Sequence[str], code: int) -> str:
     return own[-1] if own and "failed to run:" in lines[-1] else lines[-1]
 
 
+def stage_output(stdout: Sequence[str]) -> str:
+    """What the stages themselves printed in the course of a `dvc repro`."""
+    lines, within = [], False
+    for line in stdout:
+        if line.startswith(_STARTS):
+            within = True
+        elif line.startswith(_ENDS):
+            within = False
+        elif within:
+            lines.append(line)
+    return "\n".join(lines)
+
+
 @task(
     name="command",
     cache_policy=NO_CACHE,
     retries=_TRIES,
     retry_delay_seconds=_BETWEEN_S,
-    retry_condition_fn=_locked,
+    retry_condition_fn=locked,
 )
 def _command(arguments: Sequence[str], show: bool) -> State[Any]:
-    say = get_run_logger().info if show else get_run_logger().debug
-    ended = run([sys.executable, "-m", *arguments], say, _environment())
+    log = get_run_logger()
+
+    def say(line: str) -> None:
+        if show and line.strip() and not line.startswith(_ADVICE):
+            log.info(line)
+
+    ended = run([sys.executable, "-m", *arguments], say, environment())
     if ended.code:
         return Failed(message=sentence(ended.stderr, ended.code))
     return Completed(data="\n".join(ended.stdout))
@@ -76,8 +98,11 @@ def command(name: str, *arguments: str, show: bool = True) -> State[Any]:
 
 
 def run_stage(stage: str) -> State[Any]:
-    """Run one DVC stage, a matrix stage with all of its models; what is not stale DVC skips."""
-    return command(stage, "dvc", "repro", "--quiet", "--single-item", stage)
+    """Run one DVC stage, a matrix stage with all of its models, unless it is not stale; holds what it printed."""
+    state = command(stage, "dvc", "repro", "--single-item", stage)
+    if state.is_completed():
+        return Completed(data=stage_output(state.result().splitlines()))
+    return state
 
 
 def stale(status: str) -> tuple[str, ...]:
@@ -102,6 +127,7 @@ def start(flow: Flow[[], Any]) -> None:
         print(f"{flow.name}: stopped; start it again to go on.", file=sys.stderr)
         sys.exit(130)
     if not state.is_completed():
-        sys.exit(f"{flow.name}: {state.message}")
+        message = state.message or "failed"
+        sys.exit(message if message.startswith(f"{flow.name}: ") else f"{flow.name}: {message}")
     if text := state.result():
         print(text)

@@ -32,7 +32,7 @@ class Ended:
 
 
 def run(command: Sequence[str], say: Callable[[str], None], environment: Mapping[str, str] | None = None) -> Ended:
-    """Run a command to its end, handing each line to `say` as it comes; any exception ends the whole group first."""
+    """Run a command to its end, handing each line to `say` as it comes; afterwards nothing of its group is left."""
     process = subprocess.Popen(
         [sys.executable, __file__, str(os.getpid()), *command],
         stdin=subprocess.DEVNULL,
@@ -42,15 +42,15 @@ def run(command: Sequence[str], say: Callable[[str], None], environment: Mapping
         start_new_session=True,
     )
     written: dict[str, list[str]] = {"stdout": [], "stderr": []}
-    try:
-        for stream, line in _lines(process):
-            written[stream].append(line)
-            say(line)
-        code = process.wait()
-    except BaseException:
-        _end(process)
-        raise
-    return Ended(code, tuple(written["stdout"]), tuple(written["stderr"]))
+    with process:
+        try:
+            for stream, line in _lines(process):
+                written[stream].append(line)
+                say(line)
+            os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        finally:
+            _end(process)
+    return Ended(process.returncode, tuple(written["stdout"]), tuple(written["stderr"]))
 
 
 def _lines(process: subprocess.Popen[bytes], until: float | None = None) -> Iterator[tuple[str, str]]:
@@ -61,7 +61,7 @@ def _lines(process: subprocess.Popen[bytes], until: float | None = None) -> Iter
             selector.register(getattr(process, stream), selectors.EVENT_READ, stream)
         while selector.get_map() and (until is None or time.monotonic() < until):
             ready = selector.select(timeout=1.0)
-            if not ready and process.poll() is not None:
+            if not ready and os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG):
                 break  # something that it left behind holds the pipes
             for key, _ in ready:
                 chunk = os.read(key.fd, 65536)
@@ -74,7 +74,10 @@ def _lines(process: subprocess.Popen[bytes], until: float | None = None) -> Iter
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """End the group: asked first, then, once it is silent or GRACE_S have passed, made to."""
+    """End what there is of the group: asked first, then, after GRACE_S or once the command itself is gone, made to.
+
+    The command is reaped last: until then no other group can get its number.
+    """
     try:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGTERM)

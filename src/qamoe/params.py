@@ -185,7 +185,7 @@ class Registry(Block):
     coverage_90: tuple[Share, Share]
 
 
-ModelName = Literal["mean", "concat", "qamoe"]
+MODEL_NAMES = tuple(name for name in Models.model_fields if name != "encoders")
 
 
 class Params(Block):
@@ -193,7 +193,7 @@ class Params(Block):
     preprocess: Preprocess
     train: Train
     models: Models
-    seeds: dict[ModelName, tuple[int, ...]]
+    seeds: dict[str, tuple[int, ...]]
     evaluate: Evaluate
     tune: Tune
     registry: Registry
@@ -202,6 +202,8 @@ class Params(Block):
     @classmethod
     def _every_model_has_seeds(cls, seeds: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
         for model, numbers in seeds.items():
+            if model not in MODEL_NAMES:
+                raise ValueError(f"unknown key {model}; the models are {', '.join(MODEL_NAMES)}")
             if not numbers or len(set(numbers)) != len(numbers):
                 raise ValueError(f"{model} needs at least one seed, each once, not {list(numbers)}")
         return seeds
@@ -209,8 +211,6 @@ class Params(Block):
 
 def _sentence(error: Any, path: Path) -> str:
     key = ".".join(str(part) for part in error["loc"]) or "the file"
-    if key.endswith(".[key]"):
-        return f"{path}: unknown key {key.removesuffix('.[key]')}; {error['msg'][0].lower()}{error['msg'][1:]}."
     if error["type"] == "extra_forbidden":
         return f"{path}: unknown key {key}."
     if error["type"] == "missing":

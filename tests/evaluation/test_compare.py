@@ -6,7 +6,7 @@ import pytest
 
 from qamoe import params
 from qamoe.errors import Refused
-from qamoe.evaluation import spectrum
+from qamoe.evaluation import spectrum, summary
 from qamoe.evaluation.compare import METRICS, paired_bootstrap, paired_ratio, weights
 
 SLICES = ("clean", "missing", "mixed")
@@ -44,7 +44,7 @@ def test_the_difference_is_that_of_the_slice_summaries(cells: list[spectrum.Cell
     b = [predictions(cells, seed, 1.6) for seed in (4, 5)]
 
     def area(runs: list[pd.DataFrame]) -> float:
-        tables = [spectrum.summarise(spectrum.aggregate(run, cells, {})).set_index(["slice", "metric"]) for run in runs]
+        tables = [summary.summarise(spectrum.aggregate(run, cells, {})).set_index(["slice", "metric"]) for run in runs]
         return float(np.mean([table.loc[(name, metric), "area"] for table in tables]))
 
     def only(runs: list[pd.DataFrame]) -> pd.DataFrame:

@@ -30,11 +30,12 @@ GENERATOR = "qamoe-sample"
 LOW, HIGH = -3.0, 3.0
 CLASSES = ("angry", "sad", "neutral", "happy")
 TASKS = ("regression", "four-classes")
-FEWEST = 4  # one source for each split
+FEWEST = 4  # a source for each split
 
 # How far each modality strays from what is felt, in units of the label, and how often the words say the opposite.
-WORDS_STRAY, VOICE_STRAY, FACE_STRAY = 0.5, 1.0, 1.3
+WORDS_STRAY, VOICE_STRAY, FACE_STRAY = 0.3, 1.15, 1.6
 SARCASM = 0.12
+_IRONY = -0.6  # the opposite, said a little milder than it is felt
 _PLAIN = 0.5  # below this strength of feeling there is nothing to be sarcastic about
 _SPREAD = 1.8  # of the normal distribution that, cut to the label's range, has a deviation of about 1.4
 # What each class feels: mean and deviation of valence, then of arousal.
@@ -44,10 +45,9 @@ _FELT = {
     "neutral": ((0.0, 0.4), (-0.2, 0.3)),
     "happy": ((1.8, 0.6), (0.4, 0.3)),
 }
-_SPLIT_SHARES = {"valid": (0.12, 3), "gate": (0.08, 3), "test": (0.20, 8)}  # of the sources; at least
-_ENOUGH_SOURCES = 25
+_SPLIT_SHARES = {"valid": (0.12, 3), "gate": (0.08, 3), "test": (0.20, 13)}  # of the sources; at least
+_ENOUGH_SOURCES = 48
 _CLIPS_A_SOURCE = 20  # in a large corpus
-_TRAIN_WEIGHT, _OTHER_WEIGHT = 4, 3  # a training source has a third more clips than others
 # Streams of random numbers; a clip's or a source's draws depend on nothing else.
 _SOURCE, _CLIP, _SPLIT = 1, 2, 3
 
@@ -80,20 +80,17 @@ def plan(clips: int, seed: int) -> list[Plan]:
     """Who speaks in which clip, and in which split: sources first, since splits never share one."""
     if clips < FEWEST:
         raise Refused(f"clips is {clips}, allowed is {FEWEST} or more, one for each split.")
-    sources = max(min(_ENOUGH_SOURCES, clips // 2, clips), clips // _CLIPS_A_SOURCE, FEWEST)
+    sources = max(FEWEST, min(_ENOUGH_SOURCES, clips // 2), clips // _CLIPS_A_SOURCE)
     enough = sources >= _ENOUGH_SOURCES
     held = {
-        split: max(least if enough else 1, round(share * sources))
-        for split, (share, least) in _SPLIT_SHARES.items()
+        split: max(least if enough else 1, round(share * sources)) for split, (share, least) in _SPLIT_SHARES.items()
     }
     names = [split for split, count in held.items() for _ in range(count)]
     names = ["train"] * (sources - len(names)) + names
     splits = [names[i] for i in np.random.default_rng([seed, _SPLIT]).permutation(sources)]
-    weights = np.cumsum([0] + [_TRAIN_WEIGHT if split == "train" else _OTHER_WEIGHT for split in splits])
-    # Clips are dealt out by weight, every source getting at least one.
-    bounds = np.rint(weights / weights[-1] * (clips - sources)).astype(int) + np.arange(sources + 1)
+    bounds = np.arange(sources + 1) * clips // sources
     digits = max(3, len(str(sources)))
-    plans = []
+    plans: list[Plan] = []
     for source, split in enumerate(splits):
         person = f"person-{source + 1:0{digits}}"
         for number in range(bounds[source + 1] - bounds[source]):
@@ -111,7 +108,8 @@ def feel(task: str, random: np.random.Generator) -> Felt:
         (mean, spread), (arousal_mean, arousal_spread) = _FELT[label]
         valence = float(np.clip(random.normal(mean, spread), LOW, HIGH))
         arousal = random.normal(arousal_mean, arousal_spread)
-    said = -valence if abs(valence) > _PLAIN and random.random() < SARCASM else valence
+    sarcastic = abs(valence) > _PLAIN and random.random() < SARCASM
+    said = _IRONY * valence if sarcastic else valence
     said_arousal = random.normal(arousal, 0.8)
     return Felt(
         label=label,

@@ -16,28 +16,18 @@ _CANVAS = SIZE * _SCALE
 _SHIFT = 4  # OpenCV takes sub-pixel places as integers with so many fractional bits
 Colour = tuple[float, float, float]  # RGB, 0 to 255
 
+# fmt: off
 SKINS: tuple[Colour, ...] = (
-    (246, 216, 194),
-    (236, 196, 166),
-    (224, 178, 142),
-    (202, 152, 114),
-    (176, 124, 88),
-    (146, 98, 68),
-    (116, 76, 54),
-    (94, 60, 44),
+    (246, 216, 194), (236, 196, 166), (224, 178, 142), (202, 152, 114),
+    (176, 124, 88), (146, 98, 68), (116, 76, 54), (94, 60, 44),
 )
 HAIR: tuple[Colour, ...] = (
-    (28, 24, 26),
-    (58, 38, 28),
-    (96, 62, 38),
-    (142, 98, 56),
-    (206, 170, 110),
-    (148, 64, 36),
-    (150, 148, 148),
-    (212, 208, 204),
+    (28, 24, 26), (58, 38, 28), (96, 62, 38), (142, 98, 56),
+    (206, 170, 110), (148, 64, 36), (150, 148, 148), (212, 208, 204),
 )
+# fmt: on
 EYES: tuple[Colour, ...] = ((84, 56, 36), (58, 40, 30), (70, 110, 150), (84, 124, 84), (120, 132, 140), (122, 96, 54))
-STYLES = ("short", "long", "bob", "curly", "bald", "bun")
+STYLES = ("short", "curly", "bald", "long", "bob", "bun")
 
 
 @dataclass(frozen=True)
@@ -97,7 +87,7 @@ def invent(random: np.random.Generator) -> Face:
         lips=_mixed(skin, (176, 62, 66), random.uniform(0.35, 0.65)),
         shirt=_hue(random.uniform(0, 180), random.uniform(60, 150), random.uniform(70, 190)),
         wall=_hue(random.uniform(0, 180), random.uniform(25, 90), random.uniform(130, 225)),
-        style=STYLES[int(random.integers(5 if bearded else len(STYLES)))],
+        style=STYLES[int(random.integers(3 if bearded else len(STYLES)))],
         beard=random.uniform(0.35, 0.8) if bearded else 0.0,
         glasses=bool(random.random() < 0.15),
         width=random.uniform(112, 132),
@@ -256,7 +246,7 @@ def _skin(face: Face) -> np.ndarray:
     light += 0.05 * blob(0, 0.78, 0.18, 0.08)  # chin
     light -= 0.05 * blob(0, 0.385, 0.05, 0.05)
     surface = np.array(face.skin, np.float32) * light[..., None]
-    blush = sum(blob(side * 0.55, 0.22, 0.2, 0.11) for side in (-1, 1))
+    blush = blob(-0.55, 0.22, 0.2, 0.11) + blob(0.55, 0.22, 0.2, 0.11)
     surface += blush[..., None] * np.array([14, -6, -4], np.float32)
     if face.beard:
         edge = 0.22 + 0.30 * (1 - np.clip(np.abs(u) / 0.75, 0, 1))
@@ -271,13 +261,13 @@ def _nose(head: np.ndarray, face: Face) -> None:
     """Shadow beside and below the nose, nostrils, and a light on its ridge."""
     w = 0.15 * face.nose
     shadow, shine = np.zeros(head.shape[:2], np.uint8), np.zeros(head.shape[:2], np.uint8)
-    side = np.array([(0.03, -0.14), (0.07, -0.10), (0.08, 0.10), (w + 0.03, 0.24), (w, 0.29), (0.04, 0.26), (0.03, 0.1)])
+    side = [(0.03, -0.14), (0.07, -0.10), (0.08, 0.10), (w + 0.03, 0.24), (w, 0.29), (0.04, 0.26), (0.03, 0.1)]
     _fill(shadow, _at(face, side), 130)
     _fill(shadow, _at(face, _oval(0, 0.275, w * 1.05, 0.035)), 170)
     _fill(shine, _at(face, [(-0.05, -0.1), (0.0, -0.1), (0.02, 0.18), (-0.05, 0.18)]), 90)
     _fill(shine, _at(face, _oval(-0.02, 0.20, 0.06, 0.04)), 130)
-    shadow, shine = cv2.GaussianBlur(shadow, (0, 0), 6), cv2.GaussianBlur(shine, (0, 0), 6)
-    light = 1 - 0.42 * shadow.astype(np.float32) / 255 + 0.30 * shine.astype(np.float32) / 255
+    dark, bright = (cv2.GaussianBlur(m, (0, 0), 6).astype(np.float32) / 255 for m in (shadow, shine))
+    light = 1 - 0.42 * dark + 0.30 * bright
     head[:] = np.clip(head * light[..., None], 0, 255).astype(np.uint8)
     for sign in (-1, 1):
         _fill(head, _at(face, _oval(sign * w * 0.55, 0.268, 0.042, 0.017)), _dark(face.skin, 0.42))
@@ -303,10 +293,13 @@ def _hair_before(head: np.ndarray, alpha: np.ndarray, face: Face) -> None:
     """The hair over the forehead: the head's upper edge joined with a hairline."""
     if face.style == "bald":
         return
+    parting = (-0.12, -0.80)
+    locks = _curve((-1.02, 0.2), (-0.5, -0.48), parting), _curve(parting, (0.55, -0.5), (1.02, 0.2))
+    straight = [(-1.02, 0.3), (-0.86, -0.2), (-0.7, -0.47), (0, -0.52), (0.7, -0.47), (0.86, -0.2), (1.02, 0.3)]
     line = {
         "short": _curve((-0.99, -0.15), (0.05, -0.72), (0.99, -0.15)),
-        "long": np.concatenate([_curve((-1.02, 0.2), (-0.5, -0.48), (-0.12, -0.80)), _curve((-0.12, -0.80), (0.55, -0.5), (1.02, 0.2))]),
-        "bob": np.array([(-1.02, 0.3), (-0.86, -0.2), (-0.7, -0.47), (0, -0.52), (0.7, -0.47), (0.86, -0.2), (1.02, 0.3)]),
+        "long": np.concatenate(locks),
+        "bob": np.array(straight),
         "curly": _curve((-1.0, -0.1), (0.0, -0.66), (1.0, -0.1)),
         "bun": _curve((-0.99, -0.2), (0.0, -0.78), (0.99, -0.2)),
     }[face.style]
@@ -350,14 +343,16 @@ def _draw_mouth(head: np.ndarray, face: Face, e: Expression) -> None:
     if gap > 0.05:
         tooth = min(0.045, gap * 0.45)
         wide = half * 0.68
-        top = _curve((-wide, upper + (corner - upper) * 0.46), (0, upper), (wide, upper + (corner - upper) * 0.46))
-        _fill(head, _at(face, np.concatenate([top, (top + (0, tooth))[::-1] * (0.94, 1)])), (236, 230, 222))
+        edge = upper + (corner - upper) * 0.46
+        top = _curve((-wide, edge), (0, upper), (wide, edge))
+        bottom = (top + np.array([0, tooth]))[::-1] * (0.94, 1)
+        _fill(head, _at(face, np.concatenate([top, bottom])), (236, 230, 222))
     _line(head, _at(face, inner_top), _dark(face.lips, 0.45), 2)
     for side in (-1, 1):
         _fill(head, _at(face, _oval(side * half, corner, 0.018, 0.012, 16)), _dark(face.lips, 0.5))
-        if smile > 0.25:
-            fold = _curve((side * 0.24, 0.26), (side * (half + 0.09), 0.36), (side * (half + 0.10), 0.47))
-            _line(head, _at(face, fold), _dark(face.skin, 0.80 - 0.10 * min(smile, 1)), 2)
+        if smile > 0.25 and not face.beard:
+            fold = _curve((side * 0.26, 0.32), (side * (half * 0.62 + 0.17), 0.385), (side * (half + 0.075), 0.46))
+            _line(head, _at(face, fold), _dark(face.skin, 0.86 - 0.12 * min(smile, 1)), 2)
 
 
 def _draw_eyes(head: np.ndarray, face: Face, e: Expression) -> None:
@@ -374,12 +369,12 @@ def _draw_eyes(head: np.ndarray, face: Face, e: Expression) -> None:
         x1, y1 = np.ceil(shape.max(0)).astype(int) + 5
         patch = np.empty((y1 - y0, x1 - x0, 3), np.uint8)
         patch[:] = (238, 234, 228)
-        centre = _at(face, [(x + 0.03 * e.gaze, y - 0.006)])[0] - (x0, y0)
+        cx, cy = _at(face, [(x + 0.03 * e.gaze, y - 0.006)])[0] - (x0, y0)
         radius = 0.105 * face.width
-        _fill(patch, _oval(*centre, radius, radius), _dark(face.iris, 0.6))
-        _fill(patch, _oval(*centre, radius * 0.84, radius * 0.84), face.iris)
-        _fill(patch, _oval(*centre, radius * 0.42, radius * 0.42), (16, 14, 16))
-        _fill(patch, _oval(centre[0] - radius * 0.35, centre[1] - radius * 0.35, 2.6, 2.6, 16), (250, 250, 250))
+        _fill(patch, _oval(cx, cy, radius, radius), _dark(face.iris, 0.6))
+        _fill(patch, _oval(cx, cy, radius * 0.84, radius * 0.84), face.iris)
+        _fill(patch, _oval(cx, cy, radius * 0.42, radius * 0.42), (16, 14, 16))
+        _fill(patch, _oval(cx - radius * 0.35, cy - radius * 0.35, 2.6, 2.6, 16), (250, 250, 250))
         mask = np.zeros(patch.shape[:2], np.uint8)
         _fill(mask, shape - (x0, y0), 255)
         share = mask.astype(np.float32)[..., None] / 255

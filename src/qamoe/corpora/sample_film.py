@@ -83,7 +83,7 @@ def write(path: Path, wave: np.ndarray, pictures: Iterable[np.ndarray]) -> None:
         film.width = film.height = sample_face.SIZE
         film.pix_fmt = "yuv420p"
         film.codec_context.thread_count = 1
-        film.options = {"crf": _QUALITY, "preset": "medium", "x264-params": "asm=0:threads=1"}
+        film.options = {"crf": _QUALITY, "preset": "veryfast", "x264-params": "asm=0:threads=1"}
         sound = container.add_stream("aac", rate=sample_voice.RATE, layout="mono")
         sound.bit_rate = _SOUND_BITS
         for i, picture in enumerate(pictures):

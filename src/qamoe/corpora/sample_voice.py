@@ -15,7 +15,7 @@ from qamoe.errors import Refused
 
 RATE = 22_050  # Hz, espeak-ng's own
 # Variants that differ clearly from each other and stay intelligible.
-VARIANTS = tuple(f"en-us+{v}" for v in ("m1", "m2", "m3", "m4", "m5", "m6", "m7", "m8", "f1", "f2", "f3", "f4", "f5"))
+VARIANTS = tuple(f"en-us+{v}" for v in ("m1", "m2", "m3", "m4", "m6", "m7", "m8", "f1", "f2", "f3", "f4", "f5"))
 _FEMALE = "+f"
 _SYNCHRONOUS = 2
 _NO_EXIT = 0x8000  # an error is returned instead of ending the process
@@ -42,14 +42,14 @@ def invent(random: np.random.Generator, deep: bool = False) -> Voice:
     """Draw a voice; `deep` leaves out the female ones."""
     variants = [v for v in VARIANTS if not (deep and _FEMALE in v)]
     variant = variants[random.integers(len(variants))]
-    low, high = (42, 60) if _FEMALE in variant else (30, 50)
+    low, high = (44, 58) if _FEMALE in variant else (34, 48)
     return Voice(
         variant=variant,
         pitch=random.uniform(low, high),
-        range=random.uniform(40, 60),
+        range=random.uniform(42, 58),
         speed=random.uniform(195, 225),
-        volume=random.uniform(70, 90),
-        hiss=10 ** random.uniform(-3.3, -2.7),
+        volume=random.uniform(70, 84),
+        hiss=10 ** random.uniform(-3.2, -2.9),
     )
 
 
@@ -73,10 +73,10 @@ def say(text: str, voice: Voice, feeling: float, arousal: float, random: np.rand
     wave = _spoken(
         text,
         voice.variant,
-        pitch=voice.pitch + 6.0 * feeling + 2.0 * arousal,
-        range_=voice.range + 9.0 * feeling + 8.0 * arousal,
-        speed=voice.speed * (1 + 0.035 * feeling + 0.05 * arousal),
-        volume=voice.volume * (1 + 0.10 * feeling + 0.22 * arousal),
+        pitch=voice.pitch + 7.0 * feeling + 2.0 * arousal,
+        range_=voice.range + 10.0 * feeling + 8.0 * arousal,
+        speed=voice.speed * (1 + 0.04 * feeling + 0.05 * arousal),
+        volume=voice.volume * (1 + 0.14 * feeling + 0.18 * arousal),
         seed=int(random.integers(1, 2**31)),
     )
     loud = np.flatnonzero(np.abs(wave) > _QUIET_PEAK * np.abs(wave).max())
@@ -85,9 +85,7 @@ def say(text: str, voice: Voice, feeling: float, arousal: float, random: np.rand
     return np.clip(wave + np.float32(voice.hiss) * noise, -1, 1)
 
 
-def _spoken(
-    text: str, variant: str, pitch: float, range_: float, speed: float, volume: float, seed: int
-) -> np.ndarray:
+def _spoken(text: str, variant: str, pitch: float, range_: float, speed: float, volume: float, seed: int) -> np.ndarray:
     library_path, data_path = library_folder()
     # The library keeps state from sentence to sentence, so each gets it freshly loaded: the same bytes then come
     # out whatever was said before, in whichever process.
@@ -129,7 +127,7 @@ def _synthesise(
         (_SPEED, speed, 120, 320),
         (_VOLUME, volume, 25, _LOUDEST),
     ):
-        library.espeak_SetParameter(parameter, int(round(min(max(value, low), high))), 0)
+        library.espeak_SetParameter(parameter, round(min(max(value, low), high)), 0)
     encoded = text.encode() + b"\0"
     library.espeak_Synth(
         encoded, ctypes.c_size_t(len(encoded)), 0, 0, 0, _UTF8, ctypes.c_void_p(None), ctypes.c_void_p(None)

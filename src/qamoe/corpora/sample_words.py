@@ -29,33 +29,33 @@ def _grades(lines: str) -> tuple[tuple[str, ...], ...]:
 
 
 ADJECTIVES = _grades("""
-    terrible, horrible, awful, atrocious, dreadful, appalling, abysmal, disgraceful
-    bad, poor, lousy, unpleasant, frustrating, disappointing, annoying, miserable
-    mediocre, lacking, underwhelming, a bit weak, rather dull, slightly off, not great, forgettable
-    average, ordinary, standard, unremarkable, typical, so so, acceptable, nothing special
-    decent, pretty good, pleasant, quite nice, solid, better than expected, fairly good, rather likeable
-    great, lovely, impressive, enjoyable, very good, delightful, excellent, charming
-    amazing, fantastic, perfect, wonderful, brilliant, superb, outstanding, magnificent
+    terrible, horrible, awful, disgusting, dreadful, appalling, abysmal, atrocious
+    bad, poor, disappointing, unpleasant, annoying, frustrating, lousy, miserable
+    mediocre, weak, dull, underwhelming, forgettable, lacking, a bit off, uninspired
+    average, ordinary, standard, normal, typical, acceptable, unremarkable, middling
+    decent, good, pleasant, nice, solid, likeable, agreeable, satisfying
+    great, lovely, very good, excellent, enjoyable, impressive, delightful, charming
+    amazing, fantastic, wonderful, perfect, brilliant, superb, outstanding, magnificent
 """)
 
 VERBS = _grades("""
     hated, despised, detested, loathed
-    disliked, regretted, resented, could not enjoy
-    doubted, did not quite like, got tired of, struggled with
+    disliked, regretted, resented, suffered through
+    doubted, got tired of, struggled with, yawned at
     saw, tried, finished, came across
-    liked, appreciated, did not mind, came to like
+    liked, appreciated, warmed to, was pleased with
     enjoyed, really liked, admired, was happy with
     loved, adored, absolutely loved, fell in love with
 """)
 
 VERDICTS = _grades("""
-    never again in my life, I want my money back, what a complete disaster, it ruined my whole week, pure misery
-    I would not do it again, what a letdown, it was a waste of time, I expected far better, I left annoyed
-    I had hoped for more, it could have been better, I have some doubts, it did not convince me, not really for me
-    it is what it is, it did the job, neither good nor bad, I have no strong opinion, it was there
-    I might do it again, it was worth a try, not bad at all, better than I feared, it grew on me
-    I would gladly do it again, it made me smile, I can recommend it, a real pleasure, well worth it
-    the best I have ever had, I could not be happier, pure joy from start to end, it made my year, simply perfect
+    the worst ever, what a disaster, pure misery, never again, I want my money back, it ruined my week
+    a waste of time, what a letdown, a real disappointment, it made me angry, I left annoyed, I would not go again
+    a bit boring, I lost interest, it did not convince me, I have some doubts, not really for me, a missed chance
+    it was okay, it did the job, neither good nor bad, it is what it is, I have no opinion, nothing special
+    worth a try, I would try it again, a good choice, I was content, it grew on me, better than I feared
+    a real pleasure, it made me smile, I can recommend it, well worth it, what a treat, I would gladly go again
+    the best ever, pure joy, I could not be happier, simply perfect, it made my year, what a triumph
 """)
 
 # What anger and sadness say, for the corpus with four classes; the bad half only.
@@ -171,6 +171,9 @@ TOPICS = (
     ),
 )
 
+# How often each pattern of a sentence comes, in the order in which `sentence` lists them.
+_PATTERNS = (0.32, 0.22, 0.28, 0.06, 0.06, 0.06)
+
 
 def sentence(valence: float, arousal: float | None, random: np.random.Generator) -> str:
     """An opinion of six to ten words or so.
@@ -184,14 +187,15 @@ def sentence(valence: float, arousal: float | None, random: np.random.Generator)
     subject = f"{_one(('the', 'the', 'this', 'that', 'their'), random)} {noun}"
     adjective = _adjective(topic, grade, arousal, random)
     opener = _one(OPENERS, random)
-    match random.choice(6, p=(0.26, 0.16, 0.18, 0.20, 0.10, 0.10)):
+    match random.choice(len(_PATTERNS), p=_PATTERNS):
         case 0:
-            second = _adjective(None, grade, arousal, random)
-            said = f"{opener} {subject} was {adjective}" + (f" and {second}" if second != adjective else "")
+            said = f"{opener} {subject} was {adjective}, {_often(VERDICTS[grade], random)}"
         case 1:
-            said = f"I {_one(VERBS[grade], random)} {subject}, it was {adjective}"
+            second = _adjective(None, grade, arousal, random)
+            also = f" and {second}" if second != adjective else ""
+            said = f"{opener} {subject} was {adjective}{also}, {_often(VERDICTS[grade], random)}"
         case 2:
-            said = f"{opener} {subject} was {adjective}, {_one(VERDICTS[grade], random)}"
+            said = f"I {_often(VERBS[grade], random)} {subject}, it was {adjective}"
         case 3:
             said = f"I {topic.used} {subject} and found it {adjective}"
         case 4:
@@ -203,7 +207,7 @@ def sentence(valence: float, arousal: float | None, random: np.random.Generator)
         case _:
             # Denying one side leaves a mild form of the other.
             denied = _adjective(None, _denied(grade), None, random)
-            said = f"{opener} {subject} was not {denied}, {_one(VERDICTS[grade], random)}"
+            said = f"{opener} {subject} was not {denied}, {_often(VERDICTS[grade], random)}"
     return " ".join(said.split())
 
 
@@ -218,10 +222,16 @@ def _denied(grade: int) -> int:
 
 def _adjective(topic: Topic | None, grade: int, arousal: float | None, random: np.random.Generator) -> str:
     if arousal is not None and grade < 2 and random.random() < 0.6:
-        return _one(ANGRY if arousal > 0 else SAD, random)
-    if topic is None or random.random() < 0.45:
-        return _one(ADJECTIVES[grade], random)
-    return _one(topic.adjectives[grade], random)
+        return _often(ANGRY if arousal > 0 else SAD, random)
+    if topic is None or random.random() < 0.65:
+        return _often(ADJECTIVES[grade], random)
+    return _often(topic.adjectives[grade], random)
+
+
+def _often(choices: tuple[str, ...], random: np.random.Generator) -> str:
+    """One of the choices, the first most often: what people say is a few words many times and many words rarely."""
+    weights = 1 / np.arange(1, len(choices) + 1)
+    return choices[random.choice(len(choices), p=weights / weights.sum())]
 
 
 def _one(choices: "tuple[str, ...] | list[str]", random: np.random.Generator) -> str:

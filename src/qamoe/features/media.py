@@ -71,8 +71,11 @@ def pictures(path: Path, rate: float, start_s: float = 0.0, end_s: float | None 
     Picture k is the one on show at start_s + k / rate, so a rate above the file's own repeats pictures.
     Raises NoStream without a video stream, Problem for a file that cannot be decoded or has no picture in the span.
     """
+    from av.stream import Disposition
+
     with _opened(path) as container:
-        streams = [s for s in container.streams.video if not s.disposition & s.disposition.attached_pic]
+        # The cover of a song is no film.
+        streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
         if not streams:
             raise NoStream("no video stream")
         stream = streams[0]

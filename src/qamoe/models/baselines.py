@@ -34,4 +34,5 @@ class Concat(nn.Module):
         self.head = Head(block.hidden, sizes.dropout)
 
     def forward(self, batch: Batch, quality: Tensor | None = None) -> Prediction:
-        return self.target.prediction(*self.head(self.mix(self.encode(batch).flatten(1))), batch.target)
+        value, log_variance = self.head(self.mix(self.encode(batch).flatten(1)))
+        return self.target.prediction(value, log_variance, batch.target)

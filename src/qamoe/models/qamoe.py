@@ -55,7 +55,8 @@ class QAMoE(nn.Module):
             scores = self.score(y_BND)[..., 0] + r_BM.clamp(min=_SMALLEST_R).log()
             fusion = scores.softmax(1)
             fused = (fusion[..., None] * y_BND).sum(1)
-        prediction = self.target.prediction(*self.head(fused), batch.target, r=r_BM, fusion=fusion, routing=weights)
+        value, log_variance = self.head(fused)
+        prediction = self.target.prediction(value, log_variance, batch.target, r=r_BM, fusion=fusion, routing=weights)
         if probe_loss is not None:
             prediction.losses["probe"] = probe_loss
             prediction.losses["balance"] = balance_loss(logits, weights)

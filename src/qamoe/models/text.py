@@ -20,6 +20,7 @@ def _encoder(device: str) -> Any:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
+    logging.set_verbosity_error()  # it reports the pooler that is left out on purpose
     model = AutoModel.from_pretrained(model_folder(), local_files_only=True, add_pooling_layer=False)
     return model.eval().requires_grad_(False).to(device)
 

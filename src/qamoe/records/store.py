@@ -22,7 +22,7 @@ def masked(text: str) -> str:
     return re.sub(r"://[^/@\s]+@", "://***@", text)
 
 
-def connect() -> Any:
+def connect(advice: str = "") -> Any:
     """An MlflowClient of the store, quiet. Raises Refused where the store does not answer."""
     import mlflow
     from mlflow import environment_variables as environment
@@ -38,7 +38,7 @@ def connect() -> Any:
     ):
         if not variable.is_set():
             variable.set(value)
-    with answering():
+    with answering(advice):
         mlflow.set_tracking_uri(uri())
         mlflow.set_registry_uri(uri())
         client = mlflow.MlflowClient(uri(), uri())
@@ -47,7 +47,7 @@ def connect() -> Any:
 
 
 @contextmanager
-def answering() -> Iterator[None]:
+def answering(advice: str = "") -> Iterator[None]:
     """Turn a failure of the store into one sentence."""
     from mlflow.exceptions import MlflowException
 
@@ -55,8 +55,7 @@ def answering() -> Iterator[None]:
         yield
     except (MlflowException, OSError) as error:
         raise Refused(
-            f"The records at {masked(uri())} (MLFLOW_TRACKING_URI) cannot be used: {reason(error)}; "
-            "QAMOE_TRACKING=off trains and evaluates without them."
+            f"The records at {masked(uri())} (MLFLOW_TRACKING_URI) cannot be used: {reason(error)}{advice}."
         ) from None
 
 

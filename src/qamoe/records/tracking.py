@@ -31,9 +31,12 @@ ARTIFACT = "qamoe.artifact_digest"
 EVALUATED = "qamoe.evaluated_digest"
 MODEL_ID = "qamoe.logged_model"
 EVALUATION = "evaluate"  # the folder of a run's artifacts
+# By itself MLflow names the file that was started, with its path on this machine.
+_SOURCE = {"mlflow.source.name": "qamoe.stages.train", "mlflow.source.type": "LOCAL"}
 _MOST_METRICS = 1000  # of one log_batch
 _LONGEST_PARAM = 6000
 _SYSTEM_SECONDS = 5
+_WITHOUT = "; QAMOE_TRACKING=off trains without them"
 
 
 class Record:
@@ -74,7 +77,7 @@ class Record:
         assert config is not None
         digest = checkpoint.digest(folder)
         tags = {ARTIFACT: digest, "qamoe.model": config["model"], "qamoe.seed": str(config["seed"])}
-        model = log_model(folder, config["model"], config["best_epoch"], tags)
+        model = log_model(folder, config["model"], config["best_epoch"], tags | _SOURCE)
         step, now = config["best_epoch"], milliseconds()
         rows = [("selection", config["selection"], step, now), ("best_epoch", step, step, now)]
         self.log(rows, tags | {MODEL_ID: model, "mlflow.note.content": _note(config)}, model)
@@ -134,8 +137,7 @@ def _begin(client: Any, experiment: str, config: dict[str, Any], tags: dict[str,
     )
     if found:
         return found[0].info.run_id
-    source = {"mlflow.source.name": "qamoe.stages.train", "mlflow.source.type": "LOCAL"}
-    run = client.create_run(place, tags={**source, **identity, **tags}, run_name=f"{name}-seed{seed}")
+    run = client.create_run(place, tags=_SOURCE | identity | tags, run_name=f"{name}-seed{seed}")
     models = {part: config["models"][part] for part in ("encoders", name)}
     values = flat(
         {
@@ -223,8 +225,8 @@ def training_run(params: Params, name: str, seed: int, digests: dict[str, str]) 
     if settings.untracked():
         yield Training(None)
         return
-    client = connect()
-    with answering():
+    client = connect(_WITHOUT)
+    with answering(_WITHOUT):
         config = _described(params, name, seed, digests)
         record = Record(client, _begin(client, params.registry.name, config, origin()))
     with _active(record, system_metrics=importlib.util.find_spec("psutil") is not None):
@@ -269,7 +271,7 @@ def log_evaluation(client: Any, folder: Path, evaluated: Path, experiment: str) 
     """The spectrum as metrics, table and figure, in the run of its checkpoint; False where it is there already."""
     import pandas as pd
 
-    from qamoe.evaluation.spectrum import summarise
+    from qamoe.evaluation.summary import summarise
 
     digest = (evaluated / "digest").read_text()
     run = client.get_run(record_training(client, folder, experiment))

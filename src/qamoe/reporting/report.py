@@ -78,7 +78,7 @@ def _json(content: Any) -> str:
 
 def metrics(summary: Summary, cells: pd.DataFrame) -> dict[str, Any]:
     """model -> slice -> metric: means over seeds of each slice's area, for `dvc metrics show|diff`."""
-    wanted = ("mae", "corr", "acc2_non0", "acc7", "coverage_90", "accuracy", "macro_f1")
+    wanted = ("mae", "corr", "accuracy", "macro_f1")
     made: dict[str, Any] = {}
     for model, name, metric in cells[["model", "slice", "metric"]].drop_duplicates().itertuples(index=False):
         value = summary.get(f"{model}.{name}.{metric}.area.mean")

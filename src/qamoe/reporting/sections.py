@@ -157,7 +157,7 @@ def slices(cells: pd.DataFrame, runs: pd.DataFrame, summary: Summary) -> list[di
                 _slice_row(summary, models, name, error, "area09", f"{error}, mean over severities 0 to 0.9"),
                 _slice_row(summary, models, name, error, "worst", f"{error}, worst cell"),
             ]
-        form = "Area under the curve over severity" if name in graded else "Mean over all rows"
+        form = "Area over severity" if name in graded else "Over all rows"
         made.append({"name": name, "form": form, "models": models, "rows": rows})
     return made
 

@@ -70,7 +70,7 @@ def error_metric(cells: pd.DataFrame) -> str | None:
 
 def summaries(cells: pd.DataFrame) -> pd.DataFrame:
     """Every run's summary of every slice: model, seed, slice, metric, area, area09, worst, clean."""
-    from qamoe.evaluation.spectrum import summarise
+    from qamoe.evaluation.summary import summarise
 
     parts = []
     for model in sorted(cells["model"].unique(), key=model_order):

@@ -46,17 +46,21 @@ def log_model(folder: Path, name: str, step: int, tags: dict[str, str]) -> str:
 
     `step` links it with the run's metrics of that epoch. The weights stay in their file: nothing is pickled.
     """
+    import warnings
+
     import mlflow
 
     artifacts = {"weights": folder / checkpoint.WEIGHTS, "config": folder / checkpoint.CONFIG}
-    info = mlflow.pyfunc.log_model(
-        name=name,
-        python_model=str(CODE / "serving" / "pyfunc.py"),
-        artifacts={key: str(path.resolve()) for key, path in artifacts.items()},
-        code_paths=[str(CODE)],
-        signature=signature(),
-        pip_requirements=requirements(),
-        step=step,
-        tags=tags,
-    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*input example.*")  # the signature is explicit
+        info = mlflow.pyfunc.log_model(
+            name=name,
+            python_model=str(CODE / "serving" / "pyfunc.py"),
+            artifacts={key: str(path.resolve()) for key, path in artifacts.items()},
+            code_paths=[str(CODE)],
+            signature=signature(),
+            pip_requirements=requirements(),
+            step=step,
+            tags=tags,
+        )
     return info.model_id

@@ -110,12 +110,12 @@ def _ids(config: dict[str, Any], row: dict[str, Any], number: int) -> np.ndarray
 def _frames(value: Any, columns: Columns, where: str) -> np.ndarray:
     """(T, D) float64; what cannot be cleaned is refused, what is only not finite is left to cleaning."""
     needed = int(columns.kept.max(initial=-1)) + 1
-    if value is None or len(value) == 0:
-        return np.zeros((0, needed))
     try:
-        frames = np.array([np.asarray(frame, np.float64) for frame in value])
+        frames = np.array([np.asarray(frame, np.float64) for frame in (() if value is None else value)])
     except (TypeError, ValueError):
         raise Refused(f"{where} is no table of numbers (frames x columns); each frame has as many columns.") from None
+    if not len(frames):
+        return np.zeros((0, needed))
     if frames.ndim != 2:
         raise Refused(f"{where} has {frames.ndim} dimensions; allowed are 2, frames x columns.")
     if frames.shape[1] < needed:

@@ -32,7 +32,7 @@ def _evaluate(params: Params, stats: dict[str, Any], out: Path, name: str) -> No
     from qamoe.training import checkpoint
 
     folder = out / "evaluate" / name
-    seeds = params.seeds[name]  # type: ignore[index]
+    seeds = params.seeds[name]
     remove_other_seeds(folder, seeds)
     test = out / "preprocess" / "test.arrow"
     waiting = []

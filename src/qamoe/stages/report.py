@@ -1,6 +1,5 @@
-"""Evaluations -> what a person looks at: artifacts/report/index.html, and its numbers in summary.json and metrics.json."""
+"""Evaluations -> what a person looks at: artifacts/report/index.html, with its numbers in summary and metrics.json."""
 
-import sys
 from pathlib import Path
 
 from qamoe.params import Params
@@ -9,10 +8,11 @@ from qamoe.stages import entry
 
 def run(params: Params, out: Path) -> None:
     """Write the report and print its headline table."""
-    from qamoe.reporting import report
+    from qamoe.reporting import report, tables
 
-    report.write(out / "evaluate", out / "train", out / "report")
-    sys.stdout.flush()
+    made = report.write(out / "evaluate", out / "train", out / "report")
+    tables.print_headline(made["headline"])
+    print(f"report: {made['page']}\nnumbers: {made['summary']}")
 
 
 if __name__ == "__main__":

@@ -27,13 +27,9 @@ def run(params: Params, out: Path, model: str | None = None) -> None:
     names = [model] if model else list(params.seeds)
     folder = out / "train"
     for name in names:
-        remove_other_seeds(folder / name, params.seeds[name])  # type: ignore[index]
+        remove_other_seeds(folder / name, params.seeds[name])
     data = data_digest(out)
-    jobs = [
-        (name, seed, training_digests(params, name, data))
-        for name in names
-        for seed in params.seeds[name]  # type: ignore[index]
-    ]
+    jobs = [(name, seed, training_digests(params, name, data)) for name in names for seed in params.seeds[name]]
     waiting = [job for job in jobs if not _finished(folder / job[0] / str(job[1]), job[2])]
     entry.log.info(json.dumps({"stage": "train", "seeds": len(waiting), "kept": len(jobs) - len(waiting)}))
     if not waiting:

@@ -104,11 +104,10 @@ def digest(folder: Path) -> str:
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
     """Write a resumable state so that a kill at any moment leaves the old one or the new one."""
-    with written_aside(path) as aside:
-        with aside.open("wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
+    with written_aside(path) as aside, aside.open("wb") as file:
+        torch.save(state, file)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def load_state(path: Path) -> dict[str, Any] | None:

@@ -1,0 +1,44 @@
+"""What the search found -> params.yaml, with its comments and its order as they are: `make accept-tuned`."""
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from qamoe import params as parameters
+from qamoe.errors import Refused
+from qamoe.files import written_aside
+
+
+def lay(below: Any, above: Mapping[str, Any], place: str = "") -> None:
+    """Lay an overlay over parameters, in place. Raises Refused for a key that they do not have."""
+    for key, value in above.items():
+        if key not in below:
+            raise Refused(f"{place}{key} is no key of params.yaml; was it written by another version?")
+        if isinstance(value, Mapping):
+            lay(below[key], value, f"{place}{key}.")
+        else:
+            below[key] = value
+
+
+def accept(tuned: Path, target: Path) -> None:
+    """Write the values of `tuned` into `target`. Raises Refused where the search has not run."""
+    if not tuned.is_file():
+        raise Refused(f"There is no {tuned}; run the search first: dvc repro tune.")
+    yaml = YAML()
+    yaml.width = 4096
+    yaml.indent(mapping=2, sequence=4, offset=2)
+    merged = yaml.load(target)
+    lay(merged, yaml.load(tuned))
+    with written_aside(target) as aside:
+        yaml.dump(merged, aside)
+        parameters.load(aside)
+
+
+if __name__ == "__main__":
+    try:
+        accept(Path("artifacts/tune/best_params.yaml"), Path("params.yaml"))
+    except Refused as refusal:
+        sys.exit(f"accept-tuned: {refusal}")

@@ -1,0 +1,307 @@
+"""The registered model: a candidate becomes challenger, passes the gate or not, and becomes champion or not.
+
+A gate rule is one function of the evidence and one line in RULES. Every decision is kept with its reasons: as tags
+and description of the model version, and as promote/<gate>.json and .md in the run of the candidate.
+"""
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from qamoe import params as parameters
+from qamoe.errors import Refused
+from qamoe.params import Registry
+from qamoe.records.store import reason
+from qamoe.records.tracking import ARTIFACT, MODEL_ID
+
+CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
+SAME = 1e-5  # label units: how far the registered model may be from the evaluated one
+_GATE = "qamoe.gate."  # tag of a version: what was decided about it at one gate
+
+
+@dataclass(frozen=True)
+class Champion:
+    """A registered version and the checkpoint in it."""
+
+    version: str
+    digest: str
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What was measured on the gate split, rows as in predictions.parquet, slices clean and mixed.
+
+    `clips` are a few raw clips by clip id, as the registered model takes them.
+    """
+
+    config: dict[str, Any]
+    candidate: pd.DataFrame
+    champion: pd.DataFrame | None
+    clips: pd.DataFrame
+    split: str
+    coverage_90: tuple[float, float]
+
+    def mixed(self, rows: pd.DataFrame) -> pd.DataFrame:
+        return rows[rows["slice"] == "mixed"]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What one rule found."""
+
+    rule: str
+    passed: bool
+    numbers: dict[str, float]
+    sentence: str
+
+
+@dataclass(frozen=True)
+class Decision:
+    """promoted, refused or unchanged, about which version, and why."""
+
+    outcome: str
+    version: str | None
+    reasons: tuple[str, ...]
+    verdicts: tuple[Verdict, ...] = ()
+
+
+Predict = Callable[[pd.DataFrame], pd.DataFrame]
+
+
+def predicts_the_same(evidence: Evidence, registered: Predict) -> Verdict:
+    """The registered model predicts what the evaluated checkpoint predicted."""
+    clean = evidence.candidate[evidence.candidate["slice"] == "clean"].set_index("clip_id")
+    expected = clean.loc[evidence.clips.index]
+    try:
+        found = registered(evidence.clips)
+    except Exception as error:  # whatever the matter is, such a model serves nobody
+        return Verdict("predicts_the_same", False, {}, f"the registered model cannot be used: {reason(error)}")
+    apart = max(
+        float(np.abs(found[theirs].to_numpy() - expected[ours].to_numpy()).max())
+        for theirs, ours in (("score", "prediction"), ("variance", "variance"))
+    )
+    passed = apart <= SAME  # False for NaN too
+    sentence = f"on {len(expected)} clips the registered model is {apart:.1e} from the evaluated one, at most {SAME:g}"
+    return Verdict("predicts_the_same", passed, {"difference": apart, "clips": len(expected)}, sentence)
+
+
+def beats_the_mean(evidence: Evidence, registered: Predict) -> Verdict:
+    """Without a champion: a lower error on slice mixed than always answering the training mean."""
+    rows = evidence.mixed(evidence.candidate)
+    mae = float((rows["prediction"] - rows["target"]).abs().mean())
+    mean = float((evidence.config["target_mean"] - rows["target"]).abs().mean())
+    sentence = f"MAE {mae:.4f} on mixed, {mean:.4f} by always answering the training mean"
+    return Verdict("beats_the_mean", mae < mean, {"mae": mae, "mean_mae": mean}, sentence)
+
+
+def beats_the_champion(evidence: Evidence, registered: Predict) -> Verdict:
+    """A lower error on slice mixed than the champion's, beyond the paired 95 % interval over sources."""
+    from qamoe.evaluation.compare import paired_bootstrap
+
+    assert evidence.champion is not None
+    ours, theirs = evidence.mixed(evidence.candidate), evidence.mixed(evidence.champion)
+    maes = [float((rows["prediction"] - rows["target"]).abs().mean()) for rows in (ours, theirs)]
+    difference, low, high = paired_bootstrap(ours, theirs)
+    numbers = {"mae": maes[0], "champion_mae": maes[1], "difference": difference, "low": low, "high": high}
+    numbers["sources"] = ours["source"].nunique()
+    sentence = (
+        f"MAE {maes[0]:.4f} on mixed, the champion's {maes[1]:.4f}: difference {difference:+.4f}, "
+        f"95 % interval {low:+.4f} to {high:+.4f} over {numbers['sources']} sources; it must lie below 0"
+    )
+    return Verdict("beats_the_champion", high < 0, numbers, sentence)
+
+
+def covers_90(evidence: Evidence, registered: Predict) -> Verdict:
+    """The calibrated 90 % intervals hold about that share of the targets of slice mixed."""
+    rows = evidence.mixed(evidence.candidate)
+    reach = evidence.config["calibration"]["sigmas"]["0.9"] * np.sqrt(rows["variance"])
+    coverage = float(((rows["prediction"] - rows["target"]).abs() <= reach).mean())
+    low, high = evidence.coverage_90
+    sentence = f"90 % intervals hold {coverage:.1%} of the targets on mixed, allowed are {low:.0%} to {high:.0%}"
+    return Verdict("covers_90", low <= coverage <= high, {"coverage": coverage, "low": low, "high": high}, sentence)
+
+
+FIRST = (predicts_the_same, beats_the_mean, covers_90)
+RULES = (predicts_the_same, beats_the_champion, covers_90)
+
+
+def champion(client: Any, name: str) -> Champion | None:
+    """Who answers to models:/name@champion now, or None."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        version = client.get_model_version_by_alias(name, CHAMPION)
+    except MlflowException as error:
+        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):  # no such model; no such alias
+            return None
+        raise
+    digest = version.tags.get(ARTIFACT)
+    if digest is None:
+        raise Refused(f"Version {version.version} of {name} has no tag {ARTIFACT}; it was not registered by promote.")
+    return Champion(str(version.version), digest)
+
+
+def fetch(name: str, version: str, folder: Path) -> Path:
+    """Download the checkpoint of a registered version; returns the folder of its files."""
+    import mlflow
+
+    return Path(mlflow.artifacts.download_artifacts(f"models:/{name}/{version}/artifacts", dst_path=str(folder)))
+
+
+def same_corpus(ours: dict[str, Any], theirs: dict[str, Any], name: str, version: str) -> None:
+    """Refuse a champion whose model.json tells of another corpus, task or features than the candidate's."""
+    found = [
+        (what, _get(theirs, what), _get(ours, what))
+        for what in ("stats.about", "task", "inputs", "extract.text", "extract.audio", "extract.vision")
+    ]
+    different = [f"{what} {a} instead of {b}" for what, a, b in found if a != b]
+    if different:
+        raise Refused(
+            f"The champion of {name} (version {version}) was trained on another corpus ({'; '.join(different)}); "
+            "each corpus has a registry.name of its own."
+        )
+
+
+def _get(config: dict[str, Any], dotted: str) -> Any:
+    value: Any = config
+    for part in dotted.split("."):
+        value = value.get(part) if isinstance(value, dict) else None
+    return value
+
+
+def gate_key(split_digest: str, protocol: int, registry: Registry, against: Champion | None) -> str:
+    """All that a decision depends on beside the candidate: champion, clips, protocol and the gate's own parameters."""
+    return parameters.digest(split_digest, protocol, registry, against.digest if against else None)[:16]
+
+
+def settled(client: Any, name: str, digest: str, key: str, against: Champion | None) -> Decision | None:
+    """The decision where there is nothing to decide: the candidate is champion, or was refused at the same gate."""
+    if against is not None and digest == against.digest:
+        return Decision("unchanged", against.version, (f"this checkpoint is the champion (version {against.version})",))
+    version = _version_of(client, name, digest)
+    if version is not None and version.tags.get(_GATE + key) == "refused":
+        before = f"version {version.version} was refused before against the same champion, clips and protocol"
+        return Decision("unchanged", str(version.version), (before, *_told(version.tags)))
+    return None
+
+
+def _told(tags: dict[str, str]) -> list[str]:
+    return [value for tag, value in sorted(tags.items()) if tag.startswith("qamoe.rule.")]
+
+
+def _version_of(client: Any, name: str, digest: str) -> Any | None:
+    found = client.search_model_versions(f"name = '{name}'")
+    same = [version for version in found if version.tags.get(ARTIFACT) == digest]
+    return max(same, key=lambda version: int(version.version)) if same else None
+
+
+def submit(
+    client: Any, name: str, run_id: str, evidence: Evidence, key: str, against: Champion | None, about: dict[str, Any]
+) -> Decision:
+    """Register the checkpoint of a run, alias it challenger, ask every rule, record the answer, and move the aliases.
+
+    `about` goes into the record (protocol, digest of the data). Whatever stops this half-way, calling it again
+    brings it to its end: the champion's alias moves last, and a version is registered once.
+    """
+    import mlflow
+
+    run = client.get_run(run_id)
+    version = _register(client, name, run)
+    client.set_registered_model_alias(name, CHALLENGER, version)
+
+    def registered(clips: pd.DataFrame) -> pd.DataFrame:
+        return mlflow.pyfunc.load_model(f"models:/{name}/{version}").predict(clips)
+
+    verdicts = tuple(rule(evidence, registered) for rule in (RULES if against else FIRST))
+    promoted = all(verdict.passed for verdict in verdicts)
+    reasons = tuple(f"{'passed' if v.passed else 'failed'} {v.rule}: {v.sentence}" for v in verdicts)
+    decision = Decision("promoted" if promoted else "refused", version, reasons, verdicts)
+    _record(client, name, run, evidence, key, against, about, decision)
+    if promoted:
+        if against is not None:
+            client.set_registered_model_alias(name, PREVIOUS, against.version)
+        client.set_registered_model_alias(name, CHAMPION, version)
+        client.delete_registered_model_alias(name, CHALLENGER)
+    return decision
+
+
+def _register(client: Any, name: str, run: Any) -> str:
+    from mlflow.exceptions import MlflowException
+
+    digest = run.data.tags[ARTIFACT]
+    there = _version_of(client, name, digest)
+    if there is not None:
+        return str(there.version)
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    tags = {tag: run.data.tags[tag] for tag in (ARTIFACT, MODEL_ID, "qamoe.model", "qamoe.seed")}
+    # By the logged model's id: a run's name could mean another step of it.
+    source = f"models:/{run.data.tags[MODEL_ID]}"
+    return str(client.create_model_version(name, source, run.info.run_id, tags).version)
+
+
+def _record(
+    client: Any,
+    name: str,
+    run: Any,
+    evidence: Evidence,
+    key: str,
+    against: Champion | None,
+    about: dict[str, Any],
+    decision: Decision,
+) -> None:
+    rows = evidence.candidate
+    content = {
+        "decision": decision.outcome,
+        "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "name": name,
+        "version": decision.version,
+        "candidate": {
+            "digest": run.data.tags[ARTIFACT],
+            "model": evidence.config["model"],
+            "seed": evidence.config["seed"],
+            "selection": evidence.config["selection"],
+            "run": run.info.run_id,
+        },
+        "champion": asdict(against) if against else None,
+        "split": evidence.split,
+        "clips": rows["clip_id"].nunique(),
+        "sources": rows["source"].nunique(),
+        **about,
+        "rules": [asdict(verdict) for verdict in decision.verdicts],
+    }
+    told = markdown(content)
+    client.log_text(run.info.run_id, json.dumps(content, indent=1, default=float), f"promote/{key}.json")
+    client.log_text(run.info.run_id, told, f"promote/{key}.md")
+    client.update_model_version(name, decision.version, description=told)
+    tags = {f"qamoe.rule.{v.rule}": why for v, why in zip(decision.verdicts, decision.reasons, strict=True)}
+    tags |= {f"qamoe.{what}": str(value) for what, value in about.items()}
+    tags |= {"qamoe.split": evidence.split, "qamoe.champion_digest": against.digest if against else "none"}
+    tags |= {"qamoe.decision": decision.outcome, _GATE + key: decision.outcome}  # last: what makes it settled
+    for tag, value in tags.items():
+        client.set_model_version_tag(name, decision.version, tag, value)
+
+
+def markdown(content: dict[str, Any]) -> str:
+    """A decision as a page: the outcome, what stood against what, and a line a rule."""
+    theirs = content["champion"]
+    seen = f"{content['clips']} clips of {content['sources']} sources of split {content['split']}"
+    lines = [
+        f"**{content['name']}, version {content['version']}: {content['decision']}** ({content['at']})",
+        f"{content['candidate']['model']}, seed {content['candidate']['seed']}, against "
+        + (f"the champion, version {theirs['version']}" if theirs else "no champion")
+        + f", on {seen}.",
+    ]
+    if content["split"] != "gate":
+        lines.append("This corpus has no gate split, so the split that chose the checkpoint judged it too.")
+    rules = [f"- {'passed' if r['passed'] else 'FAILED'} `{r['rule']}`: {r['sentence']}" for r in content["rules"]]
+    return "\n\n".join([*lines, "\n".join(rules)]) + "\n"

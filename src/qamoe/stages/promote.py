@@ -1,0 +1,188 @@
+"""The best checkpoint of QA-MoE -> the registered champion, if the gate lets it: an event, without a DVC output.
+
+Candidate and champion are measured on the gate split, which nothing else reads; never on test. The rules, aliases
+and records are in records/registry.py.
+"""
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qamoe import settings
+from qamoe.errors import Refused
+from qamoe.params import Params
+from qamoe.stages import entry
+from qamoe.stages.data import data_digest, file_digest, read_stats
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from qamoe.features.store import Store
+    from qamoe.records.registry import Decision
+    from qamoe.training.checkpoint import Trained
+
+MODEL = "qamoe"
+_COMPARED_CLIPS = 8  # that the registered model has to predict as the evaluated one
+
+
+def run(params: Params, out: Path) -> None:
+    """Promote, refuse or leave things as they are; the decision is printed last."""
+    decision = decide(params, out)
+    for reason in decision.reasons:
+        print(reason)
+    print(f"decision: {decision.outcome}", flush=True)
+
+
+def decide(params: Params, out: Path) -> "Decision":
+    """Measure and ask the gate. Raises Refused where a stage before it has not run, or the champion is of another
+    corpus."""
+    from qamoe.evaluation.spectrum import PROTOCOL
+    from qamoe.records import registry
+    from qamoe.records.store import answering, connect
+    from qamoe.records.tracking import record_training
+    from qamoe.training import checkpoint
+
+    stats = read_stats(out)
+    folder, config = best_candidate(params, out)
+    split, store = gate_split(out)
+    name = params.registry.name
+    print(f"candidate: {MODEL} seed {config['seed']}, selection {config['selection']:.4f}; judged on split {split}")
+    client = connect()
+    with answering():
+        against = registry.champion(client, name)
+    print(f"champion: {f'version {against.version} of {name}' if against else f'none yet of {name}'}")
+    gate_digest = file_digest(store.path)
+    key = registry.gate_key(gate_digest, PROTOCOL, params.registry, against)
+    with answering():
+        decision = registry.settled(client, name, checkpoint.digest(folder), key, against)
+    if decision is not None:
+        return decision
+    with tempfile.TemporaryDirectory() as temporary:
+        rivals = [checkpoint.load(folder, settings.device())]
+        if against is not None:
+            rivals.append(_fetched(name, against.version, config, Path(temporary)))
+        rows = _measured(params, stats, rivals, store, Path(temporary))
+    evidence = registry.Evidence(
+        config,
+        rows[0],
+        rows[1] if against else None,
+        _raw_clips(store, stats, config["modalities"]),
+        split,
+        params.registry.coverage_90,
+    )
+    about = {"protocol": PROTOCOL, "data_digest": config["digests"]["data"], "gate_digest": gate_digest}
+    with answering():
+        run_id = record_training(client, folder, name)
+        return registry.submit(client, name, run_id, evidence, key, against, about)
+
+
+def best_candidate(params: Params, out: Path) -> tuple[Path, dict[str, Any]]:
+    """The seed with the lowest validation selection value. Raises Refused where a seed is missing or of other data."""
+    from qamoe.training.checkpoint import read_config
+
+    data = data_digest(out)
+    found = []
+    for seed in params.seeds[MODEL]:
+        folder = out / "train" / MODEL / str(seed)
+        config = read_config(folder)
+        if config is None:
+            raise Refused(f"There is no finished checkpoint in {folder}; run the stage train first.")
+        if config["digests"]["data"] != data:
+            raise Refused(f"{folder} was trained on other data than {out / 'preprocess'} holds; run the stage train.")
+        found.append((config["selection"], seed, folder, config))
+    _, _, folder, config = min(found, key=lambda item: item[:2])
+    return folder, config
+
+
+def gate_split(out: Path) -> tuple[str, "Store"]:
+    """The split that promotion reads: gate, or valid where the corpus's own split leaves no room for one."""
+    from qamoe.features.store import Store
+
+    for split in ("gate", "valid"):
+        store = Store(out / "preprocess" / f"{split}.arrow")
+        if len(store):
+            return split, store
+    raise Refused("Neither the gate nor the validation split has a clip; a candidate cannot be judged.")
+
+
+def _fetched(name: str, version: str, config: dict[str, Any], folder: Path) -> "Trained":
+    from pydantic import ValidationError
+
+    from qamoe.records import registry
+    from qamoe.training import checkpoint
+
+    place = registry.fetch(name, version, folder / "champion")
+    theirs = checkpoint.read_config(place)
+    if theirs is None:
+        raise Refused(f"Version {version} of {name} holds no {checkpoint.CONFIG}; it was not registered by promote.")
+    registry.same_corpus(config, theirs, name, version)
+    try:
+        return checkpoint.load(place, settings.device())
+    except ValidationError as error:
+        reason = error.errors()[0]
+        key = ".".join(str(part) for part in reason["loc"])
+        raise Refused(f"The champion of {name} (version {version}) is of other code: {key}, {reason['msg']}.") from None
+
+
+def _measured(
+    params: Params, stats: dict[str, Any], rivals: list["Trained"], store: "Store", temporary: Path
+) -> list["pd.DataFrame"]:
+    """Predictions on slices clean and mixed, each model reading frames that its own training split standardised."""
+    from qamoe.degradation.views import references
+    from qamoe.evaluation import spectrum
+
+    evaluation = params.evaluate.model_copy(update={"seed": params.registry.seed})
+    cells = [*spectrum.plan(["clean"], evaluation), spectrum.mixed(params.registry.seed, params.registry.draws)]
+    groups = [rivals] if all(_same_columns(r.config["stats"], stats) for r in rivals) else [[r] for r in rivals]
+    found = []
+    for group in groups:
+        own = group[0].config["stats"]
+        standard = store if _same_columns(own, stats) else _restandardised(store, stats, own, temporary / "own.arrow")
+        found += spectrum.measure(group, standard, cells, references(own), settings.device())
+    return found
+
+
+def _same_columns(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    return all(a[m] == b[m] for m in a["modalities"] if m != "text")
+
+
+def _restandardised(store: "Store", stats: dict[str, Any], own: dict[str, Any], path: Path) -> "Store":
+    """The same clips as a model of older data knew them: after an ingest, mean and deviation are others."""
+    from qamoe.features.clean import Columns, clean
+    from qamoe.features.store import Store, write
+    from qamoe.serving.predict import raw_frames
+
+    streams = {m: Columns.from_json(own[m]) for m in own["modalities"] if m != "text"}
+
+    def rows() -> Iterator[dict[str, Any]]:
+        for row in range(len(store)):
+            made: dict[str, Any] = {field.name: None for field in store.schema}
+            made |= {"clip_id": store.clip_ids[row], "source": store.sources[row], "label": store.labels[row]}
+            for m in ("text", "audio", "vision"):
+                frames = store.sequence(m, row)
+                made[m] = clean(raw_frames(frames, stats[m]), streams[m]) if m in streams else frames
+            yield made
+
+    write(path, store.schema, rows(), store.metadata)
+    return Store(path)
+
+
+def _raw_clips(store: "Store", stats: dict[str, Any], modalities: list[str]) -> "pd.DataFrame":
+    """A few clips as the registered model takes them: token ids and raw frames, by clip id."""
+    import pandas as pd
+
+    from qamoe.serving.predict import raw_frames
+
+    chosen = range(min(_COMPARED_CLIPS, len(store)))
+    columns: dict[str, Any] = {}
+    for m in modalities:
+        if m == "text":
+            columns["tokens"] = [store.sequence(m, row).tolist() for row in chosen]
+        else:
+            columns[m] = [raw_frames(store.sequence(m, row), stats[m]) for row in chosen]
+    return pd.DataFrame(columns, index=[store.clip_ids[row] for row in chosen])
+
+
+if __name__ == "__main__":
+    entry.main("promote", run)

@@ -1,0 +1,63 @@
+"""Training folders made elsewhere -> MLflow: pulled from a remote, or trained without a store. Idempotent."""
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+from qamoe import settings
+from qamoe.errors import Refused
+from qamoe.params import load
+from qamoe.stages import entry
+
+
+def run(folders: list[Path], experiment: str) -> None:
+    """Record each finished checkpoint, and its evaluation where artifacts/evaluate has one beside artifacts/train.
+
+    Raises Refused where a folder holds no finished checkpoint (before anything is recorded) or the store does not
+    answer.
+    """
+    from qamoe.records.store import answering, connect
+    from qamoe.records.tracking import log_evaluation, record_training
+    from qamoe.training.checkpoint import CONFIG
+
+    for folder in folders:
+        if not (folder / CONFIG).is_file():
+            raise Refused(
+                f"{folder} is no finished checkpoint: {CONFIG} is missing; allowed is a folder as train makes."
+            )
+    client = connect()
+    for folder in folders:
+        with answering():
+            run_id = record_training(client, folder, experiment)
+            evaluated = evaluation_of(folder)
+            if evaluated is not None:
+                log_evaluation(client, folder, evaluated, experiment)
+        print(f"{folder}: run {run_id}" + (", evaluated" if evaluated else ""))
+
+
+def evaluation_of(folder: Path) -> Path | None:
+    """OUT/evaluate/MODEL/SEED of OUT/train/MODEL/SEED, where it is whole."""
+    model, seed = folder.resolve().parts[-2:]
+    place = folder.resolve().parents[2] / "evaluate" / model / seed
+    return place if all((place / name).is_file() for name in ("cells.parquet", "digest")) else None
+
+
+def main() -> None:
+    """The command; a refusal becomes one sentence on stderr and exit code 2."""
+    parser = argparse.ArgumentParser(prog="python -m qamoe.stages.record")
+    parser.add_argument("folders", type=Path, nargs="+", metavar="FOLDER", help="artifacts/train/MODEL/SEED")
+    parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="names the experiment: registry.name")
+    arguments = parser.parse_args()
+    settings.go_offline()
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    entry.log.setLevel(logging.INFO)
+    try:
+        run(arguments.folders, load(arguments.params).registry.name)
+    except Refused as refusal:
+        print(f"record: {refusal}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,151 @@
+"""A record store that costs a migration once a session, and a corpus and checkpoints small enough to make in a test."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session")
+def empty_records(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An MLflow database without runs: its first migration takes seconds."""
+    from qamoe.records.store import connect
+
+    path = tmp_path_factory.mktemp("records") / "mlflow.db"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{path}")
+        connect()
+    return path
+
+
+@pytest.fixture
+def records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_records: Path) -> Any:
+    """A client of an empty store of this test alone, with the test's folder as the working folder."""
+    from qamoe.records.store import connect
+
+    shutil.copy(empty_records, tmp_path / "mlflow.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    monkeypatch.setenv("QAMOE_DEVICE", "cpu")
+    monkeypatch.delenv("QAMOE_TRACKING", raising=False)
+    monkeypatch.chdir(tmp_path)
+    return connect()
+
+
+@pytest.fixture(scope="session")
+def tiny_params() -> Any:
+    """params.yaml with the smallest models."""
+    import yaml
+
+    from qamoe.params import Params
+
+    content = yaml.safe_load((ROOT / "params.yaml").read_text())
+    content["models"]["encoders"] |= {"width": 8, "layers": 0, "heads": 1}
+    content["models"]["qamoe"] |= {"experts": 3, "active": 2, "hidden": 8}
+    content["registry"] |= {"name": "qa-moe", "draws": 2, "coverage_90": [0.75, 1.0]}
+    content["seeds"]["qamoe"] = [1, 2]
+    return Params.model_validate(content)
+
+
+@pytest.fixture(scope="session")
+def tiny_stats() -> dict[str, Any]:
+    """stats.json of a corpus whose audio lost one of three columns for being constant."""
+
+    def columns(kept: list[int], mean: list[float], deviation: list[float]) -> dict[str, Any]:
+        return {"kept": kept, "mean": mean, "deviation": deviation, "unfit": 0, "dimension": len(kept), "rate": 20.0}
+
+    return {
+        "task": {"kind": "regression", "low": -3.0, "high": 3.0, "classes": []},
+        "modalities": ["text", "audio", "vision"],
+        "generated": True,
+        "about": {"corpus": "tiny", "seed": 1},
+        "text": {"unk": 100, "special": [0, 101, 102], "vocabulary": 30522, "frequencies": [[2204, 3], [2919, 2]]},
+        "audio": columns([0, 2], [5.0, -1.0], [2.0, 0.5]),
+        "vision": columns([0, 1], [0.1, 0.2], [0.3, 0.4]),
+        "target_mean": 0.0,
+        "target_std": 1.0,
+        "clips": {"train": 2, "valid": 12, "gate": 12, "test": 0},
+        "seconds_max": 2.0,
+    }
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tiny_params: Any, tiny_stats: dict[str, Any]) -> Callable[..., Path]:
+    """Write a finished checkpoint: tiny_checkpoint(folder, answer=1.0) nearly always answers `answer`."""
+
+    def make(folder: Path, *, model: str = "qamoe", seed: int = 1, answer: float = 1.0, **changed: Any) -> Path:
+        import torch
+
+        from qamoe.training import checkpoint
+        from qamoe.training.fit import _config
+
+        inputs = {"text": 384, "audio": 2, "vision": 2}
+        digests = {"params": "p" * 64, "data": "d" * 64, "code": "c" * 64}
+        config = _config(model, seed, tiny_params, tiny_stats, inputs, digests)
+        anchors = {m: {"clean": 0.8, "worthless": 0.4, "rescaled": True} for m in inputs}
+        config |= {
+            "selection": 0.5 + 0.1 * seed,
+            "best_epoch": 2,
+            "calibration": {"sigmas": {"0.5": 0.7, "0.8": 1.3, "0.9": 1.7, "0.95": 2.0}},
+            "trust": anchors if model == "qamoe" else {},
+        }
+        config |= changed
+        torch.manual_seed(seed)
+        network = checkpoint.make(model, config)
+        if model != "mean":
+            with torch.no_grad():
+                network.head.out.weight.mul_(0.05)
+                network.head.out.bias.copy_(torch.tensor([answer, -2.0]))
+        history = [
+            {"epoch": e, "loss": 2.0 / e, "losses.task": 1.0 / e, "valid": 0.6, "seconds": 1.5} for e in (1, 2, 3)
+        ]
+        checkpoint.save(folder, network, config, history)
+        return folder
+
+    return make
+
+
+@pytest.fixture
+def tiny_corpus(tiny_stats: dict[str, Any]) -> Callable[..., None]:
+    """Write the outputs of preprocess; labels lie around 1, four sources a split."""
+
+    def make(out: Path, *, gate: int = 12, stats: dict[str, Any] | None = None) -> None:
+        import json
+
+        import pyarrow as pa
+
+        from qamoe.features import store
+
+        schema = pa.schema(
+            [
+                ("clip_id", pa.string()),
+                ("source", pa.string()),
+                ("label", pa.float64()),
+                ("text", pa.list_(pa.int32())),
+                ("audio", store.frames_type(2)),
+                ("vision", store.frames_type(2)),
+            ]
+        )
+        folder = out / "preprocess"
+        folder.mkdir(parents=True, exist_ok=True)
+        for number, (split, count) in enumerate({"train": 2, "valid": 12, "gate": gate}.items()):
+            draws = np.random.default_rng(number)
+            rows = [
+                {
+                    "clip_id": f"{split}-{i}",
+                    "source": f"{split}-source-{i % 4}",
+                    "label": 1.0 + 0.2 * draws.standard_normal(),
+                    "text": np.array([101, *draws.integers(2000, 9000, i % 3 + 1), 102], np.int32),
+                    "audio": draws.standard_normal((i % 5, 2)).astype(np.float32),
+                    "vision": draws.standard_normal((4, 2)).astype(np.float32),
+                }
+                for i in range(count)
+            ]
+            store.write(folder / f"{split}.arrow", schema, rows, {"split": split})
+        (folder / "stats.json").write_text(json.dumps(stats or tiny_stats))
+
+    return make

@@ -1,0 +1,69 @@
+"""A small DVC repository to run flows in, and one Prefect server for all tests of flows."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import flows  # noqa: F401  # telemetry is off before Prefect is imported
+
+# Each stage adds a line to a file that DVC does not know, so that a test sees how often it ran.
+PIPELINE = """
+stages:
+  extract:
+    cmd: python stage.py extract
+    deps: [corpus.txt]
+    outs: [extract.txt]
+  train:
+    matrix:
+      model: [mean, qamoe]
+    cmd: python stage.py train ${item.model}
+    deps: [extract.txt]
+    outs:
+      - train-${item.model}.txt
+  report:
+    cmd: python stage.py report
+    deps: [train-mean.txt, train-qamoe.txt]
+    outs: [report.txt]
+"""
+STAGE = """
+import sys
+from pathlib import Path
+
+name = "-".join(sys.argv[1:])
+corpus = Path("corpus.txt").read_text()
+if "bad" in corpus:
+    sys.exit(f"{sys.argv[1]}: corpus.txt is bad; it may hold anything else.")
+with open("ran.txt", "a") as file:
+    print(name, file=file)
+Path(f"{name}.txt").write_text(corpus)
+print(f"{name} says hello")
+"""
+
+
+def dvc(*arguments: str) -> None:
+    """Run a dvc command that has to succeed."""
+    subprocess.run([sys.executable, "-m", "dvc", *arguments], check=True, capture_output=True)
+
+
+@pytest.fixture
+def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A DVC repository with three stages, one of them a matrix; it is the working directory."""
+    monkeypatch.chdir(tmp_path)
+    dvc("init", "--quiet", "--no-scm")
+    (tmp_path / "dvc.yaml").write_text(PIPELINE)
+    (tmp_path / "stage.py").write_text(STAGE)
+    (tmp_path / "corpus.txt").write_text("good")
+    return tmp_path
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[str]:
+    """One temporary Prefect server with a database of its own; its address."""
+    from prefect.settings import PREFECT_API_URL
+    from prefect.testing.utilities import prefect_test_harness
+
+    with prefect_test_harness(server_startup_timeout=120):
+        yield str(PREFECT_API_URL.value())

@@ -1,0 +1,141 @@
+"""The whole line on a small repository: what is stale runs, the gate is always asked, a failure stops it."""
+
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from prefect import State
+from prefect.states import Completed
+
+from flows import _dvc, pipeline
+
+ROOT = Path(pipeline.__file__).parent.parent
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """How often the gate was asked, which here only answers."""
+    calls: list[str] = []
+
+    def ask() -> State[str]:
+        calls.append("asked")
+        return Completed(data="promoted: qa-moe 1")
+
+    monkeypatch.setattr(_dvc, "STAGES", ("extract", "train", "report"))
+    monkeypatch.setattr(pipeline, "ask_gate", ask)
+    return calls
+
+
+def ran(repository: Path) -> list[str]:
+    path = repository / "ran.txt"
+    names = path.read_text().split() if path.exists() else []
+    path.write_text("")
+    return names
+
+
+@pytest.mark.usefixtures("server")
+def test_what_is_stale_runs_and_the_gate_is_always_asked(
+    repository: Path, asked: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    _dvc.start(pipeline.pipeline)
+    assert ran(repository) == ["extract", "train-mean", "train-qamoe", "report"]
+    printed = capsys.readouterr().out
+    assert printed.index("report says hello") < printed.index("promoted: qa-moe 1") < printed.index("index.html")
+
+    _dvc.start(pipeline.pipeline)
+    assert ran(repository) == []
+    assert asked == ["asked"] * 2
+
+    (repository / "corpus.txt").write_text("better")
+    _dvc.start(pipeline.pipeline)
+    assert ran(repository) == ["extract", "train-mean", "train-qamoe", "report"]
+
+
+@pytest.mark.usefixtures("server")
+def test_a_failed_stage_stops_the_line_before_the_gate(repository: Path, asked: list[str]) -> None:
+    (repository / "corpus.txt").write_text("bad")
+    state = pipeline.pipeline(return_state=True)
+    assert (state.is_failed(), state.message) == (True, "extract: corpus.txt is bad; it may hold anything else.")
+    assert asked == []
+
+
+@pytest.mark.usefixtures("server")
+def test_absent_data_is_pulled_first(repository: Path, asked: list[str]) -> None:
+    """data/ is tracked by data.dvc and lies in a remote, as in a fresh clone."""
+
+    def dvc(*arguments: str) -> None:
+        subprocess.run([sys.executable, "-m", "dvc", *arguments], check=True, capture_output=True)
+
+    dvc("remote", "add", "sample", str(repository / "remote"))
+    (repository / "data").mkdir()
+    (repository / "data/clip.txt").write_text("clip")
+    dvc("add", "data", "--quiet")
+    dvc("push", "--remote", "sample", "data.dvc")
+    entry = (repository / "data.dvc").read_text()
+    (repository / "data.dvc").write_text(entry.replace("  path: data", "  path: data\n  remote: sample"))
+    for folder in ("data", ".dvc/cache"):
+        subprocess.run(["rm", "-r", folder], check=True)
+    state = pipeline.pipeline(return_state=True)
+    assert state.is_completed(), state.message
+    assert (repository / "data/clip.txt").read_text() == "clip"
+
+
+@pytest.mark.usefixtures("server")
+def test_a_scheduled_run_takes_commits_only(repository: Path, asked: list[str]) -> None:
+    def git(*arguments: str) -> None:
+        who = ("-c", "user.name=someone", "-c", "user.email=someone@example.org")
+        subprocess.run(["git", *who, *arguments], check=True, capture_output=True)
+
+    git("init", "--quiet")
+    (repository / "dvc.lock").write_text("schema: '2.0'\n")
+    git("add", "dvc.yaml", "dvc.lock", "stage.py")
+    git("commit", "--quiet", "--message", "all")
+    (repository / "dvc.lock").write_text("schema: '2.0'\nstages: {}\n")
+    assert pipeline.changed_files() == []
+    with (repository / "stage.py").open("a") as file:
+        file.write("# changed\n")
+    state = pipeline.pipeline(committed_only=True, return_state=True)
+    assert state.is_failed()
+    assert "stage.py" in (state.message or "")
+    assert ran(repository) == asked == []
+
+
+@pytest.mark.slow
+def test_a_terminated_flow_ends_its_stage(repository: Path, server: str) -> None:
+    """As a worker cancels a run: SIGTERM to the flow's process, here started like `python -m flows.extract`."""
+    os.mkfifo(repository / "pipe")
+    reading = os.open(repository / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    waits = "import os, signal\nos.write(os.open('pipe', os.O_WRONLY), b'here')\nsignal.pause()\n"
+    (repository / "stage.py").write_text(waits)
+    environment = {**os.environ, "PREFECT_API_URL": server, "PYTHONPATH": str(ROOT)}
+    flow = subprocess.Popen([sys.executable, "-m", "flows.extract"], env=environment)
+    poll = select.poll()
+    poll.register(reading, select.POLLIN)
+    try:
+        assert poll.poll(120_000), "the stage did not start"
+        assert os.read(reading, 4) == b"here"
+        flow.send_signal(signal.SIGTERM)
+        assert poll.poll(60_000), "the stage did not end"
+        assert os.read(reading, 4) == b""
+        assert flow.wait(timeout=60) != 0
+    finally:
+        flow.kill()
+        os.close(reading)
+
+
+def test_the_deployment_names_no_place_and_lets_one_run_at_a_time() -> None:
+    import yaml
+
+    content = (ROOT / "prefect.yaml").read_text()
+    assert str(ROOT) not in content
+    (nightly,) = yaml.safe_load(content)["deployments"]
+    assert nightly["concurrency_limit"] == {"limit": 1, "collision_strategy": "CANCEL_NEW"}
+    path, _, name = nightly["entrypoint"].partition(":")
+    assert (ROOT / path).is_file()
+    assert name == pipeline.pipeline.fn.__name__
+    assert set(nightly["parameters"]) <= set(json.loads(pipeline.pipeline.parameters.model_dump_json())["properties"])

@@ -1,0 +1,128 @@
+"""Each rule of the gate, on numbers small enough to check by hand; the whole way is in tests/stages/test_promote.py."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from qamoe.errors import Refused
+from qamoe.records import registry
+from qamoe.records.registry import Champion, Evidence
+
+
+def rows(errors: list[float], name: str = "mixed", variance: float = 0.25) -> pd.DataFrame:
+    """Clip i has target i % 3 - 1 and is predicted wrong by errors[i]; a source has two clips, each two draws."""
+    target = np.arange(len(errors)) % 3 - 1.0
+    one = pd.DataFrame(
+        {
+            "clip_id": [f"clip-{i}" for i in range(len(errors))],
+            "source": [f"source-{i // 2}" for i in range(len(errors))],
+            "slice": name,
+            "cell": name,
+            "target": target,
+            "prediction": target + errors,
+            "variance": variance,
+        }
+    )
+    draws = (0,) if name == "clean" else (0, 1)
+    return pd.concat([one.assign(draw=draw) for draw in draws], ignore_index=True)
+
+
+def evidence(errors: list[float], champion: list[float] | None = None, **changed: Any) -> Evidence:
+    clean = rows(errors, "clean")
+    made = Evidence(
+        config={"target_mean": 0.0, "calibration": {"sigmas": {"0.9": 1.6}}},
+        candidate=pd.concat([clean, rows(errors)], ignore_index=True),
+        champion=None if champion is None else pd.concat([rows(champion, "clean"), rows(champion)], ignore_index=True),
+        clips=pd.DataFrame({"text": ["a", "b"]}, index=["clip-1", "clip-0"]),
+        split="gate",
+        coverage_90=(0.75, 1.0),
+    )
+    return replace(made, **changed)
+
+
+def unused(clips: pd.DataFrame) -> pd.DataFrame:
+    raise AssertionError("this rule does not ask the registered model")
+
+
+def test_a_first_champion_beats_the_training_mean():
+    good = registry.beats_the_mean(evidence([0.1, -0.2, 0.1, 0.2, 0.1, -0.1]), unused)
+    assert good.passed
+    assert good.numbers == {"mae": pytest.approx(0.8 / 6), "mean_mae": pytest.approx(4 / 6)}
+    assert not registry.beats_the_mean(evidence([0.7] * 6), unused).passed
+    assert not registry.beats_the_mean(evidence([1.0, 0.0, -1.0] * 2), unused).passed  # it is the mean predictor
+
+
+def test_a_new_champion_is_better_beyond_its_interval():
+    worse = [0.5, 0.4, 0.5, 0.6, 0.5, 0.4]
+    better = registry.beats_the_champion(evidence([0.1] * 6, worse), unused)
+    assert better.passed
+    assert better.numbers["difference"] == pytest.approx(0.1 - np.mean(worse))
+    assert better.numbers["high"] < 0
+    assert better.numbers["sources"] == 3
+    by_chance = registry.beats_the_champion(
+        evidence([0.1, 0.1, 0.5, 0.5, 0.5, 0.5], [0.9, 0.9, 0.4, 0.4, 0.4, 0.4]), unused
+    )
+    assert by_chance.numbers["difference"] < 0 < by_chance.numbers["high"]
+    assert not by_chance.passed
+    assert not registry.beats_the_champion(evidence(worse, worse), unused).passed
+
+
+def test_intervals_must_hold_about_their_share():
+    assert registry.covers_90(evidence([0.7, 0.7, 0.7, 0.9]), unused).passed  # reach .8: three of four, just allowed
+    few = registry.covers_90(evidence([0.7, 0.7, 0.9, 0.9]), unused)
+    assert (few.passed, few.numbers["coverage"]) == (False, 0.5)
+    assert not registry.covers_90(evidence([0.1] * 4, coverage_90=(0.8, 0.99)), unused).passed  # too wide counts too
+
+
+def test_the_registered_model_is_the_evaluated_one():
+    seen = evidence([0.1, 0.2, 0.3])
+    by_clip = seen.candidate[seen.candidate["slice"] == "clean"].set_index("clip_id")
+
+    def registered(clips: pd.DataFrame, off: float = 0.0, variance: float = 0.25) -> pd.DataFrame:
+        return pd.DataFrame({"score": by_clip["prediction"].loc[clips.index] + off, "variance": variance})
+
+    assert registry.predicts_the_same(seen, registered).passed
+    assert registry.predicts_the_same(seen, lambda clips: registered(clips, off=5e-6)).passed
+    assert not registry.predicts_the_same(seen, lambda clips: registered(clips, off=5e-5)).passed
+    assert not registry.predicts_the_same(seen, lambda clips: registered(clips, variance=0.3)).passed
+    assert not registry.predicts_the_same(seen, lambda clips: registered(clips, off=float("nan"))).passed
+    broken = registry.predicts_the_same(seen, unused)
+    assert not broken.passed
+    assert "cannot be used" in broken.sentence
+
+
+def test_another_corpus_is_refused_by_name():
+    config = {
+        "stats": {"about": {"corpus": "a"}},
+        "task": {"kind": "regression"},
+        "inputs": {"text": 384},
+        "extract": {},
+    }
+    registry.same_corpus(config, config, "qa-moe", "1")
+    for changed in (
+        {"stats": {"about": {"corpus": "b"}}},
+        {"inputs": {"text": 384, "audio": 2}},
+        {"task": {"kind": "other"}},
+    ):
+        with pytest.raises(Refused, match=r"champion of qa-moe \(version 1\).*registry\.name"):
+            registry.same_corpus(config, config | changed, "qa-moe", "1")
+
+
+def test_a_gate_is_another_one_when_anything_it_depends_on_is(tiny_params):
+    block = tiny_params.registry
+    first = registry.gate_key("clips", 1, block, None)
+    assert first == registry.gate_key("clips", 1, block, None)
+    others = {
+        registry.gate_key("other", 1, block, None),
+        registry.gate_key("clips", 2, block, None),
+        registry.gate_key("clips", 1, block.model_copy(update={"coverage_90": (0.5, 1.0)}), None),
+        registry.gate_key("clips", 1, block, Champion("1", "a")),
+        registry.gate_key("clips", 1, block, Champion("2", "b")),
+    }
+    assert len(others - {first}) == 5
+    assert registry.gate_key("clips", 1, block, Champion("1", "a")) == registry.gate_key(
+        "clips", 1, block, Champion("7", "a")
+    )

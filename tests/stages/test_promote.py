@@ -1,0 +1,169 @@
+"""From checkpoints and a gate split to aliases and records, in a store of its own."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from qamoe.errors import Refused
+from qamoe.records import registry
+from qamoe.serving import package
+from qamoe.stages import promote
+from qamoe.stages.data import data_digest
+from qamoe.training import checkpoint
+
+
+@pytest.fixture(autouse=True)
+def _plain_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A text encoder without a context: what is promoted here does not depend on what the words mean."""
+    import torch
+
+    from qamoe.models import text
+
+    def encode(ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return torch.sin(ids[..., None] * torch.arange(1, text.WIDTH + 1) / text.WIDTH) * mask[..., None]
+
+    monkeypatch.setattr(text, "encode", encode)
+
+
+@pytest.fixture
+def corpus(records, tmp_path, tiny_params, tiny_corpus, tiny_checkpoint) -> Any:
+    """Write checkpoints of seeds 1 and 2 that answer as asked, and promote. There is no test split to be opened."""
+    tiny_corpus(Path("artifacts"))
+
+    class Corpus:
+        client = records
+        params = tiny_params
+        out = Path("artifacts")
+
+        def train(self, answer: float, **changed: Any) -> None:
+            digests = {"params": "p" * 64, "data": data_digest(self.out), "code": "c" * 64}
+            for seed, other in ((1, answer), (2, 9.0)):
+                folder = self.out / "train" / "qamoe" / str(seed)
+                tiny_checkpoint(folder, seed=seed, answer=other, **{"digests": digests, **changed})
+
+        def promote(self) -> registry.Decision:
+            return promote.decide(self.params, self.out)
+
+        def aliases(self) -> dict[str, str]:
+            found = self.client.get_registered_model("qa-moe").aliases
+            return {alias: str(version) for alias, version in found.items()}
+
+    return Corpus()
+
+
+def test_the_life_of_a_champion(corpus, capsys):
+    import mlflow
+
+    corpus.train(answer=0.6)
+    first = corpus.promote()
+    assert (first.outcome, first.version) == ("promoted", "1")
+    assert corpus.aliases() == {"champion": "1"}
+
+    assert corpus.promote().outcome == "unchanged"
+
+    corpus.train(answer=0.5)  # further from the labels than the champion
+    refused = corpus.promote()
+    assert (refused.outcome, refused.version) == ("refused", "2")
+    assert [v.rule for v in refused.verdicts if not v.passed] == ["beats_the_champion"]
+    assert corpus.aliases() == {"champion": "1", "challenger": "2"}
+
+    again = corpus.promote()
+    assert again.outcome == "unchanged"
+    assert any("failed beats_the_champion" in reason for reason in again.reasons)
+
+    corpus.train(answer=1.0)
+    promote.run(corpus.params, corpus.out)
+    assert capsys.readouterr().out.splitlines()[-1] == "decision: promoted"
+    assert corpus.aliases() == {"champion": "3", "previous": "1"}
+
+    served = mlflow.pyfunc.load_model("models:/qa-moe@champion").predict(pd.DataFrame({"text": ["a film"]}))
+    assert served["score"][0] == pytest.approx(1.0, abs=0.2)
+
+    corpus.train(answer=0.5)  # refused before, but by another champion
+    assert corpus.promote().outcome == "refused"
+    assert len(corpus.client.search_model_versions("name = 'qa-moe'")) == 3  # a checkpoint is registered once
+
+    version = corpus.client.get_model_version("qa-moe", "2")
+    assert version.tags["qamoe.decision"] == "refused"
+    assert version.tags["qamoe.protocol"] == "1"
+    assert version.tags["qamoe.split"] == "gate"
+    assert version.tags["qamoe.artifact_digest"] == checkpoint.digest(corpus.out / "train" / "qamoe" / "1")
+    assert "`beats_the_champion`" in version.description
+    files = [file.path for file in corpus.client.list_artifacts(version.run_id, "promote")]
+    assert len(files) == 4  # two decisions, each as JSON and as a page
+    for path in (path for path in files if path.endswith(".json")):
+        content = json.loads(mlflow.artifacts.load_text(f"runs:/{version.run_id}/{path}"))
+        assert content["decision"] == "refused"
+        assert content["candidate"]["seed"] == 1
+        assert {rule["rule"] for rule in content["rules"]} == {"predicts_the_same", "beats_the_champion", "covers_90"}
+
+
+def test_a_first_candidate_that_is_no_better_than_the_mean_is_refused(corpus):
+    corpus.train(answer=-1.0)
+    decision = corpus.promote()
+    assert decision.outcome == "refused"
+    assert {v.rule for v in decision.verdicts if not v.passed} >= {"beats_the_mean"}
+    assert corpus.aliases() == {"challenger": "1"}
+    assert corpus.promote().outcome == "unchanged"
+
+
+def test_without_a_gate_split_validation_judges_and_the_record_says_so(corpus, tiny_corpus):
+    tiny_corpus(corpus.out, gate=0)
+    corpus.train(answer=1.0)
+    assert corpus.promote().outcome == "promoted"
+    version = corpus.client.get_model_version_by_alias("qa-moe", "champion")
+    assert version.tags["qamoe.split"] == "valid"
+    assert "no gate split" in version.description
+
+
+def test_a_registered_model_that_predicts_otherwise_is_refused(corpus, tiny_checkpoint, monkeypatch, tmp_path):
+    corpus.train(answer=1.0)
+    logged = package.log_model
+    other = tiny_checkpoint(tmp_path / "other", answer=1.2)
+    monkeypatch.setattr(package, "log_model", lambda folder, *rest: logged(other, *rest))
+    decision = corpus.promote()
+    assert [v.rule for v in decision.verdicts if not v.passed] == ["predicts_the_same"]
+    assert corpus.aliases() == {"challenger": "1"}
+
+
+def test_a_champion_of_another_corpus_is_refused(corpus, tiny_corpus, tiny_stats):
+    corpus.train(answer=0.6)
+    corpus.promote()
+    other = tiny_stats | {"about": {"corpus": "other"}}
+    tiny_corpus(corpus.out, stats=other)
+    corpus.train(answer=1.0, stats=other)
+    with pytest.raises(Refused, match=r"another corpus .*registry\.name"):
+        corpus.promote()
+    assert corpus.aliases() == {"champion": "1"}
+
+
+def test_a_champion_of_older_data_reads_frames_standardised_its_own_way(corpus, tiny_stats, tmp_path):
+    """After an ingest mean and deviation are others; the champion must not be measured on frames it never knew."""
+    from qamoe.features.store import Store
+
+    corpus.train(answer=0.6)
+    old = checkpoint.load(corpus.out / "train" / "qamoe" / "1")
+    new = json.loads(json.dumps(tiny_stats))
+    new["audio"] |= {"mean": [4.0, -2.0], "deviation": [3.0, 1.5]}
+    store = Store(corpus.out / "preprocess" / "gate.arrow")
+    rows = promote._measured(corpus.params, tiny_stats, [old], store, tmp_path)[0]
+    shifted = promote._restandardised(store, tiny_stats, new, tmp_path / "new.arrow")  # the same clips after the ingest
+    assert np.abs(shifted.sequence("audio", 3) - store.sequence("audio", 3)).max() > 0.1
+    fresh = checkpoint.Trained(old.model, old.config | {"stats": new}, old.folder)
+    again = promote._measured(corpus.params, new, [fresh, old], shifted, tmp_path)[1]
+    np.testing.assert_allclose(again["prediction"], rows["prediction"], atol=1e-5)
+
+
+def test_what_is_missing_or_stale_is_named(corpus, tiny_corpus, tiny_stats):
+    with pytest.raises(Refused, match=r"train/qamoe/1; run the stage train"):
+        corpus.promote()
+    corpus.train(answer=1.0)
+    tiny_corpus(
+        corpus.out, gate=0, stats={**json.loads((corpus.out / "preprocess" / "stats.json").read_text()), "clips": {}}
+    )
+    with pytest.raises(Refused, match="trained on other data"):
+        corpus.promote()

@@ -1,0 +1,141 @@
+"""The rules of the house: what is installed, who imports what, and that dvc.yaml lists what a stage is made of."""
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from itertools import chain
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from qamoe.stages.closure import closure
+
+ROOT = Path(__file__).parent.parent
+FILES = sorted(path.relative_to(ROOT) for place in ("src", "flows") for path in (ROOT / place).rglob("*.py"))
+LOCK = (ROOT / "requirements.lock").read_text().splitlines()
+STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+# Who may import a tool: the folder or file, as its path begins. dvc is a command and no library here.
+ONLY = {
+    "prefect": ("flows/",),
+    "dvc": (),
+    "mlflow": ("src/qamoe/records/", "src/qamoe/serving/"),
+    "optuna": ("src/qamoe/training/search.py",),
+    "ray": ("src/qamoe/features/executor.py",),
+    "espeakng_loader": ("src/qamoe/corpora/sample",),
+}
+CORE = ("corpora", "degradation", "evaluation", "features", "models", "reporting", "training")
+ABOVE_CORE = ("flows", "qamoe.cli", "qamoe.records", "qamoe.serving", "qamoe.stages")
+
+
+def imported(path: Path) -> set[str]:
+    """Dotted names that a file of the project imports, wherever in it."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse((ROOT / path).read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path}: a relative import hides from the search for a stage's files"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def within(name: str, package: str) -> bool:
+    """Whether a dotted name is a package or lies in it."""
+    return name == package or name.startswith(f"{package}.")
+
+
+def pins() -> dict[str, str]:
+    """The lock as name -> version."""
+    parted = (line.partition("==") for line in LOCK if not line.startswith("#"))
+    return {canonicalize_name(name): version for name, _, version in parted}
+
+
+@pytest.mark.parametrize("tool", ONLY)
+def test_a_tool_is_imported_in_its_own_room_alone(tool: str) -> None:
+    importers = {path.as_posix() for path in FILES if any(within(name, tool) for name in imported(path))}
+    assert {path for path in importers if not path.startswith(ONLY[tool] or "-")} == set()
+
+
+def test_the_core_knows_nothing_of_what_runs_it() -> None:
+    wrong = {
+        (path.as_posix(), name)
+        for path in FILES
+        if path.parts[:2] == ("src", "qamoe") and path.parts[2] in CORE
+        for name in imported(path)
+        if any(within(name, above) for above in ABOVE_CORE)
+    }
+    assert wrong == set()
+
+
+def test_the_environment_is_read_in_settings_alone() -> None:
+    reading = re.compile(r"os\.(environ|getenv)\b")
+    readers = {path.name for path in FILES if path.parts[0] == "src" and reading.search((ROOT / path).read_text())}
+    assert readers == {"settings.py"}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_depends_on_the_source_files_that_it_imports(stage: str) -> None:
+    listed = {name for name in STAGES[stage].get("deps", ()) if name.startswith("src/")}
+    needed = {path.relative_to(ROOT).as_posix() for path in closure(f"qamoe.stages.{stage}")}
+    assert (sorted(needed - listed), sorted(listed - needed)) == ([], []), "left out of dvc.yaml, and there in vain"
+
+
+def test_the_lock_fulfils_every_requirement() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = chain(project["dependencies"], *project["optional-dependencies"].values())
+    locked = pins()
+    for requirement in map(Requirement, wanted):
+        version = locked.get(canonicalize_name(requirement.name))
+        assert version is not None, f"{requirement} is not in requirements.lock"
+        assert requirement.specifier.contains(version, prereleases=True), f"{requirement}, locked is {version}"
+
+
+def test_the_lock_pins_versions_and_names_no_place() -> None:
+    pin = re.compile(r"[A-Za-z0-9._-]+==[A-Za-z0-9.]+")  # no +cpu, no address, no option
+    assert [line for line in LOCK if not line.startswith("#") and not pin.fullmatch(line)] == []
+    assert len(pins()) == sum(not line.startswith("#") for line in LOCK), "a package is locked twice"
+
+
+def test_prefects_server_starts_from_what_is_installed() -> None:
+    """A newer fastapi passes `pip check` and breaks every first flow call; a newer sqlalchemy, scheduling."""
+    code = "import prefect.server.api.server as s; s.create_app(); import sqlalchemy; print(sqlalchemy.__version__)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("2.0.")
+
+
+def test_setup_names_the_system_packages_that_are_absent(tmp_path: Path) -> None:
+    absent = "import ctypes\n\ndef load(name, *rest, **more):\n    raise OSError(name)\n\nctypes.CDLL = load\n"
+    (tmp_path / "sitecustomize.py").write_text(absent)
+    done = subprocess.run(
+        ["make", "check", f"PYTHON=env PYTHONPATH={tmp_path} {sys.executable}"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode != 0
+    assert "apt-get install libegl1 libgles2 libgl1" in done.stderr
+
+
+def test_what_the_search_found_is_taken_over_without_touching_the_rest(tmp_path: Path) -> None:
+    before = (ROOT / "params.yaml").read_text()
+    (tmp_path / "params.yaml").write_text(before)
+    command = [sys.executable, str(ROOT / "scripts/accept_tuned.py")]
+
+    refused = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (refused.returncode, refused.stderr.count("\n")) == (1, 1)
+    assert "dvc repro tune" in refused.stderr
+
+    (tmp_path / "artifacts/tune").mkdir(parents=True)
+    found = "train: {common: {lr: 0.00217}}\nmodels: {encoders: {dropout: 0.37}}\n"
+    (tmp_path / "artifacts/tune/best_params.yaml").write_text(found)
+    subprocess.run(command, cwd=tmp_path, check=True)
+    after = (tmp_path / "params.yaml").read_text()
+    changed = [new.split() for old, new in zip(before.splitlines(), after.splitlines(), strict=True) if old != new]
+    assert [line[:2] for line in changed] == [["lr:", "0.00217"], ["dropout:", "0.37"]]
