@@ -43,9 +43,9 @@ def sentence(stderr: Sequence[str], code: int) -> str:
     lines = [line.strip() for line in stderr if line.strip()]
     if not lines:
         return f"ended with exit code {code} and said nothing"
-    locked = [line for line in lines if _LOCKED in line]
-    if locked:
-        return locked[-1]
+    busy = [line for line in lines if _LOCKED in line]
+    if busy:
+        return busy[-1]
     own = [line for line in lines if not line.startswith("ERROR: failed to reproduce")]
     # "failed to run" only repeats the command; every other reason of DVC's is the reason.
     return own[-1] if own and "failed to run:" in lines[-1] else lines[-1]

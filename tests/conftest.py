@@ -17,6 +17,7 @@ def empty_records(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from qamoe.records.store import connect
 
     path = tmp_path_factory.mktemp("records") / "mlflow.db"
+    (path.parent / "mlflow.db.making").write_bytes(b"what a kill within the migrations leaves")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{path}")
         connect()

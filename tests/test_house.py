@@ -80,7 +80,7 @@ def test_the_environment_is_read_in_settings_alone() -> None:
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_stage_depends_on_the_source_files_that_it_imports(stage: str) -> None:
-    listed = {name for name in STAGES[stage].get("deps", ()) if name.startswith("src/")}
+    listed = {name for name in STAGES[stage].get("deps", ()) if name.startswith("src/") and name.endswith(".py")}
     needed = {path.relative_to(ROOT).as_posix() for path in closure(f"qamoe.stages.{stage}")}
     assert (sorted(needed - listed), sorted(listed - needed)) == ([], []), "left out of dvc.yaml, and there in vain"
 

@@ -48,7 +48,7 @@ def test_columns_are_named_once_each_and_mediapipes_own_blendshapes_are_all_ther
 
 
 def test_columns_follow_the_face() -> None:
-    person, extractor = portrait(), Landmarks(5)
+    person, extractor = portrait(2), Landmarks(5)
 
     def seen(**moves: float) -> np.ndarray:
         return extractor.describe(person.picture(Expression(**{**vars(STILL), **moves})))

@@ -65,6 +65,15 @@ def test_credentials_are_masked():
     )
 
 
+def test_a_database_is_whole_or_absent(empty_records, tmp_path, monkeypatch, tiny_params):
+    assert [path.name for path in empty_records.parent.iterdir()] == ["mlflow.db"]  # what lay there half-made is gone
+    broken = tmp_path / "mlflow.db"
+    broken.write_bytes(b"no database, and not ours to replace")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{broken}")
+    with pytest.raises(Refused, match="cannot be used"), tracking.training_run(tiny_params, "qamoe", 1, DIGESTS):
+        pytest.fail("training began")
+
+
 def test_a_training_run_holds_what_made_it_and_its_model(records, tiny_params, tiny_checkpoint, tmp_path, monkeypatch):
     monkeypatch.setenv("MY_SECRET", "hush-hush")
     (tmp_path / "dvc.lock").write_text("schema: '2.0'\n")

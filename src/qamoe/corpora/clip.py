@@ -10,7 +10,6 @@ import numpy as np
 from qamoe.errors import Refused
 from qamoe.params import Task
 
-SPLITS = ("train", "valid", "gate", "test")
 # Shares of the sources that a corpus without a split of its own is divided by.
 _SHARES = (("train", 0.60), ("valid", 0.72), ("gate", 0.80), ("test", 1.0))
 

@@ -8,8 +8,9 @@ import csv
 import json
 from pathlib import Path
 
-from qamoe.corpora.clip import SPLITS, Clip, Corpus, check_clips, drawn_split, label_value
+from qamoe.corpora.clip import Clip, Corpus, check_clips, drawn_split, label_value
 from qamoe.errors import Refused
+from qamoe.features.store import SPLITS
 from qamoe.params import Task
 
 COLUMNS = ("clip_id", "source", "path", "start_s", "end_s", "text", "label", "split")

@@ -322,7 +322,7 @@ def _draw_mouth(head: np.ndarray, face: Face, e: Expression) -> None:
     half = face.mouth_width * (1 + 0.16 * smile - 0.10 * opening)
     corner = 0.50 - 0.062 * smile
     upper = 0.50 + 0.012 * smile - 0.012 * opening
-    lower = 0.506 + 0.022 * smile + 0.15 * opening
+    lower = 0.506 + 0.022 * smile + 0.23 * opening
     full = face.lips_full * (1 - 0.12 * abs(smile))
     left, right = (-half, corner), (half, corner)
     inner_top = _curve(left, (0, upper), right)

@@ -4,7 +4,7 @@ A cell is one way of degrading the whole test split; a slice is a named set of c
 every metric, interval and comparison is computed from them.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,17 +14,17 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from torch import Tensor
 
 from qamoe.degradation.draws import MODALITIES
-from qamoe.degradation.frames import KINDS, Reference, valid_tokens
-from qamoe.degradation.views import View, alike, apply
+from qamoe.degradation.frames import KINDS, Reference, State, valid_tokens
+from qamoe.degradation.views import View, alike
 from qamoe.evaluation import metrics
-from qamoe.features.batch import Batch, collate
-from qamoe.features.store import Store
+from qamoe.features.batch import Batch
 from qamoe.files import written_aside
-from qamoe.models import text
 from qamoe.params import Evaluate
 from qamoe.training.checkpoint import Trained
+from qamoe.training.views import Views
 
 PROTOCOL = 1
 SEVERITIES = tuple(round(0.1 * step, 1) for step in range(11))
@@ -58,44 +58,42 @@ def plan(slices: Iterable[str], params: Evaluate) -> list[Cell]:
     return cells
 
 
+def views(cells: Iterable[Cell]) -> list[View]:
+    """Every view of the cells, in order."""
+    return [view for cell in cells for view in cell.views]
+
+
 def mixed(seed: int, draws: int) -> Cell:
     """Each clip and modality draws its own kind and severity: the training distribution without its clean share."""
     return Cell("mixed", "mixed", "mixed", float("nan"), tuple(View(seed, draw) for draw in range(draws)))
 
 
-def measure(
-    trained: Sequence[Trained],
-    store: Store,
-    cells: Sequence[Cell],
-    references: dict[str, Reference],
-    device: str,
-    advance: Callable[[], Any] = lambda: None,
-) -> list[pd.DataFrame]:
-    """Predictions of several checkpoints of one corpus on the same degraded clips, a frame of rows each."""
-    modalities = tuple(trained[0].config["modalities"])
+def measure(trained: Sequence[Trained], split: Views, cells: Sequence[Cell], device: str) -> list[pd.DataFrame]:
+    """Predictions of several checkpoints of one corpus on the same degraded clips, a frame of rows each.
+
+    `split` holds the views of all cells, in the order of `views(cells)`.
+    """
+    store = split.store
+    pairs = [(cell, view) for cell in cells for view in cell.views]
     order = sorted(range(len(store)), key=lambda row: (int(store.lengths("text")[row]), row))
     parts: list[list[pd.DataFrame]] = [[] for _ in trained]
     for start in range(0, len(order), _BATCH):
         rows = order[start : start + _BATCH]
-        batch = collate(store, rows, modalities)
+        batch = split.clean(rows)
         about = pd.DataFrame(
             {
                 "clip_id": [store.clip_ids[row] for row in rows],
                 "source": [store.sources[row] for row in rows],
                 "target": batch.target.numpy(),  # type: ignore[union-attr]
-                **_valid_frames(batch, references),
+                **_valid_frames(batch, split.references),
             }
         )
-        for cell in cells:
-            for view in cell.views:
-                degraded, conditions = _degraded(batch, view, references, device)
-                for found, model in zip(parts, trained, strict=True):
-                    found.append(
-                        about.assign(slice=cell.slice, cell=cell.name, draw=view.number, **conditions).assign(
-                            **_predicted(model, degraded)
-                        )
-                    )
-                advance()
+        for place, (cell, view) in enumerate(pairs):
+            degraded, lost, state = split.degraded(place, rows)
+            where: dict[str, Any] = {"slice": cell.slice, "cell": cell.name, "draw": view.number}
+            conditions = about.assign(**where, **_conditions(batch, lost, state))
+            for found, model in zip(parts, trained, strict=True):
+                found.append(conditions.assign(**_predicted(model, degraded.to(device))))
     return [_in_order(pd.concat(found, ignore_index=True), cells) for found in parts]
 
 
@@ -112,20 +110,16 @@ def _valid_frames(batch: Batch, references: dict[str, Reference]) -> dict[str, n
     return counts
 
 
-def _degraded(batch: Batch, view: View, references: dict[str, Reference], device: str) -> tuple[Batch, dict[str, Any]]:
-    """The batch under a view, its text encoded, and the columns that say what was done to each clip."""
-    degraded, lost, state = apply(batch, view, references)
-    conditions: dict[str, Any] = {}
+def _conditions(batch: Batch, lost: Tensor, state: State) -> dict[str, Any]:
+    """The columns that say what was done to each clip."""
+    columns: dict[str, Any] = {}
     for place, modality in enumerate(MODALITIES):
         names = np.array([*KINDS, "clean"])[state.kind[:, place].numpy()]
         here = modality in batch.x
-        conditions[f"kind_{modality}"] = names if here else "absent"
-        conditions[f"severity_{modality}"] = state.severity[:, place].numpy() if here else np.nan
-        conditions[f"lost_{modality}"] = lost[:, place].numpy() if here else np.nan
-    on_device = degraded.to(device)
-    if "text" in on_device.x:
-        on_device = on_device.with_x(text=text.encode(on_device.x["text"], on_device.mask["text"]))
-    return on_device, conditions
+        columns[f"kind_{modality}"] = names if here else "absent"
+        columns[f"severity_{modality}"] = state.severity[:, place].numpy() if here else np.nan
+        columns[f"lost_{modality}"] = lost[:, place].numpy() if here else np.nan
+    return columns
 
 
 def _predicted(trained: Trained, batch: Batch) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from qamoe.files import written_aside
 
+SPLITS = ("train", "valid", "gate", "test")  # gate: what promotion alone reads
 BATCH_ROWS = 512
 
 

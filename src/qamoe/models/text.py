@@ -1,5 +1,6 @@
 """The frozen text encoder: token ids -> contextual states, by the weights that the package carries."""
 
+import itertools
 from collections.abc import Sequence
 from functools import cache
 from typing import Any
@@ -35,15 +36,19 @@ def encode(ids: Tensor, mask: Tensor) -> Tensor:
 
 
 def encode_all(sequences: Sequence[np.ndarray], device: str) -> list[np.ndarray]:
-    """Encode many sequences of ids (T_i,), in batches of similar length that depend on nothing but the sequences."""
+    """Encode many sequences of ids (T_i,), equal ones once.
+
+    Batches hold one length each, in an order that depends on nothing but the sequences.
+    """
     from qamoe.features.batch import pad
 
-    order = sorted(range(len(sequences)), key=lambda i: (len(sequences[i]), i))
-    states: list[np.ndarray] = [np.zeros((0, WIDTH), np.float32)] * len(sequences)
-    for start in range(0, len(order), _BATCH):
-        rows = order[start : start + _BATCH]
-        ids, mask = pad([np.asarray(sequences[i], np.int64) for i in rows])
-        encoded = encode(ids.to(device), mask.to(device)).cpu().numpy()
-        for i, state in zip(rows, encoded, strict=True):
-            states[i] = state[: len(sequences[i])]
-    return states
+    keys = [np.asarray(s, np.int64).tobytes() for s in sequences]
+    different = sorted(set(keys), key=lambda key: (len(key), key))
+    states: dict[bytes, np.ndarray] = {b"": np.zeros((0, WIDTH), np.float32)}
+    for _, alike in itertools.groupby(filter(None, different), key=len):
+        same_length = list(alike)
+        for start in range(0, len(same_length), _BATCH):
+            chunk = same_length[start : start + _BATCH]
+            ids, mask = pad([np.frombuffer(key, np.int64) for key in chunk])
+            states |= zip(chunk, encode(ids.to(device), mask.to(device)).cpu().numpy(), strict=True)
+    return [states[key] for key in keys]

@@ -1,6 +1,7 @@
 """The MLflow store: where it is, a client of it, and how its failures read."""
 
 import logging
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,10 +12,12 @@ from qamoe import settings
 from qamoe.errors import Refused
 from qamoe.records.origin import main_checkout
 
+_SQLITE = "sqlite:///"
+
 
 def uri() -> str:
     """Where records go: MLFLOW_TRACKING_URI, or one SQLite file at the root of the main checkout."""
-    return settings.tracking_uri() or f"sqlite:///{main_checkout()}/mlflow.db"
+    return settings.tracking_uri() or f"{_SQLITE}{main_checkout()}/mlflow.db"
 
 
 def masked(text: str) -> str:
@@ -39,6 +42,8 @@ def connect(advice: str = "") -> Any:
         if not variable.is_set():
             variable.set(value)
     with answering(advice):
+        if uri().startswith(_SQLITE):
+            _make_database(Path(uri().removeprefix(_SQLITE)))
         mlflow.set_tracking_uri(uri())
         mlflow.set_registry_uri(uri())
         client = mlflow.MlflowClient(uri(), uri())
@@ -46,14 +51,37 @@ def connect(advice: str = "") -> Any:
     return client
 
 
+def _make_database(path: Path) -> None:
+    """Make the database aside and rename it: its migrations take seconds, and a kill within them would leave a file
+    that MLflow can neither use nor repair. Whoever comes second waits."""
+    import fcntl
+
+    import mlflow
+
+    if path.exists():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)  # ends with the process, however that ends
+        if not path.exists():
+            aside = path.with_name(f"{path.name}.making")
+            aside.unlink(missing_ok=True)
+            mlflow.MlflowClient(f"{_SQLITE}{aside}").search_experiments(max_results=1)
+            aside.replace(path)
+    finally:
+        os.close(folder)
+
+
 @contextmanager
 def answering(advice: str = "") -> Iterator[None]:
     """Turn a failure of the store into one sentence."""
     from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
 
     try:
         yield
-    except (MlflowException, OSError) as error:
+    except (MlflowException, SQLAlchemyError, OSError) as error:
         raise Refused(
             f"The records at {masked(uri())} (MLFLOW_TRACKING_URI) cannot be used: {reason(error)}{advice}."
         ) from None
@@ -87,8 +115,8 @@ def _artifact_location(name: str) -> str | None:
     """Beside the database where it is a file; a server knows its own place. MLflow's default depends on the folder
     that a process runs in, and a folder `mlruns` would make it take files for its store."""
     store = uri()
-    if store.startswith("sqlite:///"):
-        return (Path(store.removeprefix("sqlite:///")).resolve().parent / "mlartifacts" / name).as_uri()
+    if store.startswith(_SQLITE):
+        return (Path(store.removeprefix(_SQLITE)).resolve().parent / "mlartifacts" / name).as_uri()
     if store.startswith(("http://", "https://")):
         return None
     return (main_checkout() / "mlartifacts" / name).as_uri()

@@ -90,7 +90,8 @@ def milliseconds() -> int:
 
 def _note(config: dict[str, Any]) -> str:
     """What a person reads first in the run's page."""
-    corpus = ", ".join(f"{key} {value}" for key, value in config["stats"]["about"].items() if value is not None)
+    about = config["stats"]["about"]
+    corpus = ", ".join(f"{key} {value}" for key, value in about.items() if isinstance(value, str | int | float))
     lines = [
         f"**{config['model']}**, seed {config['seed']}, on {corpus or 'a corpus without a name'}.",
         f"Epoch {config['best_epoch']}: mean validation error {config['selection']:.4f} over the selection cells.",

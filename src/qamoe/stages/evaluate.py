@@ -30,6 +30,7 @@ def _evaluate(params: Params, stats: dict[str, Any], out: Path, name: str) -> No
     from qamoe.features.store import Store
     from qamoe.records.tracking import record_evaluation
     from qamoe.training import checkpoint
+    from qamoe.training.views import open_views
 
     folder = out / "evaluate" / name
     seeds = params.seeds[name]
@@ -52,7 +53,16 @@ def _evaluate(params: Params, stats: dict[str, Any], out: Path, name: str) -> No
         raise Refused("The test split is empty; there is nothing to evaluate on.")
     cells = spectrum.plan(params.evaluate.slices, params.evaluate)
     models = [trained for _, trained, _ in waiting]
-    measured = spectrum.measure(models, store, cells, references(stats), settings.device())
+    split = open_views(
+        store,
+        spectrum.views(cells),
+        tuple(stats["modalities"]),
+        references(stats),
+        out / "evaluate" / "states",
+        file_digest(test),
+        settings.device(),
+    )
+    measured = spectrum.measure(models, split, cells, settings.device())
     for (seed, trained, digest), rows in zip(waiting, measured, strict=True):
         place = folder / str(seed)
         place.mkdir(parents=True, exist_ok=True)

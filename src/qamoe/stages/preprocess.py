@@ -12,7 +12,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from qamoe.corpora.clip import SPLITS
 from qamoe.errors import Refused
 from qamoe.features import store
 from qamoe.features.clean import Columns, clean, fit_columns
@@ -59,10 +58,10 @@ def run(params: Params, out: Path) -> None:
         **{m: c.to_json() | {"rate": stores[m].metadata["rate"]} for m, c in columns.items()},
         "target_mean": float(labels[train_rows].mean()),
         "target_std": float(labels[train_rows].std()) or 1.0,
-        "clips": {split: int((clips["split"] == split).sum()) for split in SPLITS},
+        "clips": {split: int((clips["split"] == split).sum()) for split in store.SPLITS},
         "seconds_max": seconds_max,
     }
-    for split in SPLITS:
+    for split in store.SPLITS:
         rows = np.flatnonzero(clips["split"] == split)
         schema = pa.schema(
             [

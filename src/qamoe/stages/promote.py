@@ -131,15 +131,20 @@ def _measured(
     """Predictions on slices clean and mixed, each model reading frames that its own training split standardised."""
     from qamoe.degradation.views import references
     from qamoe.evaluation import spectrum
+    from qamoe.training.views import open_views
 
+    device = settings.device()
     evaluation = params.evaluate.model_copy(update={"seed": params.registry.seed})
     cells = [*spectrum.plan(["clean"], evaluation), spectrum.mixed(params.registry.seed, params.registry.draws)]
     groups = [rivals] if all(_same_columns(r.config["stats"], stats) for r in rivals) else [[r] for r in rivals]
     found = []
-    for group in groups:
-        own = group[0].config["stats"]
-        standard = store if _same_columns(own, stats) else _restandardised(store, stats, own, temporary / "own.arrow")
-        found += spectrum.measure(group, standard, cells, references(own), settings.device())
+    for number, group in enumerate(groups):
+        own, modalities = group[0].config["stats"], tuple(group[0].config["modalities"])
+        place = temporary / str(number)
+        standard = store if _same_columns(own, stats) else _restandardised(store, stats, own, place / "own.arrow")
+        views = spectrum.views(cells)
+        split = open_views(standard, views, modalities, references(own), place, file_digest(standard.path), device)
+        found += spectrum.measure(group, split, cells, device)
     return found
 
 

@@ -10,14 +10,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from qamoe import params as parameters
-from qamoe.degradation.frames import Reference
+from qamoe.degradation.frames import Reference, State
 from qamoe.degradation.views import View, apply
 from qamoe.features.batch import Batch, collate, pad
 from qamoe.features.store import Store
 from qamoe.files import written_aside
 from qamoe.models import text
+
+_VIEWS_AT_ONCE = 40  # equal sequences of neighbouring views (severities nest) are encoded once
 
 
 @dataclass(frozen=True)
@@ -31,13 +34,21 @@ class Views:
     states: np.ndarray
     offsets: np.ndarray
 
+    def clean(self, rows: Sequence[int]) -> Batch:
+        """Rows of the split as they are stored, text as token ids (B, T)."""
+        return collate(self.store, rows, self.modalities)
+
+    def degraded(self, view: int, rows: Sequence[int]) -> tuple[Batch, Tensor, State]:
+        """Rows under one view, text as encoded states (B, T, 384); with the share lost (B, 3) and the state drawn."""
+        batch, lost, state = apply(self.clean(rows), self.views[view], self.references)
+        if "text" in self.modalities:
+            states, _ = pad([self.states[view, self.offsets[r] : self.offsets[r + 1]] for r in rows])
+            batch = batch.with_x(text=states)
+        return batch, lost, state
+
     def batch(self, view: int, rows: Sequence[int]) -> Batch:
-        """Rows of the split under one view, text as encoded states (B, T, 384)."""
-        batch, _, _ = apply(collate(self.store, rows, self.modalities), self.views[view], self.references)
-        if "text" not in self.modalities:
-            return batch
-        states, _ = pad([self.states[view, self.offsets[r] : self.offsets[r + 1]] for r in rows])
-        return batch.with_x(text=states)
+        """Rows under one view, ready for a model."""
+        return self.degraded(view, rows)[0]
 
 
 def open_views(
@@ -79,10 +90,17 @@ def _encode(
             out = np.lib.format.open_memmap(
                 file.name, mode="w+", dtype=np.float32, shape=(len(views), tokens, text.WIDTH)
             )
-        for i, view in enumerate(views):
-            degraded, _, _ = apply(everything, view, references)
-            ids = [row[:n].numpy() for row, n in zip(degraded.x["text"], lengths, strict=True)]
-            out[i] = np.concatenate(text.encode_all(ids, device)) if tokens else 0
+        for start in range(0, len(views), _VIEWS_AT_ONCE):
+            some = views[start : start + _VIEWS_AT_ONCE]
+            ids = [
+                row[:n].numpy()
+                for view in some
+                for row, n in zip(apply(everything, view, references)[0].x["text"], lengths, strict=True)
+            ]
+            if tokens:
+                out[start : start + len(some)] = np.concatenate(text.encode_all(ids, device)).reshape(
+                    len(some), tokens, text.WIDTH
+                )
         out.flush()
 
 
