@@ -55,7 +55,9 @@ class Trained:
 def make(name: str, config: dict[str, Any]) -> nn.Module:
     """The model that a model.json describes, with fresh weights."""
     target = Target(config["target_mean"], config["target_std"])
-    return build(name, config["inputs"], Models.model_validate(config["models"]), target)
+    # The order of modalities is that of their encoders; JSON keeps none for the keys of `inputs`.
+    features = {modality: config["inputs"][modality] for modality in config["modalities"]}
+    return build(name, features, Models.model_validate(config["models"]), target)
 
 
 def save(folder: Path, model: nn.Module, config: dict[str, Any], history: list[dict[str, Any]]) -> None:
