@@ -1,4 +1,4 @@
-"""MMSA-format pickles (CMU-MOSI, CMU-MOSEI, CH-SIMS): {train, valid, test} of equal-length columns.
+"""MMSA-format pickles (CMU-MOSI, CMU-MOSEI): {train, valid, test} of equal-length columns.
 
 The layout is the one that thuiar/MMSA's data_loader reads. Text comes as token ids from `text_bert`, else from
 `raw_text`; the stored `text` vectors are never used, because the vector of a clean sentence still carries a word

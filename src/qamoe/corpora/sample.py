@@ -45,6 +45,10 @@ _FELT = {
     "neutral": ((0.0, 0.4), (-0.2, 0.3)),
     "happy": ((1.8, 0.6), (0.4, 0.3)),
 }
+_AROUSAL_STRAY = {
+    "regression": {"words": 0.5, "voice": 0.5, "face": 0.5},
+    "four-classes": {"words": 0.5, "voice": 0.5, "face": 1.2},
+}
 _SPLIT_SHARES = {"valid": (0.12, 3), "gate": (0.08, 3), "test": (0.20, 13)}  # of the sources; at least
 _ENOUGH_SOURCES = 48
 _CLIPS_A_SOURCE = 20  # in a large corpus
@@ -110,15 +114,16 @@ def feel(task: str, random: np.random.Generator) -> Felt:
         arousal = random.normal(arousal_mean, arousal_spread)
     sarcastic = abs(valence) > _PLAIN and random.random() < SARCASM
     said = _IRONY * valence if sarcastic else valence
-    said_arousal = random.normal(arousal, 0.8)
+    stray = _AROUSAL_STRAY[task]
+    said_arousal = random.normal(arousal, stray["words"])
     return Felt(
         label=label,
         words=said + random.normal(0, WORDS_STRAY),
         words_arousal=None if task == "regression" else said_arousal,
         voice=valence + random.normal(0, VOICE_STRAY),
         face=valence + random.normal(0, FACE_STRAY),
-        voice_arousal=random.normal(arousal, 0.5),
-        face_arousal=random.normal(arousal, 0.5),
+        voice_arousal=random.normal(arousal, stray["voice"]),
+        face_arousal=float(np.clip(random.normal(arousal, stray["face"]), -2, 2)),
     )
 
 

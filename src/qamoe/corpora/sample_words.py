@@ -221,7 +221,7 @@ def _denied(grade: int) -> int:
 
 
 def _adjective(topic: Topic | None, grade: int, arousal: float | None, random: np.random.Generator) -> str:
-    if arousal is not None and grade < 2 and random.random() < 0.6:
+    if arousal is not None and grade < 3 and random.random() < 0.8:
         return _often(ANGRY if arousal > 0 else SAD, random)
     if topic is None or random.random() < 0.65:
         return _often(ADJECTIVES[grade], random)

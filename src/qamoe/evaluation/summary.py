@@ -16,7 +16,10 @@ def summarise(cells: pd.DataFrame) -> pd.DataFrame:
         severity, value = curve["severity"].to_numpy(), curve["value"].to_numpy()
         spread = len(curve) > 1
         area = np.trapezoid(value, severity) / (severity[-1] - severity[0]) if spread else value.mean()
-        worst = value.max() if metric in LOWER_IS_BETTER else value.min()
+        if metric == "mean_error":
+            worst = value[np.abs(value).argmax()]
+        else:
+            worst = value.max() if metric in LOWER_IS_BETTER else value.min()
         rows.append(
             {
                 "slice": name,

@@ -30,7 +30,7 @@ def _evaluate(params: Params, stats: dict[str, Any], out: Path, name: str) -> No
     from qamoe.features.store import Store
     from qamoe.records.tracking import record_evaluation
     from qamoe.training import checkpoint
-    from qamoe.training.views import open_views
+    from qamoe.training.views import open_views, restrict_threads
 
     folder = out / "evaluate" / name
     seeds = params.seeds[name]
@@ -62,6 +62,7 @@ def _evaluate(params: Params, stats: dict[str, Any], out: Path, name: str) -> No
         file_digest(test),
         settings.device(),
     )
+    restrict_threads()  # the models are small: a second thread only waits
     measured = spectrum.measure(models, split, cells, settings.device())
     for (seed, trained, digest), rows in zip(waiting, measured, strict=True):
         place = folder / str(seed)
@@ -72,7 +73,7 @@ def _evaluate(params: Params, stats: dict[str, Any], out: Path, name: str) -> No
         with written_aside(place / "cells.parquet") as aside:
             table.to_parquet(aside, index=False)
         write_text(place / "digest", digest)
-        record_evaluation(trained.folder, place)
+        record_evaluation(trained.folder, place, params.registry.name)
 
 
 def _read_digest(folder: Path) -> str | None:

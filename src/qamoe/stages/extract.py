@@ -150,7 +150,9 @@ def _write_text(clips: list[Clip], params: Extract, folder: Path) -> None:
 
     def row(clip: Clip) -> dict[str, Any]:
         if clip.tokens is not None:
-            ids = clip.tokens[: params.text.max_tokens]
+            ids, limit = clip.tokens, params.text.max_tokens
+            if len(ids) > limit:
+                ids = np.append(ids[: limit - 1], ids[-1])  # a text that is too long loses its end, never its SEP
             return {"clip_id": clip.clip_id, "ids": ids, "words": tokeniser.words(ids)}
         ids, words = tokeniser.extract(clip.text) if clip.text else (np.zeros(0, np.int32), [])
         return {"clip_id": clip.clip_id, "ids": ids, "words": words}

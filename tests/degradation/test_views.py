@@ -1,0 +1,143 @@
+"""A degraded clip is the same bits in whatever batch, order, padding and process it was degraded."""
+
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from qamoe.degradation.draws import MODALITIES
+from qamoe.degradation.frames import KINDS
+from qamoe.degradation.views import View, alike, apply, references
+from qamoe.features.batch import Batch, collate
+from qamoe.features.store import Store, frames_type, write
+
+CLIPS = 9
+VIEWS = (View(2026, 3, clean_share=0.2), View(7, 0), alike("missing", 0.4, 7, 1), alike("noise", 0.7, 7, 2))
+STATS: dict[str, Any] = {
+    "text": {"unk": 100, "special": [0, 101, 102], "vocabulary": 4000, "frequencies": [[2000, 3], [3000, 1]]},
+    "audio": {"dimension": 3},
+    "vision": {"dimension": 2},
+}
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """Clips whose lengths differ, some of them without a frame."""
+    draws = np.random.default_rng(0)
+    schema = pa.schema(
+        [("clip_id", pa.string()), ("label", pa.float64()), ("text", pa.list_(pa.int32()))]
+        + [("audio", frames_type(3)), ("vision", frames_type(2))]
+    )
+    rows = [
+        {
+            "clip_id": f"clip-{i}",
+            "label": float(i),
+            "text": np.array([101, *draws.integers(2000, 4000, 3 * i), 102][: 0 if i == 4 else None], np.int32),
+            "audio": draws.standard_normal((7 * i, 3)).astype(np.float32),
+            "vision": draws.standard_normal((20 - 2 * i, 2)).astype(np.float32),
+        }
+        for i in range(CLIPS)
+    ]
+    path = tmp_path_factory.mktemp("views") / "clips.arrow"
+    write(path, schema, rows, {})
+    return Store(path)
+
+
+Bits = dict[tuple[str, int], bytes]
+
+
+def degraded_bits(path: Path, rows: list[int], padding: int = 0) -> Bits:
+    """The bytes of each clip's valid frames, and of what was lost, under every view."""
+    opened = Store(path)
+    batch = _padded(collate(opened, rows, MODALITIES), padding)
+    found: Bits = {}
+    for place, view in enumerate(VIEWS):
+        changed, lost, state = apply(batch, view, references(STATS))
+        for i, row in enumerate(rows):
+            frames = [changed.x[m][i][changed.mask[m][i]].numpy().tobytes() for m in MODALITIES]
+            about = (lost[i], state.kind[i], state.severity[i])
+            found[opened.clip_ids[row], place] = b"|".join([*frames, *(t.numpy().tobytes() for t in about)])
+    return found
+
+
+def _padded(batch: Batch, by: int) -> Batch:
+    def longer(x: torch.Tensor) -> torch.Tensor:
+        return torch.cat([x, torch.zeros(x.shape[0], by, *x.shape[2:], dtype=x.dtype)], 1)
+
+    x, mask = ({m: longer(t) for m, t in tensors.items()} for tensors in (batch.x, batch.mask))
+    return Batch(batch.keys, x, mask, batch.target)
+
+
+def test_a_clip_is_degraded_alike_in_every_batch(store: Store) -> None:
+    rows = list(range(CLIPS))
+    together = degraded_bits(store.path, rows)
+    assert degraded_bits(store.path, rows[::-1]) == together
+    assert degraded_bits(store.path, rows, padding=13) == together
+    for size in (1, 2, 4):
+        parts = [degraded_bits(store.path, rows[start : start + size]) for start in range(0, CLIPS, size)]
+        assert {key: value for part in parts for key, value in part.items()} == together
+
+
+def test_a_clip_is_degraded_alike_in_another_process(store: Store) -> None:
+    together = degraded_bits(store.path, list(range(CLIPS)))
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        there = pool.submit(degraded_bits, store.path, [8, 1, 2, 4])
+        parts = [degraded_bits(store.path, [7, 6, 5, 3, 0]), there.result()]
+    assert {key: value for part in parts for key, value in part.items()} == together
+
+
+def test_the_batch_itself_stays_as_it_was(store: Store) -> None:
+    batch, again = (collate(store, range(CLIPS), MODALITIES) for _ in range(2))
+    for view in VIEWS:
+        changed, _, _ = apply(batch, view, references(STATS))
+        assert any(not torch.equal(changed.x[m], batch.x[m]) for m in MODALITIES)
+    for m in MODALITIES:
+        assert torch.equal(batch.x[m], again.x[m])
+        assert torch.equal(batch.mask[m], again.mask[m])
+
+
+def test_alike_degrades_every_modality_and_clean_none(store: Store) -> None:
+    batch = collate(store, range(CLIPS), MODALITIES)
+    changed, lost, state = apply(batch, alike("missing", 1.0, 7, 0), references(STATS))
+    assert (state.kind == KINDS.index("missing")).all()
+    assert lost[1:4].min() == 1
+    assert all((changed.x[m] == 0).all() for m in ("audio", "vision"))
+    same, lost, state = apply(batch, alike("clean", 0.0, 7, 0), references(STATS))
+    assert (state.kind == -1).all()
+    assert (lost == 0).all()
+    assert all(torch.equal(same.x[m], batch.x[m]) for m in MODALITIES)
+
+
+def test_one_modality_may_be_degraded_alone(store: Store) -> None:
+    batch = collate(store, range(CLIPS), MODALITIES)
+    view = View(7, 0, ("clean", "missing", "clean"), (0.0, 1.0, 0.0))
+    changed, lost, _ = apply(batch, view, references(STATS))
+    assert (changed.x["audio"] == 0).all()
+    assert torch.equal(changed.x["text"], batch.x["text"])
+    assert torch.equal(changed.x["vision"], batch.x["vision"])
+    assert lost[:, [0, 2]].abs().sum() == 0
+
+
+def test_a_corpus_without_a_modality_is_degraded_in_the_others_alike(store: Store) -> None:
+    whole, all_lost, _ = apply(collate(store, range(CLIPS), MODALITIES), VIEWS[1], references(STATS))
+    without, lost, state = apply(collate(store, range(CLIPS), ("text", "audio")), VIEWS[1], references(STATS))
+    assert torch.equal(without.x["audio"], whole.x["audio"])
+    assert torch.equal(lost[:, :2], all_lost[:, :2])
+    assert (lost[:, 2] == 0).all()
+    assert state.kind.shape == (CLIPS, 3)
+
+
+def test_references_are_the_training_splits() -> None:
+    found = references(STATS)
+    shares = found["text"].frequencies
+    assert shares is not None
+    assert [shares[i].item() for i in (1999, 2000, 2999, 3000, 3999)] == [0, 0.75, 0.75, 1, 1]
+    assert (found["text"].unk, found["text"].special) == (100, (0, 101, 102))
+    assert found["audio"].mean.tolist() == [0, 0, 0]  # type: ignore[union-attr]
+    assert found["vision"].deviation.tolist() == [1, 1]  # type: ignore[union-attr]
+    assert "vision" not in references({k: v for k, v in STATS.items() if k != "vision"})

@@ -1,0 +1,130 @@
+"""Extraction in processes: a worker that dies or hangs costs its own clip, and what was made is not made again."""
+
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from qamoe.features import executor
+from qamoe.features.executor import Job, make_parts, part_key, read_part
+from qamoe.features.media import NoStream, Problem
+
+
+class Obedient:
+    """An extractor that does what the file says."""
+
+    name, version, columns = "obedient", "1", ("value",)
+
+    def __init__(self, rate: float) -> None:
+        self.rate = rate
+
+    def extract(self, path: Path, start_s: float, end_s: float | None) -> np.ndarray:
+        order = path.read_text()
+        if order == "exit":
+            os._exit(7)
+        if order == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if order == "hang":
+            reading, _ = os.pipe()
+            os.read(reading, 1)  # nobody ever writes
+        if order == "problem":
+            raise Problem("no face")
+        if order == "no stream":
+            raise NoStream("no video stream")
+        if order == "error":
+            raise IndexError("list index out of range")
+        return np.full((2, 1), float(order), np.float32)
+
+
+_make_part = executor._make_part
+
+
+def make_part_obediently(name: str, rate: float, job: Job, part: Path) -> None:
+    """What a worker runs: it imports this file, and there alone the extractor is another."""
+    executor.extractor = lambda name, rate: Obedient(rate)  # type: ignore[assignment]
+    _make_part(name, rate, job, part)
+
+
+@pytest.fixture
+def extracted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Run orders, one a clip, with a limit; gives the lost, the parts by order and how often it advanced."""
+    monkeypatch.setattr(executor, "_make_part", make_part_obediently)
+
+    def run(*orders: str, workers: int = 2, limit_s: float = 60) -> SimpleNamespace:
+        jobs = []
+        for i, order in enumerate(orders):
+            (tmp_path / f"{i}.txt").write_text(order)
+            jobs.append((Job(f"clip-{i}", "audio", tmp_path / f"{i}.txt", 0.0, None), tmp_path / "parts" / f"{i:064x}"))
+        done: list[int] = []
+        lost = make_parts(jobs, {"audio": ("obedient", 20.0)}, workers, limit_s, lambda: done.append(1))
+        return SimpleNamespace(lost=lost, parts=[read_part(part) for _, part in jobs], advanced=len(done))
+
+    return run
+
+
+def values(parts: list[Any]) -> list[Any]:
+    return [part.ravel().tolist() if isinstance(part, np.ndarray) else part for part in parts]
+
+
+def test_a_worker_that_dies_costs_its_clip_alone(extracted: Any, tmp_path: Path) -> None:
+    result = extracted("1", "exit", "2", "kill", "3", "4")
+    assert values(result.parts) == [[1, 1], None, [2, 2], None, [3, 3], [4, 4]]
+    assert result.lost == {
+        ("clip-1", "audio"): "the extractor died (exit code 7)",
+        ("clip-3", "audio"): "the extractor died (exit code -9)",
+    }
+    assert result.advanced == 6
+    made = sorted(path.name for path in (tmp_path / "parts").iterdir())
+    assert all(name.endswith(".npy") for name in made), "nothing half-written is left"
+
+
+def test_a_clip_that_hangs_is_given_up_and_costs_its_clip_alone(extracted: Any) -> None:
+    result = extracted("1", "hang", "2", workers=1, limit_s=2)
+    assert values(result.parts) == [[1, 1], None, [2, 2]]
+    assert result.lost == {("clip-1", "audio"): "took longer than 2 s"}
+
+
+def test_problems_are_parts_and_an_absent_stream_is_none(extracted: Any) -> None:
+    result = extracted("problem", "no stream", "5", workers=1)
+    assert result.lost == {}
+    assert values(result.parts) == ["no face", "", [5, 5]]
+
+
+def test_an_error_nobody_thought_of_costs_its_clip_alone(extracted: Any) -> None:
+    result = extracted("1", "error", "2", workers=1)
+    assert values(result.parts) == [[1, 1], None, [2, 2]]
+    assert "list index out of range" in result.lost["clip-1", "audio"]
+
+
+def test_a_part_is_named_by_all_that_its_content_depends_on(tmp_path: Path) -> None:
+    job = Job("clip", "audio", tmp_path / "a.mp4", 0.0, 2.5)
+    made_by = Obedient(20.0)
+    key = part_key(job, "digest", made_by)
+    assert len(key) == 64
+    assert part_key(replace(job, clip_id="other", media=tmp_path / "moved.mp4"), "digest", made_by) == key
+    faster, newer, renamed = Obedient(25.0), Obedient(20.0), Obedient(20.0)
+    newer.version, renamed.name = "2", "other"  # type: ignore[misc]
+    others = [
+        part_key(replace(job, start_s=0.1), "digest", made_by),
+        part_key(replace(job, end_s=None), "digest", made_by),
+        part_key(job, "other digest", made_by),
+        *(part_key(job, "digest", extractor) for extractor in (faster, newer, renamed)),
+    ]
+    assert len({key, *others}) == 7
+
+
+def test_an_unmade_part_is_none(tmp_path: Path) -> None:
+    assert read_part(tmp_path / "part") is None
+
+
+@pytest.mark.parametrize(("name", "rate"), [("egemaps", 20.0), ("landmarks", 5.0)])
+def test_the_named_extractors_say_what_they_make(name: str, rate: float) -> None:
+    found = executor.extractor(name, rate)
+    assert (found.name, found.rate) == (name, rate)
+    assert len(set(found.columns)) == len(found.columns) > 0
+    assert executor.extractor(name, rate) is found

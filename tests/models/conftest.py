@@ -1,0 +1,59 @@
+"""Small batches and models; one thread, since what is computed here is small."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from qamoe.degradation.draws import clip_key
+from qamoe.features.batch import Batch
+from qamoe.params import Encoders, QAMoE
+
+FEATURES = {"text": 6, "audio": 3, "vision": 2}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def sizes() -> Encoders:
+    return Encoders(width=8, layers=1, heads=2, dropout=0.2, stride={"text": 1, "audio": 2, "vision": 3})
+
+
+@pytest.fixture
+def block() -> Callable[..., QAMoE]:
+    def make(fusion: str = "tokens", experts: int = 5, active: int = 2) -> QAMoE:
+        return QAMoE.model_validate(
+            {"experts": experts, "active": active, "hidden": 7, "fusion": fusion, "max_log_variance": 4.0}
+        )
+
+    return make
+
+
+@pytest.fixture
+def batch_of() -> Callable[..., Batch]:
+    """Clips by number, each with frames of its own: batch_of([0, 1], absent={0: ("audio",)}, padding=3)."""
+
+    def make(clips: Any, absent: dict[int, tuple[str, ...]] | None = None, padding: int = 0, target: bool = True) -> Batch:
+        clips = list(clips)
+        x, mask = {}, {}
+        for place, (modality, size) in enumerate(FEATURES.items()):
+            rows = []
+            for clip in clips:
+                random = torch.Generator().manual_seed(100 * clip + place)
+                length = 0 if modality in (absent or {}).get(clip, ()) else 1 + (3 * clip + 5 * place) % 11
+                rows.append(torch.randn(length, size, generator=random))
+            longest = max(1, *(len(row) for row in rows)) + padding
+            x[modality] = torch.zeros(len(clips), longest, size)
+            mask[modality] = torch.zeros(len(clips), longest, dtype=torch.bool)
+            for i, row in enumerate(rows):
+                x[modality][i, : len(row)] = row
+                mask[modality][i, : len(row)] = True
+        keys = torch.tensor([clip_key(str(clip)) for clip in clips])
+        targets = torch.tensor([float(clip % 7) - 3 for clip in clips]) if target else None
+        return Batch(keys, x, mask, targets)
+
+    return make

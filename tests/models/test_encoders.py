@@ -1,0 +1,76 @@
+"""Encoders: what is behind a clip's frames, and who is beside it, changes nothing; no frames give a learned vector."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from qamoe.models.encoders import ModalityEncoders, SequenceEncoder
+from qamoe.params import Encoders
+
+
+def encoder(stride: int, sizes: Encoders) -> SequenceEncoder:
+    torch.manual_seed(0)
+    made = SequenceEncoder(4, stride, sizes).eval()
+    torch.nn.init.normal_(made.absent)
+    return made
+
+
+@pytest.mark.parametrize("stride", [1, 2, 3, 5])
+@pytest.mark.parametrize("layers", [0, 1])
+@torch.no_grad()
+def test_padding_and_batch_mates_change_nothing(sizes: Encoders, stride: int, layers: int) -> None:
+    encode = encoder(stride, sizes.model_copy(update={"layers": layers}))
+    clips = [torch.randn(length, 4) for length in (1, 2, 3, 4, 5, 6, 7, 13)]
+    alone = torch.cat([encode(clip[None], torch.ones(1, len(clip), dtype=torch.bool)) for clip in clips])
+    for longest in (13, 14, 15, 40):
+        x, mask = torch.full((len(clips), longest, 4), 7.0), torch.zeros(len(clips), longest, dtype=torch.bool)
+        for i, clip in enumerate(clips):
+            x[i, : len(clip)], mask[i, : len(clip)] = clip, True
+        assert torch.allclose(encode(x, mask), alone, atol=1e-5)
+    assert (alone[:-1] - alone[1:]).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("stride", [1, 3])
+def test_a_clip_without_frames_gives_the_learned_vector(sizes: Encoders, stride: int) -> None:
+    encode = encoder(stride, sizes)
+    x, mask = torch.randn(2, 5, 4), torch.tensor([[True] * 5, [False] * 5])
+    h = encode(x, mask)
+    assert torch.isfinite(h).all()
+    assert torch.equal(h[1], encode.absent)
+    assert torch.allclose(h[0], encode(x[:1], mask[:1])[0], atol=1e-5)
+    h[1].sum().backward()
+    assert encode.absent.grad is not None
+    assert torch.equal(encode.absent.grad, torch.ones_like(encode.absent))
+    others = [p.grad for name, p in encode.named_parameters() if name != "absent" and p.grad is not None]
+    assert all(torch.isfinite(grad).all() for grad in others), "NaN must not come in through the branch not taken"
+
+
+def test_the_gradient_of_a_clip_with_frames_is_finite_beside_one_without(sizes: Encoders) -> None:
+    encode = encoder(2, sizes).train()
+    x, mask = torch.randn(3, 6, 4), torch.tensor([[True] * 6, [False] * 6, [True] * 2 + [False] * 4])
+    encode(x, mask).square().sum().backward()
+    for name, parameter in encode.named_parameters():
+        assert parameter.grad is not None, name
+        assert torch.isfinite(parameter.grad).all(), name
+
+
+def test_every_valid_frame_counts(sizes: Encoders) -> None:
+    encode = encoder(2, sizes)
+    x = torch.randn(1, 9, 4, requires_grad=True)
+    mask = torch.tensor([[True] * 7 + [False] * 2])
+    encode(x, mask).square().sum().backward()
+    assert x.grad is not None
+    assert (x.grad[0, :7].abs().sum(-1) > 0).all()
+    assert (x.grad[0, 7:] == 0).all()
+
+
+def test_modalities_keep_their_order(sizes: Encoders, batch_of: Any) -> None:
+    torch.manual_seed(0)
+    encode = ModalityEncoders({"text": 6, "audio": 3, "vision": 2}, sizes).eval()
+    batch = batch_of(range(4))
+    h = encode(batch)
+    assert h.shape == (4, 3, 8)
+    for place, modality in enumerate(("text", "audio", "vision")):
+        expected = encode.encoders[modality](batch.x[modality], batch.mask[modality])
+        assert torch.equal(h[:, place], expected)

@@ -1,0 +1,91 @@
+"""The mixture: routing weights, expert mixing against a loop over experts, and the two auxiliary losses."""
+
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from qamoe.models.moe import Experts, Router, balance_loss, router_z_loss, top_k_weights
+
+
+@pytest.mark.parametrize("active", [1, 3, 8])
+def test_exactly_the_active_experts_share_a_weight_of_one(active: int) -> None:
+    logits = torch.randn(5, 3, 8, generator=torch.Generator().manual_seed(0))
+    weights = top_k_weights(logits, active)
+    assert torch.allclose(weights.sum(-1), torch.ones(5, 3))
+    assert ((weights > 0).sum(-1) == active).all()
+    best = logits.topk(active, -1).indices
+    assert torch.allclose(weights.gather(-1, best), logits.gather(-1, best).softmax(-1))
+
+
+def test_equal_logits_still_choose_exactly_the_active() -> None:
+    weights = top_k_weights(torch.zeros(2, 1, 6), 2)
+    assert ((weights > 0).sum(-1) == 2).all()
+    assert (weights[weights > 0] == 0.5).all()
+
+
+def test_the_router_adds_what_the_token_says_and_what_reliability_says() -> None:
+    torch.manual_seed(0)
+    router = Router(8, 3, 5)
+    z, r = torch.randn(2, 3, 8), torch.rand(2, 3)
+    expected = F.linear(z, router.semantic.weight, router.semantic.bias) + (r @ router.quality.weight.T)[:, None]
+    assert torch.allclose(router(z, r), expected, atol=1e-6)
+    assert not torch.allclose(router(z, r), router(z, 1 - r))
+
+
+def test_experts_are_glu_and_mixed_by_weight() -> None:
+    torch.manual_seed(0)
+    experts = Experts(4, 3, 5)
+    x, weights = torch.randn(2, 3, 4), top_k_weights(torch.randn(2, 3, 5), 2)
+    expected = torch.zeros(2, 3, 4)
+    for e in range(5):
+        value, gate = (x @ experts.up[e]).chunk(2, dim=-1)
+        expected += weights[..., e : e + 1] * ((value * F.silu(gate)) @ experts.down[e])
+    assert torch.allclose(experts(x, weights), expected, atol=1e-6)
+
+
+def test_an_expert_without_weight_does_nothing() -> None:
+    torch.manual_seed(0)
+    experts, x = Experts(4, 3, 5), torch.randn(2, 1, 4)
+    weights = torch.zeros(2, 1, 5)
+    weights[..., 0] = 1
+    before = experts(x, weights)
+    with torch.no_grad():
+        experts.down[1:] *= 100
+    assert torch.equal(experts(x, weights), before)
+
+
+def test_the_balance_loss_is_one_at_balance() -> None:
+    logits = torch.eye(4).view(1, 4, 4) * 1e-6  # each token prefers another expert, hardly
+    assert balance_loss(logits, top_k_weights(logits, 1)).item() == pytest.approx(1.0, abs=1e-5)
+
+
+def test_the_balance_loss_is_the_number_of_experts_where_one_takes_all() -> None:
+    logits = torch.zeros(2, 3, 4)
+    logits[..., 2] = 50
+    assert balance_loss(logits, top_k_weights(logits, 1)).item() == pytest.approx(4.0, abs=1e-5)
+
+
+def test_the_balance_loss_by_hand() -> None:
+    """Two tokens, three experts, one active: shares (1/2, 1/2, 0)."""
+    logits = torch.tensor([[[0.0, -1.0, -1.0], [0.0, 1.0, 0.0]]])
+    a, b = 1 / (1 + 2 * math.exp(-1)), math.e / (2 + math.e)
+    probability = [(a + (1 - b) / 2) / 2, ((1 - a) / 2 + b) / 2]
+    expected = 3 * (0.5 * probability[0] + 0.5 * probability[1])
+    assert balance_loss(logits, top_k_weights(logits, 1)).item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_the_balance_loss_pulls_towards_balance() -> None:
+    logits = torch.randn(64, 1, 4, generator=torch.Generator().manual_seed(0))
+    logits[..., 0] += 2
+    logits.requires_grad_()
+    balance_loss(logits, top_k_weights(logits, 2)).backward()
+    assert logits.grad is not None
+    assert logits.grad.sum((0, 1))[0] > 0, "a step down takes from the expert that is used most"
+
+
+def test_the_z_loss_by_hand() -> None:
+    logits = torch.tensor([[[0.0, 0.0]], [[2.0, 2.0]]])
+    expected = (math.log(2) ** 2 + (2 + math.log(2)) ** 2) / 2
+    assert router_z_loss(logits).item() == pytest.approx(expected, abs=1e-6)

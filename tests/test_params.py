@@ -1,0 +1,154 @@
+"""params.yaml: every file that is shipped loads, and a mistake is one sentence that names key, value and range."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from qamoe.errors import Refused
+from qamoe.params import MODEL_NAMES, Params, digest, load
+from qamoe.stages.experiment import overlaid
+
+ROOT = Path(__file__).parents[1]
+SHIPPED = yaml.safe_load((ROOT / "params.yaml").read_text())
+OVERLAYS = sorted((ROOT / "experiments").glob("*.yaml"))
+
+
+def changed(key: str, value: Any) -> dict[str, Any]:
+    """The shipped parameters with one value changed, added, or (value ...) removed, by its dotted key."""
+    content = copy.deepcopy(SHIPPED)
+    *path, last = key.split(".")
+    place = content
+    for part in path:
+        place = place[part]
+    if value is ...:
+        del place[last]
+    else:
+        place[last] = value
+    return content
+
+
+def refusal(tmp_path: Path, content: Any) -> str:
+    path = tmp_path / "params.yaml"
+    path.write_text(content if isinstance(content, str) else yaml.safe_dump(content))
+    with pytest.raises(Refused) as refused:
+        load(path)
+    sentence = str(refused.value)
+    assert "\n" not in sentence
+    assert str(path) in sentence
+    return sentence.removeprefix(f"{path}").removeprefix(": ")
+
+
+def test_the_shipped_parameters_load() -> None:
+    params = load(ROOT / "params.yaml")
+    assert params.extract.corpus.kind == "sample"
+    assert params.train.common.lr == SHIPPED["train"]["common"]["lr"]
+    assert set(params.seeds) == set(MODEL_NAMES)
+
+
+@pytest.mark.parametrize("path", OVERLAYS, ids=lambda path: path.stem)
+def test_every_shipped_experiment_loads_over_them(path: Path) -> None:
+    overlay = yaml.safe_load(path.read_text())
+    params = Params.model_validate(overlaid(SHIPPED, overlay))
+    assert params != load(ROOT / "params.yaml")
+    if "registry" in overlay:
+        assert params.registry.name == overlay["registry"]["name"]
+
+
+def test_parameters_are_frozen() -> None:
+    params = load(ROOT / "params.yaml")
+    with pytest.raises(ValidationError, match="frozen"):
+        params.train.common.lr = 1.0
+    with pytest.raises(ValidationError, match="frozen"):
+        params.registry = None  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "sentence"),
+    [
+        ("train.common.learning_rate", 0.1, "unknown key train.common.learning_rate."),
+        ("trian", {}, "unknown key trian."),
+        ("models.encoders.widht", 64, "unknown key models.encoders.widht."),
+        ("models.tensor", {}, "unknown key models.tensor."),
+        ("train.common.epochs", ..., "key train.common.epochs is missing."),
+        ("registry", ..., "key registry is missing."),
+        ("train.common.lr", -0.001, "train.common.lr is -0.001: input should be greater than 0."),
+        ("train.common.lr", 1, "train.common.lr is 1: input should be less than 1."),
+        ("train.common.lr", "fast", "train.common.lr is 'fast': input should be a valid number"),
+        ("train.common.lr", float("nan"), "train.common.lr is nan"),
+        ("train.common.epochs", 2.5, "train.common.epochs is 2.5: input should be a valid integer"),
+        ("train.common.epochs", 0, "train.common.epochs is 0: input should be greater than or equal to 1."),
+        ("train.common.precision", "half", "train.common.precision is 'half': input should be 'float32' or 'bfloat16'."),
+        ("extract.max_problem_share", 5, "extract.max_problem_share is 5: input should be less than or equal to 1."),
+        ("extract.corpus.kind", "web", "extract.corpus.kind is 'web': input should be 'sample', 'clips' or 'mmsa'."),
+        ("extract.text.max_tokens", 2, "extract.text.max_tokens is 2: input should be greater than or equal to 3."),
+        ("models.encoders.heads", 5, "models.encoders: heads (5) must divide width (64)."),
+        ("models.qamoe.active", 9, "models.qamoe: active (9) must not exceed experts (8)."),
+        ("extract.task", {"kind": "regression", "low": 3, "high": -3}, "extract.task: low (3.0) must be below high"),
+        ("extract.task", {"kind": "classification", "classes": ["a"]}, "extract.task: a classification task names"),
+        ("seeds", {"qamo": [1]}, "seeds: unknown key qamo; the models are mean, concat, qamoe."),
+        ("seeds.qamoe", [], "seeds: qamoe needs at least one seed, each once, not []."),
+        ("seeds.qamoe", [1, 2, 1], "seeds: qamoe needs at least one seed, each once, not [1, 2, 1]."),
+        ("evaluate.slices", ["clean", "burts"], "evaluate.slices.1 is 'burts': input should be 'clean',"),
+        ("train.common.selection.severities", {"missing": [1.2]}, "severities.missing.0 is 1.2"),
+        ("train.common.selection.severities", {"fog": [0.2]}, "fog"),
+        ("registry.name", "qa/moe", "registry.name is 'qa/moe'"),
+    ],
+)
+def test_a_mistake_is_named_with_its_key_and_value(tmp_path: Path, key: str, value: Any, sentence: str) -> None:
+    assert sentence in refusal(tmp_path, changed(key, value))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("preprocess.max_frames.vision", ...),
+        ("models.encoders.stride.audio", ...),
+        ("seeds.qamoe", [-1]),
+        ("train.common.selection.severities", {}),
+        ("train.common.selection.severities.noise", []),
+        ("evaluate.slices", []),
+        ("evaluate.slices", ["clean", "mixed", "clean"]),
+        ("tune.lr", [0.003, 0.0003]),
+        ("registry.coverage_90", [1.0, 0.75]),
+    ],
+)
+def test_what_would_only_fail_hours_later_is_refused_at_once(tmp_path: Path, key: str, value: Any) -> None:
+    last = key.rsplit(".", 1)[-1]
+    assert (last if value is ... else key.removesuffix(f".{last}")) in refusal(tmp_path, changed(key, value))
+
+
+def test_a_misspelt_key_is_named_before_the_missing_one_that_it_causes(tmp_path: Path) -> None:
+    content = changed("train.common.lr", ...)
+    content["train"]["common"]["lrr"] = 0.001
+    assert refusal(tmp_path, content) == "unknown key train.common.lrr."
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ("train: [", "is not YAML"),
+        ("", "the file is None: input should be a valid dictionary"),
+        ("- 1\n", "the file is [1]: input should be a valid dictionary"),
+    ],
+)
+def test_another_file_is_refused(tmp_path: Path, content: str, sentence: str) -> None:
+    assert sentence in refusal(tmp_path, content)
+
+
+def test_no_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(Refused, match=r"There is no parameter file .*nowhere\.yaml\."):
+        load(tmp_path / "nowhere.yaml")
+
+
+def test_a_digest_follows_values_and_nothing_else() -> None:
+    params = Params.model_validate(SHIPPED)
+    again = Params.model_validate(dict(reversed(copy.deepcopy(SHIPPED).items())))
+    assert digest(params) == digest(again)
+    other = Params.model_validate(changed("train.common.lr", 0.002))
+    assert digest(params) != digest(other)
+    assert digest(params.models) == digest(other.models)
+    assert digest({"a": 1, "b": [1, 2]}) == digest({"b": [1, 2], "a": 1}) != digest({"a": 1, "b": [2, 1]})
