@@ -81,7 +81,11 @@ def test_parameters_are_frozen() -> None:
         ("train.common.lr", float("nan"), "train.common.lr is nan"),
         ("train.common.epochs", 2.5, "train.common.epochs is 2.5: input should be a valid integer"),
         ("train.common.epochs", 0, "train.common.epochs is 0: input should be greater than or equal to 1."),
-        ("train.common.precision", "half", "train.common.precision is 'half': input should be 'float32' or 'bfloat16'."),
+        (
+            "train.common.precision",
+            "half",
+            "train.common.precision is 'half': input should be 'float32' or 'bfloat16'.",
+        ),
         ("extract.max_problem_share", 5, "extract.max_problem_share is 5: input should be less than or equal to 1."),
         ("extract.corpus.kind", "web", "extract.corpus.kind is 'web': input should be 'sample', 'clips' or 'mmsa'."),
         ("extract.text.max_tokens", 2, "extract.text.max_tokens is 2: input should be greater than or equal to 3."),

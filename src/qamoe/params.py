@@ -79,7 +79,8 @@ class Preprocess(Block):
 
 
 class Degrade(Block):
-    clean_share: Share  # of the draws of a clip, epoch and modality
+    clean_share: Share  # of the draws of a clip, view and modality
+    alike_share: Share  # of the clips whose modalities share one draw
     views: Count  # distinct degraded views of a clip; epoch e sees view e mod views
     seed: int
 

@@ -165,7 +165,16 @@ def test_drawn_splits_have_their_shares_and_never_change() -> None:
     counts = Counter(drawn_split(f"source-{i}") for i in range(5000))
     shares = [counts[split] / 5000 for split in ("train", "valid", "gate", "test")]
     assert shares == pytest.approx([0.60, 0.12, 0.08, 0.20], abs=0.02)
-    frozen = {"anna": "train", "ben": "valid", "chloe": "train", "dan": "gate", "emil": "test", "finn": "test", "gina": "train", "hugo": "test"}
+    frozen = {
+        "anna": "train",
+        "ben": "valid",
+        "chloe": "train",
+        "dan": "gate",
+        "emil": "test",
+        "finn": "test",
+        "gina": "train",
+        "hugo": "test",
+    }
     assert {source: drawn_split(source) for source in frozen} == frozen
 
 

@@ -29,7 +29,7 @@ def split(name: str, count: int, aligned: bool) -> dict[str, Any]:
         bert[i, 1, : n + 2] = 1
     lengths = {"audio": draws.integers(1, AUDIO, count), "vision": draws.integers(1, VISION, count)}
     if aligned:
-        lengths = {m: words + 2 for m in lengths}
+        lengths = dict.fromkeys(lengths, words + 2)
     columns: dict[str, Any] = {
         "id": [f"video{name}{i // 2}$_${i}" for i in range(count)],
         "raw_text": np.array([f"text {i}" for i in range(count)], object),

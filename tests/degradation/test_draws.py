@@ -1,4 +1,4 @@
-"""Counter-based draws: the published vectors of Philox4x32-10, and numbers that depend on nothing but what they are for."""
+"""Counter-based draws: the published vectors of Philox4x32-10, and numbers that depend on what they are for alone."""
 
 from itertools import product
 

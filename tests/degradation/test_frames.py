@@ -242,6 +242,18 @@ def test_a_clean_share_of_nothing_or_all_is_exact(share: float, clean: bool) -> 
     assert state.kind.shape == (500, len(MODALITIES))
 
 
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_a_share_of_the_clips_draws_once_for_all_its_modalities(share: float) -> None:
+    keys = torch.tensor([clip_key(str(i)) for i in range(4000)])
+    state = drawn_state(2026, keys, 3, 0.2, alike_share=share)
+    alike = (state.severity == state.severity[:, :1]).all(1) & (state.kind == state.kind[:, :1]).all(1)
+    by_chance = 0.2**3  # all of them clean
+    assert alike.float().mean().item() == pytest.approx(share + (1 - share) * by_chance, abs=0.02)
+    assert (state.kind == -1).float().mean().item() == pytest.approx(0.2, abs=0.02)
+    own = drawn_state(2026, keys, 3, 0.2)
+    assert torch.equal(state.severity[~alike], own.severity[~alike]), "the others draw what they always drew"
+
+
 def test_a_drawn_state_is_each_clips_own() -> None:
     together = drawn_state(2026, KEYS, 1, 0.3)
     for row in range(len(KEYS)):

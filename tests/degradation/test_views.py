@@ -30,8 +30,13 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     """Clips whose lengths differ, some of them without a frame."""
     draws = np.random.default_rng(0)
     schema = pa.schema(
-        [("clip_id", pa.string()), ("label", pa.float64()), ("text", pa.list_(pa.int32()))]
-        + [("audio", frames_type(3)), ("vision", frames_type(2))]
+        [
+            ("clip_id", pa.string()),
+            ("label", pa.float64()),
+            ("text", pa.list_(pa.int32())),
+            ("audio", frames_type(3)),
+            ("vision", frames_type(2)),
+        ]
     )
     rows = [
         {

@@ -58,7 +58,12 @@ def corpus(tmp_path_factory: pytest.TempPathFactory, tiny_params: Any, tiny_stat
 
     torch.set_num_threads(1)
     folder, draws = tmp_path_factory.mktemp("spectrum"), np.random.default_rng(0)
-    columns = [("clip_id", pa.string()), ("source", pa.string()), ("label", pa.float64()), ("text", pa.list_(pa.int32()))]
+    columns = [
+        ("clip_id", pa.string()),
+        ("source", pa.string()),
+        ("label", pa.float64()),
+        ("text", pa.list_(pa.int32())),
+    ]
     schema = pa.schema(columns + [(m, store.frames_type(2)) for m in ("audio", "vision")])
     rows = [
         {
@@ -171,7 +176,12 @@ def test_every_cell_draw_and_metric_is_aggregated(corpus: Any, measured: list[pd
     here = table[(table["cell"] == "missing-0.4") & (table["draw"] == 1) & (table["metric"] == "mae")].iloc[0]
     rows = measured[0].query("cell == 'missing-0.4' and draw == 1")
     assert here["value"] == pytest.approx((rows["prediction"] - rows["target"]).abs().mean(), abs=1e-6)
-    assert here[["slice", "kind", "modalities", "severity"]].tolist() == ["missing", "missing", "text+audio+vision", 0.4]
+    assert here[["slice", "kind", "modalities", "severity"]].tolist() == [
+        "missing",
+        "missing",
+        "text+audio+vision",
+        0.4,
+    ]
     assert table.loc[table["slice"] == "mixed", "severity"].isna().all()
 
 

@@ -11,7 +11,14 @@ def cells(slice_: str, values: dict[float, list[float]], metric: str = "mae") ->
     """Rows of cells.parquet; a list holds the draws of a severity."""
     return pd.DataFrame(
         [
-            {"slice": slice_, "cell": f"{slice_}-{severity}", "severity": severity, "draw": d, "metric": metric, "value": v}
+            {
+                "slice": slice_,
+                "cell": f"{slice_}-{severity}",
+                "severity": severity,
+                "draw": d,
+                "metric": metric,
+                "value": v,
+            }
             for severity, draws in values.items()
             for d, v in enumerate(draws)
         ]

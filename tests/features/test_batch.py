@@ -15,8 +15,13 @@ from qamoe.features.store import Store, frames_type, write
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
     schema = pa.schema(
-        [("clip_id", pa.string()), ("label", pa.float64())]
-        + [("text", pa.list_(pa.int32())), ("audio", frames_type(2)), ("vision", frames_type(1))]
+        [
+            ("clip_id", pa.string()),
+            ("label", pa.float64()),
+            ("text", pa.list_(pa.int32())),
+            ("audio", frames_type(2)),
+            ("vision", frames_type(1)),
+        ]
     )
     rows = [
         {"clip_id": "a", "label": 1.5, "text": [101, 7, 102], "audio": np.ones((2, 2)), "vision": np.zeros((0, 1))},

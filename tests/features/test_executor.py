@@ -16,7 +16,7 @@ from qamoe.features.media import NoStream, Problem
 
 
 class Obedient:
-    """An extractor that does what the file says."""
+    """An extractor that does what the file says, step by step."""
 
     name, version, columns = "obedient", "1", ("value",)
 
@@ -24,21 +24,27 @@ class Obedient:
         self.rate = rate
 
     def extract(self, path: Path, start_s: float, end_s: float | None) -> np.ndarray:
-        order = path.read_text()
-        if order == "exit":
+        *steps, last = path.read_text().split(";")
+        for step in steps:
+            what, pipe = step.split(" ", 1)
+            if what == "tell":
+                Path(pipe).write_bytes(b".")
+            else:
+                os.read(os.open(pipe, os.O_RDONLY), 1)
+        if last == "exit":
             os._exit(7)
-        if order == "kill":
+        if last == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
-        if order == "hang":
+        if last == "hang":
             reading, _ = os.pipe()
             os.read(reading, 1)  # nobody ever writes
-        if order == "problem":
+        if last == "problem":
             raise Problem("no face")
-        if order == "no stream":
+        if last == "no stream":
             raise NoStream("no video stream")
-        if order == "error":
+        if last == "error":
             raise IndexError("list index out of range")
-        return np.full((2, 1), float(order), np.float32)
+        return np.full((2, 1), float(last), np.float32)
 
 
 _make_part = executor._make_part
@@ -52,16 +58,25 @@ def make_part_obediently(name: str, rate: float, job: Job, part: Path) -> None:
 
 @pytest.fixture
 def extracted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Run orders, one a clip, with a limit; gives the lost, the parts by order and how often it advanced."""
+    """Run orders, one a clip, with a limit; gives the lost, the parts by order and how often it advanced.
+
+    `advance` is called with how many jobs are done.
+    """
     monkeypatch.setattr(executor, "_make_part", make_part_obediently)
 
-    def run(*orders: str, workers: int = 2, limit_s: float = 60) -> SimpleNamespace:
+    def run(*orders: str, workers: int = 2, limit_s: float = 60, advance: Any = None) -> SimpleNamespace:
         jobs = []
         for i, order in enumerate(orders):
             (tmp_path / f"{i}.txt").write_text(order)
             jobs.append((Job(f"clip-{i}", "audio", tmp_path / f"{i}.txt", 0.0, None), tmp_path / "parts" / f"{i:064x}"))
         done: list[int] = []
-        lost = make_parts(jobs, {"audio": ("obedient", 20.0)}, workers, limit_s, lambda: done.append(1))
+
+        def advanced() -> None:
+            done.append(1)
+            if advance is not None:
+                advance(len(done))
+
+        lost = make_parts(jobs, {"audio": ("obedient", 20.0)}, workers, limit_s, advanced)
         return SimpleNamespace(lost=lost, parts=[read_part(part) for _, part in jobs], advanced=len(done))
 
     return run
@@ -72,13 +87,31 @@ def values(parts: list[Any]) -> list[Any]:
 
 
 def test_a_worker_that_dies_costs_its_clip_alone(extracted: Any, tmp_path: Path) -> None:
-    result = extracted("1", "exit", "2", "kill", "3", "4")
-    assert values(result.parts) == [[1, 1], None, [2, 2], None, [3, 3], [4, 4]]
+    """Each dies in the middle of its work: after its neighbour, which waited for it to begin, was reported done."""
+    pipes = {}
+    for name in ("begun 1", "end 1", "begun 3", "end 3"):
+        os.mkfifo(tmp_path / name)
+        pipes[name] = os.open(tmp_path / name, os.O_RDWR)
+
+    def neighbour_done(count: int) -> None:
+        if count in (1, 3):
+            os.write(pipes[f"end {count}"], b".")
+
+    def pair(number: int, last: str) -> list[str]:
+        begun, end = tmp_path / f"begun {number}", tmp_path / f"end {number}"
+        return [f"await {begun};{number}", f"tell {begun};await {end};{last}"]
+
+    try:
+        result = extracted(*pair(1, "exit"), *pair(3, "kill"), "4", advance=neighbour_done)
+    finally:
+        for pipe in pipes.values():
+            os.close(pipe)
+    assert values(result.parts) == [[1, 1], None, [3, 3], None, [4, 4]]
     assert result.lost == {
         ("clip-1", "audio"): "the extractor died (exit code 7)",
         ("clip-3", "audio"): "the extractor died (exit code -9)",
     }
-    assert result.advanced == 6
+    assert result.advanced == 5
     made = sorted(path.name for path in (tmp_path / "parts").iterdir())
     assert all(name.endswith(".npy") for name in made), "nothing half-written is left"
 

@@ -11,8 +11,14 @@ import pytest
 from qamoe.features.store import BATCH_ROWS, Store, frames_type, write
 
 SCHEMA = pa.schema(
-    [("clip_id", pa.string()), ("source", pa.string()), ("label", pa.float64())]
-    + [("text", pa.list_(pa.int32())), ("words", pa.list_(pa.string())), ("audio", frames_type(3))]
+    [
+        ("clip_id", pa.string()),
+        ("source", pa.string()),
+        ("label", pa.float64()),
+        ("text", pa.list_(pa.int32())),
+        ("words", pa.list_(pa.string())),
+        ("audio", frames_type(3)),
+    ]
 )
 ABOUT = {"split": "train", "rate": 20.0, "modalities": ["text", "audio"]}
 

@@ -37,7 +37,9 @@ def block() -> Callable[..., QAMoE]:
 def batch_of() -> Callable[..., Batch]:
     """Clips by number, each with frames of its own: batch_of([0, 1], absent={0: ("audio",)}, padding=3)."""
 
-    def make(clips: Any, absent: dict[int, tuple[str, ...]] | None = None, padding: int = 0, target: bool = True) -> Batch:
+    def make(
+        clips: Any, absent: dict[int, tuple[str, ...]] | None = None, padding: int = 0, target: bool = True
+    ) -> Batch:
         clips = list(clips)
         x, mask = {}, {}
         for place, (modality, size) in enumerate(FEATURES.items()):

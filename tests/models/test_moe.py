@@ -56,9 +56,13 @@ def test_an_expert_without_weight_does_nothing() -> None:
     assert torch.equal(experts(x, weights), before)
 
 
-def test_the_balance_loss_is_one_at_balance() -> None:
-    logits = torch.eye(4).view(1, 4, 4) * 1e-6  # each token prefers another expert, hardly
-    assert balance_loss(logits, top_k_weights(logits, 1)).item() == pytest.approx(1.0, abs=1e-5)
+@pytest.mark.parametrize("active", [1, 2, 3])
+def test_the_balance_loss_is_one_at_balance(active: int) -> None:
+    circle = torch.eye(4) + 0.5 * torch.eye(4).roll(1, 1) + 0.25 * torch.eye(4).roll(2, 1)
+    logits = circle.view(1, 4, 4) * 1e-6  # each token prefers other experts, hardly
+    weights = top_k_weights(logits, active)
+    assert ((weights > 0).sum((0, 1)) == active).all()
+    assert balance_loss(logits, weights).item() == pytest.approx(1.0, abs=1e-5)
 
 
 def test_the_balance_loss_is_the_number_of_experts_where_one_takes_all() -> None:

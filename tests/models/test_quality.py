@@ -30,7 +30,9 @@ def test_modalities_have_maps_of_their_own() -> None:
     assert not torch.allclose(r[:, 0], r[:, 1])
 
 
-@pytest.mark.parametrize(("bias", "r"), [(100.0, 1 / (1 + torch.tensor(2.0).exp())), (-100.0, 1 / (1 + torch.tensor(-2.0).exp()))])
+@pytest.mark.parametrize(
+    ("bias", "r"), [(100.0, 1 / (1 + torch.tensor(2.0).exp())), (-100.0, 1 / (1 + torch.tensor(-2.0).exp()))]
+)
 def test_the_log_variance_is_clamped(bias: float, r: torch.Tensor) -> None:
     made = quality(limit=2.0).eval()
     torch.nn.init.constant_(made.log_variance.bias, bias)
@@ -65,7 +67,9 @@ def test_the_probes_loss_is_the_heteroscedastic_likelihood() -> None:
 
 def test_the_likelihood_is_smallest_at_the_true_variance() -> None:
     residual = torch.randn(20_000) * 3
-    losses = {v: gaussian_nll(residual, torch.full_like(residual, v).log(), torch.zeros(1)).item() for v in (4.0, 9.0, 16.0)}
+    losses = {
+        v: gaussian_nll(residual, torch.full_like(residual, v).log(), torch.zeros(1)).item() for v in (4.0, 9.0, 16.0)
+    }
     assert losses[9.0] == min(losses.values())
 
 

@@ -74,7 +74,12 @@ def test_stages_without_what_comes_before_them_are_refused(
     from qamoe.stages import evaluate, preprocess, report, train
 
     params = parameters.load(params_file())
-    for module, before in ((preprocess, "extract"), (train, "preprocess"), (evaluate, "preprocess"), (report, "evaluate")):
+    for module, before in (
+        (preprocess, "extract"),
+        (train, "preprocess"),
+        (evaluate, "preprocess"),
+        (report, "evaluate"),
+    ):
         with pytest.raises(Refused, match=before) as refusal:
             module.run(params, tmp_path / "out")
         assert "\n" not in str(refusal.value)

@@ -81,7 +81,9 @@ def train(setting: Any) -> Callable[..., None]:
     """Train into a folder: train(folder, model="qamoe", seed=1, on_epoch=..., digests=..., common={...})."""
     from qamoe.training.fit import fit
 
-    def run(folder: Path, model: str = "qamoe", seed: int = 1, on_epoch: Any = lambda line: None, **changes: Any) -> None:
+    def run(
+        folder: Path, model: str = "qamoe", seed: int = 1, on_epoch: Any = lambda line: None, **changes: Any
+    ) -> None:
         content = setting.params.model_dump(mode="json")
         content["train"]["common"] |= changes.get("common", {})
         folder.mkdir(parents=True, exist_ok=True)

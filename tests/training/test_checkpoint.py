@@ -12,7 +12,9 @@ from qamoe.errors import Refused
 from qamoe.training import checkpoint
 
 
-def test_a_loaded_model_answers_to_the_bit_what_the_saved_one_did(tiny_checkpoint: Any, setting: Any, tmp_path: Path) -> None:
+def test_a_loaded_model_answers_to_the_bit_what_the_saved_one_did(
+    tiny_checkpoint: Any, setting: Any, tmp_path: Path
+) -> None:
     batch = setting.valid.batch(1, range(6))
     folder = tiny_checkpoint(tmp_path / "1")
     trained = checkpoint.load(folder)
@@ -102,7 +104,12 @@ def test_a_save_that_is_cut_short_leaves_no_folder_that_looks_finished(
 def test_a_state_comes_back(tmp_path: Path) -> None:
     path = tmp_path / "resume.pt"
     assert checkpoint.load_state(path) is None
-    state = {"digests": {"data": "d"}, "model": {"w": torch.randn(3)}, "rng": torch.get_rng_state(), "history": [{"epoch": 1}]}
+    state = {
+        "digests": {"data": "d"},
+        "model": {"w": torch.randn(3)},
+        "rng": torch.get_rng_state(),
+        "history": [{"epoch": 1}],
+    }
     checkpoint.save_state(path, state)
     found = checkpoint.load_state(path)
     assert found is not None

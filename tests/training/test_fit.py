@@ -1,5 +1,6 @@
 """The training loop: the same seed gives the same bits, stopped or not, and the best epoch is what is kept."""
 
+import itertools
 import json
 import logging
 import math
@@ -191,7 +192,7 @@ def test_the_learning_rate_warms_up_and_falls_to_zero(setting: Any) -> None:
     assert rates[:10] == pytest.approx([0.01 * (i + 1) for i in range(10)])
     assert rates[10] == pytest.approx(0.1)
     assert rates[55] == pytest.approx(0.05)
-    assert all(a > b for a, b in zip(rates[10:], rates[11:], strict=False))
+    assert all(a > b for a, b in itertools.pairwise(rates))
     assert 0 < rates[-1] < 0.001
     at_once = common.model_copy(update={"warmup_share": 0.0})
     assert learning_rate(0, 100, at_once) == pytest.approx(0.1)

@@ -127,11 +127,18 @@ def fixed_state(kinds: tuple[str, ...], severities: tuple[float, ...], batch: in
     return State(torch.tensor(kind).expand(batch, -1), torch.tensor(severities).expand(batch, -1))
 
 
-def drawn_state(seed: int, clips: Tensor, number: int | Tensor, clean_share: float) -> State:
-    """Each clip and modality draws its own kind and severity ~ U(0, 1); a share of the draws stays clean."""
+def drawn_state(
+    seed: int, clips: Tensor, number: int | Tensor, clean_share: float = 0.0, alike_share: float = 0.0
+) -> State:
+    """Each clip and modality draws its own kind and severity ~ U(0, 1); a share of the draws stays clean.
+
+    A share of the clips draws once for all its modalities, so that a clip that lost everything is not a rarity.
+    """
     kinds, severities = [], []
+    own = {m: Draws(seed, clips, m, "state", number).uniform(4) for m in MODALITIES}
+    alike = own[MODALITIES[0]][:, 3:] < alike_share
     for modality in MODALITIES:
-        u = Draws(seed, clips, modality, "state", number).uniform(3)
+        u = torch.where(alike, own[MODALITIES[0]], own[modality])
         clean = u[:, 0] < clean_share
         kind = (u[:, 1] * len(KINDS)).long().clamp(max=len(KINDS) - 1)
         kinds.append(torch.where(clean, -1, kind))

@@ -64,7 +64,10 @@ def open_splits(params: Params, stats: dict[str, Any], out: Path) -> tuple[Any, 
     common = params.train.common
     drawn = common.degrade
     count = min(drawn.views, common.epochs)
-    training = [View(drawn.seed, number, clean_share=drawn.clean_share) for number in range(count)]
+    training = [
+        View(drawn.seed, number, clean_share=drawn.clean_share, alike_share=drawn.alike_share)
+        for number in range(count)
+    ]
     cells = selection_cells(common.selection)
     split = {name: Store(out / "preprocess" / f"{name}.arrow") for name in ("train", "valid")}
     if not len(split["valid"]):

@@ -1,0 +1,185 @@
+"""The stage train: what is finished is kept, what is not listed goes, and a kill at any moment changes no bit."""
+
+import json
+import logging
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from qamoe import params as parameters
+from qamoe.errors import Refused
+from qamoe.stages import train
+
+FILES = ("history.jsonl", "model.json", "weights.safetensors")
+
+
+@pytest.fixture
+def trained(
+    preprocessed: Path, params_file: Any, environment: Any, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Path]:
+    """Run the stage in this process on plain text: trained({"seeds.qamoe": [1, 2]}, model="qamoe")."""
+    from qamoe.models import text
+
+    def encode(ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return torch.sin(ids[..., None] * torch.arange(1, text.WIDTH + 1) / text.WIDTH) * mask[..., None]
+
+    monkeypatch.setattr(text, "encode", encode)
+
+    def run(changes: dict[str, Any] | None = None, model: str | None = "qamoe") -> Path:
+        params = parameters.load(params_file({"train.common.epochs": 2} | (changes or {})))
+        train.run(params, preprocessed, model)
+        return preprocessed / "train"
+
+    return run
+
+
+def stamp(folder: Path) -> dict[str, tuple[int, int]]:
+    return {p.name: (p.stat().st_ino, p.stat().st_mtime_ns) for p in folder.iterdir()}
+
+
+def summary(caplog: pytest.LogCaptureFixture) -> dict[str, Any]:
+    """The stage's own line."""
+    lines = [json.loads(message) for message in caplog.messages if message.startswith('{"stage"')]
+    caplog.clear()
+    return lines[-1]
+
+
+def test_finished_seeds_are_kept_and_unlisted_ones_go(trained: Any, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "qamoe")
+    folder = trained({"seeds.qamoe": [1, 2]}) / "qamoe"
+    assert summary(caplog) == {"stage": "train", "seeds": 2, "kept": 0}
+    before = stamp(folder / "1")
+    assert sorted(before) == list(FILES)
+
+    trained({"seeds.qamoe": [1, 2, 3]})
+    assert summary(caplog) == {"stage": "train", "seeds": 1, "kept": 2}
+    assert stamp(folder / "1") == before, "a finished seed is not touched"
+    assert sorted(p.name for p in folder.iterdir()) == ["1", "2", "3"]
+
+    trained({"seeds.qamoe": [3, 1]})
+    assert summary(caplog) == {"stage": "train", "seeds": 0, "kept": 2}
+    assert stamp(folder / "1") == before
+    assert sorted(p.name for p in folder.iterdir()) == ["1", "3"]
+
+    trained({"seeds.qamoe": [1, 3], "train.common.lr": 0.02})
+    assert summary(caplog) == {"stage": "train", "seeds": 2, "kept": 0}
+    assert stamp(folder / "1") != before, "other parameters are another model"
+
+
+def test_another_models_parameters_leave_a_finished_one_alone(trained: Any, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "qamoe")
+    trained()
+    caplog.clear()
+    trained({"models.concat.hidden": 9, "evaluate.draws": 1, "registry.draws": 2})
+    assert summary(caplog) == {"stage": "train", "seeds": 0, "kept": 1}
+
+
+def test_other_training_clips_are_another_model(
+    trained: Any, preprocessed: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "qamoe")
+    first = trained() / "qamoe/1/weights.safetensors"
+    weights = first.read_bytes()
+    caplog.clear()
+    path = preprocessed / "preprocess/stats.json"
+    stats = json.loads(path.read_text()) | {"target_mean": 0.5}
+    path.write_text(json.dumps(stats))
+    trained()
+    assert summary(caplog) == {"stage": "train", "seeds": 1, "kept": 0}
+    assert first.read_bytes() != weights
+
+
+def test_the_test_split_is_not_opened(trained: Any, preprocessed: Path) -> None:
+    """There is none to be opened, and one that cannot be read is no hindrance."""
+    assert not (preprocessed / "preprocess/test.arrow").exists()
+    (preprocessed / "preprocess/test.arrow").mkdir()
+    (preprocessed / "preprocess/gate.arrow").unlink()
+    folder = trained(model=None)
+    assert sorted(p.parent.parent.name for p in folder.glob("*/*/model.json")) == ["concat", "mean", "qamoe"]
+
+
+def test_only_the_selected_model_is_trained(trained: Any) -> None:
+    folder = trained(model="mean")
+    assert sorted(p.name for p in folder.iterdir() if p.name != "states") == ["mean"]
+
+
+def test_what_cannot_be_trained_is_refused(trained: Any, preprocessed: Path, params_file: Any) -> None:
+    path = preprocessed / "preprocess/stats.json"
+    stats = json.loads(path.read_text())
+    classes = {"kind": "classification", "low": -3, "high": 3, "classes": ["a", "b"]}
+    path.write_text(json.dumps(stats | {"task": classes}))
+    with pytest.raises(Refused, match=r"extract\.task\.kind is 'classification'; train knows regression only\."):
+        trained()
+    path.write_text(json.dumps(stats))
+    (preprocessed / "preprocess/valid.arrow").write_bytes((preprocessed / "preprocess/gate.arrow").read_bytes())
+    with pytest.raises(Refused, match=r"The validation split is empty"):
+        trained()
+    path.unlink()
+    with pytest.raises(Refused, match=r"There is no .*stats\.json; run the stage preprocess first\."):
+        trained()
+    assert not (preprocessed / "train/qamoe").exists()
+
+
+def made(folder: Path) -> tuple[bytes, Any, list[Any]]:
+    """Weights, config and history without the seconds."""
+    assert sorted(p.name for p in folder.iterdir()) == list(FILES)
+    history = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+    for line in history:
+        del line["seconds"]
+    return (folder / "weights.safetensors").read_bytes(), json.loads((folder / "model.json").read_text()), history
+
+
+@pytest.mark.slow
+def test_seeds_give_the_same_bits_alone_and_beside_others(
+    trained: Any, preprocessed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = trained({"seeds.qamoe": [1, 2]}) / "qamoe"
+    alone = {seed: made(folder / seed) for seed in ("1", "2")}
+    folder.rename(tmp_path / "alone")
+    monkeypatch.setenv("QAMOE_WORKERS", "2")
+    trained({"seeds.qamoe": [1, 2]})
+    assert {seed: made(folder / seed) for seed in ("1", "2")} == alone
+
+
+@pytest.mark.slow
+def test_a_killed_stage_goes_on_to_the_bits_of_one_that_was_not(
+    stage: Any, preprocessed: Path, params_file: Any, environment: dict[str, str], tmp_path: Path
+) -> None:
+    arguments = ("--model", "qamoe", "--params", params_file(), "--out", preprocessed)
+    whole = stage("train", *arguments)
+    assert whole.returncode == 0, whole.stderr
+    folder = preprocessed / "train/qamoe/1"
+    expected = made(folder)
+    assert len(expected[2]) == 6
+    (preprocessed / "train").rename(tmp_path / "whole")
+
+    def killed_when(reached: Callable[[dict[str, Any]], bool]) -> list[str]:
+        """Start the stage, kill -9 it at the line that says `reached`; gives the lines until then."""
+        command = [sys.executable, "-m", "qamoe.stages.train", *map(str, arguments)]
+        process = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
+        lines: list[str] = []
+        with process:
+            assert process.stderr is not None
+            for line in process.stderr:
+                lines.append(line)
+                if line.startswith("{") and reached(json.loads(line)):
+                    process.kill()
+                    break
+            assert process.wait() == -9, lines
+        return lines
+
+    killed_when(lambda line: line.get("stage") == "train")  # before the text is encoded, or while it is
+    for epoch in (1, 3, 5):  # about when the state of that epoch is written; the one before it is there
+        lines = killed_when(lambda line, epoch=epoch: line.get("epoch") == epoch)  # type: ignore[misc]
+        assert (folder / "resume.pt").exists() or epoch == 1
+        assert epoch < 5 or any("goes on after epoch" in line for line in lines), lines
+        assert not (folder / "model.json").exists()
+    last = stage("train", *arguments)
+    assert last.returncode == 0, last.stderr
+    assert "qamoe, seed 1: goes on after epoch" in last.stderr
+    assert made(folder) == expected
