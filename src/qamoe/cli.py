@@ -10,7 +10,9 @@ import typer
 from qamoe import settings
 from qamoe.errors import Refused
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="QA-MoE: train, evaluate, promote.")
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="QA-MoE: train, evaluate, promote."
+)
 
 Params = Annotated[Path, typer.Option(help="The parameter file.")]
 Out = Annotated[Path, typer.Option(help="The artifacts folder.")]

@@ -7,9 +7,9 @@ from qamoe.evaluation.calibration import fit_conformal
 
 
 def test_the_rank_is_that_of_one_more_residual() -> None:
-    """Nine scores 1..9: ceil(10 * level) gives the 5th, 8th, 9th, and 10th, of which there are nine."""
-    residual = np.array([9, -1, 2, -3, 4, 8, -7, 6, 5.0])
-    assert fit_conformal(residual, np.ones(9)) == {"0.5": 5, "0.8": 8, "0.9": 9, "0.95": 9}
+    """Ten scores 1..10: ceil(11 * level) gives the 6th, 9th, 10th, and the 11th, of which there are ten."""
+    residual = np.array([9, -1, 2, -3, 4, 8, -7, 6, 5.0, -10])
+    assert fit_conformal(residual, np.ones(10)) == {"0.5": 6, "0.8": 9, "0.9": 10, "0.95": 10}
 
 
 def test_residuals_count_in_sigmas() -> None:

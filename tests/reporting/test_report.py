@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from qamoe.errors import Refused
-from qamoe.evaluation import spectrum, summary
+from qamoe.evaluation.summary import summarise
 from qamoe.reporting import figures, report
 
 Maker = Callable[..., None]
@@ -79,7 +79,7 @@ def test_the_page_says_what_the_data_is(written: Path) -> None:
 
 def test_the_summary_agrees_with_the_cells_and_with_the_headline(written: Path, summary: dict, results: Path) -> None:
     cells = pd.read_parquet(results / "evaluate" / "qamoe" / "2" / "cells.parquet")
-    own = summary.summarise(cells).set_index(["slice", "metric"])
+    own = summarise(cells).set_index(["slice", "metric"])
     assert summary["qamoe.missing.mae.area.seed2"] == pytest.approx(own.loc[("missing", "mae"), "area"])
     assert summary["qamoe.missing.mae.worst.seed2"] == pytest.approx(own.loc[("missing", "mae"), "worst"])
     seeds = [summary[f"qamoe.missing.mae.area.seed{seed}"] for seed in (1, 2, 3)]

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from qamoe.evaluation import spectrum, summary
+from qamoe.evaluation.summary import summarise
 from qamoe.reporting import tables
 from qamoe.reporting.results import Results, read
 
@@ -22,7 +22,7 @@ def test_headline_is_the_mean_and_sd_of_the_seeds_summaries(found: Results, resu
     assert list(made.index) == ["mean", "concat", "qamoe"]
     areas, coverage = [], []
     for seed in (1, 2, 3):
-        own = summary.summarise(pd.read_parquet(results / "evaluate" / "qamoe" / str(seed) / "cells.parquet"))
+        own = summarise(pd.read_parquet(results / "evaluate" / "qamoe" / str(seed) / "cells.parquet"))
         own = own.set_index(["slice", "metric"])
         areas.append(own.loc[("missing", "mae"), "area"])
         coverage.append(own.loc[("mixed", "coverage_90"), "area"])

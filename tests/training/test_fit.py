@@ -14,6 +14,7 @@ import torch
 from qamoe.training import checkpoint, fit
 from qamoe.training.fit import RESUME, learning_rate, objective
 from qamoe.training.selection import predictions, selection_value
+from qamoe.training.views import rows_in_batches
 
 MODELS = ("mean", "concat", "qamoe")
 
@@ -45,6 +46,23 @@ def test_the_same_seed_gives_the_same_bits(train: Any, tmp_path: Path, model: st
     assert made(tmp_path / "a") == made(tmp_path / "b")
     if model != "mean":
         assert made(tmp_path / "a")[0] != made(tmp_path / "c")[0]
+
+
+def test_every_epoch_takes_every_clip_once_in_an_order_of_its_own(
+    train: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    orders: list[list[int]] = []
+
+    def watched(*arguments: Any) -> list[list[int]]:
+        batches = rows_in_batches(*arguments)
+        orders.append([row for batch in batches for row in batch])
+        return batches
+
+    monkeypatch.setattr(fit, "rows_in_batches", watched)
+    for seed in (1, 2):
+        train(tmp_path / str(seed), "concat", seed, common={"epochs": 2})
+    assert all(sorted(order) == list(range(20)) for order in orders)
+    assert len({tuple(order) for order in orders}) == 4, "by seed and by epoch"
 
 
 def test_a_seed_is_the_same_whatever_was_drawn_before(train: Any, whole: Path, tmp_path: Path) -> None:
