@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from qamoe.errors import Refused
 
@@ -19,6 +19,12 @@ Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 Modality = Literal["text", "audio", "vision"]
 Kind = Literal["missing", "noise"]
+
+
+def _ascending(bounds: tuple[float, float]) -> tuple[float, float]:
+    if bounds[0] > bounds[1]:
+        raise ValueError("the lower bound comes first")
+    return bounds
 
 
 class Block(BaseModel):
@@ -74,8 +80,14 @@ class Extract(Block):
     seconds_per_clip: Positive  # time limit
 
 
+class PerModality(Block):
+    text: Count
+    audio: Count
+    vision: Count
+
+
 class Preprocess(Block):
-    max_frames: dict[Modality, Count]
+    max_frames: PerModality
 
 
 class Degrade(Block):
@@ -95,7 +107,7 @@ class LossWeights(Block):
 class Selection(Block):
     """The validation cells whose mean metric chooses the checkpoint."""
 
-    severities: dict[Kind, tuple[Share, ...]]
+    severities: Annotated[dict[Kind, Annotated[tuple[Share, ...], Field(min_length=1)]], Field(min_length=1)]
     draws: Count
     seed: int
 
@@ -125,7 +137,7 @@ class Encoders(Block):
     layers: Annotated[int, Field(ge=0)]
     heads: Count
     dropout: Annotated[float, Field(ge=0, lt=1)]
-    stride: dict[Modality, Count]
+    stride: PerModality
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> "Encoders":
@@ -167,23 +179,30 @@ class Evaluate(Block):
     seed: int  # the protocol seed of the test side
     draws: Count
     mixed_draws: Count
-    slices: tuple[Literal["clean", "missing", "noise", "mixed"], ...]
+    slices: Annotated[tuple[Literal["clean", "missing", "noise", "mixed"], ...], Field(min_length=1)]
+
+    @field_validator("slices")
+    @classmethod
+    def _each_once(cls, slices: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(slices)) != len(slices):
+            raise ValueError("each slice may be named once")
+        return slices
 
 
 class Tune(Block):
     trials: Count
     epochs: Count
     seed: int
-    lr: tuple[Positive, Positive]
-    weight_decay: tuple[Positive, Positive]
-    dropout: tuple[Share, Share]
+    lr: Annotated[tuple[Positive, Positive], AfterValidator(_ascending)]
+    weight_decay: Annotated[tuple[Positive, Positive], AfterValidator(_ascending)]
+    dropout: Annotated[tuple[Share, Share], AfterValidator(_ascending)]
 
 
 class Registry(Block):
     name: Annotated[str, Field(min_length=1, pattern=r"^[^/:.%\"']+$")]
     draws: Count  # of the mixed cells that the gate measures
     seed: int
-    coverage_90: tuple[Share, Share]
+    coverage_90: Annotated[tuple[Share, Share], AfterValidator(_ascending)]
 
 
 MODEL_NAMES = tuple(name for name in Models.model_fields if name != "encoders")
@@ -205,6 +224,8 @@ class Params(Block):
         for model, numbers in seeds.items():
             if model not in MODEL_NAMES:
                 raise ValueError(f"unknown key {model}; the models are {', '.join(MODEL_NAMES)}")
+            if any(number < 0 for number in numbers):
+                raise ValueError(f"{model} has a negative seed in {list(numbers)}; seeds are 0 or above")
             if not numbers or len(set(numbers)) != len(numbers):
                 raise ValueError(f"{model} needs at least one seed, each once, not {list(numbers)}")
         return seeds
@@ -224,12 +245,21 @@ def _sentence(error: Any, path: Path) -> str:
 
 def load(path: Path) -> Params:
     """Read params.yaml. Raises Refused with the key (and the value and its range) of the first mistake."""
+    return validate(read(path), path)
+
+
+def read(path: Path) -> Any:
+    """The content of a YAML file, unchecked. Raises Refused where there is none."""
     try:
-        content = yaml.safe_load(path.read_text())
+        return yaml.safe_load(path.read_text())
     except FileNotFoundError:
         raise Refused(f"There is no parameter file {path}.") from None
     except yaml.YAMLError as error:
         raise Refused(f"{path} is not YAML: {' '.join(str(error).split())}.") from None
+
+
+def validate(content: Any, path: Path) -> Params:
+    """Content as Params; `path` is where a mistake is said to be."""
     try:
         return Params.model_validate(content)
     except ValidationError as error:

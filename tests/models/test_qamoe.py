@@ -115,7 +115,7 @@ def test_quality_at_its_ends_gives_finite_numbers(model: Any, batch_of: Any, fus
 
 @both
 def test_every_loss_is_finite_and_every_parameter_learns(model: Any, batch_of: Any, fusion: str) -> None:
-    made = model(fusion).train()
+    made = model(fusion, active=5).train()  # all of them, or one might have no clip by chance
     absent = {1: ("text",), 2: ("audio",), 3: ("vision",)}
     losses = made(batch_of(range(64), absent)).losses
     assert set(losses) == {"task", "variance", "probe", "balance", "router_z"}
@@ -128,7 +128,7 @@ def test_every_loss_is_finite_and_every_parameter_learns(model: Any, batch_of: A
         assert torch.isfinite(parameter.grad).all(), name
         if not name.endswith("score.bias"):  # a softmax does not feel what is added to all of its scores
             assert parameter.grad.abs().max() > 0, name
-        if ".experts." in f".{name}":
+        if fusion == "tokens" and ".experts." in f".{name}":  # one route a clip may leave an expert out of a batch
             assert (parameter.grad.flatten(1).abs().max(1).values > 0).all(), "an expert learns nothing"
 
 

@@ -210,7 +210,7 @@ def test_the_learning_rate_warms_up_and_falls_to_zero(setting: Any) -> None:
     assert rates[:10] == pytest.approx([0.01 * (i + 1) for i in range(10)])
     assert rates[10] == pytest.approx(0.1)
     assert rates[55] == pytest.approx(0.05)
-    assert all(a > b for a, b in itertools.pairwise(rates))
+    assert all(a > b for a, b in itertools.pairwise(rates[10:]))
     assert 0 < rates[-1] < 0.001
     at_once = common.model_copy(update={"warmup_share": 0.0})
     assert learning_rate(0, 100, at_once) == pytest.approx(0.1)

@@ -28,14 +28,10 @@ def read(path: Path, task: Task) -> Corpus:
     if not manifest.is_file():
         raise Refused(f"There is no manifest.csv in {path}; its header is {','.join(COLUMNS)}.")
     root = path.resolve()
-    clips = []
-    with manifest.open(newline="", encoding="utf-8-sig") as lines:
-        reader = csv.DictReader(lines)
-        lacking = [c for c in COLUMNS if c not in (reader.fieldnames or [])]
-        if lacking:
-            raise Refused(f"{manifest} lacks the column {lacking[0]}; its header is {','.join(COLUMNS)}.")
-        for row in reader:
-            clips.append(_clip(row, root, task, f"{manifest}, line {reader.line_num}"))
+    try:
+        clips = _rows(manifest, root, task)
+    except UnicodeDecodeError:
+        raise Refused(f"{manifest} is not UTF-8 text; save it in that encoding.") from None
     check_clips(clips, str(manifest))
     return Corpus(clips, ("text", "audio", "vision"), about={"corpus": "clips"})
 
@@ -52,6 +48,18 @@ def read_generated(path: Path, task: Task) -> Corpus:
             f"{origin}: generator version {about.get('version')!r} is not {GENERATOR_VERSION}, the one this code knows."
         )
     return Corpus(corpus.clips, corpus.modalities, about={"corpus": "sample", **about}, generated=True)
+
+
+def _rows(manifest: Path, root: Path, task: Task) -> list[Clip]:
+    clips = []
+    with manifest.open(newline="", encoding="utf-8-sig") as lines:
+        reader = csv.DictReader(lines)
+        lacking = [c for c in COLUMNS if c not in (reader.fieldnames or [])]
+        if lacking:
+            raise Refused(f"{manifest} lacks the column {lacking[0]}; its header is {','.join(COLUMNS)}.")
+        for row in reader:
+            clips.append(_clip(row, root, task, f"{manifest}, line {reader.line_num}"))
+    return clips
 
 
 def _seconds(text: str, name: str, where: str) -> float | None:

@@ -50,7 +50,7 @@ def read(path: Path, task: Task) -> Corpus:
 
 def _clips(columns: dict[str, Any], split: str, streams: tuple[str, ...], task: Task, where: str) -> list[Clip]:
     ids, texts = columns["id"], columns["raw_text"]
-    labels = np.asarray(columns["regression_labels"], np.float64)
+    labels = columns["regression_labels"]
     lengths = {m: _lengths(columns, m) for m in streams}
     tokens = columns.get("text_bert")
     if not len(ids) == len(texts) == len(labels):
@@ -78,7 +78,7 @@ def _lengths(columns: dict[str, Any], modality: str) -> np.ndarray:
     """Valid frames of each clip: as stored, else (aligned files) as many as text_bert's mask says."""
     frames = columns[modality].shape[1]
     if f"{modality}_lengths" in columns:
-        return np.clip(np.asarray(columns[f"{modality}_lengths"], np.int64), 1, frames)
+        return np.clip(np.asarray(columns[f"{modality}_lengths"], np.int64), 0, frames)
     if "text_bert" in columns and frames > 1:
         return np.clip(np.asarray(columns["text_bert"])[:, 1].sum(1).astype(np.int64), 1, frames)
     return np.full(len(columns["id"]), frames)

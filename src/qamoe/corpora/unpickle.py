@@ -18,7 +18,9 @@ _ALLOWED = {
             ("numeric", "_frombuffer"),
         )
     ),
+    ("_codecs", "encode"),  # how protocols 0 to 2 spell bytes
     ("builtins", "set"),
+    ("__builtin__", "set"),
     ("builtins", "slice"),
 }
 
@@ -37,10 +39,13 @@ def read(path: Path) -> Any:
             return _Arrays(file).load()
     except FileNotFoundError:
         raise Refused(f"There is no file {path}.") from None
+    except IsADirectoryError:
+        raise Refused(f"{path} is a folder; a pickle file is needed.") from None
     except pickle.UnpicklingError as error:
         raise Refused(f"{path} is refused: {error}; only numpy arrays and plain values are read.") from None
     except (
         EOFError,
+        OverflowError,
         ValueError,
         AttributeError,
         IndexError,

@@ -8,6 +8,7 @@ import numpy as np
 from qamoe.features.store import Store
 
 _CONSTANT = 1e-8
+_FURTHEST = 1e6
 
 
 @dataclass(frozen=True)
@@ -62,8 +63,12 @@ def fit_columns(store: Store, rows: np.ndarray) -> Columns:
 
 
 def clean(frames: np.ndarray, columns: Columns) -> np.ndarray:
-    """(T, D) -> (T, kept) float32: standardised, with NaN and infinities at zero, which is the training mean."""
+    """(T, D) -> (T, kept) float32: standardised, with NaN and infinities at zero, which is the training mean.
+
+    What lies further than _FURTHEST deviations from it is cut there, so that float32 holds it.
+    """
     chosen = frames[:, columns.kept].astype(np.float64)
     with np.errstate(invalid="ignore"):
         standard = (chosen - columns.mean) / columns.deviation
-    return np.where(np.isfinite(standard), standard, 0.0).astype(np.float32)
+    finite = np.where(np.isfinite(standard), standard, 0.0)
+    return finite.clip(-_FURTHEST, _FURTHEST).astype(np.float32)

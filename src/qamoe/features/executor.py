@@ -107,5 +107,7 @@ def make_parts(
                 lost[job.clip_id, job.modality] = f"took longer than {seconds_per_clip:g} s"
             except ProcessExpired as death:
                 lost[job.clip_id, job.modality] = f"the extractor died (exit code {death.exitcode})"
+            except Exception as error:  # an extractor is foreign code: whatever it raises costs its clip alone
+                lost[job.clip_id, job.modality] = f"the extractor failed: {type(error).__name__}: {error}"
             advance()
     return lost

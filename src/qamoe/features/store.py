@@ -25,7 +25,10 @@ def frames_type(dimension: int) -> pa.DataType:
 
 
 def frames_array(sequences: Sequence[np.ndarray], dimension: int) -> pa.Array:
-    """Sequences (T_i, D) as one Arrow column."""
+    """Sequences (T_i, D) as one Arrow column. Raises ValueError for frames of another dimension."""
+    for sequence in sequences:
+        if sequence.ndim != 2 or sequence.shape[1] != dimension:
+            raise ValueError(f"frames of shape {sequence.shape} do not have {dimension} columns")
     offsets = np.concatenate([[0], np.cumsum([len(s) for s in sequences])]).astype(np.int32)
     values = np.concatenate([np.asarray(s, np.float32).reshape(-1) for s in sequences] or [np.zeros(0, np.float32)])
     inner = pa.FixedSizeListArray.from_arrays(pa.array(values, pa.float32()), dimension)

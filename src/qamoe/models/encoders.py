@@ -51,7 +51,7 @@ class ModalityEncoders(nn.Module):
     def __init__(self, features: dict[str, int], sizes: Encoders) -> None:
         super().__init__()
         self.encoders = nn.ModuleDict(
-            {m: SequenceEncoder(size, sizes.stride[m], sizes) for m, size in features.items()}  # type: ignore[index]
+            {m: SequenceEncoder(size, getattr(sizes.stride, m), sizes) for m, size in features.items()}
         )
 
     def forward(self, batch: Batch) -> Tensor:

@@ -32,7 +32,7 @@ class QAMoE(nn.Module):
         self.norm = nn.LayerNorm(tokens_width)
         self.router = Router(tokens_width, modalities, block.experts)
         self.experts = Experts(tokens_width, block.hidden, block.experts)
-        self.score = nn.Linear(tokens_width, 1)
+        self.score = nn.Linear(tokens_width, 1) if block.fusion == "tokens" else None
         self.head = Head(tokens_width, sizes.dropout)
 
     def forward(self, batch: Batch, quality: Tensor | None = None) -> Prediction:
@@ -48,12 +48,12 @@ class QAMoE(nn.Module):
         logits = self.router(tokens_BND, r_BM)
         weights = top_k_weights(logits, self.block.active)
         y_BND = fallback_BMD + self.experts(tokens_BND, weights)
-        if self.block.fusion == "concat":
-            fusion = r_BM / r_BM.sum(1, keepdim=True)
+        scores = r_BM.clamp(min=_SMALLEST_R).log()
+        if self.score is None:
+            fusion = scores.softmax(1)
             fused = y_BND[:, 0]
         else:
-            scores = self.score(y_BND)[..., 0] + r_BM.clamp(min=_SMALLEST_R).log()
-            fusion = scores.softmax(1)
+            fusion = (self.score(y_BND)[..., 0] + scores).softmax(1)
             fused = (fusion[..., None] * y_BND).sum(1)
         value, log_variance = self.head(fused)
         prediction = self.target.prediction(value, log_variance, batch.target, r=r_BM, fusion=fusion, routing=weights)

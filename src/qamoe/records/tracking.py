@@ -117,7 +117,7 @@ def _described(params: Params, name: str, seed: int, digests: dict[str, str]) ->
         "models": params.models.model_dump(mode="json"),
         "train": params.train.common.model_dump(mode="json"),
         "extract": params.extract.model_dump(mode="json", exclude={"corpus"}),
-        "max_frames": dict(params.preprocess.max_frames),
+        "max_frames": params.preprocess.max_frames.model_dump(),
         "digests": digests,
     }
 

@@ -39,7 +39,9 @@ def main(stage: str, run: Callable[..., None], *, selects_model: bool = False) -
         params: Params = load(arguments.pop("params"))
         model = arguments.get("model")
         if model is not None and model not in params.seeds:
-            raise Refused(f"--model {model!r} has no seeds in params.yaml; allowed are {', '.join(params.seeds)}.")
+            raise Refused(
+                f"--model {model!r} has no seeds in params.yaml; allowed are {', '.join(sorted(params.seeds))}."
+            )
         name = stage if model is None else f"{stage}-{model}"
         with alone(arguments["out"] / f".{name}.lock"):
             run(params, **arguments)

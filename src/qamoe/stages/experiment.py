@@ -32,10 +32,10 @@ def run(name: str, base: Path = Path("params.yaml"), folder: Path = Path("experi
         known = ", ".join(sorted(path.stem for path in folder.glob("*.yaml"))) or "none"
         raise Refused(f"There is no experiment {overlay}; those there are: {known}.")
     out = Path(f"artifacts-{name}")
-    merged = overlaid(yaml.safe_load(base.read_text()), yaml.safe_load(overlay.read_text()))
+    merged = overlaid(parameters.read(base), parameters.read(overlay) or {})
+    parameters.validate(merged, overlay)
     params = out / "params.yaml"
     write_text(params, yaml.safe_dump(merged, sort_keys=False))
-    parameters.load(params)
     for stage in STAGES:
         command = [sys.executable, "-m", f"qamoe.stages.{stage}", "--params", str(params), "--out", str(out)]
         print(f"experiment {name}: {stage}", flush=True)

@@ -25,6 +25,8 @@ STREAMS = ("audio", "vision")
 def run(params: Params, out: Path) -> None:
     """Run the stage. Raises Refused where the stores disagree or the training split is empty."""
     source = out / "extract"
+    if not (source / "clips.parquet").is_file():
+        raise Refused(f"There is no {source / 'clips.parquet'}; run the stage extract first.")
     table = pq.read_table(source / "clips.parquet")
     about = json.loads(table.schema.metadata[b"qamoe"])
     clips = table.to_pandas()
@@ -36,8 +38,10 @@ def run(params: Params, out: Path) -> None:
     train_rows = np.flatnonzero(clips["split"] == "train")
     if not len(train_rows):
         raise Refused("The training split is empty; at least one source must be in split train.")
-    columns = {m: fit_columns(stores[m], train_rows) for m in STREAMS if len(stores[m])}
-    limits = params.preprocess.max_frames
+    fitted = {m: fit_columns(stores[m], train_rows) for m in STREAMS if len(stores[m])}
+    columns = {m: found for m, found in fitted.items() if len(found.kept)}  # the rest tells nothing in training
+    modalities = [m for m in about["modalities"] if m == "text" or m in columns]
+    limits = params.preprocess.max_frames.model_dump()
     folder = out / "preprocess"
     text = stores["text"]
     frequencies = _token_frequencies(text, train_rows, limits["text"])
@@ -46,7 +50,7 @@ def run(params: Params, out: Path) -> None:
     seconds_max = None if np.isnan(seconds) else float(seconds)  # corpora of ready features do not tell
     stats = {
         "task": about["task"],
-        "modalities": about["modalities"],
+        "modalities": modalities,
         "generated": about["generated"],
         "about": about["about"],
         "text": {
@@ -73,7 +77,7 @@ def run(params: Params, out: Path) -> None:
             + [(m, store.frames_type(len(columns[m].kept) if m in columns else 1)) for m in STREAMS]
         )
         made = _rows(rows, clips, stores, columns, limits)
-        store.write(folder / f"{split}.arrow", schema, made, {"split": split, "modalities": about["modalities"]})
+        store.write(folder / f"{split}.arrow", schema, made, {"split": split, "modalities": modalities})
     write_text(folder / "stats.json", json.dumps(stats, indent=1, sort_keys=True, allow_nan=False))
     entry.log.info(json.dumps({"stage": "preprocess", **stats["clips"]}))
 

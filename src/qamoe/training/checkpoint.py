@@ -65,6 +65,7 @@ def save(folder: Path, model: nn.Module, config: dict[str, Any], history: list[d
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / CONFIG).unlink(missing_ok=True)  # until all is new again, the folder is not finished
     with written_aside(folder / WEIGHTS) as aside:
         save_file({k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}, aside)
     write_text(folder / HISTORY, "".join(json.dumps(line) + "\n" for line in history))

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from qamoe.errors import Refused
 from qamoe.evaluation.calibration import fit_conformal
 from qamoe.params import Params, TrainCommon
 from qamoe.training import checkpoint
@@ -40,7 +41,7 @@ def fit(
     """Train one model with one seed and write its checkpoint into `folder`.
 
     A state of the same digests found there is resumed; one of other digests is said so in a line and left behind.
-    `on_epoch` gets one flat dict an epoch. Raises nothing of its own: parameters were checked before.
+    `on_epoch` gets one flat dict an epoch. Raises Refused where the training diverges.
     """
     common = params.train.common
     torch.manual_seed(seed)
@@ -52,6 +53,8 @@ def fit(
     )
     history: list[dict[str, Any]] = []
     best: dict[str, Any] = {"value": math.inf, "epoch": 0, "weights": copy.deepcopy(model.state_dict())}
+    for half_written in folder.glob(".*"):
+        half_written.unlink()  # by a kill; the folder is an output
     state = _matching_state(folder / RESUME, digests, name, seed)
     if state is not None:
         model.load_state_dict(state["model"], strict=True)
@@ -68,6 +71,11 @@ def fit(
         losses = _one_epoch(model, optimiser, trainable, train, seed, epoch, common, device) if trainable else {}
         value = selection_value(predictions(model, valid, cells.selection, common.batch_size, device), cells)
         line = {"epoch": epoch, **losses, "valid": value, "seconds": round(time.perf_counter() - started, 3)}
+        if not math.isfinite(value):
+            raise Refused(
+                f"{name}, seed {seed}: the validation error of epoch {epoch} is not finite, the training diverged; "
+                f"train.common.lr is {common.lr:g}, a smaller one may hold."
+            )
         history.append(line)
         if value < best["value"]:
             best = {"value": value, "epoch": epoch, "weights": copy.deepcopy(model.state_dict())}
@@ -105,7 +113,7 @@ def _config(
         "models": params.models.model_dump(mode="json"),
         "train": params.train.common.model_dump(mode="json"),
         "extract": params.extract.model_dump(mode="json", exclude={"corpus"}),
-        "max_frames": dict(params.preprocess.max_frames),
+        "max_frames": params.preprocess.max_frames.model_dump(),
         "stats": stats,
         "task": stats["task"],
         "modalities": list(inputs),

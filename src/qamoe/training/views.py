@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 from qamoe import params as parameters
+from qamoe.degradation import draws, frames
+from qamoe.degradation import views as degradation_views
 from qamoe.degradation.frames import Reference, State
 from qamoe.degradation.views import View, apply
 from qamoe.features.batch import Batch, collate, pad
@@ -63,7 +65,7 @@ def open_views(
     """Make (or find again) the encoded text of all views in `folder`, and map it."""
     lengths = store.lengths("text")
     offsets = np.concatenate([[0], np.cumsum(lengths)])
-    code = Path(text.__file__).read_text() + Path(apply.__code__.co_filename).read_text()
+    code = [Path(str(module.__file__)).read_text() for module in (draws, frames, degradation_views, text)]
     key = parameters.digest(data_digest, code, store.path.name, [repr(view) for view in views])[:16]
     path = folder / f"text-{store.path.stem}-{key}.npy"
     if not path.exists():
