@@ -6,6 +6,8 @@ Nothing here may change a result beyond float rounding; what does is a parameter
 import os
 from pathlib import Path
 
+from qamoe.errors import Refused
+
 QUIET = {
     # MLflow ignores "1" here.
     "DO_NOT_TRACK": "true",
@@ -33,7 +35,10 @@ def device() -> str:
 
 def workers() -> int:
     """How many processes may work side by side (`QAMOE_WORKERS`; by default the cores this process may use)."""
-    return max(1, int(os.environ.get("QAMOE_WORKERS") or len(os.sched_getaffinity(0))))
+    asked = os.environ.get("QAMOE_WORKERS") or str(len(os.sched_getaffinity(0)))
+    if not asked.isdecimal() or int(asked) < 1:
+        raise Refused(f"QAMOE_WORKERS is {asked!r}; allowed is a whole number from 1 on.")
+    return int(asked)
 
 
 def tracking_uri() -> str | None:
