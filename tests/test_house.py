@@ -85,6 +85,13 @@ def test_a_stage_depends_on_the_source_files_that_it_imports(stage: str) -> None
     assert (sorted(needed - listed), sorted(listed - needed)) == ([], []), "left out of dvc.yaml, and there in vain"
 
 
+def test_a_stage_is_the_child_of_dvc_and_not_of_a_shell() -> None:
+    """Not every shell (dash) becomes its last command by itself, and a shell does not end with dvc."""
+    commands = [line.strip() for line in (ROOT / "dvc.yaml").read_text().splitlines() if line.strip().startswith("cmd:")]
+    assert len(commands) == len(STAGES)
+    assert [line for line in commands if not line.startswith("cmd: exec ")] == []
+
+
 def test_the_lock_fulfils_every_requirement() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     wanted = chain(project["dependencies"], *project["optional-dependencies"].values())

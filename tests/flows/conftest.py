@@ -13,18 +13,18 @@ import flows  # noqa: F401  # telemetry is off before Prefect is imported
 PIPELINE = """
 stages:
   extract:
-    cmd: python stage.py extract
+    cmd: exec python stage.py extract
     deps: [corpus.txt]
     outs: [extract.txt]
   train:
     matrix:
       model: [mean, qamoe]
-    cmd: python stage.py train ${item.model}
+    cmd: exec python stage.py train ${item.model}
     deps: [extract.txt]
     outs:
       - train-${item.model}.txt
   report:
-    cmd: python stage.py report
+    cmd: exec python stage.py report
     deps: [train-mean.txt, train-qamoe.txt]
     outs: [report.txt]
 """

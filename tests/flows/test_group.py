@@ -2,6 +2,7 @@
 
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -99,15 +100,16 @@ def test_an_exception_ends_the_grandchild(pipe: Pipe, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel ties a process to its parent on Linux only")
-def test_a_killed_flow_leaves_no_stage_behind(repository: Path, pipe: Pipe) -> None:
-    """Flow -> dvc -> stage: the flow is killed outright, and each ends with the one above it."""
+@pytest.mark.parametrize("shell", [path for name in ("sh", "bash") if (path := shutil.which(name))])
+def test_a_killed_flow_leaves_no_stage_behind(repository: Path, pipe: Pipe, shell: str) -> None:
+    """Flow -> dvc -> shell -> stage: the flow is killed outright, and each ends with the one above it."""
     tied = "from qamoe.stages.entry import die_with_parent\ndie_with_parent()\n"
     (repository / "stage.py").write_text(tied + HOLDER.format(deaf="", pipe=pipe.path))
     code = "import sys; from flows import _dvc, _group; _group.run(sys.argv[1:], print, _dvc.environment())"
     flow = subprocess.Popen(
         python(code, sys.executable, "-m", "dvc", "repro", "-q", "-s", "extract"),
         stdout=subprocess.DEVNULL,
-        env={**os.environ, "PYTHONPATH": str(Path(_group.__file__).parent.parent)},
+        env={**os.environ, "PYTHONPATH": str(Path(_group.__file__).parent.parent), "SHELL": shell},
     )
     try:
         assert pipe.read() == b"here"
