@@ -87,7 +87,9 @@ def test_a_stage_depends_on_the_source_files_that_it_imports(stage: str) -> None
 
 def test_a_stage_is_the_child_of_dvc_and_not_of_a_shell() -> None:
     """Not every shell (dash) becomes its last command by itself, and a shell does not end with dvc."""
-    commands = [line.strip() for line in (ROOT / "dvc.yaml").read_text().splitlines() if line.strip().startswith("cmd:")]
+    commands = [
+        line.strip() for line in (ROOT / "dvc.yaml").read_text().splitlines() if line.strip().startswith("cmd:")
+    ]
     assert len(commands) == len(STAGES)
     assert [line for line in commands if not line.startswith("cmd: exec ")] == []
 

@@ -93,6 +93,7 @@ class Preprocess(Block):
 class Degrade(Block):
     clean_share: Share  # of the draws of a clip, view and modality
     alike_share: Share  # of the clips whose modalities share one draw
+    whole_share: Annotated[float, Field(ge=0, lt=1)]  # of the severities that are 1
     views: Count  # distinct degraded views of a clip; epoch e sees view e mod views
     seed: int
 

@@ -254,6 +254,16 @@ def test_a_share_of_the_clips_draws_once_for_all_its_modalities(share: float) ->
     assert torch.equal(state.severity[~alike], own.severity[~alike]), "the others draw what they always drew"
 
 
+@pytest.mark.parametrize("share", [0.0, 0.25])
+def test_a_share_of_the_severities_is_the_whole(share: float) -> None:
+    keys = torch.tensor([clip_key(str(i)) for i in range(4000)])
+    state = drawn_state(2026, keys, 3, 0.2, whole_share=share)
+    drawn = state.severity[state.kind != -1]
+    assert (drawn == 1).float().mean().item() == pytest.approx(share, abs=0.02)
+    rest = drawn[drawn < 1]
+    assert (rest.mean().item(), rest.std().item()) == pytest.approx((0.5, 12**-0.5), abs=0.02)
+
+
 def test_a_drawn_state_is_each_clips_own() -> None:
     together = drawn_state(2026, KEYS, 1, 0.3)
     for row in range(len(KEYS)):

@@ -128,11 +128,17 @@ def fixed_state(kinds: tuple[str, ...], severities: tuple[float, ...], batch: in
 
 
 def drawn_state(
-    seed: int, clips: Tensor, number: int | Tensor, clean_share: float = 0.0, alike_share: float = 0.0
+    seed: int,
+    clips: Tensor,
+    number: int | Tensor,
+    clean_share: float = 0.0,
+    alike_share: float = 0.0,
+    whole_share: float = 0.0,
 ) -> State:
     """Each clip and modality draws its own kind and severity ~ U(0, 1); a share of the draws stays clean.
 
-    A share of the clips draws once for all its modalities, so that a clip that lost everything is not a rarity.
+    A share of the clips draws once for all its modalities, and a share of the severities is 1, so that a clip that
+    lost everything is not a rarity.
     """
     kinds, severities = [], []
     own = {m: Draws(seed, clips, m, "state", number).uniform(4) for m in MODALITIES}
@@ -142,5 +148,6 @@ def drawn_state(
         clean = u[:, 0] < clean_share
         kind = (u[:, 1] * len(KINDS)).long().clamp(max=len(KINDS) - 1)
         kinds.append(torch.where(clean, -1, kind))
-        severities.append(torch.where(clean, 0.0, u[:, 2]))
+        severity = (u[:, 2] / (1 - whole_share)).clamp(max=1.0)
+        severities.append(torch.where(clean, 0.0, severity))
     return State(torch.stack(kinds, 1), torch.stack(severities, 1))

@@ -14,8 +14,8 @@ from qamoe.features.batch import Batch
 @dataclass(frozen=True)
 class View:
     """A draw of protocol `seed`. With `kinds` and `severities` (one a modality) every clip gets the same; without,
-    each clip and modality draws its own kind and severity, a `clean_share` of the draws stays clean, and an
-    `alike_share` of the clips draws once for all its modalities."""
+    each clip and modality draws its own kind and severity, a `clean_share` of the draws stays clean, a `whole_share`
+    of the severities is 1, and an `alike_share` of the clips draws once for all its modalities."""
 
     seed: int
     number: int
@@ -23,11 +23,12 @@ class View:
     severities: tuple[float, ...] | None = None
     clean_share: float = 0.0
     alike_share: float = 0.0
+    whole_share: float = 0.0
 
     def state(self, keys: Tensor) -> State:
         """How each clip (B, 2) is degraded."""
         if self.kinds is None or self.severities is None:
-            return drawn_state(self.seed, keys, self.number, self.clean_share, self.alike_share)
+            return drawn_state(self.seed, keys, self.number, self.clean_share, self.alike_share, self.whole_share)
         return fixed_state(self.kinds, self.severities, len(keys))
 
 

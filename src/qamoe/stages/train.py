@@ -64,10 +64,8 @@ def open_splits(params: Params, stats: dict[str, Any], out: Path) -> tuple[Any, 
     common = params.train.common
     drawn = common.degrade
     count = min(drawn.views, common.epochs)
-    training = [
-        View(drawn.seed, number, clean_share=drawn.clean_share, alike_share=drawn.alike_share)
-        for number in range(count)
-    ]
+    shares = drawn.model_dump(include={"clean_share", "alike_share", "whole_share"})
+    training = [View(drawn.seed, number, **shares) for number in range(count)]
     cells = selection_cells(common.selection)
     split = {name: Store(out / "preprocess" / f"{name}.arrow") for name in ("train", "valid")}
     if not len(split["valid"]):
