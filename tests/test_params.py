@@ -91,6 +91,11 @@ def test_parameters_are_frozen() -> None:
         ("extract.text.max_tokens", 2, "extract.text.max_tokens is 2: input should be greater than or equal to 3."),
         ("models.encoders.heads", 5, "models.encoders: heads (5) must divide width (64)."),
         ("models.qamoe.active", 9, "models.qamoe: active (9) must not exceed experts (8)."),
+        (
+            "models.qamoe.initial_log_variance",
+            -9.0,
+            "models.qamoe: initial_log_variance (-9) must lie within plus and minus max_log_variance (4).",
+        ),
         ("extract.task", {"kind": "regression", "low": 3, "high": -3}, "extract.task: low (3.0) must be below high"),
         ("extract.task", {"kind": "classification", "classes": ["a"]}, "extract.task: a classification task names"),
         ("seeds", {"qamo": [1]}, "seeds: unknown key qamo; the models are mean, concat, qamoe."),

@@ -161,11 +161,15 @@ class QAMoE(Block):
     hidden: Count
     fusion: Literal["tokens", "concat"]
     max_log_variance: Positive
+    initial_log_variance: float  # of the Gaussian features
 
     @model_validator(mode="after")
     def _active_are_experts(self) -> "QAMoE":
         if self.active > self.experts:
             raise ValueError(f"active ({self.active}) must not exceed experts ({self.experts})")
+        if abs(self.initial_log_variance) > self.max_log_variance:
+            limits = f"within plus and minus max_log_variance ({self.max_log_variance:g})"
+            raise ValueError(f"initial_log_variance ({self.initial_log_variance:g}) must lie {limits}")
         return self
 
 

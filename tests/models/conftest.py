@@ -27,7 +27,14 @@ def sizes() -> Encoders:
 def block() -> Callable[..., QAMoE]:
     def make(fusion: str = "tokens", experts: int = 5, active: int = 2) -> QAMoE:
         return QAMoE.model_validate(
-            {"experts": experts, "active": active, "hidden": 7, "fusion": fusion, "max_log_variance": 4.0}
+            {
+                "experts": experts,
+                "active": active,
+                "hidden": 7,
+                "fusion": fusion,
+                "max_log_variance": 4.0,
+                "initial_log_variance": 0.0,
+            }
         )
 
     return make

@@ -9,7 +9,7 @@ from qamoe.models.quality import Quality
 
 def quality(limit: float = 4.0) -> Quality:
     torch.manual_seed(0)
-    return Quality(3, 8, limit)
+    return Quality(3, 8, limit, 0.0)
 
 
 def test_r_is_one_over_one_plus_the_mean_variance() -> None:
@@ -20,6 +20,12 @@ def test_r_is_one_over_one_plus_the_mean_variance() -> None:
     assert torch.allclose(r, 1 / (1 + variance.mean(-1)), atol=1e-6)
     assert torch.equal(z, made.mu(h)), "in evaluation z is the mean"
     assert loss is None
+
+
+def test_features_start_as_certain_as_asked_for() -> None:
+    made = Quality(3, 8, 4.0, -3.0).eval()
+    _, r, _ = made(torch.zeros(2, 3, 8), None)
+    assert torch.allclose(r, 1 / (1 + torch.tensor(-3.0).exp()))
 
 
 def test_modalities_have_maps_of_their_own() -> None:

@@ -27,7 +27,7 @@ class QAMoE(nn.Module):
         self.block = block
         self.target: Target = target
         self.encode = ModalityEncoders(features, sizes)
-        self.quality = Quality(modalities, width, block.max_log_variance)
+        self.quality = Quality(modalities, width, block.max_log_variance, block.initial_log_variance)
         self.prior = nn.Parameter(torch.zeros(modalities, width))
         self.norm = nn.LayerNorm(tokens_width)
         self.router = Router(tokens_width, modalities, block.experts)

@@ -10,15 +10,16 @@ class Quality(nn.Module):
     """h (B, M, D) -> a Gaussian per modality and its reliability r = 1 / (1 + mean sigma^2) (arXiv 2604.05704).
 
     A linear probe a modality predicts the target from a sample of that Gaussian; its heteroscedastic likelihood,
-    whose variance is the mean of sigma^2, teaches the variance without quality labels. The form of the probe and
-    the clamp of the log variance are our decision.
+    whose variance is the mean of sigma^2, teaches the variance without quality labels. The form of the probe, the
+    clamp of the log variance and where it starts (small, so that features are not drowned at first) are our decision.
     """
 
-    def __init__(self, modalities: int, width: int, max_log_variance: float) -> None:
+    def __init__(self, modalities: int, width: int, max_log_variance: float, initial_log_variance: float) -> None:
         super().__init__()
         self.limit = max_log_variance
         self.mu = _PerModality(modalities, width, width)
         self.log_variance = _PerModality(modalities, width, width)
+        nn.init.constant_(self.log_variance.bias, initial_log_variance)
         self.probe = _PerModality(modalities, width, 1)
 
     def forward(self, h_BMD: Tensor, standard_target: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
