@@ -47,7 +47,7 @@ def broken(
     place = np.empty(clips, np.int64)  # in clip-id order, of each clip in order of the batches
     place[sort] = np.arange(clips)
     anew = {"draw", "prediction", "variance", "routing", *(f"{v}_{m}" for v in ("r", "trust") for m in MODALITIES)}
-    kept = rows[[column for column in rows if column not in anew and not column.startswith("p_")]]
+    kept = rows[[column for column in map(str, rows) if column not in anew and not column.startswith("p_")]]
     for draw, view in enumerate(cell.views):
         here = kept.iloc[draw * clips : (draw + 1) * clips].reset_index(drop=True)
         at = split.views.index(view)

@@ -266,7 +266,7 @@ def predicted(
 
 
 def _schema(rows: pd.DataFrame) -> pa.Schema:
-    numbers = ["target", "prediction", "variance", *(c for c in rows if c.startswith("p_"))]
+    numbers = ["target", "prediction", "variance", *(c for c in map(str, rows) if c.startswith("p_"))]
     return pa.schema(
         [(c, pa.string()) for c in ("clip_id", "source", "slice", "cell")]
         + [("draw", pa.int32())]
