@@ -110,7 +110,7 @@ def tiny_checkpoint(tiny_params: Any, tiny_stats: dict[str, Any]) -> Callable[..
     return make
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny_corpus(tiny_stats: dict[str, Any]) -> Callable[..., None]:
     """Write the outputs of preprocess; labels lie around 1, four sources a split."""
 

@@ -18,7 +18,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 Modality = Literal["text", "audio", "vision"]
-Kind = Literal["missing", "noise"]
+Kind = Literal["missing", "noise", "burst"]  # that a checkpoint may be chosen by
 
 
 def _ascending(bounds: tuple[float, float]) -> tuple[float, float]:
@@ -93,7 +93,9 @@ class Preprocess(Block):
 class Degrade(Block):
     clean_share: Share  # of the draws of a clip, view and modality
     alike_share: Share  # of the clips whose modalities share one draw
-    whole_share: Annotated[float, Field(ge=0, lt=1)]  # of the severities that are 1
+    whole_share: Annotated[float, Field(ge=0, lt=1)]  # of the severities that are exactly 1
+    announced_share: Share  # of the modalities that are wholly missing, those that the model is told of
+    swap: bool  # whether clips draw swaps too
     views: Count  # distinct degraded views of a clip; epoch e sees view e mod views
     seed: int
 
@@ -180,11 +182,17 @@ class Models(Block):
     qamoe: QAMoE
 
 
+Slice = Literal[
+    "clean", "missing", "noise", "burst", "mixed", "alone", "joint", "subsets", "swap", "held_out"
+]  # fmt: skip
+
+
 class Evaluate(Block):
     seed: int  # the protocol seed of the test side
     draws: Count
     mixed_draws: Count
-    slices: Annotated[tuple[Literal["clean", "missing", "noise", "mixed"], ...], Field(min_length=1)]
+    slices: Annotated[tuple[Slice, ...], Field(min_length=1)]
+    broken_permutations: Annotated[int, Field(ge=0)] = 20  # of r between the clips of slice mixed; 0 leaves them out
 
     @field_validator("slices")
     @classmethod

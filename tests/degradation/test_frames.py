@@ -9,6 +9,7 @@ from torch import Tensor
 
 from qamoe.degradation.draws import MODALITIES, Draws, clip_key
 from qamoe.degradation.frames import (
+    DRAWN,
     FRAMES,
     KINDS,
     TOKENS,
@@ -30,11 +31,27 @@ def cumulative() -> Tensor:
     return (counts.cumsum(0) / counts.sum()).float()
 
 
-REFERENCE = {
-    "audio": Reference(mean=torch.tensor([5.0, -1.0, 0.0]), deviation=torch.tensor([2.0, 0.5, 1.0])),
-    "text": Reference(frequencies=cumulative(), unk=UNK, special=(PAD, CLS, SEP)),
-}
 LENGTHS = (40, 7, 1, 0)  # of four clips; behind them is padding
+PARTNERS = (3, 50, 2, 4)  # and of the clips that they are swapped with
+
+
+def partner(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Clips that hold x alone."""
+    valid = torch.arange(max(PARTNERS)) < torch.tensor(PARTNERS)[:, None]
+    return x.expand(*valid.shape, *x.shape[1:]) * valid.view(*valid.shape, *[1] * (x.ndim - 1)), valid
+
+
+REFERENCE = {
+    "audio": Reference(
+        mean=torch.tensor([5.0, -1.0, 0.0]),
+        deviation=torch.tensor([2.0, 0.5, 1.0]),
+        rate=10.0,
+        partner=partner(torch.full((1, 3), 77.0)),
+    ),
+    "text": Reference(
+        frequencies=cumulative(), unk=UNK, special=(PAD, CLS, SEP), partner=partner(torch.full((1,), 3999))
+    ),
+}
 KEYS = torch.tensor([clip_key(f"clip-{i}") for i in range(len(LENGTHS))])
 
 
@@ -68,7 +85,7 @@ def words() -> Tensor:
 
 INPUTS: dict[str, Callable[[], Tensor]] = {"audio": frames, "text": tokens}
 TABLES = {"audio": FRAMES, "text": TOKENS}
-CASES = [(modality, kind) for modality in INPUTS for kind in KINDS]
+CASES = [(modality, kind) for modality, table in TABLES.items() for kind in table]
 every_case = pytest.mark.parametrize(("modality", "kind"), CASES)
 
 
@@ -103,14 +120,19 @@ def test_another_draw_is_another_degradation(modality: str, kind: str) -> None:
     assert not torch.equal(made(modality, kind, 0.5).x, made(modality, kind, 0.5, number=1).x)
 
 
-@every_case
+@pytest.mark.parametrize(("modality", "kind"), [case for case in CASES if case[1] != "swap"])
 @pytest.mark.parametrize("severity", SEVERITIES)
 def test_padding_and_special_tokens_are_never_touched(modality: str, kind: str, severity: float) -> None:
     outside = ~mask() if modality == "audio" else ~words()
-    assert torch.equal(made(modality, kind, severity).x[outside], INPUTS[modality]()[outside])
+    result = made(modality, kind, severity)
+    assert torch.equal(result.x[outside], INPUTS[modality]()[outside])
+    assert torch.equal(result.mask, mask()), "the model is not told"
 
 
-@pytest.mark.parametrize(("modality", "kind"), [case for case in CASES if case != ("audio", "noise")])
+NESTING = [(m, k) for m, k in CASES if k in DRAWN and (m, k) != ("audio", "noise")]
+
+
+@pytest.mark.parametrize(("modality", "kind"), NESTING)
 def test_what_is_lost_nests_as_the_severity_rises(modality: str, kind: str) -> None:
     before, changes = torch.zeros_like(mask()), []
     for severity in SEVERITIES:
@@ -128,19 +150,21 @@ def test_what_is_lost_nests_as_the_severity_rises(modality: str, kind: str) -> N
         assert torch.equal(half[gone], all_of_it[gone])
 
 
-def test_severity_1_loses_every_frame_and_every_word() -> None:
-    sound = made("audio", "missing", 1.0)
+@pytest.mark.parametrize("kind", ["missing", "burst"])
+def test_severity_1_loses_every_frame_and_every_word(kind: str) -> None:
+    sound = made("audio", kind, 1.0)
     assert (sound.x[mask()] == 0).all()
     assert sound.lost.tolist() == [1, 1, 1, 0]
-    text = made("text", "missing", 1.0)
+    text = made("text", kind, 1.0)
     assert (text.x[words()] == UNK).all()
     assert text.lost.tolist() == [1, 1, 0, 0], "CLS and SEP are not counted, and a clip without words loses none"
 
 
+@pytest.mark.parametrize("kind", ["missing", "burst"])
 @pytest.mark.parametrize("modality", INPUTS)
 @pytest.mark.parametrize("severity", [0.2, 0.5, 0.9])
-def test_the_share_lost_is_counted_over_valid_frames_alone(modality: str, severity: float) -> None:
-    result = made(modality, "missing", severity)
+def test_the_share_lost_is_counted_over_valid_frames_alone(modality: str, kind: str, severity: float) -> None:
+    result = made(modality, kind, severity)
     valid = mask() if modality == "audio" else words()
     gone = (result.x == 0).all(-1) if modality == "audio" else result.x == UNK
     expected = (gone & valid).sum(1) / valid.sum(1).clamp(min=1)
@@ -202,6 +226,106 @@ def test_the_outermost_draws_give_words_that_the_training_split_has(number: floa
     assert drawn.tolist() == [[word] * 3]
 
 
+def runs(gone: Tensor) -> int:
+    """How many runs of True there are in (T,)."""
+    return int((torch.cat([gone[:1], gone[1:] & ~gone[:-1]])).sum())
+
+
+@pytest.mark.parametrize("modality", INPUTS)
+@pytest.mark.parametrize("severity", SEVERITIES)
+def test_a_burst_is_one_block_of_its_share_of_the_frames(modality: str, severity: float) -> None:
+    x = made(modality, "burst", severity).x
+    gone = (x != INPUTS[modality]()) if modality == "text" else (x == 0).all(-1) & mask()
+    valid = words() if modality == "text" else mask()
+    counts = valid.sum(1)
+    assert gone.sum(1).tolist() == [round(severity * n) for n in counts.tolist()]
+    assert all(runs(row) <= 1 for row in gone)
+
+
+def test_a_longer_burst_holds_every_shorter_one_of_its_draw() -> None:
+    keys = torch.tensor([clip_key(str(i)) for i in range(500)])
+    valid = torch.arange(60) < torch.arange(500)[:, None] % 61
+    draws = Draws(7, keys, "audio", "burst", 0)
+    before = torch.zeros_like(valid)
+    for step in range(101):
+        severity = torch.full((500,), step / 100)
+        gone = FRAMES["burst"](torch.ones(500, 60, 1), valid, severity, draws, Reference()).x[..., 0] == 0
+        assert (gone | ~before).all()
+        before = gone
+    assert torch.equal(before, valid)
+
+
+def test_bursts_lie_anywhere_in_a_clip() -> None:
+    keys = torch.tensor([clip_key(str(i)) for i in range(3000)])
+    x, valid = torch.ones(3000, 10, 1), torch.ones(3000, 10, dtype=torch.bool)
+    draws = Draws(7, keys, "audio", "burst", 0)
+    gone = FRAMES["burst"](x, valid, torch.full((3000,), 0.5), draws, Reference()).x[..., 0] == 0
+    starts = torch.bincount(gone.long().argmax(1), minlength=6) / 3000
+    assert starts.tolist() == pytest.approx([1 / 6] * 6, abs=0.03)
+
+
+@pytest.mark.parametrize("modality", INPUTS)
+def test_a_swapped_clip_is_its_partner_with_its_length_and_the_others_stay(modality: str) -> None:
+    before, swapped_before = INPUTS[modality](), torch.zeros(len(LENGTHS), dtype=torch.bool)
+    other, other_mask = REFERENCE[modality].partner  # type: ignore[misc]
+    for severity in SEVERITIES:
+        result = made(modality, "swap", severity)
+        swapped = result.lost == 1
+        assert ((result.lost == 0) | swapped).all()
+        assert (swapped | ~swapped_before).all(), "what is swapped at one severity is swapped at every higher one"
+        swapped_before = swapped
+        for row, (own, length) in enumerate(zip(LENGTHS, PARTNERS, strict=True)):
+            x, valid = result.x[row], result.mask[row]
+            if swapped[row]:
+                assert valid.sum() == length
+                assert torch.equal(x[valid], other[row][other_mask[row]])
+            else:
+                assert torch.equal(bits(x[: before.shape[1]]), bits(before[row]))
+                assert valid.sum() == own
+    assert swapped_before.all()
+
+
+def test_additive_noise_leaves_the_signal_as_strong_as_it_was() -> None:
+    added = made("audio", "additive", 1.0).x - frames()
+    half = made("audio", "additive", 0.5).x - frames()
+    assert torch.allclose(half[mask()], 0.5 * added[mask()], atol=1e-5), "the same noise, half as strong"
+    long = torch.zeros(1, 20_000, 3)
+    draws = Draws(7, KEYS[:1], "audio", "additive", 0)
+    valid = torch.ones(1, 20_000, dtype=torch.bool)
+    drawn = FRAMES["additive"](long, valid, torch.ones(1), draws, REFERENCE["audio"]).x[0]
+    assert drawn.mean(0).tolist() == pytest.approx([0.0, 0.0, 0.0], abs=0.06)
+    assert drawn.std(0).tolist() == pytest.approx([4.0, 1.0, 2.0], rel=0.03)
+    assert made("audio", "additive", 0.3).lost.tolist() == pytest.approx([0.3] * 4)
+
+
+@pytest.mark.parametrize("severity", SEVERITIES)
+def test_desync_shifts_by_its_share_of_a_second_and_frees_what_is_left(severity: float) -> None:
+    keys = torch.tensor([clip_key(str(i)) for i in range(40)])
+    x = torch.arange(1.0, 16.0).repeat(40, 1)[..., None]
+    valid = (torch.arange(15) < 12).expand(40, -1)
+    draws = Draws(7, keys, "audio", "desync", 0)
+    result = FRAMES["desync"](x, valid, torch.full((40,), severity), draws, REFERENCE["audio"])
+    shift = round(10 * severity)
+    late = [*[0.0] * shift, *range(1, 13 - shift), 13, 14, 15]
+    early = [*range(1 + shift, 13), *[0.0] * shift, 13, 14, 15]
+    found = {tuple(row) for row in result.x[..., 0].tolist()}
+    assert found == {tuple(map(float, late)), tuple(map(float, early))}, "each clip one way or the other"
+    assert result.lost.tolist() == pytest.approx([shift / 12] * 40)
+
+
+def test_a_shift_beyond_a_clip_leaves_nothing_of_it() -> None:
+    result = made("audio", "desync", 1.0)
+    assert (result.x[1:][mask()[1:]] == 0).all()
+    assert result.lost.tolist() == [0.25, 1, 1, 0]
+
+
+def test_tokens_stay_as_they_are_under_kinds_of_frames() -> None:
+    kind = torch.full((len(LENGTHS),), KINDS.index("desync"))
+    result = degrade(tokens(), mask(), kind, torch.ones(len(LENGTHS)), lambda k: None, REFERENCE["text"])  # type: ignore[arg-type,return-value]
+    assert torch.equal(result.x, tokens())
+    assert (result.lost == 0).all()
+
+
 @pytest.mark.parametrize("modality", INPUTS)
 def test_each_clip_gets_its_own_kind_and_severity(modality: str) -> None:
     kind = torch.tensor([KINDS.index("noise"), KINDS.index("missing"), -1, KINDS.index("missing")])
@@ -226,9 +350,9 @@ def test_a_drawn_state_has_its_clean_share_and_even_kinds_and_severities() -> No
     clean = state.kind == -1
     assert clean.float().mean(0).tolist() == pytest.approx([0.3] * 3, abs=0.025)
     assert (state.severity[clean] == 0).all()
-    for kind in range(len(KINDS)):
+    for kind in range(len(DRAWN)):
         share = (state.kind[~clean] == kind).float().mean().item()
-        assert share == pytest.approx(1 / len(KINDS), abs=0.03)
+        assert share == pytest.approx(1 / len(DRAWN), abs=0.03)
         drawn = state.severity[state.kind == kind]
         assert (drawn.mean().item(), drawn.std().item()) == pytest.approx((0.5, 12**-0.5), abs=0.02)
     between = torch.corrcoef(state.severity.T)[~torch.eye(3, dtype=torch.bool)]
@@ -271,3 +395,29 @@ def test_a_drawn_state_is_each_clips_own() -> None:
         assert torch.equal(alone.kind[0], together.kind[row])
         assert torch.equal(alone.severity[0], together.severity[row])
     assert not torch.equal(drawn_state(2026, KEYS, 2, 0.3).severity, together.severity)
+
+
+@pytest.mark.parametrize(("announced", "whole"), [(0.0, 0.3), (0.4, 0.3), (1.0, 0.3), (1.0, 0.0)])
+def test_a_share_of_what_is_wholly_missing_is_announced(announced: float, whole: float) -> None:
+    keys = torch.tensor([clip_key(str(i)) for i in range(6000)])
+    state = drawn_state(2026, keys, 3, 0.2, whole_share=whole, announced_share=announced)
+    gone = (state.kind == KINDS.index("missing")) & (state.severity == 1)
+    assert not state.announced[~gone].any()
+    assert bool(gone.any()) == (whole > 0)
+    if whole:
+        assert state.announced[gone].float().mean().item() == pytest.approx(announced, abs=0.05)
+
+
+def test_swaps_are_drawn_where_asked_for_and_never_else() -> None:
+    keys = torch.tensor([clip_key(str(i)) for i in range(4000)])
+    swap = KINDS.index("swap")
+    assert not (drawn_state(2026, keys, 0).kind >= swap).any()
+    kinds = drawn_state(2026, keys, 0, kinds=(*DRAWN, "swap")).kind
+    assert (kinds == swap).float().mean().item() == pytest.approx(1 / 4, abs=0.03)
+    assert (kinds <= swap).all(), "held-out kinds are for the test side"
+
+
+def test_a_fixed_state_announces_what_is_wholly_missing_alone() -> None:
+    kinds, severities = ("missing", "missing", "burst"), (1.0, 0.9, 1.0)
+    assert fixed_state(kinds, severities, 2, announced=True).announced.tolist() == [[True, False, False]] * 2
+    assert not fixed_state(kinds, severities, 2).announced.any()

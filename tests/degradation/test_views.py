@@ -1,5 +1,6 @@
 """A degraded clip is the same bits in whatever batch, order, padding and process it was degraded."""
 
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -10,18 +11,31 @@ import pyarrow as pa
 import pytest
 import torch
 
-from qamoe.degradation.draws import MODALITIES
+from qamoe.degradation.draws import MODALITIES, Draws
 from qamoe.degradation.frames import KINDS
+from qamoe.degradation.partners import Partners
 from qamoe.degradation.views import View, alike, apply, references
 from qamoe.features.batch import Batch, collate
 from qamoe.features.store import Store, frames_type, write
 
 CLIPS = 9
-VIEWS = (View(2026, 3, clean_share=0.2), View(7, 0), alike("missing", 0.4, 7, 1), alike("noise", 0.7, 7, 2))
+ALL = ("missing",) * 3
+VIEWS = (
+    View(2026, 3, clean_share=0.2, whole_share=0.5, announced_share=0.5, swap=True),
+    View(7, 0),
+    alike("missing", 0.4, 7, 1),
+    alike("noise", 0.7, 7, 2),
+    alike("burst", 0.4, 7, 1),
+    alike("swap", 0.6, 7, 1),
+    alike("additive", 0.4, 7, 1),
+    alike("desync", 0.4, 7, 1),
+    View(7, 1, ("noise",) * 3, (0.5,) * 3, then=(ALL, (0.25,) * 3)),
+    View(7, 0, ALL, (1.0, 0.0, 1.0), announced=True),
+)
 STATS: dict[str, Any] = {
     "text": {"unk": 100, "special": [0, 101, 102], "vocabulary": 4000, "frequencies": [[2000, 3], [3000, 1]]},
-    "audio": {"dimension": 3},
-    "vision": {"dimension": 2},
+    "audio": {"dimension": 3, "rate": 20.0},
+    "vision": {"dimension": 2, "rate": 5.0},
 }
 
 
@@ -32,6 +46,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     schema = pa.schema(
         [
             ("clip_id", pa.string()),
+            ("source", pa.string()),
             ("label", pa.float64()),
             ("text", pa.list_(pa.int32())),
             ("audio", frames_type(3)),
@@ -41,6 +56,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     rows = [
         {
             "clip_id": f"clip-{i}",
+            "source": f"source-{i % 3}",
             "label": float(i),
             "text": np.array([101, *draws.integers(2000, 4000, 3 * i), 102][: 0 if i == 4 else None], np.int32),
             "audio": draws.standard_normal((7 * i, 3)).astype(np.float32),
@@ -56,13 +72,21 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 Bits = dict[tuple[str, int], bytes]
 
 
+def partner(store: Store, rows: list[int]) -> Callable[[str, Draws], tuple[torch.Tensor, torch.Tensor]]:
+    def load(modality: str, draws: Draws) -> tuple[torch.Tensor, torch.Tensor]:
+        batch = collate(store, Partners(store.clip_ids, store.sources).of(rows, draws), (modality,))
+        return batch.x[modality], batch.mask[modality]
+
+    return load
+
+
 def degraded_bits(path: Path, rows: list[int], padding: int = 0) -> Bits:
     """The bytes of each clip's valid frames, and of what was lost, under every view."""
     opened = Store(path)
     batch = _padded(collate(opened, rows, MODALITIES), padding)
     found: Bits = {}
     for place, view in enumerate(VIEWS):
-        changed, lost, state = apply(batch, view, references(STATS))
+        changed, lost, state = apply(batch, view, references(STATS), partner(opened, rows))
         for i, row in enumerate(rows):
             frames = [changed.x[m][i][changed.mask[m][i]].numpy().tobytes() for m in MODALITIES]
             about = (lost[i], state.kind[i], state.severity[i])
@@ -99,7 +123,7 @@ def test_a_clip_is_degraded_alike_in_another_process(store: Store) -> None:
 def test_the_batch_itself_stays_as_it_was(store: Store) -> None:
     batch, again = (collate(store, range(CLIPS), MODALITIES) for _ in range(2))
     for view in VIEWS:
-        changed, _, _ = apply(batch, view, references(STATS))
+        changed, _, _ = apply(batch, view, references(STATS), partner(store, list(range(CLIPS))))
         assert any(not torch.equal(changed.x[m], batch.x[m]) for m in MODALITIES)
     for m in MODALITIES:
         assert torch.equal(batch.x[m], again.x[m])
@@ -137,6 +161,33 @@ def test_a_corpus_without_a_modality_is_degraded_in_the_others_alike(store: Stor
     assert state.kind.shape == (CLIPS, 3)
 
 
+def test_noise_then_missing_is_the_one_after_the_other(store: Store) -> None:
+    batch = collate(store, range(CLIPS), MODALITIES)
+    noise, missing = alike("noise", 0.5, 7, 1), alike("missing", 0.25, 7, 1)
+    both = View(7, 1, noise.kinds, noise.severities, then=(ALL, (0.25,) * 3))
+    noisy, _, _ = apply(batch, noise, references(STATS))
+    expected, share, _ = apply(noisy, missing, references(STATS))
+    changed, lost, state = apply(batch, both, references(STATS))
+    assert all(torch.equal(changed.x[m], expected.x[m]) for m in MODALITIES)
+    assert torch.equal(lost, share)
+    assert state.severity.unique().tolist() == [1 - 0.5 * 0.75], "of both together"
+    assert (state.kind == KINDS.index("noise")).all()
+    half = View(7, 1, noise.kinds, (0.0,) * 3, then=(ALL, (0.25,) * 3))
+    assert (apply(batch, half, references(STATS))[2].kind == KINDS.index("missing")).all()
+
+
+def test_what_is_announced_as_missing_has_an_empty_mask(store: Store) -> None:
+    batch = collate(store, range(CLIPS), MODALITIES)
+    told, blind = (View(7, 0, ALL, (1.0, 0.0, 1.0), announced=announced) for announced in (True, False))
+    changed, lost, _ = apply(batch, told, references(STATS))
+    unsaid, same, _ = apply(batch, blind, references(STATS))
+    assert torch.equal(lost, same)
+    assert not changed.mask["text"].any()
+    assert not changed.mask["vision"].any()
+    assert torch.equal(changed.mask["audio"], batch.mask["audio"])
+    assert all(torch.equal(unsaid.mask[m], batch.mask[m]) for m in MODALITIES)
+
+
 def test_references_are_the_training_splits() -> None:
     found = references(STATS)
     shares = found["text"].frequencies
@@ -145,4 +196,5 @@ def test_references_are_the_training_splits() -> None:
     assert (found["text"].unk, found["text"].special) == (100, (0, 101, 102))
     assert found["audio"].mean.tolist() == [0, 0, 0]  # type: ignore[union-attr]
     assert found["vision"].deviation.tolist() == [1, 1]  # type: ignore[union-attr]
+    assert (found["audio"].rate, found["vision"].rate) == (20.0, 5.0)
     assert "vision" not in references({k: v for k, v in STATS.items() if k != "vision"})

@@ -1,10 +1,14 @@
 """Summaries of a slice by hand: area, the field's average, worst and clean cell."""
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
 
-from qamoe.evaluation.summary import summarise
+from qamoe import params
+from qamoe.evaluation import compare, spectrum
+from qamoe.evaluation.summary import summarise, weights
 
 
 def cells(slice_: str, values: dict[float, list[float]], metric: str = "mae") -> pd.DataFrame:
@@ -62,3 +66,94 @@ def test_mixed_and_clean_are_one_cell() -> None:
     assert np.isnan(found.loc["mixed", "clean"])
     assert np.isnan(found.loc["mixed", "area09"])
     assert found.loc["clean", ["area", "worst", "clean"]].tolist() == [0.7] * 3
+
+
+def grid(slice_: str, values: dict[str, tuple[float, float]]) -> pd.DataFrame:
+    """Rows of cells.parquet by cell name: severity and value."""
+    return pd.DataFrame(
+        [
+            {"slice": slice_, "cell": cell, "severity": severity, "draw": 0, "metric": "mae", "value": value}
+            for cell, (severity, value) in values.items()
+        ]
+    )
+
+
+def test_alone_is_the_mean_of_the_areas_of_its_curves() -> None:
+    table = grid(
+        "alone",
+        {
+            "alone-text-missing-0.0": (0.0, 1.0),
+            "alone-text-missing-0.5": (0.5, 2.0),
+            "alone-text-missing-1.0": (1.0, 5.0),
+            "alone-audio-noise-0.0": (0.0, 1.0),
+            "alone-audio-noise-1.0": (1.0, 2.0),
+        },
+    )
+    (row,) = summarise(table).to_dict("records")
+    assert row["area"] == pytest.approx(((1 + 2 * 2 + 5) / 4 + 1.5) / 2)
+    assert row["area09"] == pytest.approx((1 + 2 + 1) / 3)
+    assert (row["clean"], row["worst"]) == (1.0, 5.0)
+
+
+def test_held_out_is_the_mean_of_its_two_areas() -> None:
+    values = {f"held_out-{k}-{s}": (s, v) for k, v in (("additive", 1.0), ("desync", 3.0)) for s in (0.0, 0.5, 1.0)}
+    assert summarise(grid("held_out", values))["area"].item() == pytest.approx(2.0)
+
+
+def test_joint_and_swap_are_the_mean_over_cells() -> None:
+    swap = grid("swap", {"swap-text-0.25": (0.25, 1.0), "swap-text-1.00": (1.0, 2.0), "swap-audio-0.25": (0.25, 6.0)})
+    (row,) = summarise(swap).to_dict("records")
+    assert row["area"] == pytest.approx(3.0)
+    assert np.isnan(row["area09"])
+    assert np.isnan(row["clean"]), "it has no cell in which nothing is swapped"
+    levels = [(m, n) for m in (0.0, 1.0) for n in (0.0, 1.0)]
+    joint = grid("joint", {f"joint-{m:.2f}-{n:.2f}": (float("nan"), 1 + m + 2 * n) for m, n in levels})
+    joint = joint.assign(severity_missing=[m for m, _ in levels], severity_noise=[n for _, n in levels])
+    (row,) = summarise(joint).to_dict("records")
+    assert row["area"] == pytest.approx(2.5)
+    assert (row["clean"], row["worst"]) == (1.0, 4.0)
+
+
+def test_blind_subsets_stand_beside_the_announced_ones() -> None:
+    values = {"subsets-t": (1.0, 2.0), "subsets-a": (1.0, 3.0), "subsets-ta": (0.0, 1.0), "subsets-a-blind": (1.0, 9.0)}
+    (row,) = summarise(grid("subsets", values)).to_dict("records")
+    assert row["area"] == pytest.approx(2.0)
+    assert (row["clean"], row["worst"]) == (1.0, 3.0)
+
+
+def test_a_metric_that_is_not_defined_in_a_cell_has_no_area() -> None:
+    table = cells("missing", {0.0: [1.0], 0.5: [float("nan")], 1.0: [2.0]}, "acc2_non0")
+    assert np.isnan(summarise(table)["area"].item())
+
+
+@pytest.mark.parametrize("severities", [[0.0, 0.5, 0.5], [0.0, float("nan"), 1.0]])
+def test_cells_that_are_no_curve_are_refused(severities: list[float]) -> None:
+    with pytest.raises(ValueError, match="not one curve over severity"):
+        weights("missing", pd.Series(severities, [f"missing-{i}" for i in range(3)]))
+
+
+@pytest.mark.parametrize("name", ["missing", "mixed", "alone", "joint", "subsets", "swap", "held_out"])
+def test_a_comparison_weighs_the_cells_of_the_protocol_as_the_summary_does(name: str) -> None:
+    settings = params.load(Path(__file__).parents[2] / "params.yaml").evaluate
+    plan = spectrum.plan((name,), settings)
+    value = np.random.default_rng(0).uniform(1, 2, len(plan))
+    table = pd.DataFrame(
+        {
+            "slice": name,
+            "cell": [c.name for c in plan],
+            "severity": [c.severity for c in plan],
+            "severity_missing": [c.severity_missing for c in plan],
+            "severity_noise": [c.severity_noise for c in plan],
+            "metric": "mae",
+            "value": value,
+        }
+    )
+    predictions = table[["slice", "cell"]].copy()
+    for modality in ("text", "audio", "vision"):
+        levels = [c.severity_missing if name == "joint" else c.severity for c in plan]
+        here = [level if modality in c.modalities else 0.0 for c, level in zip(plan, levels, strict=True)]
+        predictions[f"severity_{modality}"] = np.array(here, np.float32)
+    found = compare.weights(predictions.sample(frac=1, random_state=1))
+    assert found.sum() == pytest.approx(1)
+    area = summarise(table.sample(frac=1, random_state=2))["area"].item()
+    assert area == pytest.approx(float(found.reindex([c.name for c in plan]) @ value))

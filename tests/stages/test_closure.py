@@ -83,7 +83,7 @@ def test_a_package_that_holds_code_is_part_of_what_imports_from_it() -> None:
     assert "features/__init__.py" not in names("train"), "an empty file changes nothing"
 
 
-@pytest.mark.parametrize("made_by", ["draws.py", "frames.py", "views.py", "text.py"])
+@pytest.mark.parametrize("made_by", ["draws.py", "frames.py", "partners.py", "views.py", "text.py", "states.py"])
 def test_encoded_text_is_made_anew_when_what_makes_it_is_edited(
     made_by: str, preprocessed: Path, tiny_stats: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -91,11 +91,12 @@ def test_encoded_text_is_made_anew_when_what_makes_it_is_edited(
     from qamoe.degradation.views import alike, references
     from qamoe.features.store import Store
     from qamoe.models import text
-    from qamoe.training import views
+    from qamoe.training import states, views
 
-    def encoded(store: Store, planned: Any, found: Any, path: Path, tokens: int, device: str) -> None:
+    def encoded(ids: Any, path: Path, device: str) -> None:
         path.parent.mkdir(exist_ok=True)
-        np.save(path, np.zeros((len(planned), tokens, text.WIDTH), np.float32))
+        np.save(path, np.zeros((1, text.WIDTH), np.float32))
+        np.savez(path.with_suffix(".npz"), offsets=np.zeros(2, int), index=np.zeros((1, 6), int))
 
     def opened() -> set[str]:
         split = Store(preprocessed / "preprocess/valid.arrow")
@@ -103,7 +104,7 @@ def test_encoded_text_is_made_anew_when_what_makes_it_is_edited(
         views.open_views(split, plan, ("text",), references(tiny_stats), tmp_path / "states", "data", "cpu")
         return {path.name for path in (tmp_path / "states").iterdir()}
 
-    monkeypatch.setattr(views, "_encode", encoded)
+    monkeypatch.setattr(states, "encode", encoded)
     before = opened()
     assert opened() == before
 

@@ -15,6 +15,7 @@ from qamoe.features.store import Store, frames_type, write
 from qamoe.models.text import WIDTH
 from qamoe.params import Params
 from qamoe.training.selection import Cells, selection_cells
+from qamoe.training.states import TextStates
 from qamoe.training.views import Views, feature_sizes
 
 MODALITIES = ("text", "audio", "vision")
@@ -47,9 +48,10 @@ def _split(path: Path, count: int, views: tuple[View, ...], found: dict[str, Any
         )
     write(path, SCHEMA, rows, {})
     store = Store(path)
-    offsets = np.concatenate([[0], np.cumsum(store.lengths("text"))])
-    states = draws.standard_normal((len(views), offsets[-1], WIDTH)).astype(np.float32)
-    return Views(store, views, MODALITIES, found, states, offsets)
+    offsets = np.concatenate([[0], np.cumsum(np.tile(store.lengths("text"), len(views)))])
+    index = np.arange(len(views) * count).reshape(len(views), count)
+    states = TextStates(draws.standard_normal((offsets[-1], WIDTH)).astype(np.float32), offsets, index)
+    return Views(store, views, MODALITIES, found, states)
 
 
 @pytest.fixture(scope="session")

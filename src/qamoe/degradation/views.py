@@ -1,21 +1,30 @@
 """A view: one way of degrading a whole batch, named by what its random numbers depend on."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from qamoe.degradation.draws import MODALITIES, Draws
-from qamoe.degradation.frames import Reference, State, degrade, drawn_state, fixed_state
+from qamoe.degradation.frames import DRAWN, KINDS, Reference, State, degrade, drawn_state, fixed_state
 from qamoe.features.batch import Batch
+
+Partner = Callable[[str, Draws], tuple[Tensor, Tensor]]
+_SWAP = KINDS.index("swap")
 
 
 @dataclass(frozen=True)
 class View:
     """A draw of protocol `seed`. With `kinds` and `severities` (one a modality) every clip gets the same; without,
     each clip and modality draws its own kind and severity, a `clean_share` of the draws stays clean, a `whole_share`
-    of the severities is 1, and an `alike_share` of the clips draws once for all its modalities."""
+    of the severities is 1, and an `alike_share` of the clips draws once for all its modalities; `swap` is among the
+    kinds where asked for.
+
+    `then` holds kinds and severities that are applied to the result. What is wholly missing is told to the model where
+    `announced`, or for an `announced_share` of what was drawn.
+    """
 
     seed: int
     number: int
@@ -24,12 +33,19 @@ class View:
     clean_share: float = 0.0
     alike_share: float = 0.0
     whole_share: float = 0.0
+    announced_share: float = 0.0
+    swap: bool = False
+    announced: bool = False
+    then: tuple[tuple[str, ...], tuple[float, ...]] | None = None
 
-    def state(self, keys: Tensor) -> State:
-        """How each clip (B, 2) is degraded."""
+    def states(self, keys: Tensor) -> list[State]:
+        """How each clip (B, 2) is degraded, step by step."""
         if self.kinds is None or self.severities is None:
-            return drawn_state(self.seed, keys, self.number, self.clean_share, self.alike_share, self.whole_share)
-        return fixed_state(self.kinds, self.severities, len(keys))
+            shares = (self.clean_share, self.alike_share, self.whole_share, self.announced_share)
+            kinds = (*DRAWN, "swap") if self.swap else DRAWN
+            return [drawn_state(self.seed, keys, self.number, *shares, kinds)]
+        steps = [(self.kinds, self.severities)] + ([self.then] if self.then else [])
+        return [fixed_state(*step, len(keys), announced=self.announced) for step in steps]
 
 
 def alike(kind: str, severity: float, seed: int, number: int) -> View:
@@ -37,10 +53,17 @@ def alike(kind: str, severity: float, seed: int, number: int) -> View:
     return View(seed, number, (kind,) * len(MODALITIES), (severity,) * len(MODALITIES))
 
 
-def apply(batch: Batch, view: View, references: dict[str, Reference]) -> tuple[Batch, Tensor, State]:
-    """The batch under a view, the share lost (B, 3), and the state that was drawn; the input is not changed."""
-    state = view.state(batch.keys)
-    changed = {}
+def apply(
+    batch: Batch, view: View, references: dict[str, Reference], partner: Partner | None = None
+) -> tuple[Batch, Tensor, State]:
+    """The batch under a view, how much was lost (B, 3), and its state; the input is not changed.
+
+    `partner(modality, draws)` gives x and mask of each clip's partner, and is needed by views that swap. Where a view
+    has two steps, lost is the second's; the state holds the first kind of the two, and the severity of both together,
+    1 - (1 - s)(1 - s').
+    """
+    steps = view.states(batch.keys)
+    xs, masks = {}, {}
     lost = torch.zeros(len(batch), len(MODALITIES), device=batch.keys.device)
     for place, modality in enumerate(MODALITIES):
         if modality not in batch.x:
@@ -49,17 +72,29 @@ def apply(batch: Batch, view: View, references: dict[str, Reference]) -> tuple[B
         def draws(kind: str, modality: str = modality) -> Draws:
             return Draws(view.seed, batch.keys, modality, kind, view.number)
 
-        result = degrade(
-            batch.x[modality],
-            batch.mask[modality],
-            state.kind[:, place].to(batch.keys.device),
-            state.severity[:, place].to(batch.keys.device),
-            draws,
-            references[modality],
+        x, mask = batch.x[modality], batch.mask[modality]
+        for state in steps:
+            kind, severity, announced = (
+                part[:, place].to(batch.keys.device) for part in (state.kind, state.severity, state.announced)
+            )
+            reference = references[modality]
+            if partner is not None and bool((kind == _SWAP).any()):
+                reference = replace(reference, partner=partner(modality, draws("swap")))
+            result = degrade(x, mask, kind, severity, draws, reference)
+            x, mask, lost[:, place] = result.x, result.mask & ~announced[:, None], result.lost
+        xs[modality], masks[modality] = x, mask
+    return replace(batch, x=xs, mask=masks), lost, _together(steps)
+
+
+def _together(steps: list[State]) -> State:
+    state = steps[0]
+    for other in steps[1:]:
+        state = State(
+            torch.where(state.kind < 0, other.kind, state.kind),
+            1 - (1 - state.severity) * (1 - other.severity),
+            state.announced | other.announced,
         )
-        changed[modality] = result.x
-        lost[:, place] = result.lost
-    return batch.with_x(**changed), lost, state
+    return state
 
 
 def references(stats: dict[str, Any]) -> dict[str, Reference]:
@@ -72,5 +107,6 @@ def references(stats: dict[str, Any]) -> dict[str, Reference]:
     for modality in ("audio", "vision"):
         if modality in stats:
             size = stats[modality]["dimension"]
-            found[modality] = Reference(mean=torch.zeros(size), deviation=torch.ones(size))
+            rate = stats[modality].get("rate")
+            found[modality] = Reference(mean=torch.zeros(size), deviation=torch.ones(size), rate=rate)
     return found

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from qamoe.errors import Refused
+from qamoe.evaluation import summary
 
 MODALITIES = ("text", "audio", "vision")
 KEYS = ["clip_id", "cell", "draw"]
@@ -50,20 +51,16 @@ METRICS: dict[str, tuple[Callable[..., np.ndarray], Callable[[np.ndarray], np.nd
 
 
 def weights(predictions: pd.DataFrame) -> pd.Series:
-    """Weight of each cell of one slice in the slice's summary, summing to 1.
+    """Weight of each cell of one slice in the slice's summary (evaluation/summary.py), summing to 1.
 
-    Graded slices: the trapezoid over severity divided by the range. A slice of one cell (clean, mixed): 1.
+    Raises Refused where the cells are no curve over severity and the slice is none whose cells weigh alike.
     """
     severities = [f"severity_{m}" for m in MODALITIES if f"severity_{m}" in predictions]
     first = predictions.drop_duplicates("cell").set_index("cell")
-    if len(first) == 1:
-        return pd.Series(1.0, index=first.index)
-    severity = first[severities].astype(float).round(6).max(axis=1).sort_values()
-    if not len(severities) or severity.isna().any() or severity.duplicated().any():
-        raise Refused(f"The cells {', '.join(map(str, first.index))} are not one slice graded by severity.")
-    steps = np.diff(severity.to_numpy())
-    sides = np.concatenate([[0.0], steps]) + np.concatenate([steps, [0.0]])
-    return pd.Series(sides / 2 / steps.sum(), index=severity.index)
+    try:
+        return summary.weights(str(first["slice"].iloc[0]), first[severities].astype(float).max(axis=1))
+    except ValueError as error:
+        raise Refused(str(error)) from None
 
 
 def _estimates(predictions: pd.DataFrame, metric: str, sources: list[Any], counts: np.ndarray) -> np.ndarray:

@@ -4,8 +4,11 @@ A cell is one way of degrading the whole test split; a slice is a named set of c
 every metric, interval and comparison is computed from them.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import combinations, product
+from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +20,11 @@ import torch
 from torch import Tensor
 
 from qamoe.degradation.draws import MODALITIES
-from qamoe.degradation.frames import KINDS, Reference, State, valid_tokens
+from qamoe.degradation.frames import DRAWN, HELD_OUT, KINDS, Reference, State, valid_tokens
 from qamoe.degradation.views import View, alike
 from qamoe.evaluation import metrics
 from qamoe.features.batch import Batch
+from qamoe.features.store import Store
 from qamoe.files import written_aside
 from qamoe.params import Evaluate
 from qamoe.training.checkpoint import Trained
@@ -28,73 +32,177 @@ from qamoe.training.views import Views
 
 PROTOCOL = 1
 SEVERITIES = tuple(round(0.1 * step, 1) for step in range(11))
+JOINT = (0.0, 0.25, 0.5, 0.75, 1.0)  # of missing and of noise
+SWAPPED = (0.25, 0.5, 0.75, 1.0)
+STREAMS = ("audio", "vision")  # what kinds that are held out act on
 _BATCH = 128
+_ROWS = 50_000  # of predictions that are held before they are written
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One cell and its draws. `severity` is NaN where clips draw their own (slice mixed)."""
+    """One cell and its draws.
+
+    `modalities` are those that it is meant for, also at severity 0. `severity` is NaN where clips draw their own
+    (slice mixed) and where there are two, of missing and of noise (slice joint).
+    """
 
     slice: str
     name: str
     kind: str
     severity: float
     views: tuple[View, ...]
+    modalities: tuple[str, ...] = MODALITIES
+    severity_missing: float = nan
+    severity_noise: float = nan
 
 
-def plan(slices: Iterable[str], params: Evaluate) -> list[Cell]:
-    """The cells of the named slices in a fixed order."""
+def plan(
+    slices: Iterable[str], params: Evaluate, modalities: Sequence[str] = MODALITIES, timed: Sequence[str] = STREAMS
+) -> list[Cell]:
+    """The cells of the named slices in a fixed order, for a corpus that has `modalities`.
+
+    `timed` are those whose frame rate is known: the others cannot be shifted by a time.
+    """
     cells: list[Cell] = []
     for name in slices:
         if name == "clean":
-            cells.append(Cell(name, "clean", "clean", 0.0, (alike("clean", 0.0, params.seed, 0),)))
+            cells.append(Cell(name, name, name, 0.0, (alike(name, 0.0, params.seed, 0),), ()))
         elif name == "mixed":
-            cells.append(mixed(params.seed, params.mixed_draws))
+            cells.append(mixed(params.seed, params.mixed_draws, modalities))
+        elif name == "held_out":
+            cells += _held_out(modalities, timed, params)
+        elif name in DRAWN:
+            cells += _curve(name, name, name, modalities, params)
         else:
-            for severity in SEVERITIES:
-                draws = params.draws if severity > 0 else 1
-                views = tuple(alike(name, severity, params.seed, draw) for draw in range(draws))
-                cells.append(Cell(name, f"{name}-{severity:.1f}", name, severity, views))
+            cells += {"alone": _alone, "joint": _joint, "subsets": _subsets, "swap": _swap}[name](modalities, params)
     return cells
 
 
-def views(cells: Iterable[Cell]) -> list[View]:
-    """Every view of the cells, in order."""
-    return [view for cell in cells for view in cell.views]
+def _views(kinds: dict[str, str], severity: float, params: Evaluate) -> tuple[View, ...]:
+    """The draws of a cell whose modalities have these kinds at one severity; the others are clean."""
+    of_kind = tuple(kinds.get(m, "clean") for m in MODALITIES)
+    levels = tuple(severity if m in kinds else 0.0 for m in MODALITIES)
+    return tuple(View(params.seed, draw, of_kind, levels) for draw in range(params.draws if severity > 0 else 1))
 
 
-def mixed(seed: int, draws: int) -> Cell:
+def _curve(slice_: str, name: str, kind: str, modalities: Sequence[str], params: Evaluate) -> Iterator[Cell]:
+    """One kind in some modalities alike, at every severity."""
+    for severity in SEVERITIES:
+        views = _views(dict.fromkeys(modalities, kind), severity, params)
+        yield Cell(slice_, f"{name}-{severity:.1f}", kind, severity, views, tuple(modalities))
+
+
+def mixed(seed: int, draws: int, modalities: Sequence[str] = MODALITIES) -> Cell:
     """Each clip and modality draws its own kind and severity: the training distribution without its clean share."""
-    return Cell("mixed", "mixed", "mixed", float("nan"), tuple(View(seed, draw) for draw in range(draws)))
+    views = tuple(View(seed, draw) for draw in range(draws))
+    return Cell("mixed", "mixed", "mixed", nan, views, tuple(modalities))
+
+
+def _alone(modalities: Sequence[str], params: Evaluate) -> Iterator[Cell]:
+    for modality, kind in product(modalities, DRAWN):
+        yield from _curve("alone", f"alone-{modality}-{kind}", kind, (modality,), params)
+
+
+def _joint(modalities: Sequence[str], params: Evaluate) -> Iterator[Cell]:
+    """Noise, then missing, in all modalities alike."""
+    everything = len(MODALITIES)
+    for missing, noise in product(JOINT, JOINT):
+        steps = [((kind,) * everything, (s,) * everything) for kind, s in (("noise", noise), ("missing", missing))]
+        draws = params.draws if missing or noise else 1
+        yield Cell(
+            "joint",
+            f"joint-{missing:.2f}-{noise:.2f}",
+            "noise+missing",
+            nan,
+            tuple(View(params.seed, draw, *steps[0], then=steps[1]) for draw in range(draws)),
+            tuple(modalities),
+            missing,
+            noise,
+        )
+
+
+def _subsets(modalities: Sequence[str], params: Evaluate) -> Iterator[Cell]:
+    """Every subset of the modalities, the others wholly missing: announced, and blind. Nothing is left to chance."""
+    kept = [subset for size in range(1, len(modalities) + 1) for subset in combinations(modalities, size)]
+    for announced, subset in product((True, False), kept):
+        gone = tuple(m for m in modalities if m not in subset)
+        if not gone and not announced:
+            continue
+        kinds = tuple("missing" if m in gone else "clean" for m in MODALITIES)
+        view = View(params.seed, 0, kinds, tuple(float(m in gone) for m in MODALITIES), announced=announced)
+        name = f"subsets-{''.join(m[0] for m in subset)}{'' if announced else '-blind'}"
+        yield Cell("subsets", name, "missing" if gone else "clean", 1.0 if gone else 0.0, (view,), gone)
+
+
+def _swap(modalities: Sequence[str], params: Evaluate) -> Iterator[Cell]:
+    for modality, severity in product(modalities, SWAPPED):
+        views = _views({modality: "swap"}, severity, params)
+        yield Cell("swap", f"swap-{modality}-{severity:.2f}", "swap", severity, views, (modality,))
+
+
+def _held_out(modalities: Sequence[str], timed: Sequence[str], params: Evaluate) -> Iterator[Cell]:
+    """Kinds that neither training nor the choice of a model saw, in audio and vision alike."""
+    for kind in HELD_OUT:
+        here = [m for m in STREAMS if m in modalities and (kind != "desync" or m in timed)]
+        if here:
+            yield from _curve("held_out", f"held_out-{kind}", kind, here, params)
+
+
+def views(cells: Iterable[Cell]) -> list[View]:
+    """Every view of the cells once, in order."""
+    return list(dict.fromkeys(view for cell in cells for view in cell.views))
+
+
+def by_view(
+    trained: Sequence[Trained], split: Views, cells: Iterable[Cell], device: str
+) -> Iterator[list[pd.DataFrame]]:
+    """Predictions of several checkpoints of one corpus on the same degraded clips, cell by cell and draw by draw.
+
+    Yields for each view a frame of rows for each checkpoint, in clip-id order; `split` holds all these views.
+    """
+    store = split.store
+    places = {view: place for place, view in enumerate(split.views)}
+    batches, sort = batched(store)
+    order = [row for rows in batches for row in rows]
+    about = {
+        "clip_id": np.array([store.clip_ids[row] for row in order], object)[sort],
+        "source": np.array([store.sources[row] for row in order], object)[sort],
+        "target": np.array([store.labels[row] for row in order], np.float32)[sort],
+        **_joined([_valid_frames(split.clean(rows), split.references) for rows in batches], sort),
+    }
+    for cell in cells:
+        for view in cell.views:
+            conditions: list[dict[str, np.ndarray]] = []
+            parts: list[list[dict[str, Any]]] = [[] for _ in trained]
+            for rows in batches:
+                batch, lost, state = split.degraded(places[view], rows)
+                conditions.append(_conditions(cell, batch, lost, state))
+                batch = batch.to(device)
+                for found, model in zip(parts, trained, strict=True):
+                    found.append(predicted(model, batch, state=state))
+            shared = {"slice": cell.slice, "cell": cell.name, "draw": view.number} | about | _joined(conditions, sort)
+            yield [pd.DataFrame(shared | _joined(found, sort)) for found in parts]
+
+
+def batched(store: Store) -> tuple[list[list[int]], np.ndarray]:
+    """The rows of a split in batches of clips whose texts are about as long, and what sorts them by clip id."""
+    lengths = store.lengths("text")
+    order = sorted(range(len(store)), key=lambda row: (int(lengths[row]), row))
+    sort = np.argsort(np.array([store.clip_ids[row] for row in order]))
+    return [order[start : start + _BATCH] for start in range(0, len(order), _BATCH)], sort
 
 
 def measure(trained: Sequence[Trained], split: Views, cells: Sequence[Cell], device: str) -> list[pd.DataFrame]:
-    """Predictions of several checkpoints of one corpus on the same degraded clips, a frame of rows each.
+    """All of `by_view` at once, a frame a checkpoint: for few cells."""
+    return [
+        pd.concat(frames, ignore_index=True) for frames in zip(*by_view(trained, split, cells, device), strict=True)
+    ]
 
-    `split` holds the views of all cells, in the order of `views(cells)`.
-    """
-    store = split.store
-    pairs = [(cell, view) for cell in cells for view in cell.views]
-    order = sorted(range(len(store)), key=lambda row: (int(store.lengths("text")[row]), row))
-    parts: list[list[pd.DataFrame]] = [[] for _ in trained]
-    for start in range(0, len(order), _BATCH):
-        rows = order[start : start + _BATCH]
-        batch = split.clean(rows)
-        about = pd.DataFrame(
-            {
-                "clip_id": [store.clip_ids[row] for row in rows],
-                "source": [store.sources[row] for row in rows],
-                "target": batch.target.numpy(),  # type: ignore[union-attr]
-                **_valid_frames(batch, split.references),
-            }
-        )
-        for place, (cell, view) in enumerate(pairs):
-            degraded, lost, state = split.degraded(place, rows)
-            where: dict[str, Any] = {"slice": cell.slice, "cell": cell.name, "draw": view.number}
-            conditions = about.assign(**where, **_conditions(batch, lost, state))
-            for found, model in zip(parts, trained, strict=True):
-                found.append(conditions.assign(**_predicted(model, degraded.to(device))))
-    return [_in_order(pd.concat(found, ignore_index=True), cells) for found in parts]
+
+def _joined(parts: Sequence[dict[str, Any]], sort: np.ndarray) -> dict[str, Any]:
+    """Columns of consecutive batches as whole columns in the order `sort`."""
+    return {name: np.concatenate([part[name] for part in parts])[sort] for name in parts[0]}
 
 
 def _valid_frames(batch: Batch, references: dict[str, Reference]) -> dict[str, np.ndarray]:
@@ -110,50 +218,60 @@ def _valid_frames(batch: Batch, references: dict[str, Reference]) -> dict[str, n
     return counts
 
 
-def _conditions(batch: Batch, lost: Tensor, state: State) -> dict[str, Any]:
+def _conditions(cell: Cell, batch: Batch, lost: Tensor, state: State) -> dict[str, np.ndarray]:
     """The columns that say what was done to each clip."""
-    columns: dict[str, Any] = {}
+    columns: dict[str, np.ndarray] = {}
+    joint = cell.slice == "joint" and bool((state.kind >= 0).any())
+    names = np.array([*KINDS, "clean"], object)
     for place, modality in enumerate(MODALITIES):
-        names = np.array([*KINDS, "clean"])[state.kind[:, place].numpy()]
-        here = modality in batch.x
-        columns[f"kind_{modality}"] = names if here else "absent"
-        columns[f"severity_{modality}"] = state.severity[:, place].numpy() if here else np.nan
-        columns[f"lost_{modality}"] = lost[:, place].numpy() if here else np.nan
+        kind, severity, gone = names[state.kind[:, place].numpy()], state.severity[:, place], lost[:, place]
+        if joint:
+            kind, severity = np.full(len(kind), cell.kind, object), torch.full_like(severity, cell.severity_missing)
+        if modality not in batch.x:
+            kind, severity, gone = (np.full(len(kind), "absent", object), *[torch.full_like(severity, nan)] * 2)
+        columns[f"kind_{modality}"] = kind
+        columns[f"severity_{modality}"] = severity.numpy()
+        columns[f"lost_{modality}"] = gone.numpy()
     return columns
 
 
-def _predicted(trained: Trained, batch: Batch) -> dict[str, Any]:
-    result = trained.predict(batch)
-    columns: dict[str, Any] = {
-        "prediction": result.value.float().cpu().numpy(),
-        "variance": result.variance.float().cpu().numpy(),
-    }
+def predicted(
+    trained: Trained, batch: Batch, quality: Tensor | None = None, state: State | None = None
+) -> dict[str, Any]:
+    """The columns that a model adds: its predictions, reliability, trust and routing.
+
+    `quality` (B, M) overrides its r; `state` is how the batch was degraded, of which the oracle alone is told.
+    """
+    result = trained.predict(batch, quality, state)
+    columns: dict[str, Any]
+    if result.probabilities is not None:
+        shares = result.probabilities.float().cpu().numpy()
+        columns = {"prediction": shares.argmax(1), "variance": np.full(len(batch), nan)}
+        columns |= {f"p_{name}": shares[:, i] for i, name in enumerate(trained.config["task"]["classes"])}
+    else:
+        columns = {n: getattr(result, v).float().cpu().numpy() for n, v in (("prediction", "value"), ("variance",) * 2)}
     present = torch.stack([batch.mask[m].any(1) for m in trained.config["modalities"]], 1)
     trust = None if result.r is None else trained.trust(result.r, present)
     for modality in MODALITIES:
         if result.r is None or trust is None or modality not in trained.config["modalities"]:
-            columns[f"r_{modality}"] = columns[f"trust_{modality}"] = np.nan
+            columns[f"r_{modality}"] = columns[f"trust_{modality}"] = np.full(len(batch), nan, np.float32)
             continue
         place = trained.config["modalities"].index(modality)
         columns[f"r_{modality}"] = result.r[:, place].float().cpu().numpy()
         columns[f"trust_{modality}"] = trust[:, place].float().cpu().numpy()
-    columns["routing"] = None if result.routing is None else list(result.routing.mean(1).float().cpu().numpy())
-    return columns
+    routing = np.full(len(batch), None, object)
+    if result.routing is not None:
+        routing[:] = list(result.routing.mean(1).float().cpu().numpy())
+    return columns | {"routing": routing}
 
 
-def _in_order(rows: pd.DataFrame, cells: Sequence[Cell]) -> pd.DataFrame:
-    place = {cell.name: i for i, cell in enumerate(cells)}
-    return rows.sort_values(
-        ["cell", "draw", "clip_id"], key=lambda c: c.map(place) if c.name == "cell" else c, ignore_index=True
-    )
-
-
-def write_predictions(rows: pd.DataFrame, path: Path) -> None:
-    """Write predictions.parquet, aside first."""
-    schema = pa.schema(
+def _schema(rows: pd.DataFrame) -> pa.Schema:
+    numbers = ["target", "prediction", "variance", *(c for c in map(str, rows) if c.startswith("p_"))]
+    return pa.schema(
         [(c, pa.string()) for c in ("clip_id", "source", "slice", "cell")]
         + [("draw", pa.int32())]
-        + [(c, pa.float64()) for c in ("target", "prediction", "variance")]
+        + [("within", pa.bool_())] * ("within" in rows)
+        + [(c, pa.float64()) for c in numbers]
         + [
             (f"{column}_{m}", kind)
             for m in MODALITIES
@@ -168,8 +286,42 @@ def write_predictions(rows: pd.DataFrame, path: Path) -> None:
         ]
         + [("routing", pa.list_(pa.float32()))]
     )
+
+
+@contextmanager
+def predictions_file(path: Path) -> Iterator[Callable[[pd.DataFrame], None]]:
+    """Yield what appends rows to a parquet file, which is written aside, some rows at a time."""
+    waiting: list[pd.DataFrame] = []
+    writer: pq.ParquetWriter | None = None
+
+    def flush() -> None:
+        nonlocal writer
+        rows = pd.concat(waiting, ignore_index=True)
+        waiting.clear()
+        schema = _schema(rows)
+        if writer is None:
+            writer = pq.ParquetWriter(aside, schema)
+        writer.write_table(pa.Table.from_pandas(rows, schema, preserve_index=False))
+
+    def append(rows: pd.DataFrame) -> None:
+        waiting.append(rows)
+        if sum(map(len, waiting)) >= _ROWS:
+            flush()
+
     with written_aside(path) as aside:
-        pq.write_table(pa.Table.from_pandas(rows, schema, preserve_index=False), aside)
+        try:
+            yield append
+            if waiting:
+                flush()
+        finally:
+            if writer is not None:
+                writer.close()
+
+
+def write_predictions(rows: pd.DataFrame, path: Path) -> None:
+    """Write predictions.parquet, aside first."""
+    with predictions_file(path) as append:
+        append(rows)
 
 
 def aggregate(predictions: pd.DataFrame, cells: Sequence[Cell], sigmas: dict[str, float]) -> pd.DataFrame:
@@ -187,8 +339,12 @@ def aggregate(predictions: pd.DataFrame, cells: Sequence[Cell], sigmas: dict[str
                 "slice": cell.slice,
                 "cell": cell.name,
                 "kind": cell.kind,
-                "modalities": "+".join(MODALITIES),
+                "modalities": "+".join(cell.modalities),
+                "severity": cell.severity,
+                "severity_missing": cell.severity_missing,
+                "severity_noise": cell.severity_noise,
+                "draw": view.number,
+                "n": clips,
             }
-            shared |= {"severity": cell.severity, "draw": view.number, "n": clips}
             rows += [{**shared, "metric": m, "value": v} for m, v in metrics.of_predictions(here, sigmas).items()]
     return pd.DataFrame(rows)

@@ -4,30 +4,73 @@ import numpy as np
 import pandas as pd
 
 LOWER_IS_BETTER = frozenset({"mae", "nll", "corr_undefined", "width_50", "width_80", "width_90", "width_95"})
+EVEN = ("joint", "subsets", "swap")  # slices whose cells weigh alike; the others are curves over severity
+BLIND = "-blind"  # ends the names of the cells of subsets that only stand beside the announced ones
+
+
+def weights(name: str, severity: pd.Series) -> pd.Series:
+    """The weight of each cell in the area of slice `name`, summing to 1; severity by cell, cells in any order.
+
+    A curve is a trapezoid over severity, divided by its range. Where a slice has several (alone: a modality and kind
+    each; held_out: a kind each) they weigh alike; a curve's cells are named alike up to their last hyphen. Cells of
+    joint, swap and subsets weigh alike, blind ones nothing. A single cell weighs 1. Raises ValueError where two cells
+    of a curve have the same severity, or one has none.
+    """
+    cells = severity.index.astype(str)
+    if name in EVEN:
+        counted = ~cells.str.endswith(BLIND)
+        return pd.Series(counted / counted.sum(), severity.index)
+    if len(severity) == 1:
+        return pd.Series(1.0, severity.index)
+    curves = [_trapezoid(own) for _, own in severity.groupby(cells.str.rsplit("-", n=1).str[0], sort=False)]
+    return (pd.concat(curves) / len(curves)).reindex(severity.index)
+
+
+def _trapezoid(severity: pd.Series) -> pd.Series:
+    ordered = severity.astype(float).round(6).sort_values()
+    steps = np.diff(ordered.to_numpy())
+    if len(ordered) < 2 or ordered.isna().any() or not (steps > 0).all():
+        raise ValueError(f"The cells {', '.join(map(str, severity.index))} are not one curve over severity.")
+    sides = np.concatenate([[0.0], steps]) + np.concatenate([steps, [0.0]])
+    return pd.Series(sides / 2 / steps.sum(), ordered.index)
 
 
 def summarise(cells: pd.DataFrame) -> pd.DataFrame:
-    """cells.parquet -> one row a (slice, metric): area under the curve over severity (trapezoid, divided by the range;
-    mixed: the mean over all rows), the field's average over severities 0..0.9, the worst cell and the clean cell."""
-    means = cells.groupby(["slice", "cell", "metric"], sort=False)[["severity", "value"]].mean().reset_index()
+    """cells.parquet -> one row a (slice, metric).
+
+    area: cells as `weights` has them. area09: of curves, the mean over severities 0 to 0.9, which is the field's
+    average. worst: of the cells that weigh something. clean: mean over the cells where nothing is degraded. NaN where a
+    slice has no such thing.
+    """
+    means = cells.groupby(["slice", "cell", "metric"], sort=False)["value"].mean().reset_index()
+    severity = _severities(cells)
     rows = []
-    for (name, metric), group in means.groupby(["slice", "metric"], sort=False):
-        curve = group.sort_values("severity")
-        severity, value = curve["severity"].to_numpy(), curve["value"].to_numpy()
-        spread = len(curve) > 1
-        area = np.trapezoid(value, severity) / (severity[-1] - severity[0]) if spread else value.mean()
-        if metric == "mean_error":
-            worst = value[np.abs(value).argmax()]
-        else:
-            worst = value.max() if metric in LOWER_IS_BETTER else value.min()
-        rows.append(
-            {
-                "slice": name,
-                "metric": metric,
-                "area": float(area),
-                "area09": float(value[severity < 0.95].mean()) if spread else float("nan"),
-                "worst": float(worst),
-                "clean": float(value[0]) if severity[0] == 0 else float("nan"),
-            }
-        )
+    for name, of_slice in means.groupby("slice", sort=False):
+        own = severity.reindex(of_slice["cell"].unique())
+        weight = weights(str(name), own)
+        is_curve = str(name) not in EVEN and len(own) > 1
+        for metric, group in of_slice.groupby("metric", sort=False):
+            value = group.set_index("cell")["value"].reindex(own.index)
+            counted = value[weight > 0].to_numpy()
+            if metric == "mean_error":
+                worst = counted[np.abs(counted).argmax()]
+            else:
+                worst = counted.max() if metric in LOWER_IS_BETTER else counted.min()
+            rows.append(
+                {
+                    "slice": name,
+                    "metric": metric,
+                    "area": float(counted @ weight[weight > 0].to_numpy()),
+                    "area09": float(value[own < 0.95].mean()) if is_curve else float("nan"),
+                    "worst": float(worst),
+                    "clean": float(value[own == 0].mean()),
+                }
+            )
     return pd.DataFrame(rows)
+
+
+def _severities(cells: pd.DataFrame) -> pd.Series:
+    """Severity by cell; of joint the larger of its two."""
+    first = cells.drop_duplicates("cell").set_index("cell")
+    columns = [c for c in ("severity", "severity_missing", "severity_noise") if c in first]
+    return first[columns].max(axis=1)

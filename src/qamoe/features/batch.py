@@ -38,6 +38,10 @@ class Batch:
         """The same batch with some modalities' frames replaced."""
         return replace(self, x={**self.x, **x})
 
+    def with_mask(self, **mask: Tensor) -> "Batch":
+        """The same batch with some modalities' masks replaced."""
+        return replace(self, mask={**self.mask, **mask})
+
 
 def pad(sequences: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
     """Sequences (T_i, ...) -> (B, T, ...) with zeros behind, and the mask (B, T); T is at least 1."""

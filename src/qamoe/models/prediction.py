@@ -14,7 +14,8 @@ _LOG_VARIANCE = 5.0
 class Prediction:
     """Per clip, in label units: value (B,) and variance (B,). `losses` are unweighted scalars by name.
 
-    Where a model has them: reliability r (B, M), fusion weights (B, M), routing weights (B, M or 1, E).
+    Where a model has them: reliability r (B, M), fusion weights (B, M), routing weights (B, M or 1, E), and in
+    classification probabilities (B, C).
     """
 
     value: Tensor
@@ -23,6 +24,7 @@ class Prediction:
     r: Tensor | None = None
     fusion: Tensor | None = None
     routing: Tensor | None = None
+    probabilities: Tensor | None = None
 
 
 class Target(nn.Module):

@@ -4,6 +4,7 @@ The only stage that opens the test split. All seeds of a model see the same degr
 """
 
 import json
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,9 @@ from qamoe.params import Params
 from qamoe.stages import entry
 from qamoe.stages.closure import code_digest
 from qamoe.stages.data import file_digest, read_stats, remove_other_seeds
+
+PREDICTIONS = "predictions.parquet"
+BROKEN = "broken.parquet"
 
 
 def run(params: Params, out: Path, model: str | None = None) -> None:
@@ -51,29 +55,71 @@ def _evaluate(params: Params, stats: dict[str, Any], out: Path, name: str) -> No
     store = Store(test)
     if not len(store):
         raise Refused("The test split is empty; there is nothing to evaluate on.")
-    cells = spectrum.plan(params.evaluate.slices, params.evaluate)
-    models = [trained for _, trained, _ in waiting]
+    modalities = tuple(stats["modalities"])
+    timed = [m for m in modalities if m in stats and stats[m].get("rate")]
+    cells = spectrum.plan(params.evaluate.slices, params.evaluate, modalities, timed)
     split = open_views(
         store,
         spectrum.views(cells),
-        tuple(stats["modalities"]),
+        modalities,
         references(stats),
         out / "evaluate" / "states",
         file_digest(test),
         settings.device(),
     )
+    if name == "oracle":  # nobody can tell it the severity of a kind that it never saw
+        cells = [cell for cell in cells if cell.slice != "held_out"]
     restrict_threads()  # the models are small: a second thread only waits
-    measured = spectrum.measure(models, split, cells, settings.device())
-    for (seed, trained, digest), rows in zip(waiting, measured, strict=True):
-        place = folder / str(seed)
-        place.mkdir(parents=True, exist_ok=True)
-        (place / "digest").unlink(missing_ok=True)
-        spectrum.write_predictions(rows, place / "predictions.parquet")
-        table = spectrum.aggregate(rows, cells, trained.config["calibration"]["sigmas"])
-        with written_aside(place / "cells.parquet") as aside:
-            table.to_parquet(aside, index=False)
+    places = [folder / str(seed) for seed, _, _ in waiting]
+    with ExitStack() as files:
+        for place in places:
+            place.mkdir(parents=True, exist_ok=True)
+            (place / "digest").unlink(missing_ok=True)
+        sinks = [files.enter_context(spectrum.predictions_file(place / PREDICTIONS)) for place in places]
+        for found in spectrum.by_view([trained for _, trained, _ in waiting], split, cells, settings.device()):
+            for append, rows in zip(sinks, found, strict=True):
+                append(rows)
+    for place, (_, trained, digest) in zip(places, waiting, strict=True):
+        _aggregate(trained, cells, place)
+        _break(params, trained, split, cells, place)
         write_text(place / "digest", digest)
         record_evaluation(trained.folder, place, params.registry.name)
+
+
+def _aggregate(trained: Any, cells: list[Any], place: Path) -> None:
+    """predictions.parquet -> cells.parquet, a slice at a time."""
+    import pandas as pd
+
+    from qamoe.evaluation import spectrum
+
+    sigmas = trained.config["calibration"]["sigmas"]
+    tables = []
+    for name in dict.fromkeys(cell.slice for cell in cells):
+        rows = pd.read_parquet(place / PREDICTIONS, filters=[("slice", "==", name)])
+        tables.append(spectrum.aggregate(rows, [cell for cell in cells if cell.slice == name], sigmas))
+    with written_aside(place / "cells.parquet") as aside:
+        pd.concat(tables, ignore_index=True).to_parquet(aside, index=False)
+
+
+def _break(params: Params, trained: Any, split: Any, cells: list[Any], place: Path) -> None:
+    """Slice mixed with permuted r -> broken.parquet, for a model that has r."""
+    import pandas as pd
+
+    from qamoe.evaluation import spectrum
+    from qamoe.evaluation.broken import broken
+
+    (place / BROKEN).unlink(missing_ok=True)
+    mixed = [cell for cell in cells if cell.slice == "mixed"]
+    permutations = params.evaluate.broken_permutations
+    if not mixed or not permutations:
+        return
+    rows = pd.read_parquet(place / PREDICTIONS, filters=[("slice", "==", "mixed")])
+    if rows[[f"r_{m}" for m in trained.config["modalities"]]].isna().all(axis=None):
+        return
+    seed = params.evaluate.seed
+    with spectrum.predictions_file(place / BROKEN) as append:
+        for made in broken(trained, split, mixed[0], rows, permutations, seed, settings.device()):
+            append(made)
 
 
 def _read_digest(folder: Path) -> str | None:

@@ -64,7 +64,7 @@ def open_splits(params: Params, stats: dict[str, Any], out: Path) -> tuple[Any, 
     common = params.train.common
     drawn = common.degrade
     count = min(drawn.views, common.epochs)
-    shares = drawn.model_dump(include={"clean_share", "alike_share", "whole_share"})
+    shares = drawn.model_dump(exclude={"views", "seed"})
     training = [View(drawn.seed, number, **shares) for number in range(count)]
     cells = selection_cells(common.selection)
     split = {name: Store(out / "preprocess" / f"{name}.arrow") for name in ("train", "valid")}

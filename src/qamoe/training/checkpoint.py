@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qamoe.degradation.frames import State
 from qamoe.errors import Refused
 from qamoe.features.batch import Batch
 from qamoe.files import write_text, written_aside
@@ -35,8 +36,8 @@ class Trained:
     folder: Path
 
     @torch.no_grad()
-    def predict(self, batch: Batch, quality: Tensor | None = None) -> Prediction:
-        """Predict a batch of encoded frames."""
+    def predict(self, batch: Batch, quality: Tensor | None = None, state: State | None = None) -> Prediction:
+        """Predict a batch of encoded frames. `quality` (B, M) overrides r; `state` is how the clips were degraded."""
         return self.model(batch, quality)
 
     def trust(self, r: Tensor, present: Tensor) -> Tensor:

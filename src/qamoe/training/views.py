@@ -1,10 +1,8 @@
-"""Clips of a split under a fixed list of views, with the frozen text encoder's states made once.
+"""Clips of a split under a fixed list of views, with the frozen text encoder's states made once."""
 
-The states are a file that all seeds, models and restarts share: the same bits whatever was killed in between.
-"""
-
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,28 +11,32 @@ import torch
 from torch import Tensor
 
 from qamoe import params as parameters
-from qamoe.degradation import draws, frames
+from qamoe.degradation import draws, frames, partners
 from qamoe.degradation import views as degradation_views
+from qamoe.degradation.draws import Draws
 from qamoe.degradation.frames import Reference, State
+from qamoe.degradation.partners import Partners
 from qamoe.degradation.views import View, apply
 from qamoe.features.batch import Batch, collate, pad
 from qamoe.features.store import Store
-from qamoe.files import written_aside
 from qamoe.models import text
-
-_VIEWS_AT_ONCE = 40  # equal sequences of neighbouring views (severities nest) are encoded once
+from qamoe.training import states as text_states
+from qamoe.training.states import TextStates
 
 
 @dataclass(frozen=True)
 class Views:
-    """A split and its views. `states` (views, tokens of the split, 384) holds the encoded text, memory-mapped."""
+    """A split and its views; `states` holds the encoded text of all of them, None where there is no text."""
 
     store: Store
     views: tuple[View, ...]
     modalities: tuple[str, ...]
     references: dict[str, Reference]
-    states: np.ndarray
-    offsets: np.ndarray
+    states: TextStates | None
+
+    @cached_property
+    def partners(self) -> Partners:
+        return Partners(self.store.clip_ids, self.store.sources)
 
     def clean(self, rows: Sequence[int]) -> Batch:
         """Rows of the split as they are stored, text as token ids (B, T)."""
@@ -42,15 +44,26 @@ class Views:
 
     def degraded(self, view: int, rows: Sequence[int]) -> tuple[Batch, Tensor, State]:
         """Rows under one view, text as encoded states (B, T, 384); with the share lost (B, 3) and the state drawn."""
-        batch, lost, state = apply(self.clean(rows), self.views[view], self.references)
-        if "text" in self.modalities:
-            states, _ = pad([self.states[view, self.offsets[r] : self.offsets[r + 1]] for r in rows])
-            batch = batch.with_x(text=states)
+        partner = _partner(self.store, self.partners, rows)
+        batch, lost, state = apply(self.clean(rows), self.views[view], self.references, partner)
+        if self.states is not None:
+            x, mask = pad([self.states.of(view, row) for row in rows])
+            batch = batch.with_x(text=x).with_mask(text=mask)
         return batch, lost, state
 
     def batch(self, view: int, rows: Sequence[int]) -> Batch:
         """Rows under one view, ready for a model."""
         return self.degraded(view, rows)[0]
+
+
+def _partner(store: Store, among: Partners, rows: Sequence[int]) -> Callable[[str, Draws], tuple[Tensor, Tensor]]:
+    """What gives a modality's frames (B, T, ...) and mask (B, T) of the clips that `rows` are swapped with."""
+
+    def load(modality: str, draws: Draws) -> tuple[Tensor, Tensor]:
+        batch = collate(store, among.of(rows, draws), (modality,))
+        return batch.x[modality], batch.mask[modality]
+
+    return load
 
 
 def open_views(
@@ -63,47 +76,29 @@ def open_views(
     device: str,
 ) -> Views:
     """Make (or find again) the encoded text of all views in `folder`, and map it."""
-    lengths = store.lengths("text")
-    offsets = np.concatenate([[0], np.cumsum(lengths)])
-    code = [Path(str(module.__file__)).read_text() for module in (draws, frames, degradation_views, text)]
+    if "text" not in modalities:
+        return Views(store, tuple(views), modalities, references, None)
+    made_by = (draws, frames, partners, degradation_views, text, text_states)
+    code = [Path(str(module.__file__)).read_text() for module in made_by]
     key = parameters.digest(data_digest, code, store.path.name, [repr(view) for view in views])[:16]
     path = folder / f"text-{store.path.stem}-{key}.npy"
-    if not path.exists():
-        _encode(store, views, references, path, int(offsets[-1]), device)
-    for other in folder.glob(f"text-{store.path.stem}-*.npy"):
-        if other != path:
+    if text_states.load(path) is None:
+        text_states.encode(_ids(store, views, references), path, device)
+    for other in folder.glob(f"text-{store.path.stem}-*"):
+        if other.stem != path.stem:
             other.unlink(missing_ok=True)
-    states: Any = np.load(path, mmap_mode="c")  # torch wants writable memory; copy-on-write costs nothing
-    return Views(store, tuple(views), modalities, references, states, offsets)
+    return Views(store, tuple(views), modalities, references, text_states.load(path))
 
 
-def _encode(
-    store: Store,
-    views: Sequence[View],
-    references: dict[str, Reference],
-    path: Path,
-    tokens: int,
-    device: str,
-) -> None:
-    everything = collate(store, range(len(store)), ("text",))
-    lengths = store.lengths("text")
-    with written_aside(path) as aside:
-        with aside.open("wb") as file:
-            out = np.lib.format.open_memmap(
-                file.name, mode="w+", dtype=np.float32, shape=(len(views), tokens, text.WIDTH)
-            )
-        for start in range(0, len(views), _VIEWS_AT_ONCE):
-            some = views[start : start + _VIEWS_AT_ONCE]
-            ids = [
-                row[:n].numpy()
-                for view in some
-                for row, n in zip(apply(everything, view, references)[0].x["text"], lengths, strict=True)
-            ]
-            if tokens:
-                out[start : start + len(some)] = np.concatenate(text.encode_all(ids, device)).reshape(
-                    len(some), tokens, text.WIDTH
-                )
-        out.flush()
+def _ids(store: Store, views: Sequence[View], references: dict[str, Reference]) -> Iterator[list[np.ndarray]]:
+    """The token ids (T,) of every clip, view by view; none of a clip whose text is announced as missing."""
+    rows = range(len(store))
+    clean = collate(store, rows, ("text",))
+    partner = _partner(store, Partners(store.clip_ids, store.sources), rows)
+    for view in views:
+        batch, _, _ = apply(clean, view, references, partner)
+        lengths = batch.mask["text"].sum(1).tolist()
+        yield [ids[:length] for ids, length in zip(batch.x["text"].numpy(), lengths, strict=True)]
 
 
 def feature_sizes(stats: dict[str, Any]) -> dict[str, int]:
