@@ -1,8 +1,10 @@
 """All models by name, on three modalities and on one; then what each control is by its definition."""
 
 import itertools
+import re
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,13 +12,15 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from qamoe.degradation.frames import State
+from qamoe.degradation.frames import fixed_state
 from qamoe.errors import Refused
 from qamoe.features.batch import Batch
 from qamoe.models import MODELS, build, told_quality
 from qamoe.models.prediction import Prediction, Target, gaussian_nll
-from qamoe.params import Hidden, Mean, MoE, TensorFusion
+from qamoe.params import Hidden, Mean, MoE, TensorFusion, load
 
+ROOT = Path(__file__).parents[2]
+SHIPPED = {"text": 384, "audio": 25, "vision": 72}
 FEATURES = {"text": 6, "audio": 3, "vision": 2}
 CORPORA = (("text", "audio", "vision"), ("text", "audio"), ("text",), ("vision",))
 MEAN, DEVIATION = 0.5, 2.0
@@ -246,8 +250,24 @@ def test_the_oracle_uses_the_quality_that_it_is_given(model: Any, batch_of: Any)
 
 
 def test_the_truth_is_one_minus_severity_of_the_modalities_that_there_are(model: Any) -> None:
-    state = State(torch.tensor([[0, -1, 1], [-1, 1, 0]]), torch.tensor([[0.3, 0.0, 1.0], [0.0, 0.75, 0.5]]))
-    expected = torch.tensor([[0.7, 1.0, 0.0], [1.0, 0.25, 0.5]])
+    state = fixed_state(("missing", "clean", "noise"), (0.3, 0.0, 1.0), 2)
+    expected = torch.tensor([0.7, 1.0, 0.0]).expand(2, 3)
     assert torch.allclose(told_quality(model("oracle"), state), expected)
     assert torch.allclose(told_quality(model("oracle", ("text", "vision")), state), expected[:, [0, 2]])
     assert all(told_quality(model(name), state) is None for name in set(MODELS) - {"oracle"})
+
+
+def test_the_documented_sizes_are_those_of_the_parameters() -> None:
+    """docs/method.md has a table of them; columns of frames as the shipped extractors give them."""
+    models = load(ROOT / "params.yaml").models
+    rows = re.findall(
+        r"^\| `(\w+)` \| ([\d,]+) \| ([\d,]+) \| ([\d,]+) \|$", (ROOT / "docs/method.md").read_text(), re.MULTILINE
+    )
+    documented = {name: [int(number.replace(",", "")) for number in numbers] for name, *numbers in rows}
+    assert list(documented) == list(MODELS)
+    for name, (encoders, rest, both) in documented.items():
+        made = build(name, SHIPPED, models.encoders, getattr(models, name), Target(0.0, 1.0))
+        count = sum(p.numel() for p in made.parameters())
+        inside = sum(p.numel() for part, p in made.named_parameters() if part.startswith("encode."))
+        assert (encoders, rest, both) == (inside, count - inside, count), name
+    assert all(0.7 < documented[name][2] / documented["qamoe"][2] <= 1 for name in set(MODELS) - {"mean", "text"})
