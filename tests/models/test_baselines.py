@@ -35,7 +35,7 @@ def model(sizes: Any, block: Any) -> Callable[..., Any]:
     def make(name: str, modalities: tuple[str, ...] = CORPORA[0], fusion: str = "tokens") -> Any:
         qamoe = block(fusion)
         hidden = Hidden(hidden=6)
-        moe = MoE.model_validate(qamoe.model_dump(exclude={"max_log_variance"}))
+        moe = MoE.model_validate(qamoe.model_dump(exclude={"max_log_variance", "initial_log_variance"}))
         own = {"mean": Mean(), "tensor": TensorFusion(hidden=6, low=2), "moe": moe, "oracle": qamoe, "qamoe": qamoe}
         torch.manual_seed(0)
         features = {m: FEATURES[m] for m in modalities}
