@@ -27,8 +27,9 @@ def main() -> None:
     asked = parser.parse_args()
     settings.go_offline()
     params = parameters.load(asked.params)
-    _, valid, cells = open_splits(params, read_stats(asked.out), asked.out)
+    stats = read_stats(asked.out)
     for name in asked.models or params.seeds:
+        _, valid, cells = open_splits(params, stats, asked.out, name)
         values, errors = [], []
         for seed in params.seeds[name]:
             trained = checkpoint.load(asked.out / "train" / name / str(seed))

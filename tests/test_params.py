@@ -9,7 +9,7 @@ import yaml
 from pydantic import ValidationError
 
 from qamoe.errors import Refused
-from qamoe.params import MODEL_NAMES, Params, digest, load
+from qamoe.params import MODEL_NAMES, Params, digest, family, load, specialist_cell
 from qamoe.stages.experiment import overlaid
 
 ROOT = Path(__file__).parents[1]
@@ -46,7 +46,7 @@ def test_the_shipped_parameters_load() -> None:
     params = load(ROOT / "params.yaml")
     assert params.extract.corpus.kind == "sample"
     assert params.train.common.lr == SHIPPED["train"]["common"]["lr"]
-    assert set(params.seeds) == set(MODEL_NAMES)
+    assert list(params.seeds) == ["mean", "concat", "qamoe"], "the demo is short"
 
 
 @pytest.mark.parametrize("path", OVERLAYS, ids=lambda path: path.stem)
@@ -54,8 +54,57 @@ def test_every_shipped_experiment_loads_over_them(path: Path) -> None:
     overlay = yaml.safe_load(path.read_text())
     params = Params.model_validate(overlaid(SHIPPED, overlay))
     assert params != load(ROOT / "params.yaml")
+    controls_differ_from_qamoe_in_quality_alone(params)
     if "registry" in overlay:
         assert params.registry.name == overlay["registry"]["name"]
+
+
+def controls_differ_from_qamoe_in_quality_alone(params: Params) -> None:
+    qamoe = params.models.qamoe.model_dump()
+    assert params.models.oracle.model_dump() == qamoe
+    assert params.models.moe.model_dump() == {key: qamoe[key] for key in params.models.moe.model_dump()}
+
+
+def test_the_shipped_controls_are_qamoe_but_for_quality() -> None:
+    controls_differ_from_qamoe_in_quality_alone(load(ROOT / "params.yaml"))
+
+
+def test_every_model_name_is_a_class_and_a_specialist_is_a_qamoe() -> None:
+    from qamoe.models import MODELS
+
+    assert tuple(MODELS) == MODEL_NAMES
+    assert not any("." in name for name in MODEL_NAMES), "DVC's paths to parameters break on a dot"
+    assert {family(name) for name in MODEL_NAMES} == set(MODEL_NAMES)
+    assert family("specialist-noise-05") == family("specialist-clean") == "qamoe"
+
+
+@pytest.mark.parametrize(
+    ("name", "cell"),
+    [
+        ("specialist-clean", ("clean", 0.0)),
+        ("specialist-missing-03", ("missing", 0.3)),
+        ("specialist-noise-10", ("noise", 1.0)),
+        ("specialist-missing-00", None),
+        ("specialist-missing-3", None),
+        ("specialist-clean-03", None),
+        ("specialist-fog-03", None),
+        ("qamoe", None),
+    ],
+)
+def test_a_specialist_is_named_by_its_cell(name: str, cell: tuple[str, float] | None) -> None:
+    assert specialist_cell(name) == cell
+
+
+def test_the_experiments_train_every_control_and_the_specialists_of_the_protocol() -> None:
+    seeds = {
+        path.stem: Params.model_validate(overlaid(SHIPPED, yaml.safe_load(path.read_text()))).seeds for path in OVERLAYS
+    }
+    assert set(seeds["controls"]) == set(MODEL_NAMES)
+    assert {len(numbers) for name, numbers in seeds["controls"].items() if name != "mean"} == {5}
+    own = {name: numbers for name, numbers in seeds["specialists"].items() if specialist_cell(name)}
+    graded = {(kind, severity) for kind in ("missing", "noise") for severity in (0.3, 0.5, 0.7, 0.9)}
+    assert {specialist_cell(name) for name in own} == {("clean", 0.0), *graded}
+    assert {len(numbers) for numbers in [*own.values(), seeds["specialists"]["qamoe"]]} == {3}
 
 
 def test_parameters_are_frozen() -> None:
@@ -72,7 +121,7 @@ def test_parameters_are_frozen() -> None:
         ("train.common.learning_rate", 0.1, "unknown key train.common.learning_rate."),
         ("trian", {}, "unknown key trian."),
         ("models.encoders.widht", 64, "unknown key models.encoders.widht."),
-        ("models.tensor", {}, "unknown key models.tensor."),
+        ("models.tensors", {}, "unknown key models.tensors."),
         ("train.common.epochs", ..., "key train.common.epochs is missing."),
         ("registry", ..., "key registry is missing."),
         ("train.common.lr", -0.001, "train.common.lr is -0.001: input should be greater than 0."),
@@ -98,7 +147,15 @@ def test_parameters_are_frozen() -> None:
         ),
         ("extract.task", {"kind": "regression", "low": 3, "high": -3}, "extract.task: low (3.0) must be below high"),
         ("extract.task", {"kind": "classification", "classes": ["a"]}, "extract.task: a classification task names"),
-        ("seeds", {"qamo": [1]}, "seeds: unknown key qamo; the models are mean, concat, qamoe."),
+        (
+            "seeds",
+            {"qamo": [1]},
+            "seeds: unknown key qamo; the models are mean, text, concat, cross_attention, ",
+        ),
+        ("seeds", {"specialist-missing-11": [1]}, "seeds: unknown key specialist-missing-11; the models are mean"),
+        ("seeds", {"specialist-fog-03": [1]}, "moe, oracle, qamoe, specialist-clean and specialist-<kind>-<tenths>."),
+        ("models.moe.active", 9, "models.moe: active (9) must not exceed experts (8)."),
+        ("models.tensor.low", 17, "models.tensor.low is 17: input should be less than or equal to 16."),
         ("seeds.qamoe", [], "seeds: qamoe needs at least one seed, each once, not []."),
         ("seeds.qamoe", [1, 2, 1], "seeds: qamoe needs at least one seed, each once, not [1, 2, 1]."),
         ("evaluate.slices", ["clean", "burts"], "evaluate.slices.1 is 'burts': input should be 'clean',"),

@@ -6,8 +6,9 @@ and makes stages stale; where and how fast things run is in settings.py.
 
 import hashlib
 import json
+import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -153,22 +154,35 @@ class Mean(Block):
     pass
 
 
-class Concat(Block):
+class Hidden(Block):
+    """One hidden layer of this width before the head."""
+
     hidden: Count
 
 
-class QAMoE(Block):
+class TensorFusion(Hidden):
+    low: Annotated[int, Field(ge=1, le=16)]  # dimension of a modality in the outer product: (low + 1)^3 products
+
+
+class MoE(Block):
     experts: Count
     active: Count
     hidden: Count
     fusion: Literal["tokens", "concat"]
+
+    @model_validator(mode="after")
+    def _active_are_experts(self) -> "MoE":
+        if self.active > self.experts:
+            raise ValueError(f"active ({self.active}) must not exceed experts ({self.experts})")
+        return self
+
+
+class QAMoE(MoE):
     max_log_variance: Positive
     initial_log_variance: float  # of the Gaussian features
 
     @model_validator(mode="after")
-    def _active_are_experts(self) -> "QAMoE":
-        if self.active > self.experts:
-            raise ValueError(f"active ({self.active}) must not exceed experts ({self.experts})")
+    def _starts_within_its_limit(self) -> "QAMoE":
         if abs(self.initial_log_variance) > self.max_log_variance:
             limits = f"within plus and minus max_log_variance ({self.max_log_variance:g})"
             raise ValueError(f"initial_log_variance ({self.initial_log_variance:g}) must lie {limits}")
@@ -178,7 +192,13 @@ class QAMoE(Block):
 class Models(Block):
     encoders: Encoders
     mean: Mean
-    concat: Concat
+    text: Hidden
+    concat: Hidden
+    cross_attention: Hidden
+    tensor: TensorFusion
+    precision: Hidden
+    moe: MoE
+    oracle: QAMoE
     qamoe: QAMoE
 
 
@@ -221,6 +241,22 @@ class Registry(Block):
 MODEL_NAMES = tuple(name for name in Models.model_fields if name != "encoders")
 
 
+def specialist_cell(name: str) -> tuple[str, float] | None:
+    """Kind and severity of the one cell that a specialist lives in; None where the name is another model's.
+
+    `specialist-clean`, and `specialist-<kind>-<severity in tenths>` such as specialist-missing-03.
+    """
+    if name == "specialist-clean":
+        return "clean", 0.0
+    found = re.fullmatch(rf"specialist-({'|'.join(get_args(Kind))})-(0[1-9]|10)", name)
+    return (found[1], int(found[2]) / 10) if found else None
+
+
+def family(name: str) -> str:
+    """The name in MODEL_NAMES whose class and block a model has: a specialist is a qamoe, others are themselves."""
+    return "qamoe" if specialist_cell(name) else name
+
+
 class Params(Block):
     extract: Extract
     preprocess: Preprocess
@@ -235,8 +271,11 @@ class Params(Block):
     @classmethod
     def _every_model_has_seeds(cls, seeds: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
         for model, numbers in seeds.items():
-            if model not in MODEL_NAMES:
-                raise ValueError(f"unknown key {model}; the models are {', '.join(MODEL_NAMES)}")
+            if family(model) not in MODEL_NAMES:
+                known = ", ".join(MODEL_NAMES)
+                raise ValueError(
+                    f"unknown key {model}; the models are {known}, specialist-clean and specialist-<kind>-<tenths>"
+                )
             if any(number < 0 for number in numbers):
                 raise ValueError(f"{model} has a negative seed in {list(numbers)}; seeds are 0 or above")
             if not numbers or len(set(numbers)) != len(numbers):

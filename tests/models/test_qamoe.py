@@ -5,10 +5,8 @@ from typing import Any
 import pytest
 import torch
 
-from qamoe.models import MODELS, build
 from qamoe.models.prediction import Prediction, Target
 from qamoe.models.qamoe import QAMoE
-from qamoe.params import Models
 
 FEATURES = {"text": 6, "audio": 3, "vision": 2}
 FUSIONS = ("tokens", "concat")
@@ -160,37 +158,3 @@ def test_predictions_leave_in_label_units(sizes: Any, block: Any, batch_of: Any)
     target = batch_of(range(4)).target
     expected = ((standard.value - (target - MEAN) / DEVIATION).abs()).mean()
     assert labelled.losses["task"].item() == pytest.approx(expected.item(), rel=1e-5)
-
-
-@pytest.mark.parametrize("name", MODELS)
-def test_every_model_is_built_from_the_parameters_and_answers_alike(
-    name: str, sizes: Any, block: Any, batch_of: Any
-) -> None:
-    models = Models.model_validate(
-        {"encoders": sizes.model_dump(), "mean": {}, "concat": {"hidden": 6}, "qamoe": block().model_dump()}
-    )
-    torch.manual_seed(0)
-    made = build(name, FEATURES, models, Target(MEAN, DEVIATION)).eval()
-    batch = batch_of(range(5), {2: ("audio",)})
-    result = made(batch, torch.full((5, 3), 0.5))
-    assert result.value.shape == result.variance.shape == (5,)
-    assert torch.isfinite(result.value).all()
-    assert (result.variance > 0).all()
-    assert {"task", "variance"} <= set(result.losses)
-    if name == "mean":
-        assert (result.value == MEAN).all()
-        assert (result.variance == DEVIATION**2).all()
-
-
-def test_concat_takes_every_modality_and_no_batch_mate_into_account(sizes: Any, block: Any, batch_of: Any) -> None:
-    models = Models.model_validate(
-        {"encoders": sizes.model_dump(), "mean": {}, "concat": {"hidden": 6}, "qamoe": block().model_dump()}
-    )
-    torch.manual_seed(0)
-    made = build("concat", FEATURES, models, Target(0.0, 1.0)).eval()
-    batch = batch_of(range(6))
-    alone = torch.cat([made(batch_of([clip])).value for clip in range(6)])
-    assert torch.allclose(made(batch).value, alone, atol=1e-5)
-    for modality in FEATURES:
-        changed = batch.with_x(**{modality: batch.x[modality] + 1})
-        assert ((made(changed).value - alone).abs() > 1e-6).all(), modality

@@ -74,6 +74,18 @@ def test_a_database_is_whole_or_absent(empty_records, tmp_path, monkeypatch, tin
         pytest.fail("training began")
 
 
+def test_a_specialist_is_recorded_under_its_own_name_with_the_sizes_of_qamoe(
+    records, tiny_params, tiny_checkpoint, tmp_path
+):
+    name = "specialist-missing-03"
+    with tracking.training_run(tiny_params, name, 1, DIGESTS) as record:
+        record.finish(tiny_checkpoint(tmp_path / "checkpoint", model=name))
+    (run,) = runs(records)
+    assert (run.info.status, run.info.run_name, run.data.tags["qamoe.model"]) == ("FINISHED", f"{name}-seed1", name)
+    assert run.data.params["models.qamoe.experts"] == "3"
+    assert run.data.params["model"] == name
+
+
 def test_a_training_run_holds_what_made_it_and_its_model(records, tiny_params, tiny_checkpoint, tmp_path, monkeypatch):
     monkeypatch.setenv("MY_SECRET", "hush-hush")
     (tmp_path / "dvc.lock").write_text("schema: '2.0'\n")

@@ -108,6 +108,35 @@ def test_only_the_selected_model_is_trained(trained: Any) -> None:
     assert sorted(p.name for p in folder.iterdir() if p.name != "states") == ["mean"]
 
 
+def test_specialists_train_on_views_of_their_own_and_leave_none_behind(
+    trained: Any, preprocessed: Path, params_file: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from qamoe.training import fit
+
+    seen: dict[str, tuple[Any, Any]] = {}
+
+    def watched(name: str, seed: int, params: Any, *rest: Any) -> None:
+        views, cells = rest[2], rest[4]
+        seen[name] = views.views, [cells.views[place] for place in cells.selection]
+        fit_as_it_is(name, seed, params, *rest)
+
+    fit_as_it_is = fit.fit
+    monkeypatch.setattr(fit, "fit", watched)
+    seeds = {"qamoe": [1], "specialist-missing-03": [1], "specialist-clean": [1]}
+    folder = trained({"seeds": seeds}, model=None)
+    assert sorted(p.parent.parent.name for p in folder.glob("*/*/model.json")) == sorted(seeds)
+    for views in seen["specialist-missing-03"]:
+        assert {(view.kinds, view.severities) for view in views} == {(("missing",) * 3, (0.3,) * 3)}
+    for views in seen["specialist-clean"]:
+        assert {view.severities for view in views} == {(0.0,) * 3}
+    assert all(view.kinds is None for view in seen["qamoe"][0])
+    states = sorted(p.name for p in (folder / "states").iterdir())
+    assert len(states) == 2, "of the views that most models share"
+    assert all(name.startswith(("text-train-", "text-valid-")) for name in states)
+    weights = {name: (folder / name / "1/weights.safetensors").read_bytes() for name in seeds}
+    assert len(set(weights.values())) == 3
+
+
 def test_what_cannot_be_trained_is_refused(trained: Any, preprocessed: Path, params_file: Any) -> None:
     path = preprocessed / "preprocess/stats.json"
     stats = json.loads(path.read_text())

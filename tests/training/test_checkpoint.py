@@ -1,5 +1,6 @@
 """Checkpoints: they rebuild their own model to the bit, fit or are refused, and never run code."""
 
+import json
 import os
 import pickle
 from pathlib import Path
@@ -41,6 +42,38 @@ def test_quality_may_be_given(tiny_checkpoint: Any, setting: Any, tmp_path: Path
     assert torch.equal(trained.predict(batch, quality).r, quality)
 
 
+def test_the_oracle_is_told_by_the_state_and_other_models_are_not(
+    tiny_checkpoint: Any, setting: Any, tmp_path: Path
+) -> None:
+    oracle, qamoe = (checkpoint.load(tiny_checkpoint(tmp_path / name, model=name)) for name in ("oracle", "qamoe"))
+    batch, _, state = setting.train.degraded(0, range(6))
+    assert torch.equal(oracle.predict(batch, state=state).r, 1 - state.severity)
+    quality = torch.full((6, 3), 0.25)
+    assert torch.equal(oracle.predict(batch, quality, state).r, quality), "what is given outright goes first"
+    assert torch.equal(qamoe.predict(batch, state=state).r, qamoe.predict(batch).r)
+    with pytest.raises(Refused, match="The model oracle is told"):
+        oracle.predict(batch)
+
+
+@pytest.mark.parametrize("name", ["specialist-missing-03", "specialist-clean"])
+def test_a_specialist_is_a_qamoe_with_its_block(
+    tiny_checkpoint: Any, tiny_params: Any, tmp_path: Path, name: str
+) -> None:
+    trained = checkpoint.load(tiny_checkpoint(tmp_path, model=name))
+    assert type(trained.model).__name__ == "QAMoE"
+    assert trained.config["model"] == name
+    assert trained.config["models"] == tiny_params.models.model_dump(mode="json", include={"encoders", "qamoe"})
+
+
+def test_a_checkpoint_outlives_the_coming_and_going_of_other_models(tiny_checkpoint: Any, tmp_path: Path) -> None:
+    folder = tiny_checkpoint(tmp_path, model="concat")
+    config = json.loads((folder / "model.json").read_text())
+    assert set(config["models"]) == {"encoders", "concat"}
+    config["models"]["gone"] = {"size": 3}
+    (folder / "model.json").write_text(json.dumps(config))
+    checkpoint.load(folder)
+
+
 def test_an_unfinished_checkpoint_is_refused(tmp_path: Path) -> None:
     with pytest.raises(Refused, match=r"There is no finished checkpoint in .*: model\.json is missing"):
         checkpoint.load(tmp_path)
@@ -52,7 +85,7 @@ def test_weights_that_do_not_fit_are_refused(tiny_checkpoint: Any, tmp_path: Pat
 
     folder = tiny_checkpoint(tmp_path / "1")
     weights = load_file(folder / "weights.safetensors")
-    name = "router.semantic.weight"
+    name = "mixture.router.semantic.weight"
     for broken in (
         {k: v for k, v in weights.items() if k != name},
         {**weights, "extra": torch.zeros(1)},

@@ -11,12 +11,11 @@ import numpy as np
 import pytest
 import torch
 
+from qamoe.models import MODELS
 from qamoe.training import checkpoint, fit
 from qamoe.training.fit import RESUME, learning_rate, objective
 from qamoe.training.selection import predictions, selection_value
 from qamoe.training.views import rows_in_batches
-
-MODELS = ("mean", "concat", "qamoe")
 
 
 class Stopped(Exception):
@@ -39,13 +38,17 @@ def made(folder: Path) -> tuple[bytes, dict[str, Any], list[dict[str, Any]]]:
     return (folder / "weights.safetensors").read_bytes(), checkpoint.read_config(folder) or {}, history
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", [*MODELS, "specialist-missing-03"])
 def test_the_same_seed_gives_the_same_bits(train: Any, tmp_path: Path, model: str) -> None:
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         train(tmp_path / name, model, seed, common={"epochs": 2})
     assert made(tmp_path / "a") == made(tmp_path / "b")
     if model != "mean":
         assert made(tmp_path / "a")[0] != made(tmp_path / "c")[0]
+        losses = {key for line in made(tmp_path / "a")[2] for key in line if key.startswith("losses.")}
+        own = {"precision": {"probe"}, "moe": {"balance", "router_z"}}
+        quality = {"probe", "balance", "router_z"} if model.startswith(("qamoe", "oracle", "specialist")) else set()
+        assert losses == {f"losses.{name}" for name in {"task", "variance"} | own.get(model, quality)}
 
 
 def test_every_epoch_takes_every_clip_once_in_an_order_of_its_own(

@@ -5,11 +5,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-from qamoe.degradation.views import alike
+from qamoe.degradation.views import alike, apply
 from qamoe.params import Selection
 from qamoe.training import checkpoint
-from qamoe.training.selection import predictions, selection_cells, selection_value
+from qamoe.training.selection import predictions, selection_cells, selection_value, specialist, told
 
 
 def selection(severities: dict[str, list[float]], draws: int = 3) -> Selection:
@@ -35,6 +36,56 @@ def test_without_a_clean_cell_trust_is_still_anchored_on_clean_clips() -> None:
     assert cells.clean == (2,)
     assert cells.views[2] == alike("clean", 0.0, 41, 0)
     assert cells.worthless == (3, 4)
+
+
+def test_noise_at_its_end_is_made_once_where_the_grid_has_it() -> None:
+    cells = selection_cells(selection({"missing": [0.0], "noise": [0.3, 1.0]}))
+    assert len(cells.views) == len(set(cells.views)) == 7
+    assert cells.worthless == (4, 5, 6)
+    assert [cells.views[i] for i in cells.worthless] == [alike("noise", 1.0, 41, draw) for draw in range(3)]
+    fewer = selection_cells(selection({"noise": [1.0]}, draws=1))
+    assert (fewer.selection, fewer.worthless, fewer.clean) == ((0,), (0,), (1,))
+
+
+@pytest.mark.parametrize(("kind", "severity"), [("missing", 0.3), ("noise", 1.0)])
+def test_a_specialist_is_trained_and_chosen_in_its_own_cell(setting: Any, kind: str, severity: float) -> None:
+    common = setting.params.train.common
+    training, cells = specialist(kind, severity, common)
+    assert training == [alike(kind, severity, common.degrade.seed, number) for number in range(3)]
+    assert [cells.views[i] for i in cells.selection] == [alike(kind, severity, 41, draw) for draw in range(2)]
+    assert set(cells.groups) == {0}
+    assert cells.views[cells.clean[0]] == alike("clean", 0.0, 41, 0), "trust is anchored as it is for all"
+    assert [cells.views[i] for i in cells.worthless] == [alike("noise", 1.0, 41, draw) for draw in range(2)]
+
+
+def test_the_clean_specialist_never_sees_a_degraded_clip(setting: Any) -> None:
+    training, cells = specialist("clean", 0.0, setting.params.train.common)
+    clean = setting.train.clean(range(5))
+    for view in (*training, *(cells.views[i] for i in cells.selection)):
+        batch, lost, state = apply(clean, view, setting.train.references)
+        assert all(torch.equal(batch.x[m], clean.x[m]) for m in clean.x)
+        assert (lost == 0).all()
+        assert (state.kind == -1).all()
+    assert (len(training), len(cells.selection)) == (1, 1), "all draws of it are the same"
+
+
+def test_the_oracle_is_told_the_severity_of_each_view_and_no_other_model_is(
+    setting: Any, tiny_checkpoint: Any, tmp_path: Any
+) -> None:
+    cells = setting.cells
+    assert [cells.views[i].severities[0] for i in (0, 1, 3)] == [0.0, 0.5, 0.5]
+    made = {name: checkpoint.load(tiny_checkpoint(tmp_path / name, model=name)).model for name in ("oracle", "qamoe")}
+    r = predictions(made["oracle"], setting.valid, (0, 1, 3, cells.worthless[0]), 4, "cpu")["r"]
+    for place, severity in enumerate((0.0, 0.5, 0.5, 1.0)):
+        assert (r[place] == 1 - severity).all()
+    own = predictions(made["qamoe"], setting.valid, (0, 1), 4, "cpu")["r"]
+    assert ((own > 0) & (own < 1)).all()
+    batch, quality = told(made["oracle"], setting.train, 1, [3, 1], "cpu")
+    state = setting.train.degraded(1, [3, 1])[2]
+    assert torch.equal(quality, 1 - state.severity)  # drawn a clip and a modality
+    assert len(set(quality.flatten().tolist())) > 2
+    assert torch.equal(batch.x["audio"], setting.train.batch(1, [3, 1]).x["audio"])
+    assert told(made["qamoe"], setting.train, 1, [3, 1], "cpu")[1] is None
 
 
 def test_the_value_is_the_mean_over_cells_of_the_mean_over_draws() -> None:

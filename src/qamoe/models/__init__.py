@@ -1,15 +1,34 @@
 """The models by name. A new one is one class and one line here, with a block in params.yaml."""
 
-from torch import nn
+from torch import Tensor, nn
 
-from qamoe.models.baselines import Concat, Mean
+from qamoe.degradation.frames import State
+from qamoe.models import baselines
 from qamoe.models.prediction import Target
 from qamoe.models.qamoe import QAMoE
-from qamoe.params import Models
+from qamoe.params import Block, Encoders, family
 
-MODELS: dict[str, type[nn.Module]] = {"mean": Mean, "concat": Concat, "qamoe": QAMoE}
+MODELS: dict[str, type[nn.Module]] = {
+    "mean": baselines.Mean,
+    "text": baselines.Text,
+    "concat": baselines.Concat,
+    "cross_attention": baselines.CrossAttention,
+    "tensor": baselines.TensorFusion,
+    "precision": baselines.Precision,
+    "moe": baselines.MoE,
+    "oracle": baselines.Oracle,
+    "qamoe": QAMoE,
+}
 
 
-def build(name: str, features: dict[str, int], params: Models, target: Target) -> nn.Module:
-    """A fresh model with its block of params.yaml; `features` is the frame dimension of each modality it gets."""
-    return MODELS[name](features, params.encoders, getattr(params, name), target)
+def build(name: str, features: dict[str, int], sizes: Encoders, block: Block, target: Target) -> nn.Module:
+    """A fresh model, or specialist, with its block of params.yaml.
+
+    `features` is the frame dimension of each modality it gets, in the order of MODALITIES.
+    """
+    return MODELS[family(name)](features, sizes, block, target)
+
+
+def told_quality(model: nn.Module, state: State) -> Tensor | None:
+    """The quality (B, M) that a model is told of a batch in this state: None for all but the oracle."""
+    return model.quality_of(state) if isinstance(model, baselines.Oracle) else None

@@ -1,20 +1,27 @@
-"""Controls: trained by the same function, with the same encoders, data and augmentation as QA-MoE."""
+"""Controls: trained by the same function, with the same encoders, data, augmentation and budget as QA-MoE.
+
+Shapes: B batch, M modality, D width, H hidden. Each takes whatever modalities the corpus has; a clip without a frame in
+one of them comes with that encoder's learned vector, as it does in QA-MoE.
+"""
 
 import torch
 from torch import Tensor, nn
 
-from qamoe.features.batch import Batch
+from qamoe import params
+from qamoe.degradation.frames import State
+from qamoe.errors import Refused
+from qamoe.features.batch import Batch, present
 from qamoe.models.encoders import ModalityEncoders
-from qamoe.models.prediction import Head, Prediction, Target
-from qamoe.params import Concat as ConcatBlock
-from qamoe.params import Encoders
-from qamoe.params import Mean as MeanBlock
+from qamoe.models.moe import Mixture
+from qamoe.models.prediction import Head, Prediction, Target, gaussian_nll
+from qamoe.models.qamoe import QAMoE
+from qamoe.models.quality import PerModality
 
 
 class Mean(nn.Module):
     """Predicts the training mean and the training variance, whatever it is given."""
 
-    def __init__(self, features: dict[str, int], sizes: Encoders, block: MeanBlock, target: Target) -> None:
+    def __init__(self, features: dict[str, int], sizes: params.Encoders, block: params.Mean, target: Target) -> None:
         super().__init__()
         self.target: Target = target
 
@@ -23,16 +30,156 @@ class Mean(nn.Module):
         return self.target.prediction(nothing, nothing, batch.target)
 
 
+def _mix(width: int, hidden: int) -> nn.Sequential:
+    """The hidden layer before the head that the controls share."""
+    return nn.Sequential(nn.Linear(width, hidden), nn.GELU())
+
+
 class Concat(nn.Module):
     """Plain concatenation of the modality vectors and one hidden layer."""
 
-    def __init__(self, features: dict[str, int], sizes: Encoders, block: ConcatBlock, target: Target) -> None:
+    def __init__(self, features: dict[str, int], sizes: params.Encoders, block: params.Hidden, target: Target) -> None:
         super().__init__()
         self.target: Target = target
         self.encode = ModalityEncoders(features, sizes)
-        self.mix = nn.Sequential(nn.Linear(sizes.width * len(features), block.hidden), nn.GELU())
+        self.mix = _mix(sizes.width * len(features), block.hidden)
         self.head = Head(block.hidden, sizes.dropout)
 
     def forward(self, batch: Batch, quality: Tensor | None = None) -> Prediction:
         value, log_variance = self.head(self.mix(self.encode(batch).flatten(1)))
         return self.target.prediction(value, log_variance, batch.target)
+
+
+class Text(Concat):
+    """What is said alone: Concat of one modality, whatever else the corpus has. Raises Refused where it has no text."""
+
+    def __init__(self, features: dict[str, int], sizes: params.Encoders, block: params.Hidden, target: Target) -> None:
+        if "text" not in features:
+            raise Refused(f"The model text reads text alone; this corpus has {' and '.join(features)}.")
+        super().__init__({"text": features["text"]}, sizes, block, target)
+
+
+class CrossAttention(nn.Module):
+    """The modality vectors attend to each other in one pre-norm transformer layer; then as Concat.
+
+    That is attention over M vectors, not over their frames as in MulT (Tsai et al., ACL 2019): our decision, so that
+    the encoders are those of all other models.
+    """
+
+    def __init__(self, features: dict[str, int], sizes: params.Encoders, block: params.Hidden, target: Target) -> None:
+        super().__init__()
+        width = sizes.width
+        self.target: Target = target
+        self.encode = ModalityEncoders(features, sizes)
+        self.place = nn.Parameter(0.02 * torch.randn(len(features), width))  # attention knows no order of its own
+        self.attend = nn.TransformerEncoderLayer(
+            width, sizes.heads, 2 * width, sizes.dropout, "gelu", batch_first=True, norm_first=True
+        )
+        self.mix = _mix(width * len(features), block.hidden)
+        self.head = Head(block.hidden, sizes.dropout)
+
+    def forward(self, batch: Batch, quality: Tensor | None = None) -> Prediction:
+        attended_BMD = self.attend(self.encode(batch) + self.place)
+        value, log_variance = self.head(self.mix(attended_BMD.flatten(1)))
+        return self.target.prediction(value, log_variance, batch.target)
+
+
+class TensorFusion(nn.Module):
+    """Outer product of [1; l_m] over the modalities, l_m the tanh of a map of h_m to `low` numbers (Zadeh et al. 2017).
+
+    All (low + 1)^M products of one, two and three modalities go through one hidden layer. The tanh, which bounds them,
+    and the size of `low` are our decision.
+    """
+
+    def __init__(
+        self, features: dict[str, int], sizes: params.Encoders, block: params.TensorFusion, target: Target
+    ) -> None:
+        super().__init__()
+        self.target: Target = target
+        self.encode = ModalityEncoders(features, sizes)
+        self.lower = PerModality(len(features), sizes.width, block.low)
+        self.mix = _mix((block.low + 1) ** len(features), block.hidden)
+        self.head = Head(block.hidden, sizes.dropout)
+
+    def forward(self, batch: Batch, quality: Tensor | None = None) -> Prediction:
+        low_BML = torch.tanh(self.lower(self.encode(batch)))
+        with_one = torch.cat([torch.ones_like(low_BML[..., :1]), low_BML], -1)
+        products = with_one[:, 0]
+        for place in range(1, with_one.shape[1]):
+            products = torch.einsum("bi,bj->bij", products, with_one[:, place]).flatten(1)
+        value, log_variance = self.head(self.mix(products))
+        return self.target.prediction(value, log_variance, batch.target)
+
+
+class Precision(nn.Module):
+    """Each modality predicts a value and a variance v; the Gaussians are multiplied (products of experts, Hinton 2002).
+
+    The fused value is the mean of the modalities' values weighted by 1 / v, its variance the inverse of the sum of
+    1 / v. Each modality's own likelihood is the loss `probe`, so that its variance is its own and not the product's:
+    our decision. r = 1 / (1 + v), the same form as QA-MoE's; a given quality stands for v = (1 - r) / r.
+    """
+
+    def __init__(self, features: dict[str, int], sizes: params.Encoders, block: params.Hidden, target: Target) -> None:
+        super().__init__()
+        self.target: Target = target
+        self.encode = ModalityEncoders(features, sizes)
+        self.experts = nn.ModuleList(
+            nn.Sequential(_mix(sizes.width, block.hidden), Head(block.hidden, sizes.dropout)) for _ in features
+        )
+
+    def forward(self, batch: Batch, quality: Tensor | None = None) -> Prediction:
+        h_BMD = self.encode(batch)
+        guesses = [expert(h_BMD[:, place]) for place, expert in enumerate(self.experts)]
+        value_BM, own_BM = (torch.stack(part, 1) for part in zip(*guesses, strict=True))
+        log_precision_BM = -own_BM if quality is None else torch.logit(quality, eps=1e-4)
+        weights_BM = log_precision_BM.softmax(1)
+        prediction = self.target.prediction(
+            (weights_BM * value_BM).sum(1),
+            -log_precision_BM.logsumexp(1),
+            batch.target,
+            r=log_precision_BM.sigmoid(),
+            fusion=weights_BM,
+        )
+        if batch.target is not None:
+            target_BM = self.target.standard(batch.target)[:, None].expand_as(value_BM)
+            prediction.losses["probe"] = gaussian_nll(value_BM, own_BM, target_BM)
+        return prediction
+
+
+class MoE(nn.Module):
+    """QA-MoE without quality: no variance, no r, no fallback, a semantic router alone; the same experts and fusion."""
+
+    def __init__(self, features: dict[str, int], sizes: params.Encoders, block: params.MoE, target: Target) -> None:
+        super().__init__()
+        modalities, width = len(features), sizes.width
+        self.target: Target = target
+        self.encode = ModalityEncoders(features, sizes)
+        self.mu = PerModality(modalities, width, width)
+        self.mixture = Mixture(modalities, width, block, quality=False)
+        self.head = Head(self.mixture.width, sizes.dropout)
+
+    def forward(self, batch: Batch, quality: Tensor | None = None) -> Prediction:
+        fused = self.mixture(self.mu(self.encode(batch)), None)
+        value, log_variance = self.head(fused.vector)
+        prediction = self.target.prediction(
+            value, log_variance, batch.target, fusion=fused.fusion, routing=fused.routing
+        )
+        if batch.target is not None:
+            prediction.losses.update(fused.losses)
+        return prediction
+
+
+class Oracle(QAMoE):
+    """QA-MoE that is told the truth in place of its own r, in training, choice and evaluation: what a gate can give."""
+
+    def forward(self, batch: Batch, quality: Tensor | None = None) -> Prediction:
+        """Predict a batch. Raises Refused without quality: where nobody knows it there is no oracle."""
+        if quality is None:
+            raise Refused("The model oracle is told how each clip was degraded; it predicts under a known view alone.")
+        return super().forward(batch, quality)
+
+    def quality_of(self, state: State) -> Tensor:
+        """1 - severity (B, M) of the modalities that the model has; 1 where a modality is clean."""
+        places = list(present(list(self.encode.encoders)))
+        severity = state.severity[:, places]
+        return torch.where(state.kind[:, places] < 0, 1.0, 1.0 - severity)

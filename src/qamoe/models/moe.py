@@ -1,24 +1,34 @@
-"""Mixture of experts: a router, GLU experts, and the two auxiliary losses, each by itself.
+"""Mixture of experts: a router, GLU experts, the two auxiliary losses, each by itself, and the fusion that they make.
 
-Shapes: B batch, N tokens of a clip, D width, H hidden, E experts. No loop over experts or clips.
+Shapes: B batch, M modality, N tokens of a clip, D width, H hidden, E experts. No loop over experts or clips.
 """
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from qamoe.params import MoE as Block
+
+_SMALLEST_R = 1e-4
+
 
 class Router(nn.Module):
-    """Semantic logits of the token plus quality logits of the clip's reliabilities (arXiv 2604.05704: two gates)."""
+    """Semantic logits of the token plus quality logits of the clip's reliabilities (arXiv 2604.05704: two gates).
 
-    def __init__(self, width: int, qualities: int, experts: int) -> None:
+    Without `qualities` the semantic gate stands alone.
+    """
+
+    def __init__(self, width: int, qualities: int | None, experts: int) -> None:
         super().__init__()
         self.semantic = nn.Linear(width, experts)
-        self.quality = nn.Linear(qualities, experts, bias=False)
+        self.quality = None if qualities is None else nn.Linear(qualities, experts, bias=False)
 
-    def forward(self, z_BND: Tensor, r_BM: Tensor) -> Tensor:
+    def forward(self, z_BND: Tensor, r_BM: Tensor | None) -> Tensor:
         """Logits (B, N, E)."""
-        return self.semantic(z_BND) + self.quality(r_BM)[:, None]
+        logits = self.semantic(z_BND)
+        return logits if self.quality is None else logits + self.quality(r_BM)[:, None]
 
 
 def top_k_weights(logits_BNE: Tensor, active: int) -> Tensor:
@@ -51,3 +61,45 @@ class Experts(nn.Module):
         value, gate = torch.einsum("bnd,edh->bneh", x_BND, self.up).chunk(2, dim=-1)
         mixed = value * F.silu(gate) * weights_BNE[..., None]
         return torch.einsum("bneh,ehd->bnd", mixed, self.down)
+
+
+class Fused(NamedTuple):
+    """A clip as one vector (B, W), the modalities' weights in it (B, M), routing (B, N, E), losses by name."""
+
+    vector: Tensor
+    fusion: Tensor
+    routing: Tensor
+    losses: dict[str, Tensor]
+
+
+class Mixture(nn.Module):
+    """Modality vectors (B, M, D), and their reliabilities (B, M) where there are such -> one vector, by routed experts.
+
+    Two fusions: `tokens` routes each modality and sums them by weight, W = D; `concat` takes one route for all of them
+    beside each other, W = M D, and its fusion weights are only shown. Both are our decision.
+    """
+
+    def __init__(self, modalities: int, width: int, block: Block, *, quality: bool) -> None:
+        super().__init__()
+        self.active = block.active
+        self.width = width if block.fusion == "tokens" else width * modalities
+        self.norm = nn.LayerNorm(self.width)
+        self.router = Router(self.width, modalities if quality else None, block.experts)
+        self.experts = Experts(self.width, block.hidden, block.experts)
+        self.score = nn.Linear(self.width, 1) if block.fusion == "tokens" else None
+
+    def forward(self, z_BMD: Tensor, r_BM: Tensor | None) -> Fused:
+        scores = torch.zeros_like(z_BMD[..., 0]) if r_BM is None else r_BM.clamp(min=_SMALLEST_R).log()
+        z_BND = z_BMD.flatten(1)[:, None] if self.score is None else z_BMD
+        tokens_BND = self.norm(z_BND)
+        logits = self.router(tokens_BND, r_BM)
+        weights = top_k_weights(logits, self.active)
+        y_BND = z_BND + self.experts(tokens_BND, weights)
+        if self.score is None:
+            fusion = scores.softmax(1)
+            vector = y_BND[:, 0]
+        else:
+            fusion = (self.score(y_BND)[..., 0] + scores).softmax(1)
+            vector = (fusion[..., None] * y_BND).sum(1)
+        losses = {"balance": balance_loss(logits, weights), "router_z": router_z_loss(logits)}
+        return Fused(vector, fusion, weights, losses)

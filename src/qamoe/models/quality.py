@@ -17,10 +17,10 @@ class Quality(nn.Module):
     def __init__(self, modalities: int, width: int, max_log_variance: float, initial_log_variance: float) -> None:
         super().__init__()
         self.limit = max_log_variance
-        self.mu = _PerModality(modalities, width, width)
-        self.log_variance = _PerModality(modalities, width, width)
+        self.mu = PerModality(modalities, width, width)
+        self.log_variance = PerModality(modalities, width, width)
         nn.init.constant_(self.log_variance.bias, initial_log_variance)
-        self.probe = _PerModality(modalities, width, 1)
+        self.probe = PerModality(modalities, width, 1)
 
     def forward(self, h_BMD: Tensor, standard_target: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
         """Returns z (B, M, D), r (B, M), and the probes' loss where a target is given."""
@@ -37,7 +37,7 @@ class Quality(nn.Module):
         return z, 1 / (1 + mean_variance_BM), loss
 
 
-class _PerModality(nn.Module):
+class PerModality(nn.Module):
     """A linear map of its own for each modality: (B, M, D) -> (B, M, O)."""
 
     def __init__(self, modalities: int, width: int, out: int) -> None:

@@ -109,19 +109,6 @@ def flat(values: Any, prefix: str = "") -> dict[str, str]:
     return {prefix: (values if isinstance(values, str) else json.dumps(values))[:_LONGEST_PARAM]}
 
 
-def _described(params: Params, name: str, seed: int, digests: dict[str, str]) -> dict[str, Any]:
-    """The part of a model.json that is known before training."""
-    return {
-        "model": name,
-        "seed": seed,
-        "models": params.models.model_dump(mode="json"),
-        "train": params.train.common.model_dump(mode="json"),
-        "extract": params.extract.model_dump(mode="json", exclude={"corpus"}),
-        "max_frames": params.preprocess.max_frames.model_dump(),
-        "digests": digests,
-    }
-
-
 def _begin(client: Any, experiment: str, config: dict[str, Any], tags: dict[str, str]) -> str:
     """The unfinished run of this training, whatever ended it, or else a new one with all that is known before it."""
     from mlflow.entities import Param
@@ -139,7 +126,7 @@ def _begin(client: Any, experiment: str, config: dict[str, Any], tags: dict[str,
     if found:
         return found[0].info.run_id
     run = client.create_run(place, tags=_SOURCE | identity | tags, run_name=f"{name}-seed{seed}")
-    models = {part: config["models"][part] for part in ("encoders", name)}
+    models = {part: config["models"][part] for part in ("encoders", parameters.family(name))}
     values = flat(
         {
             "model": name,
@@ -226,9 +213,11 @@ def training_run(params: Params, name: str, seed: int, digests: dict[str, str]) 
     if settings.untracked():
         yield Training(None)
         return
+    from qamoe.training.checkpoint import described
+
     client = connect(_WITHOUT)
     with answering(_WITHOUT):
-        config = _described(params, name, seed, digests)
+        config = described(params, name, seed, digests)
         record = Record(client, _begin(client, params.registry.name, config, origin()))
     with _active(record, system_metrics=importlib.util.find_spec("psutil") is not None):
         yield Training(record)

@@ -2,9 +2,12 @@
 
 Every model x seed of params.yaml, or one model's seeds; seeds run side by side, one thread each. A seed already
 finished under the same digests is kept; a killed one goes on after its last whole epoch. The test split is not read.
+
+All models are trained by the same function on the same views, specialists on those of their own cell.
 """
 
 import json
+import shutil
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -13,7 +16,7 @@ from typing import Any
 from qamoe import params as parameters
 from qamoe import settings
 from qamoe.errors import Refused
-from qamoe.params import Params
+from qamoe.params import Params, family, specialist_cell
 from qamoe.stages import entry
 from qamoe.stages.closure import code_digest
 from qamoe.stages.data import data_digest, read_stats, remove_other_seeds
@@ -32,33 +35,48 @@ def run(params: Params, out: Path, model: str | None = None) -> None:
     jobs = [(name, seed, training_digests(params, name, data)) for name in names for seed in params.seeds[name]]
     waiting = [job for job in jobs if not _finished(folder / job[0] / str(job[1]), job[2])]
     entry.log.info(json.dumps({"stage": "train", "seeds": len(waiting), "kept": len(jobs) - len(waiting)}))
-    if not waiting:
+    generalists = [job for job in waiting if specialist_cell(job[0]) is None]
+    _train_all(params, stats, out, generalists)
+    for name in names:
+        if specialist_cell(name) is not None:
+            _train_all(params, stats, out, [job for job in waiting if job[0] == name])
+            shutil.rmtree(_states(out, name), ignore_errors=True)  # large, and of no use to another model
+
+
+def _train_all(params: Params, stats: dict[str, Any], out: Path, jobs: list[tuple[str, int, dict[str, str]]]) -> None:
+    """Train (model, seed, digests) that share their views."""
+    if not jobs:
         return
-    if any(name != "mean" for name, _, _ in waiting):
-        open_splits(params, stats, out)  # made once, before the workers map it
-    side_by_side = min(settings.workers(), len(waiting))
+    open_splits(params, stats, out, jobs[0][0])  # made once, before the workers map it
+    side_by_side = min(settings.workers(), len(jobs))
     if settings.device() != "cpu" or side_by_side == 1:
-        for job in waiting:
+        for job in jobs:
             train_one(params, out, *job)
         return
     level = entry.log.level
     with ProcessPoolExecutor(side_by_side, get_context("spawn"), _worker_started, (level,)) as pool:
-        for future in [pool.submit(train_one, params, out, *job) for job in waiting]:
+        for future in [pool.submit(train_one, params, out, *job) for job in jobs]:
             future.result()
 
 
 def training_digests(params: Params, name: str, data: str) -> dict[str, str]:
     """What a checkpoint is made of: its parameters, its data and the code."""
-    block = getattr(params.models, name)
+    block = getattr(params.models, family(name))
     values = (params.train, params.models.encoders, block, params.preprocess, params.extract.task)
     return {"params": parameters.digest(*values), "data": data, "code": code_digest("qamoe.stages.train")}
 
 
-def open_splits(params: Params, stats: dict[str, Any], out: Path) -> tuple[Any, Any, Any]:
-    """The training split under its views, the validation split under the selection cells, and those cells."""
+def _states(out: Path, name: str) -> Path:
+    """Where the encoded text of a model's views lies."""
+    states = out / "train" / "states"
+    return states if specialist_cell(name) is None else states / name
+
+
+def open_splits(params: Params, stats: dict[str, Any], out: Path, name: str) -> tuple[Any, Any, Any]:
+    """The training split under a model's views, the validation split under its selection cells, and those cells."""
     from qamoe.degradation.views import View, references
     from qamoe.features.store import Store
-    from qamoe.training.selection import selection_cells
+    from qamoe.training.selection import selection_cells, specialist
     from qamoe.training.views import open_views
 
     common = params.train.common
@@ -67,13 +85,16 @@ def open_splits(params: Params, stats: dict[str, Any], out: Path) -> tuple[Any, 
     shares = drawn.model_dump(exclude={"views", "seed"})
     training = [View(drawn.seed, number, **shares) for number in range(count)]
     cells = selection_cells(common.selection)
-    split = {name: Store(out / "preprocess" / f"{name}.arrow") for name in ("train", "valid")}
+    cell = specialist_cell(name)
+    if cell is not None:
+        training, cells = specialist(*cell, common)
+    split = {part: Store(out / "preprocess" / f"{part}.arrow") for part in ("train", "valid")}
     if not len(split["valid"]):
         raise Refused("The validation split is empty; checkpoints are chosen on it, so it needs at least one source.")
     shared = (
         tuple(stats["modalities"]),
         references(stats),
-        out / "train" / "states",
+        _states(out, name),
         data_digest(out),
         settings.device(),
     )
@@ -88,7 +109,7 @@ def train_one(params: Params, out: Path, name: str, seed: int, digests: dict[str
 
     restrict_threads()
     stats = read_stats(out)
-    train, valid, cells = open_splits(params, stats, out)
+    train, valid, cells = open_splits(params, stats, out, name)
     folder = out / "train" / name / str(seed)
     folder.mkdir(parents=True, exist_ok=True)
     with training_run(params, name, seed, digests) as record:

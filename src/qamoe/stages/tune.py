@@ -32,7 +32,7 @@ def run(params: Params, out: Path) -> None:
 
     restrict_threads()
     stats = read_stats(out)
-    train, valid, cells = open_splits(params, stats, out)
+    train, valid, cells = open_splits(params, stats, out, _MODEL)
     folder = out / "tune"
 
     def train_one(changed: Params, number: int, on_epoch: Callable[[dict[str, Any]], None]) -> float:

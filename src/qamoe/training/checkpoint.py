@@ -18,9 +18,9 @@ from qamoe.degradation.frames import State
 from qamoe.errors import Refused
 from qamoe.features.batch import Batch
 from qamoe.files import write_text, written_aside
-from qamoe.models import build
+from qamoe.models import build, told_quality
 from qamoe.models.prediction import Prediction, Target
-from qamoe.params import Models
+from qamoe.params import Models, Params, family
 
 CONFIG = "model.json"
 WEIGHTS = "weights.safetensors"
@@ -37,8 +37,14 @@ class Trained:
 
     @torch.no_grad()
     def predict(self, batch: Batch, quality: Tensor | None = None, state: State | None = None) -> Prediction:
-        """Predict a batch of encoded frames. `quality` (B, M) overrides r; `state` is how the clips were degraded."""
-        return self.model(batch, quality)
+        """Predict a batch of encoded frames. `quality` (B, M) overrides r.
+
+        `state` is how the clips were degraded, where that is known: the oracle is told its quality by it, all other
+        models are not told.
+        """
+        if quality is None and state is not None:
+            quality = told_quality(self.model, state)
+        return self.model(batch, None if quality is None else quality.to(batch.keys.device))
 
     def trust(self, r: Tensor, present: Tensor) -> Tensor:
         """What users see, (B, M) in [0, 1]: r rescaled between its validation medians (DESIGN: ours, not the paper's);
@@ -58,7 +64,25 @@ def make(name: str, config: dict[str, Any]) -> nn.Module:
     target = Target(config["target_mean"], config["target_std"])
     # The order of modalities is that of their encoders; JSON keeps none for the keys of `inputs`.
     features = {modality: config["inputs"][modality] for modality in config["modalities"]}
-    return build(name, features, Models.model_validate(config["models"]), target)
+    # Only the model's own blocks: a checkpoint outlives the coming and going of other models.
+    sizes, block = (
+        Models.model_fields[part].annotation.model_validate(config["models"][part])  # type: ignore[union-attr]
+        for part in ("encoders", family(name))
+    )
+    return build(name, features, sizes, block, target)
+
+
+def described(params: Params, name: str, seed: int, digests: dict[str, str]) -> dict[str, Any]:
+    """The part of a model.json that is known before training, from its parameters alone."""
+    return {
+        "model": name,
+        "seed": seed,
+        "models": params.models.model_dump(mode="json", include={"encoders", family(name)}),
+        "train": params.train.common.model_dump(mode="json"),
+        "extract": params.extract.model_dump(mode="json", exclude={"corpus"}),
+        "max_frames": params.preprocess.max_frames.model_dump(),
+        "digests": digests,
+    }
 
 
 def save(folder: Path, model: nn.Module, config: dict[str, Any], history: list[dict[str, Any]]) -> None:

@@ -17,7 +17,7 @@ from qamoe.errors import Refused
 from qamoe.evaluation.calibration import fit_conformal
 from qamoe.params import Params, TrainCommon
 from qamoe.training import checkpoint
-from qamoe.training.selection import Cells, predictions, selection_value
+from qamoe.training.selection import Cells, predictions, selection_value, told
 from qamoe.training.views import Views, rows_in_batches
 
 log = logging.getLogger("qamoe")
@@ -107,13 +107,7 @@ def _config(
     inputs: dict[str, int],
     digests: dict[str, str],
 ) -> dict[str, Any]:
-    return {
-        "model": name,
-        "seed": seed,
-        "models": params.models.model_dump(mode="json"),
-        "train": params.train.common.model_dump(mode="json"),
-        "extract": params.extract.model_dump(mode="json", exclude={"corpus"}),
-        "max_frames": params.preprocess.max_frames.model_dump(),
+    return checkpoint.described(params, name, seed, digests) | {
         "stats": stats,
         "task": stats["task"],
         "modalities": list(inputs),
@@ -121,7 +115,6 @@ def _config(
         "target_mean": stats["target_mean"],
         "target_std": stats["target_std"],
         "trained_on_generated": stats["generated"],
-        "digests": digests,
     }
 
 
@@ -173,9 +166,9 @@ def _one_epoch(
     for i, rows in enumerate(order):
         for group in optimiser.param_groups:
             group["lr"] = learning_rate((epoch - 1) * len(order) + i, steps, common)
-        batch = train.batch((epoch - 1) % len(train.views), rows).to(device)
+        batch, quality = told(model, train, (epoch - 1) % len(train.views), rows, device)
         with torch.autocast(device, torch.bfloat16, enabled=common.precision == "bfloat16"):
-            losses = model(batch).losses
+            losses = model(batch, quality).losses
             loss = objective(losses, common)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()

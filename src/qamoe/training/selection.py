@@ -1,14 +1,19 @@
-"""What chooses a checkpoint: the mean validation error over a fixed grid of degraded cells."""
+"""What chooses a checkpoint: the mean validation error over a fixed grid of degraded cells.
+
+A specialist has no grid: it is trained under one cell and chosen in the same one.
+"""
 
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from qamoe.degradation.views import View, alike
-from qamoe.params import Selection
+from qamoe.features.batch import Batch
+from qamoe.models import told_quality
+from qamoe.params import Selection, TrainCommon
 from qamoe.training.views import Views, rows_in_batches
 
 
@@ -43,9 +48,27 @@ def selection_cells(params: Selection) -> Cells:
     if not clean:
         clean = (len(views),)
         views.append(alike("clean", 0.0, params.seed, 0))
-    worthless = tuple(range(len(views), len(views) + params.draws))
-    views += [alike("noise", 1.0, params.seed, draw) for draw in range(params.draws)]
-    return Cells(tuple(views), selection, tuple(groups), clean, worthless)
+    anchors = [alike("noise", 1.0, params.seed, draw) for draw in range(params.draws)]
+    views += [view for view in anchors if view not in views]
+    return Cells(tuple(views), selection, tuple(groups), clean, tuple(views.index(view) for view in anchors))
+
+
+def specialist(kind: str, severity: float, common: TrainCommon) -> tuple[list[View], Cells]:
+    """The training views and the selection cells of a specialist: its own cell in all of them, clean included.
+
+    Draws differ between views and are those of the training's and of the selection's seed, as for every model.
+    """
+    count = min(common.degrade.views, common.epochs) if severity > 0 else 1
+    training = [alike(kind, severity, common.degrade.seed, number) for number in range(count)]
+    own = {"missing" if kind == "clean" else kind: (severity,)}
+    return training, selection_cells(common.selection.model_copy(update={"severities": own}))
+
+
+def told(model: nn.Module, views: Views, view: int, rows: list[int], device: str) -> tuple[Batch, Tensor | None]:
+    """Rows under one view, and the quality (B, M) that the model is told of them: None for all but the oracle."""
+    batch, _, state = views.degraded(view, rows)
+    quality = told_quality(model, state)
+    return batch.to(device), None if quality is None else quality.to(device)
 
 
 @torch.no_grad()
@@ -60,7 +83,7 @@ def predictions(
     found: dict[str, list[np.ndarray]] = {"value": [], "variance": [], "r": []}
     for view in places:
         parts = [
-            model(valid.batch(view, rows).to(device)) for rows in rows_in_batches(len(valid.store), 4 * batch_size)
+            model(*told(model, valid, view, rows, device)) for rows in rows_in_batches(len(valid.store), 4 * batch_size)
         ]
         for name, pieces in found.items():
             tensors = [getattr(part, name) for part in parts]
