@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-LOWER_IS_BETTER = frozenset({"mae", "nll", "corr_undefined", "width_50", "width_80", "width_90", "width_95"})
+from qamoe.evaluation.metrics import lower_is_better
 
 
 def summarise(cells: pd.DataFrame) -> pd.DataFrame:
@@ -19,7 +19,7 @@ def summarise(cells: pd.DataFrame) -> pd.DataFrame:
         if metric == "mean_error":
             worst = value[np.abs(value).argmax()]
         else:
-            worst = value.max() if metric in LOWER_IS_BETTER else value.min()
+            worst = value.max() if lower_is_better(metric) else value.min()
         rows.append(
             {
                 "slice": name,
