@@ -170,7 +170,9 @@ def resample(predictions: pd.DataFrame, metric: str = "mae", draws: int = DRAWS,
     count, grid = _grid(rows, slices[0])
     moments, finish = known[metric]
     values, groups = over_sources(rows, moments(rows), finish, draws, seed)
-    share = groups["cell"].map(weights(rows)).to_numpy(float)
+    share = np.ones(len(groups))  # of a single cell, also of one that weighs nothing in its slice
+    if rows["cell"].nunique() > 1:
+        share = groups["cell"].map(weights(rows)).to_numpy(float)
     # Every draw of a cell, and every seed, weighs the same.
     share = share / groups.groupby(["seed", "cell"])["cell"].transform("size").to_numpy() / groups["seed"].nunique()
     return Resampled(values @ share, count, grid)

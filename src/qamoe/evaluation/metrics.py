@@ -19,8 +19,8 @@ BINS = 15  # of confidence in the calibration error of classes
 LOWER_IS_BETTER = ("mae", "nll", "corr_undefined", "width_", "calibration_error", "risk_coverage")  # beginnings
 
 
-def lower_is_better(metric: str) -> bool:
-    return metric.startswith(LOWER_IS_BETTER)
+def lower_is_better(metric: Any) -> bool:
+    return str(metric).startswith(LOWER_IS_BETTER)
 
 
 def _rounded_accuracy(prediction: np.ndarray, target: np.ndarray, limit: float) -> float:

@@ -39,17 +39,17 @@ def between(evaluated: Path, a: str, b: str, name: str | None = None, metric: st
     found: dict[str, Comparison] = {}
     sources = 0
     for chosen, wanted in _chosen(slices, a, b, name).items():
-        sides = [results.compared(model, **wanted) for model in (a, b)]
-        by = metric or next(iter(metrics_of(sides[0])))
-        found[chosen] = compared(*(resample(side, by) for side in sides), chosen)
-        sources = sides[0]["source"].nunique()
+        ours, theirs = (results.compared(model, **wanted) for model in (a, b))
+        by = metric or next(iter(metrics_of(ours)))
+        found[chosen] = compared(resample(ours, by), resample(theirs, by), chosen)
+        sources = ours["source"].nunique()
     return Pair(a, b, by, found, sources)
 
 
 def _slices(results: Results, model: str) -> dict[str, list[str]]:
     """The slices of a model in their order, with their cells."""
     rows = results.predictions(model, columns=["slice", "cell"])[["slice", "cell"]].drop_duplicates()
-    return {name: list(own) for name, own in rows.groupby("slice", sort=False)["cell"]}
+    return {str(name): list(own) for name, own in rows.groupby("slice", sort=False)["cell"]}
 
 
 def _chosen(slices: dict[str, dict[str, list[str]]], a: str, b: str, name: str | None) -> dict[str, dict[str, Any]]:
@@ -77,6 +77,7 @@ def show(pair: Pair, console: "Console | None" = None) -> None:
         title_justify="left",
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
+        pad_edge=False,
     )
     for heading in ("", "difference", "95 % interval", "p", "ratio", "95 % interval", pair.a):
         table.add_column(heading, justify="left" if heading in ("", pair.a) else "right", no_wrap=True)
@@ -97,14 +98,10 @@ def texts(found: Comparison) -> tuple[str, str, str, str, str]:
     return (
         signed[0],
         f"{signed[1]} to {signed[2]}",
-        p_text(found.p),
+        f"{found.p:.3f}",
         f"{found.ratio:.3f}" if known else "",
         f"{found.ratio_low:.3f} to {found.ratio_high:.3f}" if known else "",
     )
-
-
-def p_text(p: float) -> str:
-    return "<.001" if p < 0.001 else f"{p:.3f}"
 
 
 def verdict(found: Comparison, metric: str) -> str:

@@ -123,16 +123,20 @@ def terminal(table: Printed, console: "Console | None" = None) -> None:
     from rich.text import Text
 
     console = console or Console()
-    made = Table(title=table.title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1))
+    made = Table(title=table.title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1), pad_edge=False)
     made.add_column("", no_wrap=True)
-    for measure in table.measures:
-        made.add_column(measure.heading, justify="right")
+    texts = [
+        [_with_sd(v, m.metric, "\n±", 1) for v, m in zip(line.values, table.measures, strict=True)]
+        for line in table.lines
+    ]
+    for measure, column in zip(table.measures, zip(*texts, strict=True), strict=True):
+        widest = max(len(part) for text in column for part in text.split("\n"))
+        made.add_column(measure.heading, justify="right", min_width=widest)  # the heading wraps, values never
     ours = True
-    for line in table.lines:
+    for line, values in zip(table.lines, texts, strict=True):
         if ours and line.source:
             made.add_section()
         ours = not line.source
-        values = [_with_sd(v, m.metric, "\n±", 1) for v, m in zip(line.values, table.measures, strict=True)]
         seeds = "" if line.source else "\n1 seed" if line.seeds == 1 else f"\n{line.seeds} seeds"
         made.add_row(*map(Text, (_name(line) + seeds, *values)))
     console.print(made)

@@ -187,6 +187,15 @@ def graded_slices(cells: pd.DataFrame) -> list[str]:
     return list(shape.index[(shape["cells"] > 1) & (shape["cells"] == shape["severities"])])
 
 
+def curves_within(cells: pd.DataFrame) -> list[tuple[str, str, str]]:
+    """(slice, kind, modalities) of every curve inside a slice that is none itself, such as audio's noise in alone."""
+    rest = cells[~cells["slice"].isin(graded_slices(cells)) & cells["severity"].notna()]
+    shape = rest.groupby(["slice", "kind", "modalities"], sort=False).agg(
+        cells=("cell", "nunique"), severities=("severity", "nunique")
+    )
+    return [key for key, row in shape.iterrows() if row["cells"] == row["severities"] > 2]  # type: ignore[misc]
+
+
 def modalities_of(predictions: pd.DataFrame, value: str) -> list[str]:
     """Modalities for which these predictions hold `value` (r, trust, severity) at all."""
     return [m for m in MODALITIES if f"{value}_{m}" in predictions and predictions[f"{value}_{m}"].notna().any()]
