@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -15,6 +15,7 @@ app = typer.Typer(
 )
 
 Params = Annotated[Path, typer.Option(help="The parameter file.")]
+Format = Literal["terminal", "md", "latex", "csv"]
 Out = Annotated[Path, typer.Option(help="The artifacts folder.")]
 
 
@@ -29,12 +30,42 @@ def main() -> None:
 
 
 @app.command()
-def table(out: Out = Path("artifacts")) -> None:
-    """Print the headline table of what was evaluated."""
-    from qamoe.reporting import results, tables
+def table(
+    out: Out = Path("artifacts"),
+    format: Annotated[Format, typer.Option(help="How the table is written.")] = "terminal",
+    slice: Annotated[str | None, typer.Option(help="One slice in the field's own form, such as missing.")] = None,
+    peers: Annotated[
+        Literal["mosi", "mosei"] | None, typer.Option(help="Others' published figures beside ours (slice missing).")
+    ] = None,
+) -> None:
+    """Print the headline table of what was evaluated, or the field's table of one slice."""
+    from qamoe.reporting import field, printed, results, tables
 
-    found = results.read(out / "evaluate", out / "train")
-    tables.print_headline(tables.headline(found.cells))
+    cells = results.read_cells(results.evaluations(out / "evaluate"))
+    if slice is None and peers is not None:
+        raise Refused("The published rows are averages over slice missing: add --slice missing.")
+    if slice is None and format == "terminal":
+        tables.print_headline(tables.headline(cells))
+        return
+    made = field.headline(cells) if slice is None else field.of_slice(cells, slice, peers)
+    if format == "terminal":
+        printed.terminal(made)
+    else:
+        print(printed.FORMATS[format](made), end="")
+
+
+@app.command()
+def compare(
+    a: Annotated[str, typer.Argument(help="A model, such as qamoe.")],
+    b: Annotated[str, typer.Argument(help="The model that it is compared with.")],
+    slice: Annotated[str | None, typer.Option(help="A slice, or one cell of it; without it, every slice.")] = None,
+    metric: Annotated[str | None, typer.Option(help="By default mae, or accuracy.")] = None,
+    out: Out = Path("artifacts"),
+) -> None:
+    """Print how much A's metric exceeds B's on the same clips, with 95 % intervals over sources."""
+    from qamoe.reporting import pairs
+
+    pairs.show(pairs.between(out / "evaluate", a, b, slice, metric))
 
 
 @app.command()

@@ -7,7 +7,18 @@ import pytest
 from qamoe import params
 from qamoe.errors import Refused
 from qamoe.evaluation import spectrum, summary
-from qamoe.evaluation.compare import METRICS, paired_bootstrap, paired_ratio, weights
+from qamoe.evaluation.compare import (
+    CLASSIFICATION,
+    REGRESSION,
+    compare,
+    holm,
+    non_inferior,
+    paired_bootstrap,
+    paired_ratio,
+    resample,
+    weights,
+)
+from qamoe.evaluation.metrics import classification
 
 SLICES = ("clean", "missing", "mixed")
 
@@ -38,7 +49,7 @@ def predictions(cells: list[spectrum.Cell], seed: int, slope: float) -> pd.DataF
 
 
 @pytest.mark.parametrize("name", SLICES)
-@pytest.mark.parametrize("metric", sorted(METRICS))
+@pytest.mark.parametrize("metric", sorted(REGRESSION))
 def test_the_difference_is_that_of_the_slice_summaries(cells: list[spectrum.Cell], name: str, metric: str) -> None:
     a = [predictions(cells, seed, 1.0) for seed in (1, 2, 3)]
     b = [predictions(cells, seed, 1.6) for seed in (4, 5)]
@@ -107,13 +118,85 @@ def test_weights_are_the_trapezoid_and_sum_to_one(cells: list[spectrum.Cell]) ->
 
 def test_different_grids_are_refused(cells: list[spectrum.Cell]) -> None:
     a = two_sources(1, 0)
-    with pytest.raises(Refused, match=r"39 rows, the first seed 40"):
+    with pytest.raises(Refused, match=r"40 rows a seed against 39"):
         paired_bootstrap(a, a.iloc[:-1])
-    with pytest.raises(Refused, match="not measured on the same"):
-        paired_bootstrap(a, a.assign(target=a["target"] + 1))
+    for column, value in (("target", a["target"] + 1), ("draw", 1), ("source", a["source"] + "x")):
+        with pytest.raises(Refused, match="the first model was not measured on the same"):
+            paired_bootstrap(a, a.assign(**{column: value}))
     with pytest.raises(Refused, match="twice"):
         paired_bootstrap(a, pd.concat([a, a]))
     with pytest.raises(Refused, match="one slice, not about clean, mixed"):
-        paired_bootstrap(a, a.assign(slice="mixed"))
+        paired_bootstrap(a, pd.concat([a, a.assign(slice="mixed")]))
     with pytest.raises(Refused, match="'acc9'; allowed are mae"):
         paired_bootstrap(a, a, "acc9")
+    uneven = pd.concat([a.assign(seed=1), a.iloc[1:].assign(seed=2)])
+    with pytest.raises(Refused, match=r"seed 2 was not measured .* \(39 rows a seed against 40\)"):
+        resample(uneven)
+
+
+def test_the_order_of_the_rows_does_not_matter() -> None:
+    rng = np.random.default_rng(5)
+    a = two_sources(0, 0).assign(source=[f"s{i % 10}" for i in range(40)])
+    a, b = a.assign(prediction=rng.normal(0, 1, 40)), a.assign(prediction=rng.normal(0, 1, 40))
+    shuffled = a.sample(frac=1, random_state=1)
+    assert compare(shuffled, b) == pytest.approx(compare(a, b))
+
+
+def test_one_cell_can_be_compared_alone(cells: list[spectrum.Cell]) -> None:
+    a, b = predictions(cells, 1, 1.0), predictions(cells, 2, 1.6)
+    a, b = a[a["cell"] == "missing-0.7"], b[b["cell"] == "missing-0.7"]
+    mae = [float((rows["prediction"] - rows["target"]).abs().mean()) for rows in (a, b)]
+    assert compare(a, b, draws=100).difference == pytest.approx(mae[0] - mae[1])
+
+
+def test_a_p_value_agrees_with_its_interval() -> None:
+    """Sources err by k more: all on one side of 0, or half of them."""
+    rng = np.random.default_rng(2)
+    source = [f"s{i % 20:02d}" for i in range(400)]
+    zero = pd.DataFrame({
+        "clip_id": [f"c{i}" for i in range(400)], "source": source, "slice": "clean", "cell": "clean", "draw": 0,
+        "target": 0.0, "prediction": 0.0,
+    })  # fmt: skip
+    effect = rng.normal(0, 1, 20)
+    for shift in (0.0, 0.3, 0.6, 2.0):
+        own = effect - effect.mean() + shift
+        found = compare(zero.assign(prediction=5 + np.tile(own, 20)), zero.assign(prediction=5.0))
+        assert found.difference == pytest.approx(shift)
+        assert (found.p < 0.05) == (found.low > 0 or found.high < 0)
+        assert 2 / 2001 <= found.p <= 1
+    assert found.p == pytest.approx(2 / 2001)
+    assert compare(zero, zero).p == 1
+
+
+def test_non_inferiority_is_judged_by_the_upper_limit() -> None:
+    a, b = two_sources(1.0, 1.02), two_sources(1, 1)
+    found = compare(a, b)
+    assert found.ratio == pytest.approx(1.01)
+    assert found.ratio_high == pytest.approx(1.02)
+    assert not non_inferior(found, 0.01)
+    assert non_inferior(found, 0.03)
+    assert not non_inferior(compare(a, b, "mean_error")._replace(ratio_high=float("nan")), 0.5)
+
+
+def test_holm_by_hand() -> None:
+    """.01 * 4, .02 * 3, .03 * 2 is no less than .06, .9 * 1; the order of the family is kept."""
+    found = holm({"a": 0.03, "b": 0.01, "c": 0.9, "d": 0.02})
+    assert list(found) == ["a", "b", "c", "d"]
+    assert found == pytest.approx({"a": 0.06, "b": 0.04, "c": 0.9, "d": 0.06})
+    assert holm({"a": 0.5, "b": 0.7}) == {"a": 1.0, "b": 1.0}
+    assert holm({"only": 0.04}) == {"only": 0.04}
+    assert holm({}) == {}
+
+
+@pytest.mark.parametrize("metric", sorted(CLASSIFICATION))
+def test_classes_are_compared_by_their_own_metrics(metric: str) -> None:
+    rng = np.random.default_rng(0)
+    base = two_sources(0, 0).assign(source=[f"s{i % 8}" for i in range(40)], target=rng.integers(0, 3, 40))
+    names = ["p_low", "p_middle", "p_high"]
+    a, b = (base.assign(**dict(zip(names, rng.dirichlet(np.ones(3), 40).T, strict=True))) for _ in range(2))
+    values = [classification(rows[names].to_numpy(), rows["target"].to_numpy())[metric] for rows in (a, b)]
+    found = compare(a, b, metric, draws=300)
+    assert found.difference == pytest.approx(values[0] - values[1])
+    assert found.low < found.difference < found.high
+    with pytest.raises(Refused, match="allowed are accuracy, macro_f1"):
+        compare(a, b, "mae")

@@ -3,9 +3,17 @@
 import numpy as np
 import pandas as pd
 import pytest
-from sklearn.metrics import balanced_accuracy_score, f1_score
+from sklearn.metrics import balanced_accuracy_score, f1_score, precision_recall_fscore_support
 
-from qamoe.evaluation.metrics import correlation, of_predictions, regression, uncertainty
+from qamoe.evaluation.metrics import (
+    classification,
+    correlation,
+    lower_is_better,
+    of_predictions,
+    regression,
+    risk_coverage,
+    uncertainty,
+)
 
 
 def measured(prediction: list[float], target: list[float]) -> dict[str, float]:
@@ -108,7 +116,8 @@ def test_uncertainty_by_hand() -> None:
     assert found["coverage_95"] == 0.75
     assert found["width_50"] == pytest.approx((2 + 2 + 4 + 2) / 4)
     assert found["width_95"] == pytest.approx((4 + 4 + 8 + 4) / 4)
-    assert set(found) == {"nll", "coverage_50", "coverage_95", "width_50", "width_95"}
+    rest = {"calibration_error", "risk_coverage"}
+    assert set(found) == {"nll", "coverage_50", "coverage_95", "width_50", "width_95"} | rest
 
 
 def test_rows_of_predictions_give_all_metrics() -> None:
@@ -117,3 +126,118 @@ def test_rows_of_predictions_give_all_metrics() -> None:
     assert found["mae"] == 0.5
     assert found["coverage_90"] == 1.0
     assert {"acc7", "acc5", "acc2_has0", "f1_has0", "acc2_non0", "f1_non0", "corr", "nll", "width_90"} <= set(found)
+
+
+SIMS = (-1.0, 1.0)
+
+
+def test_labels_in_minus_one_to_one_have_the_accuracies_of_ch_sims() -> None:
+    """A class holds its upper cut, and a label of .1 stays .1 although it was stored in single precision."""
+    target = np.float32([-1.0, -0.7, -0.6, -0.1, 0.0, 0.1, 0.2, 0.7, 0.8]).astype(np.float64)
+    classes = {"acc5": [0, 0, 1, 1, 2, 2, 3, 3, 4], "acc3": [0, 0, 0, 0, 1, 1, 2, 2, 2], "acc2": [0] * 5 + [1] * 4}
+    middles = {"acc5": [-0.9, -0.4, 0.05, 0.4, 0.9], "acc3": [-0.5, 0.05, 0.5], "acc2": [-0.5, 0.5]}
+    for name, own in classes.items():
+        prediction = np.array([middles[name][c] for c in own], np.float32)
+        assert regression(prediction, target, SIMS)[f"{name}_sims"] == 1
+        assert regression(-prediction, -target, SIMS)[f"{name}_sims"] < 1  # cuts are closed on one side alone
+    found = regression(np.array([0.0, 0.2, -0.3]), np.array([-0.4, 0.6, 0.0]), SIMS)
+    assert found["acc2_sims"] == 1  # 0 is negative here, on both sides
+    assert "acc7" not in found
+    assert "acc2_has0" not in found
+
+
+def test_ch_sims_own_error_is_of_clipped_values_beside_the_unclipped_one() -> None:
+    found = regression(np.array([1.5, -3.0, 0.0, 0.5]), np.array([1.0, -1.0, 0.0, 0.0]), SIMS)
+    assert found["mae"] == pytest.approx((0.5 + 2 + 0 + 0.5) / 4)
+    assert found["mae_clipped"] == pytest.approx(0.5 / 4)
+    expected = np.corrcoef([1, -1, 0, 0.5], [1, -1, 0, 0])[0, 1]
+    assert found["corr_clipped"] == pytest.approx(expected)
+    # Predicted positive: the first and fourth; true: the first. Negative F1 2*2/(2+3), positive 2*1/(2+1).
+    assert found["f1_sims"] == pytest.approx(3 / 4 * 4 / 5 + 1 / 4 * 2 / 3)
+
+
+def test_classes_by_hand() -> None:
+    """Class 2 is never predicted, class 0 is predicted once too often."""
+    probabilities = np.array([[0.7, 0.2, 0.1], [0.6, 0.3, 0.1], [0.1, 0.8, 0.1], [0.5, 0.1, 0.4]])
+    found = classification(probabilities, np.array([0, 0, 1, 2]))
+    assert found["accuracy"] == 0.75
+    assert found["macro_recall"] == pytest.approx((1 + 1 + 0) / 3)
+    assert found["macro_precision"] == pytest.approx((2 / 3 + 1 + 0) / 3)
+    assert found["macro_f1"] == pytest.approx((4 / 5 + 1 + 0) / 3)
+    assert found["weighted_f1"] == pytest.approx((2 * 4 / 5 + 1 + 0) / 4)
+    assert found["weighted_precision"] == pytest.approx((2 * 2 / 3 + 1 + 0) / 4)
+    assert found["nll"] == pytest.approx(-np.log(0.7 * 0.6 * 0.8 * 0.4) / 4)
+    # Bins of confidence (b, b+1]/15: .5 in the eighth, .6 in the ninth, .7 in the eleventh, .8 in the twelfth.
+    assert found["calibration_error"] == pytest.approx((0.5 + 0.4 + 0.3 + 0.2) / 4)
+    # Surest first .8, .7, .6, .5: risks 0 0 0 1.
+    assert found["risk_coverage"] == pytest.approx((0 + 0 + 0 + 1 / 4) / 4)
+
+
+def test_gaps_of_one_bin_cancel_before_they_count() -> None:
+    probabilities = np.array([[0.75, 0.25], [0.75, 0.25], [0.75, 0.25], [0.75, 0.25]])
+    assert classification(probabilities, np.array([0, 0, 0, 1]))["calibration_error"] == pytest.approx(0)
+    assert classification(probabilities, np.array([1, 1, 1, 1]))["calibration_error"] == pytest.approx(0.75)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_class_metrics_are_sklearns(seed: int) -> None:
+    draws = np.random.default_rng(seed)
+    probabilities, target = draws.dirichlet(np.ones(5), 40), draws.integers(0, 4, 40)
+    found = classification(probabilities, target)
+    predicted = probabilities.argmax(1)
+    for average in ("macro", "weighted"):
+        precision, recall, f1, _ = precision_recall_fscore_support(target, predicted, average=average, zero_division=0)
+        assert found[f"{average}_precision"] == pytest.approx(precision)
+        assert found[f"{average}_f1"] == pytest.approx(f1)
+        assert found["macro_recall" if average == "macro" else "accuracy"] == pytest.approx(recall)
+
+
+def test_swapped_arguments_would_give_another_weighted_f1() -> None:
+    target, predicted = np.array([0, 0, 0, 1, 1, 2]), np.array([0, 1, 1, 1, 1, 1])
+    found = classification(np.eye(3)[predicted], target)["weighted_f1"]
+    assert found == pytest.approx(f1_score(target, predicted, average="weighted", zero_division=0))
+    assert found != pytest.approx(f1_score(predicted, target, average="weighted", zero_division=0), abs=0.05)
+
+
+def test_a_certain_mistake_has_a_finite_nll() -> None:
+    assert classification(np.array([[1.0, 0.0]]), np.array([1]))["nll"] == pytest.approx(-np.log(1e-12))
+
+
+def test_risk_coverage_by_hand() -> None:
+    risk, doubt = np.array([4.0, 1.0, 2.0]), np.array([0.9, 0.1, 0.5])
+    assert risk_coverage(risk, doubt) == pytest.approx((1 + 1.5 + 7 / 3) / 3)
+    assert risk_coverage(risk, -doubt) == pytest.approx((4 + 3 + 7 / 3) / 3)
+
+
+def test_equal_doubt_takes_no_order_from_the_rows() -> None:
+    risk = np.array([5.0, 0.0, 0.0, 3.0])
+    assert risk_coverage(risk, np.ones(4)) == pytest.approx(2.0)
+    assert risk_coverage(risk[::-1], np.ones(4)) == pytest.approx(2.0)
+    mixed = np.array([1.0, 0.0, 1.0, 0.0])  # the two zeros: risks 0 and 3; the two ones: 5 and 0
+    assert risk_coverage(risk, mixed) == pytest.approx((1.5 + 1.5 + 5.5 / 3 + 2) / 4)
+
+
+def test_the_calibration_error_is_the_mean_gap_over_the_levels() -> None:
+    prediction, target = np.zeros(4), np.array([0.5, -1.5, 2.5, 3.5])
+    found = uncertainty(prediction, np.ones(4), target, {"0.5": 3.0, "0.95": 2.0})
+    assert (found["coverage_50"], found["coverage_95"]) == (0.75, 0.5)
+    assert found["calibration_error"] == pytest.approx((0.25 + 0.45) / 2)
+
+
+def test_rows_with_class_probabilities_are_measured_as_classes() -> None:
+    rows = pd.DataFrame({"p_no": [0.9, 0.2], "p_yes": [0.1, 0.8], "target": [0.0, 0.0], "prediction": np.nan})
+    cold, hot = of_predictions(rows, {}), of_predictions(rows, {}, temperature=4.0)
+    assert cold["accuracy"] == hot["accuracy"] == 0.5
+    assert hot["nll"] < cold["nll"]
+    assert "mae" not in cold
+
+
+def test_the_range_of_the_labels_chooses_the_set() -> None:
+    rows = pd.DataFrame({"prediction": [1.0, -1.0], "variance": [1.0, 1.0], "target": [1.0, -1.0]})
+    assert "acc5_sims" in of_predictions(rows, {}, limits=(-1.0, 1.0))
+    assert "acc7" in of_predictions(rows, {})
+
+
+def test_less_is_better_for_errors_and_more_for_the_rest() -> None:
+    assert all(map(lower_is_better, ("mae", "mae_clipped", "nll", "width_90", "calibration_error", "risk_coverage")))
+    assert not any(map(lower_is_better, ("corr", "acc7", "macro_f1", "coverage_90", "balanced_acc2")))

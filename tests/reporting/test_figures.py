@@ -51,13 +51,13 @@ def test_a_model_has_one_colour_everywhere_and_grey_tells_the_known_ones_apart()
 
 
 def test_trust_draws_what_there_is(found: Results) -> None:
-    r = tables.by_severity(found.predictions["qamoe"], "missing", "text", "r")
+    r = tables.by_severity(found.predictions("qamoe"), "missing", "text", "r")
     (ax,) = figures.trust_curve("text", "missing", None, r).axes
     assert [line.get_label() for line in ax.lines] == ["reliability r"]
 
 
 def test_expert_usage_shows_the_share_of_every_expert(found: Results) -> None:
-    usage = tables.usage_by_severity(found.predictions["qamoe"], "missing")
+    usage = tables.usage_by_severity(found.predictions("qamoe"), "missing")
     figure = figures.expert_usage("missing", usage, seed=2)
     shares = figure.axes[1].collections[0].get_array()
     expected = usage[usage["seed"] == 2].filter(like="expert_").to_numpy().T
@@ -65,7 +65,7 @@ def test_expert_usage_shows_the_share_of_every_expert(found: Results) -> None:
 
 
 def test_an_embedded_figure_is_an_svg_without_a_date_and_the_same_again(found: Results) -> None:
-    usage = tables.usage_by_severity(found.predictions["qamoe"], "missing")
+    usage = tables.usage_by_severity(found.predictions("qamoe"), "missing")
     uris = [figures.data_uri(figures.expert_usage("missing", usage, seed=1)) for _ in range(2)]
     assert uris[0] == uris[1]
     head, body = uris[0].split(",", 1)

@@ -5,10 +5,13 @@ from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from qamoe.errors import Refused
+from qamoe.evaluation.compare import holm
+from qamoe.evaluation.metrics import of_predictions
 from qamoe.evaluation.summary import summarise
 from qamoe.reporting import figures, report
 
@@ -115,6 +118,98 @@ def test_the_comparison_finds_the_better_model(summary: dict) -> None:
         assert summary[f"{prefix}.ratio.high"] < 1
 
 
+@pytest.fixture(scope="module")
+def all_models(many: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict]:
+    """The page's text and the summary where every sort of model was evaluated."""
+    out = tmp_path_factory.mktemp("all") / "report"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(figures, "data_uri", lambda figure: "data:,")
+        report.write(many / "evaluate", many / "train", out)
+    text = " ".join(Page((out / "index.html").read_text()).text.split())
+    return text, json.loads((out / "summary.json").read_text())
+
+
+def test_every_model_has_its_interval_and_its_difference_on_every_slice(all_models: tuple[str, dict]) -> None:
+    text, summary = all_models
+    for model in ("mean", "concat", "moe", "oracle", "ablation-gate"):
+        for name in ("clean", "missing", "noise", "mixed"):
+            area = summary[f"{model}.{name}.mae.area.mean"]
+            assert summary[f"{model}.{name}.mae.area.low"] < area < summary[f"{model}.{name}.mae.area.high"]
+            difference = summary[f"comparison.qamoe-{model}.{name}.mae.difference"]
+            assert difference == pytest.approx(summary[f"qamoe.{name}.mae.area.mean"] - area)
+    assert "Controls" in text
+    assert "Ablations" in text
+    assert text.index("Ablations") > text.index("Controls")
+
+
+def test_holm_is_over_the_family_as_far_as_it_was_measured(all_models: tuple[str, dict]) -> None:
+    _, summary = all_models
+    names = [name for name in summary if name.endswith(".p_holm")]
+    assert sorted(names) == [f"comparison.qamoe-{m}.mixed.mae.p_holm" for m in ("concat", "moe")]
+    plain = [summary[name.replace("p_holm", "p")] for name in sorted(names)]
+    assert [summary[name] for name in sorted(names)] == pytest.approx(
+        list(holm(dict(zip("ab", plain, strict=True))).values())
+    )
+
+
+def test_the_best_control_is_neither_oracle_nor_ablation(all_models: tuple[str, dict]) -> None:
+    text, summary = all_models
+    assert "No worse than the best control?" in text
+    for name in ("mixed", "missing"):
+        upper = summary[f"non_inferior.{name}.moe.mae.upper"]
+        assert upper == pytest.approx(summary[f"comparison.qamoe-moe.{name}.mae.ratio.high"] - 1)
+        assert summary[f"non_inferior.{name}"] is (upper < 0.01)
+
+
+def test_a_specialist_is_met_in_its_own_cell_and_the_clean_one_in_worse_ones(all_models: tuple[str, dict]) -> None:
+    text, summary = all_models
+    own = "comparison.qamoe-specialist-missing-03.missing-s03.mae"
+    assert summary[f"{own}.ratio.low"] < summary[f"{own}.ratio"] < summary[f"{own}.ratio.high"]
+    assert summary["specialists.specialist-missing-03.missing-s03.mae"] > 0
+    assert not any("specialist-missing-03.missing-s05" in name for name in summary)
+    met = {name.split(".")[2] for name in summary if name.startswith("comparison.qamoe-specialist-clean.")}
+    worse = {f"{kind}-s{tenths:02d}" for kind in ("missing", "noise") for tenths in range(3, 11)}
+    assert met == worse | {"clean"}
+    ratios = [summary[f"{own}.ratio"], summary["comparison.qamoe-specialist-clean.clean.mae.ratio"]]
+    assert summary["specialists.mean_ratio"] == pytest.approx(sum(ratios) / 2)
+    assert "One checkpoint against specialists" in text
+
+
+def test_reliability_is_read_from_the_predictions(all_models: tuple[str, dict]) -> None:
+    """The made-up r falls with severity but for a little noise, and broken quality costs a fifth and a tenth."""
+    text, summary = all_models
+    assert summary["qamoe.reliability.noise.noise.text.spearman.mean"] > 0.95
+    assert summary["qamoe.reliability.missing.missing.vision.auroc.s10.mean"] == 1
+    assert summary["qamoe.reliability.noise.noise.text.clips"] == 62
+    rises = [summary[f"qamoe.broken.{way}.rise"] for way in ("across", "within")]
+    assert rises == pytest.approx([0.2, 0.1])
+    assert "Broken quality" in text
+    ratio = summary["qamoe.lost.mae_ratio_to_mean"]
+    assert summary["qamoe.lost.mae_ratio_to_mean.low"] < ratio < summary["qamoe.lost.mae_ratio_to_mean.high"]
+    assert f"{100 * summary['qamoe.lost.spread.mean']:.1f} % of the label's standard deviation" in text
+
+
+def test_coverage_is_that_of_the_cells_and_of_those_of_selection(many: Path, all_models: tuple[str, dict]) -> None:
+    text, summary = all_models
+    cells = pd.read_parquet(many / "evaluate" / "qamoe" / "1" / "cells.parquet").query("metric == 'coverage_90'")
+    by_cell = cells.groupby("cell")["value"].mean()
+    assert summary["qamoe.coverage_90.missing.s07"] == pytest.approx(by_cell["missing-0.7"])
+    chosen = by_cell[["clean", "missing-0.5", "noise-1.0"]]
+    assert summary["qamoe.coverage_90.selection"] == pytest.approx(chosen.mean())
+    assert summary["qamoe.coverage_90.selection.low"] < summary["qamoe.coverage_90.selection"]
+    assert "the cells of selection" in text
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_without_broken_parquet_nothing_is_said_of_it(tmp_path: Path, make_run: Maker) -> None:
+    make_run(tmp_path, "qamoe", 1)
+    (tmp_path / "evaluate" / "qamoe" / "1" / "broken.parquet").unlink()
+    write(tmp_path)
+    text = Page((tmp_path / "report" / "index.html").read_text()).text
+    assert "Broken quality" not in text
+    assert "Is reliability real" in text
+
+
 def test_metrics_for_dvc_are_few_and_small(written: Path, summary: dict) -> None:
     metrics = json.loads((written / "metrics.json").read_text())
     assert list(metrics) == ["concat", "mean", "qamoe"]
@@ -209,15 +304,40 @@ def test_trust_that_fell_back_to_r_is_said(tmp_path: Path, make_run: Maker) -> N
     assert "Trust is r itself, not rescaled (qamoe, audio, seed 4)" in text
 
 
+def as_classes(root: Path, model: str) -> None:
+    """Turn a run into one of two classes: the sign of the target, with a probability that grows with the prediction."""
+    folder = root / "evaluate" / model / "1"
+    rows, cells = pd.read_parquet(folder / "predictions.parquet"), pd.read_parquet(folder / "cells.parquet")
+    positive = 1 / (1 + np.exp(-rows["prediction"]))
+    rows = rows.assign(target=(rows["target"] > 0).astype(float), p_no=1 - positive, p_yes=positive)
+    rows = rows.assign(prediction=(positive > 0.5).astype(float), variance=np.nan)
+    rows.to_parquet(folder / "predictions.parquet", index=False)
+    about = cells.drop(columns=["metric", "value"]).drop_duplicates()
+    lines = []
+    for line in about.to_dict("records"):
+        here = rows[(rows["cell"] == line["cell"]) & (rows["draw"] == line["draw"])]
+        lines += [line | {"metric": m, "value": v} for m, v in of_predictions(here, {}).items()]
+    pd.DataFrame(lines).to_parquet(folder / "cells.parquet", index=False)
+    (folder / "broken.parquet").unlink(missing_ok=True)
+
+
 @pytest.mark.usefixtures("undrawn")
-def test_accuracies_alone_do_not_break_it(tmp_path: Path, make_run: Maker) -> None:
-    make_run(tmp_path, "qamoe", 1, task={"kind": "classification", "classes": ["a", "b"]})
-    path = tmp_path / "evaluate" / "qamoe" / "1" / "cells.parquet"
-    cells = pd.read_parquet(path)
-    cells = cells[cells["metric"] == "acc7"].assign(metric="accuracy")
-    cells.to_parquet(path)
+def test_classes_have_a_page_of_their_own_metrics(tmp_path: Path, make_run: Maker) -> None:
+    task = {"kind": "classification", "classes": ["no", "yes"]}
+    for model in ("concat", "qamoe"):
+        make_run(tmp_path, model, 1, task=task, calibration={"temperature": 1.3})
+        as_classes(tmp_path, model)
     write(tmp_path)
-    assert "Accuracy, clean" in (tmp_path / "report" / "index.html").read_text()
+    text = " ".join(Page((tmp_path / "report" / "index.html").read_text()).text.split())
+    summary = json.loads((tmp_path / "report" / "summary.json").read_text())
+    assert "Accuracy, clean" in text
+    assert "Accuracy of qamoe minus that of concat" in text
+    assert "MAE of" not in text
+    difference = [summary[f"{model}.mixed.accuracy.area.mean"] for model in ("qamoe", "concat")]
+    assert summary["comparison.qamoe-concat.mixed.accuracy.difference"] == pytest.approx(difference[0] - difference[1])
+    assert summary["qamoe.reliability.noise.noise.audio.spearman.mean"] > 0.9
+    assert "Calibration error" in text
+    assert "qamoe.coverage_90.mixed" not in summary
 
 
 def test_half_a_result_is_refused_by_name(tmp_path: Path, make_run: Maker) -> None:

@@ -1,10 +1,11 @@
-"""Split-conformal intervals: how many sigmas an interval needs, learnt on validation residuals."""
+"""Calibration on validation: how many sigmas an interval needs, and by what logits are divided."""
 
 import math
 
 import numpy as np
 
 LEVELS = (0.5, 0.8, 0.9, 0.95)
+TEMPERATURES = (0.05, 20.0)  # what a fit may find; separable validation data would ask for 0
 
 
 def fit_conformal(residual: np.ndarray, sigma: np.ndarray) -> dict[str, float]:
@@ -15,3 +16,32 @@ def fit_conformal(residual: np.ndarray, sigma: np.ndarray) -> dict[str, float]:
     scores = np.sort(np.abs(residual) / sigma)
     ranks = {level: min(len(scores), math.ceil((len(scores) + 1) * level)) for level in LEVELS}
     return {f"{level:g}": float(scores[rank - 1]) for level, rank in ranks.items()}
+
+
+def fit_temperature(logits: np.ndarray, target: np.ndarray) -> float:
+    """Logits (N, C) and class numbers (N,) -> the temperature of the smallest NLL (Guo et al. 2017).
+
+    The NLL is convex in 1 / temperature, so there is one; it is looked for within TEMPERATURES. Log probabilities
+    do as well as logits.
+    """
+    from scipy.optimize import minimize_scalar
+    from scipy.special import log_softmax
+
+    logits, target = logits.astype(np.float64), target.astype(np.int64)
+
+    def nll(log_temperature: float) -> float:
+        said = log_softmax(logits / np.exp(log_temperature), axis=1)
+        return -float(said[np.arange(len(target)), target].mean())
+
+    low, high = np.log(TEMPERATURES)
+    found = minimize_scalar(nll, bounds=(low, high), method="bounded", options={"xatol": 1e-6})
+    return float(np.exp(found.x))
+
+
+def tempered(probabilities: np.ndarray, temperature: float) -> np.ndarray:
+    """Probabilities (N, C) as they are when their logits are divided by `temperature`."""
+    from scipy.special import softmax
+
+    if temperature == 1:
+        return probabilities
+    return softmax(np.log(probabilities.clip(1e-12)) / temperature, axis=1)

@@ -1,37 +1,74 @@
-"""Paired comparison of two models on one slice: a bootstrap over sources.
+"""Paired comparison of two models on one slice or cell: a bootstrap over sources.
 
 Clips of one source (a speaker, a video) are alike, so what is drawn anew are sources, with all their clips.
 Both models are measured on the same draw: what is common to them, hard clips above all, leaves the difference.
 A slice weighs its cells as its summary does (see weights), and training seeds are averaged.
 """
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from qamoe.errors import Refused
 from qamoe.evaluation import summary
+from qamoe.evaluation.metrics import classes_of
 
 MODALITIES = ("text", "audio", "vision")
 KEYS = ["clip_id", "cell", "draw"]
+DRAWS = 2000  # resamplings
+_GROUPS = 64  # at once: memory grows with resamplings times groups times moments
+Moments = Callable[[pd.DataFrame], np.ndarray]
+Finish = Callable[[np.ndarray], np.ndarray]
 
 
-def _mae(prediction: np.ndarray, target: np.ndarray) -> np.ndarray:
+def _sides(rows: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    return rows["prediction"].to_numpy(float), rows["target"].to_numpy(float)
+
+
+def _mae(rows: pd.DataFrame) -> np.ndarray:
+    prediction, target = _sides(rows)
     return np.abs(prediction - target)[:, None]
 
 
-def _mean_error(prediction: np.ndarray, target: np.ndarray) -> np.ndarray:
+def _mean_error(rows: pd.DataFrame) -> np.ndarray:
+    prediction, target = _sides(rows)
     return (prediction - target)[:, None]
 
 
-def _products(prediction: np.ndarray, target: np.ndarray) -> np.ndarray:
+def _products(rows: pd.DataFrame) -> np.ndarray:
+    prediction, target = _sides(rows)
     return np.stack([prediction, target, prediction**2, target**2, prediction * target], axis=1)
+
+
+def _seven_classes(rows: pd.DataFrame) -> np.ndarray:
+    prediction, target = _sides(rows)
+    return (np.round(prediction.clip(-3, 3)) == np.round(target.clip(-3, 3))).astype(float)[:, None]
+
+
+def _signs(rows: pd.DataFrame) -> np.ndarray:
+    """Hits among the targets that are not 0, and how many those are."""
+    prediction, target = _sides(rows)
+    some = target != 0
+    return np.stack([((prediction > 0) == (target > 0)) & some, some], axis=1).astype(float)
+
+
+def _class_counts(rows: pd.DataFrame) -> np.ndarray:
+    """Hits, predictions and targets of each class, (N, 3 C)."""
+    classes = np.arange(len(classes_of(rows)))
+    predicted = rows[classes_of(rows)].to_numpy(float).argmax(1)[:, None] == classes
+    true = rows["target"].to_numpy(int)[:, None] == classes
+    return np.concatenate([predicted & true, predicted, true], axis=1).astype(float)
 
 
 def _mean(means: np.ndarray) -> np.ndarray:
     return means[..., 0]
+
+
+def _quotient(means: np.ndarray) -> np.ndarray:
+    some = means[..., 1] > 0
+    return np.where(some, means[..., 0] / np.where(some, means[..., 1], 1.0), np.nan)
 
 
 def _correlation(means: np.ndarray) -> np.ndarray:
@@ -42,12 +79,58 @@ def _correlation(means: np.ndarray) -> np.ndarray:
     return np.where(known, (pt - p * t) / np.sqrt(np.where(known, of_p * of_t, 1.0)), 0.0)
 
 
+def _accuracy(means: np.ndarray) -> np.ndarray:
+    return np.split(means, 3, axis=-1)[0].sum(-1)
+
+
+def _macro_f1(means: np.ndarray) -> np.ndarray:
+    """Mean over the classes that occur among targets or predictions, as metrics.py has it."""
+    hits, predicted, true = np.split(means, 3, axis=-1)
+    present = predicted + true > 0
+    f1 = np.where(present, 2 * hits / np.where(present, predicted + true, 1.0), 0.0)
+    return f1.sum(-1) / present.sum(-1)
+
+
 # metric -> (moments of one row, the metric from their means over clips); sums over sources make resampling cheap.
-METRICS: dict[str, tuple[Callable[..., np.ndarray], Callable[[np.ndarray], np.ndarray]]] = {
+REGRESSION: dict[str, tuple[Moments, Finish]] = {
     "mae": (_mae, _mean),
     "mean_error": (_mean_error, _mean),
     "corr": (_products, _correlation),
+    "acc7": (_seven_classes, _mean),
+    "acc2_non0": (_signs, _quotient),
 }
+CLASSIFICATION: dict[str, tuple[Moments, Finish]] = {
+    "accuracy": (_class_counts, _accuracy),
+    "macro_f1": (_class_counts, _macro_f1),
+}
+
+
+class Resampled(NamedTuple):
+    """A metric (R + 1,) of one model on one slice: of the sample itself, then under R draws of sources."""
+
+    values: np.ndarray
+    rows: int  # of one seed
+    grid: int  # digest of the clips, cells, draws, sources and targets of one seed
+
+    @property
+    def interval(self) -> tuple[float, float, float]:
+        """The value with its 95 % interval: (value, low, high)."""
+        return _interval(self.values)
+
+
+class Comparison(NamedTuple):
+    """How much a's metric exceeds b's: the difference, its 95 % interval, a two-sided p, and the same as a ratio.
+
+    The ratio is NaN where b's metric is not above 0 under every draw.
+    """
+
+    difference: float
+    low: float
+    high: float
+    p: float
+    ratio: float
+    ratio_low: float
+    ratio_high: float
 
 
 def weights(predictions: pd.DataFrame) -> pd.Series:
@@ -63,80 +146,148 @@ def weights(predictions: pd.DataFrame) -> pd.Series:
         raise Refused(str(error)) from None
 
 
-def _estimates(predictions: pd.DataFrame, metric: str, sources: list[Any], counts: np.ndarray) -> np.ndarray:
-    """The slice's metric (R,) under R draws of sources; counts (R, S): how often each source was drawn."""
-    moments, finish = METRICS[metric]
-    rows = moments(predictions["prediction"].to_numpy(float), predictions["target"].to_numpy(float))
-    cell_weights = weights(predictions)
-    groups = predictions.groupby(["seed", "cell", "draw"], sort=False)
-    group = groups.ngroup().to_numpy()
-    source = pd.Index(sources).get_indexer(predictions["source"])
-    sums = np.zeros((len(sources), groups.ngroups, rows.shape[1]))
-    np.add.at(sums, (source, group), rows)
-    clips = np.zeros((len(sources), groups.ngroups))
-    np.add.at(clips, (source, group), 1.0)
-    means = np.tensordot(counts, sums, axes=1) / (counts @ clips)[..., None]
-    first = predictions.iloc[np.unique(group, return_index=True)[1]]
-    share = first["cell"].map(cell_weights).to_numpy(float)
-    # Every draw of a cell, and every seed, weighs the same.
-    share = share / first.groupby(["seed", "cell"])["cell"].transform("size").to_numpy() / first["seed"].nunique()
-    return finish(means) @ share
+def metrics_of(predictions: pd.DataFrame) -> dict[str, tuple[Moments, Finish]]:
+    """The metrics that these predictions can be compared by."""
+    return CLASSIFICATION if classes_of(predictions) else REGRESSION
 
 
-def _paired(a: pd.DataFrame, b: pd.DataFrame, metric: str, draws: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Estimates of both under the same draws of sources; the first entry is the sample itself."""
-    if metric not in METRICS:
-        raise Refused(f"No paired comparison of {metric!r}; allowed are {', '.join(METRICS)}.")
-    a, b = (p if "seed" in p else p.assign(seed=0) for p in (a, b))
-    slices = sorted({*a["slice"], *b["slice"]})
+def resample(predictions: pd.DataFrame, metric: str = "mae", draws: int = DRAWS, seed: int = 0) -> Resampled:
+    """A metric of one slice, or of one cell of it, under `draws` draws of its sources, the same for every model.
+
+    predictions: rows of predictions.parquet of one slice, with a column `seed` where they hold several training
+    seeds. Raises Refused for an unknown metric, for several slices, and where seeds hold different grids.
+    """
+    slices = sorted(predictions["slice"].unique())
     if len(slices) != 1:
         raise Refused(f"A paired comparison is about one slice, not about {', '.join(slices) or 'none'}.")
-    _check_grid(a, b, slices[0])
-    sources = sorted(a["source"].unique())
-    counts = np.random.default_rng(seed).multinomial(len(sources), np.full(len(sources), 1 / len(sources)), draws)
-    counts = np.concatenate([np.ones((1, len(sources))), counts])
-    return _estimates(a, metric, sources, counts), _estimates(b, metric, sources, counts)
+    known = metrics_of(predictions)
+    if metric not in known:
+        raise Refused(f"No paired comparison of {metric!r}; allowed are {', '.join(known)}.")
+    rows = predictions if "seed" in predictions else predictions.assign(seed=0)
+    count, grid = _grid(rows, slices[0])
+    moments, finish = known[metric]
+    values, groups = over_sources(rows, moments(rows), finish, draws, seed)
+    share = np.ones(len(groups))  # of a single cell, also of one that weighs nothing in its slice
+    if rows["cell"].nunique() > 1:
+        share = groups["cell"].map(weights(rows)).to_numpy(float)
+    # Every draw of a cell, and every seed, weighs the same.
+    share = share / groups.groupby(["seed", "cell"])["cell"].transform("size").to_numpy() / groups["seed"].nunique()
+    return Resampled(values @ share, count, grid)
 
 
-def _check_grid(a: pd.DataFrame, b: pd.DataFrame, name: str) -> None:
-    """Refuse unless every seed of both models holds the same clips in the same cells and draws."""
-    expected = None
-    for frame in (a, b):
-        for seed, own in frame.groupby("seed"):
-            rows = own[[*KEYS, "source", "target"]].sort_values(KEYS, ignore_index=True)
-            if rows.duplicated(KEYS).any():
-                raise Refused(f"Slice {name}: seed {seed} holds a clip twice in the same cell and draw.")
-            if expected is None:
-                expected = rows
-            elif not rows.equals(expected):
-                raise Refused(
-                    f"Slice {name}: the two models were not measured on the same clips, cells, draws and "
-                    f"targets (seed {seed} has {len(rows)} rows, the first seed {len(expected)}); "
-                    "evaluate both again."
-                )
+def over_sources(
+    rows: pd.DataFrame, values: np.ndarray, finish: Finish = _mean, draws: int = DRAWS, seed: int = 0
+) -> tuple[np.ndarray, pd.DataFrame]:
+    """`finish` of the means over clips of values (N, K), in each of G groups of rows: (R + 1, G), and the groups.
+
+    A group is a seed, cell and draw. The first line is of the sample itself, the others under R draws of sources,
+    which are drawn in the order of their names, and so alike for every model.
+    """
+    source, sources = pd.factorize(rows["source"], sort=True)
+    of = len(sources)
+    counts = np.random.default_rng(seed).multinomial(of, np.full(of, 1 / of), draws)
+    counts = np.concatenate([np.ones((1, of)), counts])
+    grouped = rows.groupby(["seed", "cell", "draw"], sort=False, observed=True)
+    group = grouped.ngroup().to_numpy()
+    place, shape = source * grouped.ngroups + group, (of, grouped.ngroups)
+    sums = np.stack([np.bincount(place, column, of * grouped.ngroups).reshape(shape) for column in values.T], axis=-1)
+    clips = counts @ np.bincount(place, minlength=of * grouped.ngroups).reshape(shape)
+    found = np.empty((len(counts), grouped.ngroups))
+    for start in range(0, grouped.ngroups, _GROUPS):
+        some = slice(start, start + _GROUPS)
+        found[:, some] = finish(np.tensordot(counts, sums[:, some], axes=1) / clips[:, some, None])
+    return found, rows.iloc[np.unique(group, return_index=True)[1]][["seed", "cell", "draw"]]
+
+
+def _grid(rows: pd.DataFrame, name: str) -> tuple[int, int]:
+    """Rows of one seed and the digest of what they are of; Refused unless every seed holds the same."""
+    from pandas.util import hash_pandas_object
+
+    found = None
+    for seed, own in rows.groupby("seed"):
+        if own.duplicated(KEYS).any():
+            raise Refused(f"Slice {name}: seed {seed} holds a clip twice in the same cell and draw.")
+        about = own[[*KEYS, "source", "target"]].astype({"draw": "int64", "target": "float64"})
+        # A sum of digests does not depend on the rows' order.
+        digest = int(hash_pandas_object(about, index=False, categorize=True).sum())
+        _same_grid(name, found, (len(own), digest), f"seed {seed}")
+        found = (len(own), digest)
+    assert found is not None
+    return found
+
+
+def _same_grid(name: str, first: tuple[int, int] | None, second: tuple[int, int], who: str) -> None:
+    if first is not None and first != second:
+        raise Refused(
+            f"Slice {name}: {who} was not measured on the same clips, cells, draws and targets as what it is compared "
+            f"with ({second[0]} rows a seed against {first[0]}); evaluate both again."
+        )
+
+
+def compared(a: Resampled, b: Resampled, name: str) -> Comparison:
+    """a against b, both resampled alike. `name` of the slice, for the refusal where they hold different grids."""
+    _same_grid(name, (b.rows, b.grid), (a.rows, a.grid), "the first model")
+    difference = a.values - b.values
+    ratio = (float("nan"),) * 3
+    if (b.values > 0).all():
+        ratio = _interval(a.values / b.values)
+    return Comparison(*_interval(difference), _p_value(difference), *ratio)
+
+
+def compare(a: pd.DataFrame, b: pd.DataFrame, metric: str = "mae", draws: int = DRAWS, seed: int = 0) -> Comparison:
+    """Compare two models on one slice, or on one cell of it. Raises Refused where the two hold different grids.
+
+    a, b: rows of predictions.parquet of one slice, with a column `seed` where they hold several training seeds. The
+    difference is that of the slice summaries, averaged over seeds; the interval goes from the 2.5 to the 97.5 %
+    point over `draws` resamplings of sources.
+    """
+    name = next(iter(a["slice"]), "none")
+    return compared(resample(a, metric, draws, seed), resample(b, metric, draws, seed), name)
 
 
 def paired_bootstrap(
-    a: pd.DataFrame, b: pd.DataFrame, metric: str = "mae", draws: int = 2000, seed: int = 0
+    a: pd.DataFrame, b: pd.DataFrame, metric: str = "mae", draws: int = DRAWS, seed: int = 0
 ) -> tuple[float, float, float]:
-    """How much a's metric exceeds b's on one slice, with its 95 % interval: (difference, low, high).
-
-    a, b: rows of predictions.parquet of one slice, with a column `seed` where they hold several training
-    seeds. The difference is that of the slice summaries, averaged over seeds; low and high are the 2.5 and
-    97.5 % points over `draws` resamplings of sources. Raises Refused where the two hold different grids.
-    """
-    of_a, of_b = _paired(a, b, metric, draws, seed)
-    return _interval(of_a - of_b)
+    """How much a's metric exceeds b's on one slice, with its 95 % interval: (difference, low, high); see compare."""
+    return compare(a, b, metric, draws, seed)[:3]
 
 
 def paired_ratio(
-    a: pd.DataFrame, b: pd.DataFrame, metric: str = "mae", draws: int = 2000, seed: int = 0
+    a: pd.DataFrame, b: pd.DataFrame, metric: str = "mae", draws: int = DRAWS, seed: int = 0
 ) -> tuple[float, float, float]:
     """a's metric divided by b's, as paired_bootstrap: (ratio, low, high); for metrics above 0, such as mae."""
-    of_a, of_b = _paired(a, b, metric, draws, seed)
-    if not (of_b > 0).all():
-        raise Refused(f"A ratio of {metric} needs a divisor above 0; the smallest seen is {of_b.min():.4g}.")
-    return _interval(of_a / of_b)
+    found = compare(a, b, metric, draws, seed)
+    if np.isnan(found.ratio):
+        raise Refused(f"A ratio of {metric} needs a divisor above 0 under every draw of sources.")
+    return found.ratio, found.ratio_low, found.ratio_high
+
+
+def non_inferior(found: Comparison, margin: float) -> bool:
+    """Whether a errs at most by the share `margin` more than b: the upper limit of the relative difference is below."""
+    return found.ratio_high - 1 < margin
+
+
+def holm(p_values: Mapping[str, float]) -> dict[str, float]:
+    """Adjusted p of each comparison of a family that was named before looking (Holm 1979).
+
+    The k-th smallest of n is multiplied by n - k + 1, is at least its predecessor, and at most 1.
+    """
+    adjusted: dict[str, float] = {}
+    least = 0.0
+    for place, name in enumerate(sorted(p_values, key=lambda name: p_values[name])):
+        least = max(least, min(1.0, p_values[name] * (len(p_values) - place)))
+        adjusted[name] = least
+    return {name: adjusted[name] for name in p_values}
+
+
+def _p_value(differences: np.ndarray) -> float:
+    """Two-sided p of no difference: twice the share of draws on the rarer side of 0, the sample counted as one.
+
+    It agrees with the percentile interval, and is never below 2 / (R + 1) (Davison and Hinkley 1997, section 4.2).
+    """
+    drawn = differences[1:]
+    rarer = min((drawn <= 0).sum(), (drawn >= 0).sum())
+    return float(min(1.0, 2 * (1 + rarer) / (1 + len(drawn))))
 
 
 def _interval(values: np.ndarray) -> tuple[float, float, float]:

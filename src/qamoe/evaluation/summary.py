@@ -3,7 +3,8 @@
 import numpy as np
 import pandas as pd
 
-LOWER_IS_BETTER = frozenset({"mae", "nll", "corr_undefined", "width_50", "width_80", "width_90", "width_95"})
+from qamoe.evaluation.metrics import lower_is_better
+
 EVEN = ("joint", "subsets", "swap")  # slices whose cells weigh alike; the others are curves over severity
 BLIND = "-blind"  # ends the names of the cells of subsets that only stand beside the announced ones
 
@@ -55,7 +56,7 @@ def summarise(cells: pd.DataFrame) -> pd.DataFrame:
             if metric == "mean_error":
                 worst = counted[np.abs(counted).argmax()]
             else:
-                worst = counted.max() if metric in LOWER_IS_BETTER else counted.min()
+                worst = counted.max() if lower_is_better(metric) else counted.min()
             rows.append(
                 {
                     "slice": name,

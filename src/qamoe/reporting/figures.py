@@ -25,10 +25,11 @@ LINES: dict[str, Line] = {
     "qamoe": ("#0072B2", "-"),
     "concat": ("#D55E00", (0, (5, 2))),
     "mean": ("#666666", (0, (1, 1.5))),
+    "moe": ("#009E73", (0, (5, 1.5, 1, 1.5))),
+    "oracle": ("#CC79A7", (0, (8, 2))),
 }
 OTHERS: tuple[Line, ...] = (
-    ("#009E73", (0, (5, 1.5, 1, 1.5))),
-    ("#CC79A7", (0, (8, 2))),
+    ("#882255", (0, (1, 1))),
     ("#A97B00", (0, (3, 1.5, 1, 1.5, 1, 1.5))),
     ("#56B4E9", (0, (2, 2))),
 )
@@ -36,6 +37,8 @@ AXES = {
     "missing": "share of frames missing, η",
     "noise": "noise level, λ",
     "burst": "share of frames lost in one burst, s",
+    "additive": "added noise, share of 2 SD",
+    "desync": "shift (s)",
 }
 METRIC_AXES = {"mae": "MAE (label units)", "accuracy": "accuracy", "corr": "Corr"}
 STYLE: dict[str, Any] = {
@@ -99,12 +102,17 @@ def _curves(ax: "Axes", model: str, points: pd.DataFrame, value: str) -> None:
 
 
 def spectrum_curve(
-    cells_by_model: dict[str, pd.DataFrame], slices: Sequence[str] | None = None, metric: str | None = None
+    cells_by_model: dict[str, pd.DataFrame],
+    slices: Sequence[str] | None = None,
+    metric: str | None = None,
+    title: str | None = None,
+    kind: str | None = None,
 ) -> "Figure":
     """How each model's error grows along the spectrum, a panel a slice.
 
     cells_by_model: rows of cells.parquet by model, with a column `seed` where they hold several training
-    seeds. slices: by default every graded slice there is. metric: by default mae, or accuracy.
+    seeds. slices: by default every graded slice there is. metric: by default mae, or accuracy. title and kind: where
+    they are not the slice's name.
     """
     together = pd.concat(
         [cells.assign(model=model, seed=cells.get("seed", 0)) for model, cells in cells_by_model.items()],
@@ -119,7 +127,7 @@ def spectrum_curve(
             for model in sorted(own["model"].unique(), key=tables.model_order):
                 points = own[own["model"] == model].groupby(["seed", "severity"])["value"].mean().reset_index()
                 _curves(ax, model, points, "value")
-            ax.set(title=name, xlabel=severity_axis(name), xlim=(0, 1))
+            ax.set(title=title or name, xlabel=severity_axis(kind or name), xlim=(0, 1))
         panels[0].set_ylabel(METRIC_AXES.get(metric, metric))
         panels[0].legend(loc="best")
     return figure
@@ -172,6 +180,34 @@ def trust_curve(modality: str, name: str, trust: pd.DataFrame | None, r: pd.Data
     return figure
 
 
+def coverage_curve(name: str, points: pd.DataFrame, level: float) -> "Figure":
+    """Share of targets inside the interval of `level` along slice `name`, with its 95 % interval over sources.
+
+    points: severity, value, low, high.
+    """
+    from matplotlib.ticker import PercentFormatter
+
+    with _styled():
+        figure, (ax,) = _figure(SMALL)
+        ax.axhline(level, color="#555555", linewidth=1.0, linestyle=(0, (1, 1.5)))
+        ax.annotate(
+            "promised",
+            (0.99, level),
+            xycoords=("axes fraction", "data"),
+            xytext=(0, 3),
+            textcoords="offset points",
+            ha="right",
+            fontsize=8.5,
+            color="#444444",
+        )
+        ax.fill_between(points["severity"], points["low"], points["high"], color="#0072B2", alpha=0.18, linewidth=0)
+        ax.plot(points["severity"], points["value"], color="#0072B2", linewidth=2.2)
+        ax.set(title=name, xlabel=severity_axis(name), ylabel="targets inside", xlim=(0, 1))
+        ax.set_ylim(min(0.5, points["low"].min()), 1.005)
+        ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    return figure
+
+
 def expert_usage(name: str, usage: pd.DataFrame, seed: Any) -> "Figure":
     """Which experts work along slice `name`, for one training seed, under the entropy of every seed's usage.
 
@@ -197,14 +233,14 @@ def expert_usage(name: str, usage: pd.DataFrame, seed: Any) -> "Figure":
             )
         most = np.log2(len(experts))
         top.axhline(most, color="#555555", linewidth=0.9, linestyle=(0, (1, 1.5)))
-        top.set(title=name, ylabel="entropy (bits)", ylim=(0, most * 1.12))
+        top.set(title=name, ylabel="entropy (bits)", ylim=(0, most * 1.35))
         top.annotate(
             "all experts alike",
             (0.01, most),
             xycoords=("axes fraction", "data"),
-            xytext=(0, -3),
+            xytext=(0, 2),
             textcoords="offset points",
-            va="top",
+            va="bottom",
             fontsize=8.5,
             color="#444444",
         )

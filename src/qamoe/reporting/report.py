@@ -17,9 +17,9 @@ from typing import Any
 
 import pandas as pd
 
-from qamoe.reporting import sections, tables
+from qamoe.reporting import controls, evidence, sections, tables
+from qamoe.reporting.controls import Summary
 from qamoe.reporting.results import Results, read
-from qamoe.reporting.sections import Summary
 from qamoe.reporting.tables import number
 
 COMMAND = "dvc repro report"
@@ -29,7 +29,7 @@ def write(evaluated: Path, trained: Path, out: Path) -> dict[str, Any]:
     """Write the report's folder and return what a terminal shows.
 
     evaluated, trained: artifacts/evaluate and artifacts/train. out: artifacts/report, replaced as a whole at the
-    end. Returns `headline` (tables.headline), `comparison` (rows of sections.comparisons), `page` and `summary`
+    end. Returns `headline` (tables.headline), `comparison` (rows of controls.rows), `page` and `summary`
     (paths). Raises Refused where a run is not complete.
     """
     results = read(evaluated, trained)
@@ -92,19 +92,34 @@ def build(results: Results) -> tuple[Summary, dict[str, Any]]:
     summary: Summary = {}
     runs = tables.summaries(results.cells)
     headline = tables.headline(results.cells, runs)
-    compared = sections.comparisons(results, summary)
+    metric = tables.error_metric(results.cells) or ""
+    resampled = controls.values(results, summary)
+    pairs = controls.pairs(resampled, metric, summary)
+    compared = controls.rows(pairs, metric, summary)
+    slices = sections.slices(results.cells, runs, summary)
     context = {
         "about": sections.about(results, summary),
         "headline": sections.headline(headline, results.cells),
-        "compared": [sections.compared_row(row) for row in compared],
-        "pair": sections.COMPARED,
-        "resamplings": sections.DRAWS,
-        "slices": sections.slices(results.cells, runs, summary),
+        "compared": [controls.shown(row) for row in compared],
+        "family": controls.FAMILY,
+        "metric": sections.METRIC_NAMES.get(metric, metric),
+        "matrix": controls.matrix(resampled, pairs, metric),
+        "no_worse": controls.no_worse(resampled, pairs, summary) if metric == "mae" else [],
+        "margin": f"{100 * controls.MARGIN:g} %",
+        "specialists": controls.specialists(results, summary),
+        "pair": controls.COMPARED,
+        "resamplings": controls.DRAWS,
+        "slices": slices,
         "groups": [
             sections.spectrum(results, summary),
+            sections.within_slices(results, summary),
             sections.trust(results, summary),
             sections.experts(results, summary),
         ],
+        "reliability": evidence.reliability_rows(results, summary),
+        "broken": evidence.broken(results, summary),
+        "lost": evidence.nothing_left(results, summary),
+        "calibration": evidence.calibration(results, summary),
         "training": sections.training(results, summary),
         "references": sections.references(results.cells, summary),
         "gate": number(sections.WITHOUT_QUALITY_GATE, "mean_error"),

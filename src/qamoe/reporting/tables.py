@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 MODALITIES = ("text", "audio", "vision")
+ORDER = ("mean", "text", "concat", "cross_attention", "tensor", "precision", "moe")
 STATISTICS = ("area", "area09", "worst", "clean")
 ERRORS = ("mae", "accuracy")  # the metric that figures show: the first that exists
 FEWEST = 20  # rows in a bin of mean severity, for a point of the figure
@@ -35,11 +36,14 @@ REGRESSION = (
     Column("clean", "mae", "clean", "MAE, clean"),
     Column("clean", "corr", "clean", "Corr, clean"),
     Column("clean", "acc2_non0", "clean", "Acc-2 Non0, clean"),
+    Column("clean", "acc2_sims", "clean", "Acc-2 SIMS, clean"),
     Column("missing", "mae", "area", "MAE, missing (area)"),
     Column("missing", "mae", "area09", "MAE, missing 0..0.9 (mean)"),
     Column("noise", "mae", "area", "MAE, noise (area)"),
     Column("mixed", "mae", "area", "MAE, mixed"),
     Column("mixed", "coverage_90", "area", "90 % interval covers, mixed"),
+    Column("alone", "mae", "area", "MAE, alone"),
+    Column("swap", "mae", "area", "MAE, swap"),
     Column("clean", "mean_error", "clean", "Mean error, clean"),
 )
 CLASSIFICATION = (
@@ -49,17 +53,25 @@ CLASSIFICATION = (
     Column("missing", "accuracy", "area09", "Accuracy, missing 0..0.9 (mean)"),
     Column("noise", "accuracy", "area", "Accuracy, noise (area)"),
     Column("mixed", "accuracy", "area", "Accuracy, mixed"),
+    Column("mixed", "calibration_error", "area", "Calibration error, mixed"),
 )
 
 
 def is_share(metric: str) -> bool:
     """True for metrics in [0, 1] that people read as per cent."""
-    return metric.startswith(("acc", "f1", "macro_f1", "balanced_acc", "coverage"))
+    return metric.startswith(("acc", "f1", "macro", "weighted", "balanced_acc", "coverage"))
 
 
-def model_order(model: str) -> tuple[bool, bool, str]:
-    """Sort key: the mean predictor first, qamoe last, everything else by name between them."""
-    return (model != "mean", model == "qamoe", model)
+def model_order(model: str) -> tuple[int, int, str]:
+    """Sort key: the controls from the simplest on, qamoe, and after it the oracle, ablations and specialists."""
+    place = ORDER.index(model) if model in ORDER else len(ORDER)
+    after = ("qamoe", "oracle", "ablation-", "specialist-")
+    return (next((i + 1 for i, name in enumerate(after) if model.startswith(name)), 0), place, model)
+
+
+def is_control(model: str) -> bool:
+    """Whether a model is one that QA-MoE is to be no worse than: oracle, ablations and specialists are not."""
+    return model_order(model)[0] == 0
 
 
 def error_metric(cells: pd.DataFrame) -> str | None:
@@ -134,23 +146,30 @@ def spread(sd: float, metric: str) -> str:
 
 
 def print_headline(made: pd.DataFrame, console: "Console | None" = None) -> None:
-    """Print the headline in a terminal: a row a measure, a column a model, so that it fits 80 characters."""
+    """Print the headline in a terminal: a row a measure, a column a model, as many models beside each other as fit."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title="Test split, mean ± SD over training seeds", title_justify="left")
-    table.add_column("")
-    for _, row in made.iterrows():
-        seeds = "1 seed" if row["seeds"] == 1 else f"{row['seeds']} seeds"
-        table.add_column(Text(f"{row['model']}\n{seeds}"), justify="right")
-    for column in (c for c in (*REGRESSION, *CLASSIFICATION) if c.name in made):
-        values = (
-            " ".join((number(row[column.name], column.metric), spread(row[f"{column.name}.sd"], column.metric))).strip()
-            for _, row in made.iterrows()
-        )
-        table.add_row(column.label, *map(Text, values))
-    (console or Console()).print(table)
+    console = console or Console()
+    columns = [c for c in dict.fromkeys((*REGRESSION, *CLASSIFICATION)) if c.name in made]
+    beside = max(1, (console.width - max((len(c.label) for c in columns), default=0) - 4) // 16)
+    for start in range(0, len(made), beside):
+        table = Table(title=None if start else "Test split, mean ± SD over training seeds", title_justify="left")
+        table.add_column("")
+        shown = [row for _, row in made.iloc[start : start + beside].iterrows()]
+        for row in shown:
+            seeds = "1 seed" if row["seeds"] == 1 else f"{row['seeds']} seeds"
+            table.add_column(Text(f"{row['model']}\n{seeds}"), justify="right")
+        for column in columns:
+            values = (
+                " ".join(
+                    (number(row[column.name], column.metric), spread(row[f"{column.name}.sd"], column.metric))
+                ).strip()
+                for row in shown
+            )
+            table.add_row(column.label, *map(Text, values))
+        console.print(table)
 
 
 def curves(cells: pd.DataFrame) -> pd.DataFrame:
@@ -166,6 +185,15 @@ def graded_slices(cells: pd.DataFrame) -> list[str]:
     """Slices that are curves: one line of cells, each with its own severity."""
     shape = cells.groupby("slice", sort=False).agg(cells=("cell", "nunique"), severities=("severity", "nunique"))
     return list(shape.index[(shape["cells"] > 1) & (shape["cells"] == shape["severities"])])
+
+
+def curves_within(cells: pd.DataFrame) -> list[tuple[str, str, str]]:
+    """(slice, kind, modalities) of every curve inside a slice that is none itself, such as audio's noise in alone."""
+    rest = cells[~cells["slice"].isin(graded_slices(cells)) & cells["severity"].notna()]
+    shape = rest.groupby(["slice", "kind", "modalities"], sort=False).agg(
+        cells=("cell", "nunique"), severities=("severity", "nunique")
+    )
+    return [key for key, row in shape.iterrows() if row["cells"] == row["severities"] > 2]  # type: ignore[misc]
 
 
 def modalities_of(predictions: pd.DataFrame, value: str) -> list[str]:
