@@ -137,9 +137,7 @@ def test_workers_that_die_at_once_cost_their_clips_alone(extracted: Any) -> None
         assert result.advanced == 10
 
 
-def test_workers_that_cannot_even_start_cost_each_clip_and_end(
-    extracted: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_workers_that_cannot_even_start_cost_each_clip_and_end(extracted: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(executor, "_make_part", Unreadable())
     result = extracted("1", "2", "3")
     assert result.lost == {(f"clip-{i}", "audio"): "the extractor died (exit code 5)" for i in range(3)}
