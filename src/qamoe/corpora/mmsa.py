@@ -180,7 +180,8 @@ def _frames(columns: Columns, modality: str, padding: str) -> Callable[[int], np
             n = 1
         elif bert is not None and bert.shape[2] == x.shape[1]:
             n = max(int((bert[i, 1] > 0).sum()), 1)
-        return np.asarray(x[i, first:n], np.float32)
+        with np.errstate(over="ignore"):  # beyond float32 is infinite, which preprocess counts
+            return np.asarray(x[i, first:n], np.float32)
 
     return of
 
