@@ -47,6 +47,8 @@ def contents(path: Path) -> Contents:
         streams = [*container.streams.audio[:1], *_films(container)[:1]]
         if not streams:
             raise Problem("neither an audio nor a video stream")
+        if any(stream.codec_context is None for stream in streams):
+            raise Problem("cannot be decoded: its codec is unknown")
         begin_s = (container.start_time or 0) / 1_000_000
         ends = dict.fromkeys(streams, 0.0)
         for packet in container.demux(streams):
@@ -81,7 +83,10 @@ def sound(path: Path, rate: int, start_s: float = 0.0, end_s: float | None = Non
                 first_s = time_s
             end_of_frame = time_s + frame.samples / frame.sample_rate
             frame.pts = None  # the resampler would fill or drop samples by jittering timestamps
-            chunks += [_samples(part) for part in resampler.resample(frame)]
+            try:
+                chunks += [_samples(part) for part in resampler.resample(frame)]
+            except ValueError:  # a rate or layout that is not that of the frames before
+                raise Problem("cannot be decoded: its sound changes its format on the way") from None
         if first_s is None:
             raise Problem(_nothing("sound", start_s, end_s))
         chunks += [_samples(part) for part in resampler.resample(None)]
@@ -159,6 +164,8 @@ def _opened(path: Path) -> Iterator[Any]:
 
 def _frames(container: Any, stream: Any, start_s: float) -> Iterator[tuple[Any, float]]:
     """Decoded frames from a little before `start_s` on, each with its time in seconds from the file's beginning."""
+    if stream.codec_context is None:
+        raise Problem("cannot be decoded: its codec is unknown")
     # One thread: the extractors already run one clip a core, and frames then come in one fixed order.
     stream.codec_context.thread_count = 1
     begin_s = (container.start_time or 0) / 1_000_000
