@@ -136,7 +136,11 @@ def test_parameters_are_frozen() -> None:
             "train.common.precision is 'half': input should be 'float32' or 'bfloat16'.",
         ),
         ("extract.max_problem_share", 5, "extract.max_problem_share is 5: input should be less than or equal to 1."),
-        ("extract.corpus.kind", "web", "extract.corpus.kind is 'web': input should be 'sample', 'clips' or 'mmsa'."),
+        (
+            "extract.corpus.kind",
+            "web",
+            "extract.corpus.kind is 'web': input should be 'sample', 'clips', 'mmsa', 'mintrec', 'iemocap' or 'meld'.",
+        ),
         ("extract.text.max_tokens", 2, "extract.text.max_tokens is 2: input should be greater than or equal to 3."),
         ("models.encoders.heads", 5, "models.encoders: heads (5) must divide width (64)."),
         ("models.qamoe.active", 9, "models.qamoe: active (9) must not exceed experts (8)."),

@@ -114,5 +114,33 @@ def _alone(stage: str, out: Path, run: Callable[[], None]) -> None:
         run()
 
 
+@app.command()
+def check(
+    path: Path,
+    kind: Annotated[str | None, typer.Option(help="The kind of corpus (default: by the files that are there).")] = None,
+    params: Params = Path("params.yaml"),
+) -> None:
+    """Look at a corpus and say what is wrong with it. Exit code 0: nothing; 1: warnings; 2: errors."""
+    from rich.console import Console
+    from rich.progress import track
+
+    from qamoe.corpora import check as corpora
+    from qamoe.params import load
+
+    console = Console(stderr=True)
+    found = corpora.check(
+        path,
+        load(params).extract,
+        kind,
+        lambda files: track(files, "media", console=console, transient=True, disable=not console.is_terminal),
+    )
+    marked = [f"{what}: {line}" for what, lines in found.wrong.items() for line in lines]
+    for line in [*found.told, *marked]:
+        print("".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in line))
+    told = f"{len(found.wrong['error'])} errors, {len(found.wrong['warning'])} warnings"
+    print(told)
+    raise typer.Exit(found.exit_code)
+
+
 if __name__ == "__main__":
     main()

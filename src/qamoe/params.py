@@ -35,8 +35,8 @@ class Block(BaseModel):
 
 
 class Corpus(Block):
-    kind: Literal["sample", "clips", "mmsa"]
-    path: str  # a folder (sample, clips) or a pickle (mmsa)
+    kind: Literal["sample", "clips", "mmsa", "mintrec", "iemocap", "meld"]
+    path: str  # a pickle (mmsa) or a folder (the others)
 
 
 class Task(Block):

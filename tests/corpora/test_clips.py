@@ -12,6 +12,7 @@ from qamoe.corpora.clip import Clip, drawn_split
 from qamoe.corpora.clips import COLUMNS, GENERATOR_VERSION, read, read_generated
 from qamoe.errors import Refused
 from qamoe.params import Task
+from tests.corpora.damage import mutated
 
 REGRESSION = Task(kind="regression", low=-3, high=3)
 CLASSES = Task(kind="classification", classes=("joy", "anger"))
@@ -79,7 +80,10 @@ def test_a_manifest_of_a_spreadsheet_is_read(write: Write) -> None:
         ([{"path": "../outside.mp4"}], r"line 2: path '\.\./outside\.mp4' leads outside the corpus folder\."),
         ([{"path": "/etc/passwd"}], r"line 2: path '/etc/passwd' leads outside the corpus folder\."),
         ([{}, {}], r"clip id 'clip-1' stands twice; ids must be unique\."),
-        ([{}, {"clip_id": "b", "split": "test"}], r"source 'anna' is in split train and in split test"),
+        (
+            [{}, {"clip_id": "b", "split": "test"}],
+            r"line 3: source 'anna' is in split train \(clip clip-1\) and in split test \(clip b\)",
+        ),
         ([{"label": "rather good"}], r"line 2: label 'rather good' is no number, and the task is regression\."),
         ([{"label": "3.5"}], r"line 2: label 3\.5 lies outside \[-3, 3\]\."),
         ([{"label": "nan"}], r"line 2: label nan lies outside \[-3, 3\]\."),
@@ -189,3 +193,52 @@ def test_a_generated_corpus_says_which_generator_made_it(write: Write) -> None:
     (folder / "corpus.json").write_text(json.dumps({"version": 99}))
     with pytest.raises(Refused, match=r"generator version 99 is not 1"):
         read_generated(folder, REGRESSION)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"null", b"\xff\xfe", b"[" * 100_000])
+def test_a_damaged_corpus_json_is_one_sentence(write: Write, content: bytes) -> None:
+    folder = write({})
+    (folder / "corpus.json").write_bytes(content)
+    with pytest.raises(Refused, match=r"corpus\.json is damaged; it is a JSON object") as refusal:
+        read_generated(folder, REGRESSION)
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    "path", ["http://a.example/b.mp4", "concat:media/one.mp4|media/one.mp4", "media/\0.mp4", "m" * 5000, "media/loop"]
+)
+def test_a_path_that_no_file_has_is_refused(write: Write, path: str) -> None:
+    folder = write({"path": path})
+    (folder / "media/loop").symlink_to("loop")
+    with pytest.raises(Refused, match=r"line 2: there is no file '"):
+        read(folder, REGRESSION)
+
+
+def test_a_list_for_faults_gets_all_of_them_and_the_good_rows_are_read(write: Write) -> None:
+    folder = write({}, {"label": "9"}, {"clip_id": "b", "path": "gone.mp4"}, {"clip_id": "c"}, {"clip_id": "c"})
+    faults: list[str] = []
+    corpus = read(folder, REGRESSION, faults)
+    assert [clip.clip_id for clip in corpus.clips] == ["clip-1", "c", "c"]
+    manifest = folder / "manifest.csv"
+    assert faults == [
+        f"{manifest}, line 3: label 9 lies outside [-3, 3].",
+        f"{manifest}, line 4: there is no file 'gone.mp4' in the corpus folder.",
+        f"{manifest}, line 6: clip id 'c' stands twice; ids must be unique.",
+    ]
+
+
+def test_a_damaged_manifest_is_read_or_refused_and_nothing_else(write: Write) -> None:
+    folder = write({}, {"clip_id": "b", "text": 'with "quotes"'}, {"clip_id": "c", "split": "", "source": "ben"})
+    path = folder / "manifest.csv"
+    whole = path.read_bytes()
+    refused = []
+    for seed in range(200):
+        path.write_bytes(mutated(whole, seed))
+        try:
+            corpus = read(folder, REGRESSION)
+        except Refused as refusal:
+            refused.append(str(refusal))
+        else:
+            assert all(clip.media == folder.resolve() / "media/one.mp4" for clip in corpus.clips)
+    assert 50 < len(refused) < 200
+    assert not any("\n" in sentence for sentence in refused)

@@ -1,5 +1,6 @@
 """Extraction in processes: a worker that dies or hangs costs its own clip, and what was made is not made again."""
 
+import multiprocessing
 import os
 import signal
 from dataclasses import replace
@@ -45,6 +46,13 @@ class Obedient:
         if last == "error":
             raise IndexError("list index out of range")
         return np.full((2, 1), float(last), np.float32)
+
+
+class Unreadable:
+    """Ends the process that reads it."""
+
+    def __reduce__(self) -> tuple[Any, tuple[int]]:
+        return os._exit, (5,)
 
 
 _make_part = executor._make_part
@@ -114,6 +122,39 @@ def test_a_worker_that_dies_costs_its_clip_alone(extracted: Any, tmp_path: Path)
     assert result.advanced == 5
     made = sorted(path.name for path in (tmp_path / "parts").iterdir())
     assert all(name.endswith(".npy") for name in made), "nothing half-written is left"
+
+
+def test_workers_that_die_at_once_cost_their_clips_alone(extracted: Any) -> None:
+    """Before anybody could have noticed that they had begun, one after the other and side by side."""
+    deaths = {2: "kill", 3: "exit", 4: "kill", 8: "exit"}
+    for workers in (1, 2):
+        result = extracted(*(deaths.get(i, str(i)) for i in range(10)), workers=workers)
+        assert values(result.parts) == [None if i in deaths else [i, i] for i in range(10)]
+        assert result.lost == {
+            (f"clip-{i}", "audio"): f"the extractor died (exit code {-9 if how == 'kill' else 7})"
+            for i, how in deaths.items()
+        }
+        assert result.advanced == 10
+
+
+def test_workers_that_cannot_even_start_cost_each_clip_and_end(extracted: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(executor, "_make_part", Unreadable())
+    result = extracted("1", "2", "3")
+    assert result.lost == {(f"clip-{i}", "audio"): "the extractor died (exit code 5)" for i in range(3)}
+
+
+def test_nothing_to_do_starts_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(executor, "_started", lambda *_: pytest.fail("a worker was started"))
+    assert make_parts([], {}, 2, 60, lambda: None) == {}
+
+
+def test_what_a_stage_breaks_off_leaves_no_worker(extracted: Any) -> None:
+    def stop(_: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        extracted("1", "hang", "hang", "2", advance=stop)
+    assert multiprocessing.active_children() == []
 
 
 def test_a_clip_that_hangs_is_given_up_and_costs_its_clip_alone(extracted: Any) -> None:

@@ -8,8 +8,9 @@ import av
 import numpy as np
 import pytest
 
-from qamoe.features.media import NoStream, Problem, pictures, sound
+from qamoe.features.media import Contents, NoStream, Problem, contents, pictures, sound
 from qamoe.settings import shared_data
+from tests.corpora.damage import mutated
 
 RATE = 22_050
 real_clips = shared_data() / "clips" / "cremad"
@@ -154,6 +155,55 @@ def test_a_file_cut_short_is_a_problem_wherever_its_index_stands(tmp_path: Path)
             sound(tmp_path / name, RATE)
         with pytest.raises(Problem, match="cannot be decoded"):
             list(pictures(tmp_path / name, 5))
+
+
+def test_contents_say_what_is_there_without_decoding(clip: Path, tmp_path: Path) -> None:
+    found = contents(clip)
+    assert (found.audio, found.vision) == (True, True)
+    assert found.seconds == pytest.approx(2.0, abs=0.05)
+    assert contents(film(tmp_path / "voice.wav", streams="a")) == Contents(2.0, True, False)
+    assert contents(film(tmp_path / "mute.mkv", streams="v")).audio is False
+
+
+def test_contents_of_what_cannot_be_used_are_a_problem(tmp_path: Path) -> None:
+    (tmp_path / "empty.mp4").write_bytes(b"")
+    with pytest.raises(Problem, match="zero bytes"):
+        contents(tmp_path / "empty.mp4")
+    whole = film(tmp_path / "long.mp4", seconds=4, size=(320, 240), options={"movflags": "+faststart"}).read_bytes()
+    (tmp_path / "half.mp4").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(Problem, match=r"cannot be decoded: ends after \d\.\d s of 4\.0 s"):
+        contents(tmp_path / "half.mp4")
+
+
+@pytest.mark.parametrize("name", ["clip.mp4", "clip.mkv", "clip.avi", "clip.wav"])
+def test_damaged_media_are_read_or_a_problem_and_nothing_else(tmp_path: Path, name: str) -> None:
+    """50 damages a container: nothing but Problem is raised, and what is read has a shape."""
+    path = film(tmp_path / name, seconds=0.5, streams="a" if name.endswith("wav") else "av")
+    whole = path.read_bytes()
+    looks = (
+        lambda: contents(path).seconds >= 0,
+        lambda: sound(path, 8_000).ndim == 1,
+        lambda: all(picture.shape[2] == 3 for picture in pictures(path, 5)),
+    )
+    reasons = []
+    for seed in range(50):
+        path.write_bytes(mutated(whole, seed))
+        for look in looks:
+            try:
+                assert look()
+            except Problem as problem:
+                reasons.append(str(problem))
+    assert 20 < len(reasons) < 150
+    assert not any("\n" in reason for reason in reasons)
+
+
+def test_sound_that_changes_its_rate_on_the_way_is_a_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    slow = film(tmp_path / "slow.aac", seconds=0.5, streams="a").read_bytes()
+    monkeypatch.setitem(globals(), "RATE", 44_100)
+    fast = film(tmp_path / "fast.aac", seconds=0.5, streams="a").read_bytes()
+    (tmp_path / "both.aac").write_bytes(slow + fast)
+    with pytest.raises(Problem, match="cannot be decoded: its sound changes its format on the way"):
+        sound(tmp_path / "both.aac", 8_000)
 
 
 def test_a_span_behind_the_end_is_a_problem(clip: Path) -> None:

@@ -47,7 +47,10 @@ def assert_refused(done: Any, sentence: str) -> None:
         ((), "manifest.csv holds no clips; at least one row is needed."),
         ((ROW, "b,ben,gone.mp4,,,hello,1,train"), "manifest.csv, line 3: there is no file 'gone.mp4'"),
         ((ROW, ROW), "clip id 'a' stands twice; ids must be unique."),
-        ((ROW, "b,anna,film.mp4,,,hello,1,test"), "source 'anna' is in split train and in split test"),
+        (
+            (ROW, "b,anna,film.mp4,,,hello,1,test"),
+            "line 3: source 'anna' is in split train (clip a) and in split test (clip b)",
+        ),
         ((ROW.replace("1.5", "happy"),), "line 2: label 'happy' is no number, and the task is regression."),
     ],
 )

@@ -1,14 +1,25 @@
-"""Kinds of corpora. A new kind is one file with `read(path, task) -> Corpus` and one line in READERS."""
+"""Kinds of corpora. A new kind is one file with `read(path, task, faults) -> Corpus` and one line in READERS.
 
-from collections.abc import Callable
+`faults` None: the first fault of a row is refused. A list: such faults go there, and the other rows are read.
+"""
+
 from pathlib import Path
+from typing import Protocol
 
-from qamoe.corpora import clips, mmsa
+from qamoe.corpora import clips, iemocap, meld, mintrec, mmsa
 from qamoe.corpora.clip import Corpus
 from qamoe.params import Task
 
-READERS: dict[str, Callable[[Path, Task], Corpus]] = {
+
+class Reader(Protocol):
+    def __call__(self, path: Path, task: Task, faults: list[str] | None = None) -> Corpus: ...
+
+
+READERS: dict[str, Reader] = {
     "sample": clips.read_generated,
     "clips": clips.read,
     "mmsa": mmsa.read,
+    "mintrec": mintrec.read,
+    "iemocap": iemocap.read,
+    "meld": meld.read,
 }

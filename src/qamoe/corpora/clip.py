@@ -1,6 +1,8 @@
 """What every kind of corpus gives: clips, with a label, a source and a split."""
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,8 @@ from qamoe.params import Task
 
 # Shares of the sources that a corpus without a split of its own is divided by.
 _SHARES = (("train", 0.60), ("valid", 0.72), ("gate", 0.80), ("test", 1.0))
+ENGLISH = "bert-base-uncased"
+CHINESE = "bert-base-chinese"
 
 
 @dataclass(frozen=True)
@@ -28,16 +32,35 @@ class Clip:
     end_s: float | None = None
     tokens: np.ndarray | None = None  # ready token ids, CLS and SEP included
     frames: dict[str, np.ndarray] = field(default_factory=dict)
+    where: str = field(default="", compare=False)  # the file and line that it came from
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Clips of one corpus. `modalities` are those it can have at all; `about` goes into the run's record."""
+    """Clips of one corpus. `modalities` are those it can have at all; `about` goes into the run's record.
+
+    `vocabulary` is the one that fits its text and its ready token ids; None where the text is only stored vectors.
+    """
 
     clips: list[Clip]
     modalities: tuple[str, ...]
     about: dict[str, Any]
     generated: bool = False
+    vocabulary: str | None = ENGLISH
+
+
+@contextmanager
+def noted(faults: list[str] | None) -> Iterator[None]:
+    """Keep the sentence of what is refused within and go on; without a list, refuse at once.
+
+    A stage stops at the first fault of a corpus; `qamoe check` wants to see all of them.
+    """
+    try:
+        yield
+    except Refused as refusal:
+        if faults is None:
+            raise
+        faults.append(str(refusal))
 
 
 def drawn_split(source: str) -> str:
@@ -61,19 +84,43 @@ def label_value(label: str, task: Task, where: str) -> float:
     return value
 
 
-def check_clips(clips: list[Clip], where: str) -> None:
+def check_clips(clips: list[Clip], where: str, faults: list[str] | None = None) -> None:
     """Refuse a corpus without clips, with a duplicated id, or with a source in two splits."""
-    if not clips:
-        raise Refused(f"{where} holds no clips; at least one row is needed.")
-    seen: set[str] = set()
-    split_of: dict[str, str] = {}
+    with noted(faults):
+        if not clips:
+            raise Refused(f"{where} holds no clips; at least one row is needed.")
+    first: dict[str, Clip] = {}
+    of_source: dict[str, Clip] = {}
     for clip in clips:
-        if clip.clip_id in seen:
-            raise Refused(f"{where}: clip id {clip.clip_id!r} stands twice; ids must be unique.")
-        seen.add(clip.clip_id)
-        other = split_of.setdefault(clip.source, clip.split)
-        if other != clip.split:
+        with noted(faults):
+            if clip.clip_id in first:
+                raise Refused(f"{clip.where or where}: clip id {clip.clip_id!r} stands twice; ids must be unique.")
+            first[clip.clip_id] = clip
+            other = of_source.setdefault(clip.source, clip)
+            if other.split != clip.split:
+                raise Refused(
+                    f"{clip.where or where}: source {clip.source!r} is in split {other.split} (clip {other.clip_id}) "
+                    f"and in split {clip.split} (clip {clip.clip_id}); a source belongs to one split."
+                )
+
+
+def check_text(corpus: Corpus, where: str) -> None:
+    """Refuse text that means nothing to the text encoder: another language's, or vectors in the place of words."""
+    from qamoe.features.minilm import MiniLM
+
+    if corpus.vocabulary is None:
+        raise Refused(
+            f"{where} has neither text_bert nor raw_text, only stored text vectors; the text extractor {MiniLM.name} "
+            "needs words or token ids."
+        )
+    if corpus.vocabulary != MiniLM.vocabulary:
+        raise Refused(
+            f"{where}: its text needs an encoder with the vocabulary of {corpus.vocabulary}; the text extractor "
+            f"{MiniLM.name} knows that of {MiniLM.vocabulary}."
+        )
+    for clip in corpus.clips:
+        if clip.tokens is not None and len(clip.tokens) and clip.tokens.max() >= MiniLM.vocab_size:
             raise Refused(
-                f"{where}: source {clip.source!r} is in split {other} and in split {clip.split}; "
-                "a source belongs to one split."
+                f"{clip.where or where}: token id {clip.tokens.max()} is none of the {MiniLM.vocab_size} "
+                f"of {MiniLM.vocabulary}."
             )

@@ -8,7 +8,7 @@ import csv
 import json
 from pathlib import Path
 
-from qamoe.corpora.clip import Clip, Corpus, check_clips, drawn_split, label_value
+from qamoe.corpora.clip import Clip, Corpus, check_clips, drawn_split, label_value, noted
 from qamoe.errors import Refused
 from qamoe.features.store import SPLITS
 from qamoe.params import Task
@@ -17,8 +17,11 @@ COLUMNS = ("clip_id", "source", "path", "start_s", "end_s", "text", "label", "sp
 GENERATOR_VERSION = 1
 
 
-def read(path: Path, task: Task) -> Corpus:
-    """Read and check manifest.csv. Raises Refused for anything wrong with the corpus as a whole."""
+def read(path: Path, task: Task, faults: list[str] | None = None) -> Corpus:
+    """Read and check manifest.csv. Raises Refused for anything wrong with the corpus as a whole.
+
+    With a list for `faults`, what is wrong with a row goes there, and the other rows are read.
+    """
     if not path.is_dir():
         raise Refused(
             f"There is no data folder {path}; the sample corpus comes with 'dvc pull data.dvc', "
@@ -29,20 +32,27 @@ def read(path: Path, task: Task) -> Corpus:
         raise Refused(f"There is no manifest.csv in {path}; its header is {','.join(COLUMNS)}.")
     root = path.resolve()
     try:
-        clips = _rows(manifest, root, task)
+        clips = _rows(manifest, root, task, faults)
     except UnicodeDecodeError:
         raise Refused(f"{manifest} is not UTF-8 text; save it in that encoding.") from None
-    check_clips(clips, str(manifest))
+    except csv.Error as error:
+        raise Refused(f"{manifest} is no csv file: {error}.") from None
+    check_clips(clips, str(manifest), faults)
     return Corpus(clips, ("text", "audio", "vision"), about={"corpus": "clips"})
 
 
-def read_generated(path: Path, task: Task) -> Corpus:
+def read_generated(path: Path, task: Task, faults: list[str] | None = None) -> Corpus:
     """Read a sample corpus: clips that also say which generator made them."""
-    corpus = read(path, task)
+    corpus = read(path, task, faults)
     origin = path / "corpus.json"
     if not origin.is_file():
         raise Refused(f"{origin} is missing; for clips of your own set extract.corpus.kind to clips.")
-    about = json.loads(origin.read_text())
+    try:
+        about = json.loads(origin.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        about = None
+    if not isinstance(about, dict):
+        raise Refused(f"{origin} is damaged; it is a JSON object that the generator wrote.")
     if about.get("version") != GENERATOR_VERSION:
         raise Refused(
             f"{origin}: generator version {about.get('version')!r} is not {GENERATOR_VERSION}, the one this code knows."
@@ -50,7 +60,7 @@ def read_generated(path: Path, task: Task) -> Corpus:
     return Corpus(corpus.clips, corpus.modalities, about={"corpus": "sample", **about}, generated=True)
 
 
-def _rows(manifest: Path, root: Path, task: Task) -> list[Clip]:
+def _rows(manifest: Path, root: Path, task: Task, faults: list[str] | None) -> list[Clip]:
     clips = []
     with manifest.open(newline="", encoding="utf-8-sig") as lines:
         reader = csv.DictReader(lines)
@@ -58,7 +68,8 @@ def _rows(manifest: Path, root: Path, task: Task) -> list[Clip]:
         if lacking:
             raise Refused(f"{manifest} lacks the column {lacking[0]}; its header is {','.join(COLUMNS)}.")
         for row in reader:
-            clips.append(_clip(row, root, task, f"{manifest}, line {reader.line_num}"))
+            with noted(faults):
+                clips.append(_clip(row, root, task, f"{manifest}, line {reader.line_num}"))
     return clips
 
 
@@ -81,10 +92,14 @@ def _clip(row: dict[str, str | None], root: Path, task: Task, where: str) -> Cli
             raise Refused(f"{where}: {name} is empty.")
     if cell["split"] not in ("", *SPLITS):
         raise Refused(f"{where}: split {cell['split']!r} is none of {', '.join(SPLITS)} (or empty).")
-    media = (root / cell["path"]).resolve()
-    if not media.is_relative_to(root):
+    try:
+        media = (root / cell["path"]).resolve()
+        inside, there = media.is_relative_to(root), media.is_file()
+    except (ValueError, OSError, RuntimeError):  # a NUL within, a name that is too long, links in a circle
+        inside, there = True, False
+    if not inside:
         raise Refused(f"{where}: path {cell['path']!r} leads outside the corpus folder.")
-    if not media.is_file():
+    if not there:
         raise Refused(f"{where}: there is no file {cell['path']!r} in the corpus folder.")
     start = _seconds(cell["start_s"], "start_s", where) or 0.0
     end = _seconds(cell["end_s"], "end_s", where)
@@ -99,4 +114,5 @@ def _clip(row: dict[str, str | None], root: Path, task: Task, where: str) -> Cli
         media=media,
         start_s=start,
         end_s=end,
+        where=where,
     )

@@ -1,18 +1,19 @@
-"""MMSA-format pickles (CMU-MOSI, CMU-MOSEI): {train, valid, test} of equal-length columns.
+"""MMSA-format pickles (CMU-MOSI, CMU-MOSEI, CH-SIMS, MMSA-FET): {train, valid, test} of equal-length columns.
 
 The layout is the one that thuiar/MMSA's data_loader reads. Text comes as token ids from `text_bert`, else from
-`raw_text`; the stored `text` vectors are never used, because the vector of a clean sentence still carries a word
-that was taken away afterwards. A modality that no split has is a modality the corpus lacks.
+`raw_text`. The stored `text` vectors are used only where there is neither, because the vector of a clean sentence
+still carries a word that was taken away afterwards. A modality that no split has is a modality the corpus lacks.
 """
 
 import hashlib
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from qamoe.corpora import unpickle
-from qamoe.corpora.clip import Clip, Corpus, check_clips, label_value
+from qamoe.corpora.clip import CHINESE, ENGLISH, Clip, Corpus, check_clips, label_value, noted
 from qamoe.errors import Refused
 from qamoe.params import Task
 
@@ -24,61 +25,183 @@ PUBLISHED = {
     "45eccfb748a87c80ecab9bfac29582e7b1466bf6605ff29d3b338a75120bf791": "MOSEI/Processed/aligned_50.pkl",
     "c9e20c13ec0454d98bb9c1e520e490c75146bfa2dfeeea78d84de047dbdd442f": "SIMS/Processed/unaligned_39.pkl",
 }
+SPLITS = ("train", "valid", "test")
 _SEPARATOR = "$_$"
+Columns = dict[str, Any]
 
 
-def read(path: Path, task: Task) -> Corpus:
-    """Read an MMSA pickle. Raises Refused where it is no such file."""
+def read(path: Path, task: Task, faults: list[str] | None = None) -> Corpus:
+    """Read an MMSA pickle. Raises Refused where it is no such file.
+
+    With a list for `faults`, what is wrong with a clip's label or id goes there, and the other clips are read.
+    """
     content = unpickle.read(path)
-    if not isinstance(content, dict) or not {"train", "valid", "test"} <= set(content):
+    if not isinstance(content, dict) or not set(SPLITS) <= set(content):
         raise Refused(f"{path} is no MMSA pickle: its top level must be a dict of train, valid and test.")
-    splits = {name: content[name] for name in ("train", "valid", "test")}
-    for name, columns in splits.items():
-        for key in ("id", "raw_text", "regression_labels"):
-            if key not in columns:
-                raise Refused(f"{path}: split {name} lacks the column {key}.")
+    splits = {name: _split(content[name], f"{path}, {name}") for name in SPLITS}
     streams = tuple(m for m in ("audio", "vision") if all(m in columns for columns in splits.values()))
+    texts = [t for t in ("text_bert", "raw_text", "text") if all(t in columns for columns in splits.values())]
+    if not texts:
+        raise Refused(f"{path}: no text is in every split; needed is text_bert, raw_text or text.")
+    ready = (*streams, "text") if texts == ["text"] else streams
+    _one_dimension(splits, ready, path)
+    padding = {m: _padding(splits.values(), m) for m in ready}
     clips = [
-        clip for name, columns in splits.items() for clip in _clips(columns, name, streams, task, f"{path}, {name}")
+        clip
+        for name, columns in splits.items()
+        for clip in _clips(columns, name, texts[0], padding, task, f"{path}, {name}", faults)
     ]
-    check_clips(clips, str(path))
+    check_clips(clips, str(path), faults)
     with path.open("rb") as file:
         sha = hashlib.file_digest(file, "sha256").hexdigest()
-    about = {"corpus": "mmsa", "file": path.name, "sha256": sha, "published_as": PUBLISHED.get(sha)}
-    return Corpus(clips, ("text", *streams), about)
+    published = PUBLISHED.get(sha)
+    about: dict[str, Any] = {"corpus": "mmsa", "file": path.name, "sha256": sha, "published_as": published}
+    about |= {"text": texts[0], "padding": padding}
+    vocabulary = None
+    if texts[0] != "text":
+        vocabulary = CHINESE if _is_chinese(clips) or (published or "").startswith("SIMS") else ENGLISH
+    return Corpus(clips, ("text", *streams), about, vocabulary=vocabulary)
 
 
-def _clips(columns: dict[str, Any], split: str, streams: tuple[str, ...], task: Task, where: str) -> list[Clip]:
-    ids, texts = columns["id"], columns["raw_text"]
-    labels = columns["regression_labels"]
-    lengths = {m: _lengths(columns, m) for m in streams}
-    tokens = columns.get("text_bert")
-    if not len(ids) == len(texts) == len(labels):
-        raise Refused(f"{where}: id, raw_text and regression_labels differ in length.")
-    return [
-        Clip(
-            clip_id=str(ids[i]),
-            source=str(ids[i]).split(_SEPARATOR)[0],
-            split=split,
-            label=label_value(str(labels[i]), task, f"{where}, clip {ids[i]}"),
-            text=str(texts[i]),
-            tokens=None if tokens is None else _tokens(tokens[i]),
-            frames={m: np.asarray(columns[m][i][: lengths[m][i]], np.float32) for m in streams},
+def _split(columns: Any, where: str) -> Columns:
+    """A split's columns that are used, as arrays of the right shape and of one length."""
+    if not isinstance(columns, dict):
+        raise Refused(f"{where}: a split must be a dict of columns.")
+    for key in ("id", "regression_labels"):
+        if key not in columns:
+            raise Refused(f"{where} lacks the column {key}.")
+    lists = ("id", "regression_labels", "raw_text")
+    found: Columns = {key: _items(columns[key], key, where) for key in lists if key in columns}
+    for key in ("text", "text_bert", "audio", "vision"):
+        if key in columns:
+            found[key] = _numbers(columns[key], key, 3, where)
+    for modality in ("audio", "vision"):
+        key = f"{modality}_lengths"
+        if modality in found and key in columns:
+            found[key] = np.clip(_numbers(columns[key], key, 1, where), 0, found[modality].shape[1]).astype(np.int64)
+    if "text_bert" in found:
+        found["text_bert"] = _rows_first(found["text_bert"], where)
+    for key, column in found.items():
+        if len(column) != len(found["id"]):
+            raise Refused(f"{where}: {key} has {len(column)} rows and id has {len(found['id'])}.")
+    return found
+
+
+def _items(column: Any, key: str, where: str) -> list[Any]:
+    if not isinstance(column, (list, tuple)) and not (isinstance(column, np.ndarray) and column.ndim):
+        raise Refused(f"{where}: {key} is no list.")
+    return list(column)
+
+
+def _numbers(column: Any, key: str, dimensions: int, where: str) -> np.ndarray:
+    try:
+        numbers = np.asarray(column)
+    except (ValueError, TypeError):
+        numbers = np.empty((), object)
+    if numbers.ndim != dimensions or numbers.dtype.kind not in "fiub":
+        raise Refused(
+            f"{where}: {key} is no array of numbers with {dimensions} axes (shape {numbers.shape}, {numbers.dtype})."
         )
-        for i in range(len(ids))
-    ]
+    return numbers
 
 
-def _tokens(rows: np.ndarray) -> np.ndarray:
+def _rows_first(bert: np.ndarray, where: str) -> np.ndarray:
+    """text_bert as (N, 3, L); MMSA's first version wrote (N, L, 3)."""
+    if bert.shape[1] == 3:
+        return bert
+    if bert.shape[2] == 3:
+        return bert.transpose(0, 2, 1)
+    raise Refused(f"{where}: text_bert has shape {bert.shape}; allowed is (N, 3, L) or (N, L, 3).")
+
+
+def _one_dimension(splits: dict[str, Columns], modalities: tuple[str, ...], path: Path) -> None:
+    for modality in modalities:
+        sizes = {name: columns[modality].shape[2] for name, columns in splits.items()}
+        if len(set(sizes.values())) > 1 or 0 in sizes.values():
+            told = ", ".join(f"{name} {size}" for name, size in sizes.items())
+            raise Refused(f"{path}: {modality} must have one number of columns in all splits, at least 1, not {told}.")
+
+
+def _clips(
+    columns: Columns,
+    split: str,
+    text: str,
+    padding: dict[str, str],
+    task: Task,
+    where: str,
+    faults: list[str] | None,
+) -> list[Clip]:
+    frames = {m: _frames(columns, m, side) for m, side in padding.items()}
+    clips = []
+    for i, name in enumerate(map(str, columns["id"])):
+        place = f"{where}, clip {name}"
+        with noted(faults):
+            clip = Clip(
+                clip_id=name,
+                source=name.split(_SEPARATOR)[0],
+                split=split,
+                label=label_value(str(columns["regression_labels"][i]), task, place),
+                text=str(columns["raw_text"][i]) if "raw_text" in columns else "",
+                tokens=_tokens(columns["text_bert"][i], place) if text == "text_bert" else None,
+                frames={m: of(i) for m, of in frames.items()},
+                where=place,
+            )
+            clips.append(clip)
+    return clips
+
+
+def _tokens(rows: np.ndarray, where: str) -> np.ndarray:
     """Token ids of a text_bert item (3, L): row 0 where the mask of row 1 is set."""
-    return np.asarray(rows[0][np.asarray(rows[1]) > 0], np.int32)
+    ids = rows[0][rows[1] > 0]
+    if not np.isfinite(ids).all() or (ids != np.floor(ids)).any() or (ids < 0).any() or (ids >= 2**31).any():
+        raise Refused(f"{where}: text_bert holds what is no token id.")
+    return ids.astype(np.int32)
 
 
-def _lengths(columns: dict[str, Any], modality: str) -> np.ndarray:
-    """Valid frames of each clip: as stored, else (aligned files) as many as text_bert's mask says."""
-    frames = columns[modality].shape[1]
-    if f"{modality}_lengths" in columns:
-        return np.clip(np.asarray(columns[f"{modality}_lengths"], np.int64), 0, frames)
-    if "text_bert" in columns and frames > 1:
-        return np.clip(np.asarray(columns["text_bert"])[:, 1].sum(1).astype(np.int64), 1, frames)
-    return np.full(len(columns["id"]), frames)
+def _frames(columns: Columns, modality: str, padding: str) -> Callable[[int], np.ndarray]:
+    """The valid frames (T, D) of clip i, float32.
+
+    As many as stored lengths say; else, where the sequence is as long as text_bert (aligned files), as many as its
+    mask says; else up to the last row that is not all zero. Before the valid frames of a sequence padded in front,
+    all rows are zero; its stored lengths count up to the first such row and are not used.
+    """
+    x = columns[modality]
+    lengths = columns.get(f"{modality}_lengths")
+    bert = columns.get("text_bert")
+
+    def of(i: int) -> np.ndarray:
+        filled = np.flatnonzero(x[i].any(1))
+        first, n = 0, int(filled[-1]) + 1 if len(filled) else 0
+        if padding == "front":
+            first, n = int(filled[0]) if len(filled) else 0, x.shape[1] if len(filled) else 0
+        elif lengths is not None:
+            n = int(lengths[i])
+        elif x.shape[1] == 1:
+            n = 1
+        elif bert is not None and bert.shape[2] == x.shape[1]:
+            n = max(int((bert[i, 1] > 0).sum()), 1)
+        with np.errstate(over="ignore"):  # beyond float32 is infinite, which preprocess counts
+            return np.asarray(x[i, first:n], np.float32)
+
+    return of
+
+
+def _padding(splits: Iterable[Columns], modality: str) -> str:
+    """On which side sequences are padded with rows of zeros, "end" or "front": measured, since files differ.
+
+    A row a clip is no sign: aligned files have one of zeros at [CLS].
+    """
+    front = end = clips = 0
+    for columns in splits:
+        filled = columns[modality].any(2)
+        some = filled.any(1)
+        front += int(filled.argmax(1)[some].sum())
+        end += int(filled[:, ::-1].argmax(1)[some].sum())
+        clips += int(some.sum())
+    return "front" if front > end + clips else "end"
+
+
+def _is_chinese(clips: list[Clip]) -> bool:
+    """Whether most texts hold a Chinese character."""
+    texts = [clip.text for clip in clips if clip.text.strip()]
+    return sum(any("\u4e00" <= letter <= "\u9fff" for letter in text) for text in texts) * 2 > len(texts)

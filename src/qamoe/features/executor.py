@@ -2,23 +2,31 @@
 
 Each (clip, modality) becomes a part, a file named by the hash of what made it: the media's bytes, the span and the
 extractor's name, version and rate. A part that exists is never made again. A worker that dies or takes too long
-costs its own clip; nothing is kept of it, so the next run tries again.
+costs its own clip; nothing is kept of it, so the next run tries again. Each worker has a pipe of its own and one
+job at a time, so it is always plain whose work it was, and there is no lock that a dead worker could take with it.
 """
 
 import hashlib
+import signal
+import time
+from collections import deque
 from collections.abc import Callable
-from concurrent.futures import TimeoutError as TimeLimit
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from multiprocessing import get_context
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from pebble import ProcessExpired, ProcessPool
 
 from qamoe.features.media import NoStream, Problem
 from qamoe.files import write_text, written_aside
+
+_START_S = 120.0  # given to a new worker to import what it needs
+_END_S = 10.0  # given to a worker that has no more work
 
 
 class Extractor(Protocol):
@@ -83,6 +91,34 @@ def read_part(part: Path) -> np.ndarray | str | None:
     return None
 
 
+def _work(pipe: Connection, extractors: dict[str, tuple[str, float]], make: Callable[..., None]) -> None:
+    """What a worker does: say that it is there, then make one part after the other until the pipe closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the stage, which then ends its workers
+    try:
+        pipe.send(None)
+        while True:
+            job, part = pipe.recv()
+            try:
+                make(*extractors[job.modality], job, part)
+            except Exception as error:  # an extractor is foreign code: whatever it raises costs its clip alone
+                pipe.send(f"the extractor failed: {type(error).__name__}: {error}")
+            else:
+                pipe.send(None)
+    except (EOFError, OSError):
+        return  # the stage is done, or gone
+
+
+@dataclass
+class _Worker:
+    """A process, its pipe, the job and part that it has, and until when (monotonic seconds) it may take."""
+
+    process: SpawnProcess
+    pipe: Connection
+    task: tuple[Job, Path] | None
+    until: float
+    ready: bool = False
+
+
 def make_parts(
     jobs: list[tuple[Job, Path]],
     extractors: dict[str, tuple[str, float]],
@@ -94,20 +130,77 @@ def make_parts(
 
     `extractors` names extractor and rate (Hz) of each modality; `advance` is called once a finished job.
     """
+    waiting = deque(jobs)
     lost: dict[tuple[str, str], str] = {}
-    with ProcessPool(max_workers=workers, context=get_context("spawn")) as pool:
-        running = []
-        for job, part in jobs:
-            future = pool.schedule(_make_part, args=(*extractors[job.modality], job, part), timeout=seconds_per_clip)
-            running.append((job, future))
-        for job, future in running:
-            try:
-                future.result()
-            except TimeLimit:
-                lost[job.clip_id, job.modality] = f"took longer than {seconds_per_clip:g} s"
-            except ProcessExpired as death:
-                lost[job.clip_id, job.modality] = f"the extractor died (exit code {death.exitcode})"
-            except Exception as error:  # an extractor is foreign code: whatever it raises costs its clip alone
-                lost[job.clip_id, job.modality] = f"the extractor failed: {type(error).__name__}: {error}"
-            advance()
+    pool: list[_Worker] = []
+    try:
+        while waiting or pool:
+            while waiting and len(pool) < workers:
+                pool.append(_started(extractors, *waiting.popleft()))
+            pool, ended = _stepped(pool, waiting, seconds_per_clip)
+            for job, reason in ended:
+                if reason is not None:
+                    lost[job.clip_id, job.modality] = reason
+                advance()
+    finally:
+        for worker in pool:
+            worker.process.kill()
+            _exit_code(worker)
     return lost
+
+
+def _started(extractors: dict[str, tuple[str, float]], job: Job, part: Path) -> _Worker:
+    context = get_context("spawn")
+    pipe, its_end = context.Pipe()
+    process = context.Process(target=_work, args=(its_end, extractors, _make_part), daemon=True)
+    process.start()
+    its_end.close()  # so that the pipe ends when the worker does
+    return _Worker(process, pipe, (job, part), time.monotonic() + _START_S)
+
+
+def _stepped(
+    pool: list[_Worker], waiting: deque[tuple[Job, Path]], limit_s: float
+) -> tuple[list[_Worker], list[tuple[Job, str | None]]]:
+    """Wait until a worker speaks, ends or has taken too long; returns those at work and the jobs that ended.
+
+    A job that ended comes with the reason why it left no part, or None.
+    """
+    patience = max(0.0, min(worker.until for worker in pool) - time.monotonic())
+    speaking = wait([worker.pipe for worker in pool], timeout=patience)
+    at_work: list[_Worker] = []
+    ended: list[tuple[Job, str | None]] = []
+    for worker in pool:
+        assert worker.task is not None
+        if worker.pipe in speaking:
+            try:
+                reason = worker.pipe.recv()
+            except (EOFError, OSError):
+                ended.append((worker.task[0], f"the extractor died (exit code {_exit_code(worker)})"))
+                continue
+            if worker.ready:
+                ended.append((worker.task[0], reason))
+                worker.task = waiting.popleft() if waiting else None
+            if worker.task is None:
+                _exit_code(worker)
+                continue
+            worker.ready = True
+            worker.until = time.monotonic() + limit_s
+            with suppress(OSError):  # it is dead, and its pipe says so at the next step
+                worker.pipe.send(worker.task)
+        elif time.monotonic() >= worker.until:
+            late = f"took longer than {limit_s:g} s" if worker.ready else f"no extractor within {_START_S:g} s"
+            ended.append((worker.task[0], late))
+            worker.process.kill()
+            _exit_code(worker)
+            continue
+        at_work.append(worker)
+    return at_work, ended
+
+
+def _exit_code(worker: _Worker) -> int | None:
+    """The exit code of a worker that is dead or, now that its pipe closes, about to end."""
+    worker.pipe.close()
+    worker.process.join(_END_S)
+    worker.process.kill()
+    worker.process.join()
+    return worker.process.exitcode

@@ -6,6 +6,7 @@ renamed to clip.mp4 could otherwise make the decoder open other paths.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,38 @@ class Problem(Exception):
 
 class NoStream(Problem):
     """The file has no such stream at all (audio only, say): the modality is absent, and nothing is wrong."""
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a file holds: its length in seconds, and whether there are a sound and a film in it."""
+
+    seconds: float
+    audio: bool
+    vision: bool
+
+
+def contents(path: Path) -> Contents:
+    """Look into a file without decoding it: headers and packets, so that a file cut short gives itself away.
+
+    Raises Problem for a file that cannot be opened, holds neither sound nor film, or ends before it says.
+    """
+    with _opened(path) as container:
+        streams = [*container.streams.audio[:1], *_films(container)[:1]]
+        if not streams:
+            raise Problem("neither an audio nor a video stream")
+        if any(stream.codec_context is None for stream in streams):
+            raise Problem("cannot be decoded: its codec is unknown")
+        begin_s = (container.start_time or 0) / 1_000_000
+        ends = dict.fromkeys(streams, 0.0)
+        for packet in container.demux(streams):
+            if packet.pts is not None and packet.time_base is not None:
+                end_s = float((packet.pts + (packet.duration or 0)) * packet.time_base) - begin_s
+                ends[packet.stream] = max(ends[packet.stream], end_s)
+        for stream, end_s in ends.items():
+            _refuse_cut_short(container, stream, end_s, None)
+        kinds = {stream.type for stream in streams}  # a stream of a closed container must not be touched
+    return Contents(max(ends.values()), "audio" in kinds, "video" in kinds)
 
 
 def sound(path: Path, rate: int, start_s: float = 0.0, end_s: float | None = None) -> np.ndarray:
@@ -50,7 +83,10 @@ def sound(path: Path, rate: int, start_s: float = 0.0, end_s: float | None = Non
                 first_s = time_s
             end_of_frame = time_s + frame.samples / frame.sample_rate
             frame.pts = None  # the resampler would fill or drop samples by jittering timestamps
-            chunks += [_samples(part) for part in resampler.resample(frame)]
+            try:
+                chunks += [_samples(part) for part in resampler.resample(frame)]
+            except ValueError:  # a rate or layout that is not that of the frames before
+                raise Problem("cannot be decoded: its sound changes its format on the way") from None
         if first_s is None:
             raise Problem(_nothing("sound", start_s, end_s))
         chunks += [_samples(part) for part in resampler.resample(None)]
@@ -71,11 +107,8 @@ def pictures(path: Path, rate: float, start_s: float = 0.0, end_s: float | None 
     Picture k is the one on show at start_s + k / rate, so a rate above the file's own repeats pictures.
     Raises NoStream without a video stream, Problem for a file that cannot be decoded or has no picture in the span.
     """
-    from av.stream import Disposition
-
     with _opened(path) as container:
-        # The cover of a song is no film.
-        streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
+        streams = _films(container)
         if not streams:
             raise NoStream("no video stream")
         stream = streams[0]
@@ -101,6 +134,13 @@ def pictures(path: Path, rate: float, start_s: float = 0.0, end_s: float | None 
             raise Problem(_nothing("picture", start_s, end_s))
 
 
+def _films(container: Any) -> list[Any]:
+    """Video streams; the cover of a song is none."""
+    from av.stream import Disposition
+
+    return [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
+
+
 def _nothing(what: str, start_s: float, end_s: float | None) -> str:
     return f"no {what} between {start_s:g} s and {'the end' if end_s is None else f'{end_s:g} s'}"
 
@@ -124,6 +164,8 @@ def _opened(path: Path) -> Iterator[Any]:
 
 def _frames(container: Any, stream: Any, start_s: float) -> Iterator[tuple[Any, float]]:
     """Decoded frames from a little before `start_s` on, each with its time in seconds from the file's beginning."""
+    if stream.codec_context is None:
+        raise Problem("cannot be decoded: its codec is unknown")
     # One thread: the extractors already run one clip a core, and frames then come in one fixed order.
     stream.codec_context.thread_count = 1
     begin_s = (container.start_time or 0) / 1_000_000

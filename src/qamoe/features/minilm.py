@@ -47,6 +47,8 @@ class MiniLM:
 
     name = NAME
     version = VERSION
+    vocabulary = "bert-base-uncased"
+    vocab_size = 30522
 
     def __init__(self, max_tokens: int) -> None:
         self.max_tokens = max_tokens

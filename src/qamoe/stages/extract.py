@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from qamoe import settings
 from qamoe.corpora import READERS
-from qamoe.corpora.clip import Clip, Corpus
+from qamoe.corpora.clip import Clip, Corpus, check_text
 from qamoe.errors import Refused
 from qamoe.features import store
 from qamoe.features.executor import Job, extractor, make_parts, part_key, read_part
@@ -36,12 +36,14 @@ def run(params: Params, out: Path) -> None:
     settings_ = params.extract
     corpus = READERS[settings_.corpus.kind](Path(settings_.corpus.path), settings_.task)
     clips = sorted(corpus.clips, key=lambda clip: clip.clip_id)
+    tokeniser = MiniLM(settings_.text.max_tokens)
+    check_text(corpus, settings_.corpus.path)
     folder = out / "extract"
     problems: Problems = []
     parts = _extracted(clips, settings_, folder / "parts", problems)
     _refuse_too_many(problems, len(clips), settings_.max_problem_share)
     seconds = _write_streams(clips, corpus, settings_, parts, folder)
-    _write_text(clips, settings_, folder)
+    _write_text(clips, tokeniser, folder)
     _write_clips(clips, corpus, settings_, seconds, folder)
     _write_problems(problems, folder / "problems.csv")
     entry.log.info(json.dumps({"stage": "extract", "clips": len(clips), "problems": len(problems)}))
@@ -55,8 +57,7 @@ def _extracted(clips: list[Clip], params: Extract, parts: Path, problems: Proble
     for clip in clips:
         if clip.media is None:
             continue
-        with clip.media.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        digest = _digest(clip.media)
         for modality in STREAMS:
             job = Job(clip.clip_id, modality, clip.media, clip.start_s, clip.end_s)
             key = part_key(job, digest, extractor(*specs[modality]))
@@ -72,20 +73,28 @@ def _extracted(clips: list[Clip], params: Extract, parts: Path, problems: Proble
     return places
 
 
+def _digest(media: Path) -> str:
+    """SHA-256 of a file; of one that is not there, a word of its own, so that it is looked for again when it comes."""
+    if not media.is_file():
+        return "absent"
+    with media.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def _with_progress(
     waiting: list[tuple[Job, Path]], specs: dict[str, tuple[str, float]], limit_s: float
 ) -> dict[tuple[str, str], str]:
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn
+    from rich.progress import TimeRemainingColumn as TimeLeft
+    from rich.text import Text
+
+    class Rate(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            return Text(f"{task.speed:.1f}/s" if task.speed else "")
 
     quiet = not entry.log.isEnabledFor(20)
-    columns = (
-        TextColumn("extract"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.speed}/s"),
-        TimeRemainingColumn(),
-    )
+    columns = (TextColumn("extract"), BarColumn(), MofNCompleteColumn(), Rate(), TimeLeft())
     console = Console(file=sys.stderr)
     with Progress(*columns, console=console, disable=quiet or not console.is_terminal) as progress:
         task = progress.add_task("extract", total=len(waiting))
@@ -143,14 +152,13 @@ def _write_streams(
     return seconds
 
 
-def _write_text(clips: list[Clip], params: Extract, folder: Path) -> None:
-    tokeniser = MiniLM(params.text.max_tokens)
+def _write_text(clips: list[Clip], tokeniser: MiniLM, folder: Path) -> None:
     about = {"extractor": tokeniser.name, "version": tokeniser.version, "unk": tokeniser.unk_id}
     about |= {"special": list(tokeniser.special_ids), "vocabulary": tokeniser.vocab_size}
 
     def row(clip: Clip) -> dict[str, Any]:
         if clip.tokens is not None:
-            ids, limit = clip.tokens, params.text.max_tokens
+            ids, limit = clip.tokens, tokeniser.max_tokens
             if len(ids) > limit:
                 ids = np.append(ids[: limit - 1], ids[-1])  # a text that is too long loses its end, never its SEP
             return {"clip_id": clip.clip_id, "ids": ids, "words": tokeniser.words(ids)}
