@@ -23,6 +23,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
+from qamoe import settings
 from qamoe.corpora.clip import Clip
 from qamoe.errors import Refused
 from qamoe.serving import messages
@@ -36,6 +37,12 @@ log = logging.getLogger("qamoe")
 _REFUSALS: dict[int | str, dict[str, Any]] = {
     code: {"model": messages.Error} for code in (400, 403, 404, 409, 413, 415, 422, 503)
 }
+# What starlette and fastapi say by themselves, as sentences.
+_FRAMEWORK = {
+    "Not Found": "There is no such page; /docs lists what there is.",
+    "Method Not Allowed": "This page knows no such method.",
+    "There was an error parsing the body": "The body cannot be read as JSON.",
+}
 ClipId = Annotated[str, InPath(max_length=64)]
 
 
@@ -48,12 +55,12 @@ class Service:
         self.samples = samples(folder, self.served.trained.config["task"])
         self.clips = Clips()
         self._of_sample: dict[int, str] = {}
-        self._predicting = threading.Lock()
+        self._predicting = threading.BoundedSemaphore(settings.workers())
         self._loading = threading.Lock()
         self.extraction: Extraction | None = None
 
     def predict(self, rows: pd.DataFrame, damage: dict[str, tuple[str, float]] | None = None) -> list[messages.Answer]:
-        with self._predicting:  # torch uses all cores for one; two at once would only share them
+        with self._predicting:
             return messages.answers(self.served.predict(rows, damage))
 
     def reload(self) -> None:
@@ -233,10 +240,8 @@ def _refusals(app: FastAPI) -> None:
         return answer(503 if busy else 422, str(refusal), {"Retry-After": "10"} if busy else None)
 
     @app.exception_handler(HTTPException)
-    def http(request: Request, error: HTTPException) -> JSONResponse:
-        plain = {404: "There is no such page; /docs lists what there is.", 405: "This page knows no such method."}
-        known = error.detail not in ("Not Found", "Method Not Allowed")
-        return answer(error.status_code, error.detail if known else plain[error.status_code], error.headers)  # type: ignore[arg-type]
+    def http(_: Request, error: HTTPException) -> JSONResponse:
+        return answer(error.status_code, _FRAMEWORK.get(error.detail, error.detail), dict(error.headers or {}))
 
     @app.exception_handler(ClientDisconnect)
     def gone(_: Request, __: ClientDisconnect) -> JSONResponse:
@@ -261,8 +266,10 @@ def _sentence(error: dict[str, Any]) -> str:
 
 def serve(model: str, folder: Path | None, clips: Path | None, host: str, port: int, limits: Limits) -> None:
     """Serve until Ctrl-C. Raises Refused where the port is taken or the model cannot be loaded."""
+    import torch
     import uvicorn
 
+    torch.set_num_threads(1)  # the work on one clip is too small to share; clips are predicted side by side instead
     opened = _listening(host, port)
     service = Service(lambda: open_model(model, folder), clips, limits)
     config = uvicorn.Config(application(service), log_level="warning", access_log=False, server_header=False)
