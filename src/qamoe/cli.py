@@ -11,7 +11,10 @@ from qamoe import settings
 from qamoe.errors import Refused
 
 app = typer.Typer(
-    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="QA-MoE: train, evaluate, promote."
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="QA-MoE: train, evaluate, promote, serve.",
 )
 
 Params = Annotated[Path, typer.Option(help="The parameter file.")]
