@@ -9,7 +9,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import TimeoutError as TimeLimit
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from pebble import ProcessExpired, ProcessPool
 
 from qamoe.errors import Refused
 from qamoe.features.executor import extractor
-from qamoe.features.media import NoStream, Problem
+from qamoe.features.media import Problem
 
 # FFmpeg's names of mp4, mov, avi, wav, mkv and webm: fewer formats than a corpus may have.
 FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,avi,wav,matroska,webm"
@@ -49,7 +49,7 @@ class Extracted:
     frames: dict[str, np.ndarray]
     problems: dict[str, str]
     seconds: float = 0.0
-    refusal: str = field(default="")
+    refusal: str = ""
 
 
 class Extraction:
@@ -129,8 +129,6 @@ def _extract(
     for modality, (name, rate) in extractors.items():
         try:
             frames[modality] = extractor(name, rate).extract(path, start_s, last_s)
-        except NoStream as problem:
-            problems[modality] = str(problem)
         except Problem as problem:
             problems[modality] = str(problem)
         except Exception as error:  # a codec is foreign code
