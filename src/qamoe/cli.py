@@ -11,12 +11,17 @@ from qamoe import settings
 from qamoe.errors import Refused
 
 app = typer.Typer(
-    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="QA-MoE: train, evaluate, promote."
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="QA-MoE: train, evaluate, promote, serve.",
 )
 
 Params = Annotated[Path, typer.Option(help="The parameter file.")]
 Format = Literal["terminal", "md", "latex", "csv"]
 Out = Annotated[Path, typer.Option(help="The artifacts folder.")]
+Model = Annotated[str, typer.Option(help="A registered model: models:/NAME@ALIAS or models:/NAME/VERSION.")]
+Folder = Annotated[Path | None, typer.Option(help="A trained checkpoint instead, without records.")]
 
 
 def main() -> None:
@@ -105,6 +110,35 @@ def sample(
     from qamoe.corpora.sample import generate
 
     generate(out, clips, seed, task, settings.workers())
+
+
+@app.command()
+def predict(
+    clip: Annotated[Path | None, typer.Argument(help="A film or a sound file.")] = None,
+    text: Annotated[str | None, typer.Option(help="What is said in it.")] = None,
+    model: Model = "models:/qa-moe@champion",
+    folder: Folder = None,
+    as_json: Annotated[bool, typer.Option("--json", help="The answer as JSON.")] = False,
+) -> None:
+    """Predict one clip: its score, the interval, and how far each modality was trusted."""
+    from qamoe.serving import terminal
+
+    terminal.predict(clip, text, model, folder, as_json)
+
+
+@app.command()
+def serve(
+    model: Model = "models:/qa-moe@champion",
+    folder: Folder = None,
+    clips: Annotated[Path | None, typer.Option(help="A folder of raw clips to offer some of as samples.")] = None,
+    host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes any free one.")] = 8000,
+) -> None:
+    """Answer over HTTP, with a page to see what the model does."""
+    from qamoe.serving.server import serve
+    from qamoe.serving.uploads import Limits
+
+    serve(model, folder, clips, host, port, Limits())
 
 
 def _alone(stage: str, out: Path, run: Callable[[], None]) -> None:

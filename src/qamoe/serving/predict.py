@@ -4,7 +4,7 @@ Cleaning, normalising and truncation are those of the checkpoint's own training 
 clip meets the model as its clips of training did.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from qamoe.degradation.draws import MODALITIES
+from qamoe.degradation.draws import MODALITIES, clip_key
 from qamoe.errors import Refused
 from qamoe.features.batch import Batch, pad
 from qamoe.features.clean import Columns, clean
@@ -31,9 +31,10 @@ NUMBERS = (
 )
 OUTPUTS = (*NUMBERS, "routing")
 _BATCH = 64
+Change = Callable[[Batch], Batch]
 
 
-def predict(trained: Trained, rows: pd.DataFrame, device: str = "cpu") -> pd.DataFrame:
+def predict(trained: Trained, rows: pd.DataFrame, device: str = "cpu", change: Change | None = None) -> pd.DataFrame:
     """One row of OUTPUTS for each row, with the same index.
 
     `rows` has some of the columns text (str), tokens (ready ids, which win over text), audio and vision: raw frames
@@ -43,11 +44,18 @@ def predict(trained: Trained, rows: pd.DataFrame, device: str = "cpu") -> pd.Dat
     score, low_90 and high_90 are in label units and not clipped to the label's range; the interval is the conformal
     one of the validation split. trust is in [0, 1]; trust, r and routing (the share of each expert, summing to 1)
     are empty where a model has none. A row's prediction depends on the rows beside it only by float rounding.
+    `change` is given the standardised frames and token ids before text is encoded (a degradation, to show what it
+    does); the keys of its draws are those of the index, as clip ids.
     Raises Refused where a value is no such thing.
     """
     clips: list[dict[str, Any]] = rows.to_dict("records")  # type: ignore[assignment]
     prepared = [_prepared(trained.config, clip, number) for number, clip in enumerate(clips)]
-    parts = [_predicted(trained, prepared[i : i + _BATCH], device) for i in range(0, len(prepared), _BATCH)]
+    keys = torch.tensor([clip_key(str(name)) for name in rows.index], dtype=torch.int64).reshape(-1, 2)
+    parts = []
+    for first in range(0, len(prepared), _BATCH):
+        here = slice(first, first + _BATCH)
+        batch = _batch(trained.config["modalities"], prepared[here], keys[here]).to(device)
+        parts.append(_predicted(trained, change(batch) if change else batch))
     columns = {name: np.concatenate([part[name] for part in parts] or [np.zeros(0)]) for name in NUMBERS}
     found = pd.DataFrame(columns, index=rows.index)
     routing = [share for part in parts for share in part["routing"]]
@@ -123,16 +131,14 @@ def _frames(value: Any, columns: Columns, where: str) -> np.ndarray:
     return frames
 
 
+def _batch(modalities: Sequence[str], clips: Sequence[dict[str, np.ndarray]], keys: torch.Tensor) -> Batch:
+    padded = {m: pad([clip[m] for clip in clips]) for m in modalities}
+    return Batch(keys, {m: x for m, (x, _) in padded.items()}, {m: mask for m, (_, mask) in padded.items()}, None)
+
+
 @torch.no_grad()
-def _predicted(trained: Trained, clips: Sequence[dict[str, np.ndarray]], device: str) -> dict[str, Any]:
+def _predicted(trained: Trained, batch: Batch) -> dict[str, Any]:
     config = trained.config
-    padded = {m: pad([clip[m] for clip in clips]) for m in config["modalities"]}
-    batch = Batch(
-        torch.zeros(len(clips), 2, dtype=torch.int64),  # the keys of draws, and nothing is drawn here
-        {m: x for m, (x, _) in padded.items()},
-        {m: mask for m, (_, mask) in padded.items()},
-        None,
-    ).to(device)
     if "text" in batch.x:
         batch = batch.with_x(text=text.encode(batch.x["text"], batch.mask["text"]))
     result = trained.predict(batch)
@@ -140,7 +146,7 @@ def _predicted(trained: Trained, clips: Sequence[dict[str, np.ndarray]], device:
     variance = result.variance.double().cpu().numpy()
     reach = config["calibration"]["sigmas"]["0.9"] * np.sqrt(variance)
     found: dict[str, Any] = {"score": score, "low_90": score - reach, "high_90": score + reach, "variance": variance}
-    empty = np.full(len(clips), np.nan)
+    empty = np.full(len(batch), np.nan)
     found |= {f"{name}_{m}": empty for name in ("trust", "r") for m in MODALITIES}
     if result.r is not None:
         here = torch.stack([batch.mask[m].any(1) for m in config["modalities"]], 1)
@@ -148,5 +154,5 @@ def _predicted(trained: Trained, clips: Sequence[dict[str, np.ndarray]], device:
         for place, modality in enumerate(config["modalities"]):
             found[f"trust_{modality}"] = trust[:, place].double().cpu().numpy()
             found[f"r_{modality}"] = result.r[:, place].double().cpu().numpy()
-    shares = [None] * len(clips) if result.routing is None else result.routing.mean(1).double().cpu().tolist()
+    shares = [None] * len(batch) if result.routing is None else result.routing.mean(1).double().cpu().tolist()
     return found | {"routing": shares}
