@@ -324,8 +324,17 @@ def write_predictions(rows: pd.DataFrame, path: Path) -> None:
         append(rows)
 
 
-def aggregate(predictions: pd.DataFrame, cells: Sequence[Cell], sigmas: dict[str, float]) -> pd.DataFrame:
-    """Predictions -> one row a (cell, draw, metric). Raises ValueError where a cell, draw or clip is missing."""
+def aggregate(
+    predictions: pd.DataFrame,
+    cells: Sequence[Cell],
+    sigmas: dict[str, float],
+    temperature: float = 1.0,
+    limits: tuple[float, float] = metrics.LIMITS,
+) -> pd.DataFrame:
+    """Predictions -> one row a (cell, draw, metric). Raises ValueError where a cell, draw or clip is missing.
+
+    sigmas, temperature, limits: calibration and range of the labels, as metrics.of_predictions takes them.
+    """
     clips = predictions["clip_id"].nunique()
     groups = dict(list(predictions.groupby(["cell", "draw"], sort=False)))
     rows = []
@@ -346,5 +355,6 @@ def aggregate(predictions: pd.DataFrame, cells: Sequence[Cell], sigmas: dict[str
                 "draw": view.number,
                 "n": clips,
             }
-            rows += [{**shared, "metric": m, "value": v} for m, v in metrics.of_predictions(here, sigmas).items()]
+            found = metrics.of_predictions(here, sigmas, temperature, limits)
+            rows += [{**shared, "metric": m, "value": v} for m, v in found.items()]
     return pd.DataFrame(rows)

@@ -90,13 +90,15 @@ def _aggregate(trained: Any, cells: list[Any], place: Path) -> None:
     """predictions.parquet -> cells.parquet, a slice at a time."""
     import pandas as pd
 
-    from qamoe.evaluation import spectrum
+    from qamoe.evaluation import metrics, spectrum
 
-    sigmas = trained.config["calibration"]["sigmas"]
+    calibration, task = trained.config["calibration"], trained.config["task"]
+    fitted = (calibration.get("sigmas", {}), calibration.get("temperature", 1.0))
+    limits = (task.get("low", metrics.LIMITS[0]), task.get("high", metrics.LIMITS[1]))
     tables = []
     for name in dict.fromkeys(cell.slice for cell in cells):
         rows = pd.read_parquet(place / PREDICTIONS, filters=[("slice", "==", name)])
-        tables.append(spectrum.aggregate(rows, [cell for cell in cells if cell.slice == name], sigmas))
+        tables.append(spectrum.aggregate(rows, [cell for cell in cells if cell.slice == name], *fitted, limits))
     with written_aside(place / "cells.parquet") as aside:
         pd.concat(tables, ignore_index=True).to_parquet(aside, index=False)
 
