@@ -128,16 +128,16 @@ def matrix(found: dict[tuple[str, str], Resampled], made: Pairs, metric: str) ->
 
 def _error(own: Resampled | None, metric: str) -> dict[str, Any]:
     if own is None:
-        return {"value": "", "interval": "", "clear": False}
+        return {"value": "", "interval": "", "claimed": False}
     value, low, high = (number(v, metric) for v in own.interval)
-    return {"value": value, "interval": f"{low}, {high}", "clear": False}
+    return {"value": value, "interval": f"{low}, {high}", "claimed": False}
 
 
 def _difference(pair: Comparison | None) -> dict[str, Any]:
     if pair is None:
-        return {"value": "", "interval": "", "clear": False}
+        return {"value": "", "interval": "", "claimed": False}
     difference, interval = texts(pair)[:2]
-    return {"value": difference, "interval": interval.replace(" to ", ", "), "clear": not pair.low <= 0 <= pair.high}
+    return {"value": difference, "interval": interval.replace(" to ", ", "), "claimed": not pair.low <= 0 <= pair.high}
 
 
 def no_worse(found: dict[tuple[str, str], Resampled], made: Pairs, summary: Summary) -> list[dict[str, str]]:
