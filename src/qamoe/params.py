@@ -11,7 +11,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from qamoe.errors import Refused
 
@@ -56,27 +65,23 @@ class Task(Block):
         return self
 
 
-class TextExtractor(Block):
-    extractor: Literal["minilm"]
-    max_tokens: Annotated[int, Field(ge=3, le=512)]
+def _chosen(modality: str) -> Any:
+    """A block that names an extractor of a modality, and holds the settings of that one."""
 
+    def settings(value: Any) -> Any:
+        from qamoe.features import extractors  # they know these blocks, so not at import
 
-class AudioExtractor(Block):
-    extractor: Literal["egemaps"]
-    rate: Annotated[float, Field(gt=0, le=100)]  # Hz
+        return extractors.settings(modality, value)
 
-
-class VisionExtractor(Block):
-    extractor: Literal["landmarks"]
-    rate: Annotated[float, Field(gt=0, le=60)]  # Hz
+    return BeforeValidator(settings)
 
 
 class Extract(Block):
     corpus: Corpus
     task: Task
-    text: TextExtractor
-    audio: AudioExtractor
-    vision: VisionExtractor
+    text: Annotated[Any, _chosen("text")]
+    audio: Annotated[Any, _chosen("audio")]
+    vision: Annotated[Any, _chosen("vision")]
     max_problem_share: Share
     seconds_per_clip: Positive  # time limit
 

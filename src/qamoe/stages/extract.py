@@ -8,6 +8,7 @@ import csv
 import hashlib
 import json
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,11 @@ from qamoe.corpora import READERS
 from qamoe.corpora.clip import Clip, Corpus, check_text
 from qamoe.errors import Refused
 from qamoe.features import store
-from qamoe.features.executor import Job, extractor, make_parts, part_key, read_part
+from qamoe.features.executor import Job, make_parts, part_key, read_part
+from qamoe.features.extractors import extractor
 from qamoe.features.minilm import MiniLM
 from qamoe.files import written_aside
-from qamoe.params import Extract, Params
+from qamoe.params import Block, Extract, Params
 from qamoe.stages import entry
 
 STREAMS = ("audio", "vision")
@@ -36,7 +38,7 @@ def run(params: Params, out: Path) -> None:
     settings_ = params.extract
     corpus = READERS[settings_.corpus.kind](Path(settings_.corpus.path), settings_.task)
     clips = sorted(corpus.clips, key=lambda clip: clip.clip_id)
-    tokeniser = MiniLM(settings_.text.max_tokens)
+    tokeniser = extractor(settings_.text)
     check_text(corpus, settings_.corpus.path)
     folder = out / "extract"
     problems: Problems = []
@@ -51,21 +53,22 @@ def run(params: Params, out: Path) -> None:
 
 def _extracted(clips: list[Clip], params: Extract, parts: Path, problems: Problems) -> dict[tuple[str, str], Path]:
     """Make the parts of all clips that have media; fills `problems`; returns where each part lies."""
-    specs = {m: (getattr(params, m).extractor, getattr(params, m).rate) for m in STREAMS}
+    chosen: dict[str, Block] = {m: getattr(params, m) for m in STREAMS}
+    digest = cache(_digest)
     places: dict[tuple[str, str], Path] = {}
     waiting: list[tuple[Job, Path]] = []
     for clip in clips:
         if clip.media is None:
             continue
-        digest = _digest(clip.media)
         for modality in STREAMS:
             job = Job(clip.clip_id, modality, clip.media, clip.start_s, clip.end_s)
-            key = part_key(job, digest, extractor(*specs[modality]))
+            made_by = extractor(chosen[modality])
+            key = part_key(job, digest(made_by.reads(clip.media)), made_by)
             part = parts / modality / key[:2] / key
             places[clip.clip_id, modality] = part
             if read_part(part) is None:
                 waiting.append((job, part))
-    lost = _with_progress(waiting, specs, params.seconds_per_clip) if waiting else {}
+    lost = _with_progress(waiting, chosen, params.seconds_per_clip) if waiting else {}
     for (clip_id, modality), part in places.items():
         reason = lost.get((clip_id, modality)) or read_part(part)
         if isinstance(reason, str) and reason:
@@ -82,7 +85,7 @@ def _digest(media: Path) -> str:
 
 
 def _with_progress(
-    waiting: list[tuple[Job, Path]], specs: dict[str, tuple[str, float]], limit_s: float
+    waiting: list[tuple[Job, Path]], chosen: dict[str, Block], limit_s: float
 ) -> dict[tuple[str, str], str]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn
@@ -98,7 +101,7 @@ def _with_progress(
     console = Console(file=sys.stderr)
     with Progress(*columns, console=console, disable=quiet or not console.is_terminal) as progress:
         task = progress.add_task("extract", total=len(waiting))
-        return make_parts(waiting, specs, settings.workers(), limit_s, lambda: progress.advance(task))
+        return make_parts(waiting, chosen, settings.workers(), limit_s, lambda: progress.advance(task))
 
 
 def _refuse_too_many(problems: Problems, clips: int, allowed: float) -> None:
@@ -136,7 +139,7 @@ def _write_streams(
                 "columns": [],
             }
         elif modality in corpus.modalities:
-            made_by = extractor(getattr(params, modality).extractor, getattr(params, modality).rate)
+            made_by = extractor(getattr(params, modality))
             about = {"extractor": made_by.name, "version": made_by.version, "rate": made_by.rate}
             about |= {"dimension": len(made_by.columns), "columns": list(made_by.columns)}
         else:
