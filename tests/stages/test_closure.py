@@ -73,7 +73,8 @@ def test_a_renamed_file_is_another_digest(package: Path) -> None:
 
 def test_imports_are_found_wherever_they_stand_and_nothing_is_run(package: Path) -> None:
     (package / "stages/odd.py").write_text(
-        "raise SystemExit\ndef f():\n    from qamoe.features import store\n    import qamoe.evaluation.calibration as m\n"
+        "raise SystemExit\ndef f():\n    from qamoe.features import store\n"
+        "    import qamoe.evaluation.calibration as m\n"
     )
     assert names("odd") == {"stages/odd.py", "features/store.py", "evaluation/calibration.py"}
 
