@@ -25,6 +25,7 @@ from pydantic import (
 from qamoe.errors import Refused
 
 Share = Annotated[float, Field(ge=0, le=1)]
+Severity = Annotated[float, Field(gt=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 Modality = Literal["text", "audio", "vision"]
@@ -76,6 +77,25 @@ def _chosen(modality: str) -> Any:
     return BeforeValidator(settings)
 
 
+class Signals(Block):
+    """Degradations of the signals of the test split, for slice `signals`; the draws have a seed of their own."""
+
+    seed: int
+    severities: Annotated[dict[str, Annotated[tuple[Severity, ...], Field(min_length=1)]], Field(min_length=1)]
+
+    @field_validator("severities")
+    @classmethod
+    def _kinds_are_known(cls, severities: dict[str, tuple[float, ...]]) -> dict[str, tuple[float, ...]]:
+        from qamoe.degradation.signals import MODALITY
+
+        for kind, levels in severities.items():
+            if kind not in MODALITY:
+                raise ValueError(f"{kind!r} is none of the kinds {', '.join(MODALITY)}")
+            if len(set(levels)) != len(levels):
+                raise ValueError(f"{kind} names a severity twice")
+        return severities
+
+
 class Extract(Block):
     corpus: Corpus
     task: Task
@@ -84,6 +104,7 @@ class Extract(Block):
     vision: Annotated[Any, _chosen("vision")]
     max_problem_share: Share
     seconds_per_clip: Positive  # time limit
+    signals: Signals | None = None  # experiments/signals.yaml
 
 
 class PerModality(Block):
@@ -208,7 +229,7 @@ class Models(Block):
 
 
 Slice = Literal[
-    "clean", "missing", "noise", "burst", "mixed", "alone", "joint", "subsets", "swap", "held_out"
+    "clean", "missing", "noise", "burst", "mixed", "alone", "joint", "subsets", "swap", "held_out", "signals"
 ]  # fmt: skip
 
 
@@ -271,6 +292,14 @@ class Params(Block):
     evaluate: Evaluate
     tune: Tune
     registry: Registry
+
+    @model_validator(mode="after")
+    def _signals_are_extracted(self) -> "Params":
+        if "signals" in self.evaluate.slices and self.extract.signals is None:
+            raise ValueError(
+                "evaluate.slices names signals, and extract.signals names none; see experiments/signals.yaml"
+            )
+        return self
 
     @field_validator("seeds")
     @classmethod

@@ -12,7 +12,9 @@ from qamoe.params import Extract
 BLOCKS: dict[str, dict[str, Any]] = {
     "minilm": {"max_tokens": 50},
     "egemaps": {"rate": 20.0},
+    "logmel": {"rate": 20.0, "bands": 24},
     "landmarks": {"rate": 5.0},
+    "openface": {"rate": 5.0},
 }
 ALONE = [(modality, name) for modality, of in EXTRACTORS.items() for name in of if name in BLOCKS]
 
@@ -58,11 +60,18 @@ def test_the_settings_come_back_as_they_were_given() -> None:
 @pytest.mark.parametrize(
     ("modality", "value", "place", "message"),
     [
-        ("audio", {"extractor": "landmarks", "rate": 5}, ("audio",), "extractor 'landmarks' is none of egemaps"),
-        ("audio", {"rate": 5}, ("audio",), "extractor None is none of egemaps"),
+        (
+            "audio",
+            {"extractor": "landmarks", "rate": 5},
+            ("audio",),
+            "extractor 'landmarks' is none of egemaps, logmel, wav2vec",
+        ),
+        ("audio", {"rate": 5}, ("audio",), "extractor None is none of egemaps, logmel, wav2vec"),
         ("text", "minilm", ("text",), "extractor None is none of minilm"),
         ("audio", {"extractor": "egemaps", "rate": 101}, ("audio", "rate"), "less than or equal to 100"),
         ("audio", {"extractor": "egemaps"}, ("audio", "rate"), "required"),
+        ("audio", {"extractor": "egemaps", "rate": 20, "bands": 40}, ("audio", "bands"), "not permitted"),
+        ("audio", {"extractor": "wav2vec", "rate": 20}, ("audio", "model"), "required"),
         ("vision", {"extractor": "landmarks", "rate": 5, "bands": 4}, ("vision", "bands"), "not permitted"),
     ],
 )

@@ -17,10 +17,13 @@ from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 
+from qamoe.degradation.copies import Signal
+from qamoe.degradation.copies import write as write_copy
 from qamoe.features.extractors import Extractor, extractor
 from qamoe.features.media import NoStream, Problem
 from qamoe.files import write_text, written_aside
@@ -39,19 +42,22 @@ class Job:
     media: Path
     start_s: float
     end_s: float | None
+    signal: Signal | None = None  # how its media are degraded before they are read
 
 
 def part_key(job: Job, digest: str, made_by: Extractor) -> str:
     """The name of a part: SHA-256 of all that its content depends on. `digest` is that of the file that is read."""
     made = f"{made_by.name} {made_by.version} {made_by.rate!r} {made_by.made_with}"
     identity = f"{digest} {job.start_s!r} {job.end_s!r} {made}"
+    if job.signal is not None:
+        identity += f" {job.signal.identity}"
     return hashlib.sha256(identity.encode()).hexdigest()
 
 
 def _make_part(chosen: Block, job: Job, part: Path) -> None:
     """Runs in a worker: write the frames, or the reason why there are none, as a part."""
     try:
-        frames = extractor(chosen).extract(job.media, job.start_s, job.end_s)
+        frames = _frames(extractor(chosen), job, part.parent)
     except NoStream:
         write_text(part.with_suffix(".problem"), "")
     except Problem as problem:
@@ -59,6 +65,16 @@ def _make_part(chosen: Block, job: Job, part: Path) -> None:
     else:
         with written_aside(part.with_suffix(".npy")) as aside, aside.open("wb") as file:
             np.save(file, frames)
+
+
+def _frames(made_by: Extractor, job: Job, folder: Path) -> np.ndarray:
+    """The frames of a clip, or those of its degraded copy, which lies in `folder` as long as it is read."""
+    if job.signal is None:
+        return made_by.extract(job.media, job.start_s, job.end_s)
+    folder.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=".copy-", dir=folder) as temporary:
+        copy = write_copy(job.signal, job.media, job.start_s, job.end_s, made_by.rate, Path(temporary))
+        return made_by.extract(copy)
 
 
 def read_part(part: Path) -> np.ndarray | str | None:

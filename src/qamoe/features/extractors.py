@@ -14,13 +14,16 @@ from pydantic_core import PydanticCustomError
 
 from qamoe.features.egemaps import Egemaps
 from qamoe.features.landmarks import Landmarks
+from qamoe.features.logmel import LogMel
 from qamoe.features.minilm import MiniLM
+from qamoe.features.openface import OpenFace
+from qamoe.features.wav2vec import Wav2vec
 from qamoe.params import Block
 
 EXTRACTORS: dict[str, dict[str, type[Any]]] = {
     "text": {"minilm": MiniLM},
-    "audio": {"egemaps": Egemaps},
-    "vision": {"landmarks": Landmarks},
+    "audio": {"egemaps": Egemaps, "logmel": LogMel, "wav2vec": Wav2vec},
+    "vision": {"landmarks": Landmarks, "openface": OpenFace},
 }
 
 

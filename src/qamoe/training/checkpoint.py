@@ -79,7 +79,7 @@ def described(params: Params, name: str, seed: int, digests: dict[str, str]) -> 
         "seed": seed,
         "models": params.models.model_dump(mode="json", include={"encoders", family(name)}),
         "train": params.train.common.model_dump(mode="json"),
-        "extract": params.extract.model_dump(mode="json", exclude={"corpus"}),
+        "extract": params.extract.model_dump(mode="json", exclude={"corpus", "signals"}),
         "max_frames": params.preprocess.max_frames.model_dump(),
         "digests": digests,
     }
