@@ -58,6 +58,7 @@ def _evaluate(params: Params, stats: dict[str, Any], out: Path, name: str) -> No
     modalities = tuple(stats["modalities"])
     timed = [m for m in modalities if m in stats and stats[m].get("rate")]
     cells = spectrum.plan(params.evaluate.slices, params.evaluate, modalities, timed)
+    ids = any(trained.reads_ids for _, trained, _ in waiting)
     split = open_views(
         store,
         spectrum.views(cells),
@@ -66,10 +67,12 @@ def _evaluate(params: Params, stats: dict[str, Any], out: Path, name: str) -> No
         out / "evaluate" / "states",
         file_digest(test),
         settings.device(),
+        ids=ids,
     )
     if name == "oracle":  # nobody can tell it the severity of a kind that it never saw
         cells = [cell for cell in cells if cell.slice != "held_out"]
-    restrict_threads()  # the models are small: a second thread only waits
+    if not ids:
+        restrict_threads()  # the models are small: a second thread only waits
     places = [folder / str(seed) for seed, _, _ in waiting]
     with ExitStack() as files:
         for place in places:
