@@ -98,9 +98,7 @@ class Degrade(Block):
     whole_share: Annotated[float, Field(ge=0, lt=1)]  # of the severities that are exactly 1
     announced_share: Share  # of the modalities that are wholly missing, those that the model is told of
     swap: bool  # whether clips draw swaps too
-    views: (
-        Count  # distinct degraded views of a clip; epoch e sees view e mod views. Each its own where text is fine-tuned
-    )
+    views: Count  # distinct degraded views of a clip; epoch e sees view e mod views. Of a frozen text encoder alone
     seed: int
 
 
@@ -139,7 +137,7 @@ class Train(Block):
 
 
 class TextEncoder(Block):
-    """Frozen, its states made once for all models; or fine-tuned as a part of each: the other keys are of that alone."""
+    """Frozen, its states made once for all models; or fine-tuned as a part of each: the other keys are of that."""
 
     finetune: bool = False
     encoder: Annotated[str, Field(min_length=1)] = "minilm"  # or the folder of a Hugging Face encoder

@@ -19,8 +19,8 @@ _SWAP = KINDS.index("swap")
 class View:
     """A draw of protocol `seed`. With `kinds` and `severities` (one a modality) every clip gets the same; without,
     each clip and modality draws its own kind of `drawn` and severity, a `clean_share` of the draws stays clean, a
-    `whole_share` of the severities is 1, and an `alike_share` of the clips draws once for all its modalities; `swap` is among the
-    kinds where asked for.
+    `whole_share` of the severities is 1, and an `alike_share` of the clips draws once for all its modalities; `swap` is
+    among the kinds where asked for.
 
     `then` holds kinds and severities that are applied to the result. What is wholly missing is told to the model where
     `announced`, or for an `announced_share` of what was drawn.

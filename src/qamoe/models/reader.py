@@ -42,7 +42,7 @@ def architecture(sizes: TextEncoder, tokens: int) -> dict[str, Any]:
     longest = getattr(config, "max_position_embeddings", tokens)
     if longest < tokens:
         raise Refused(
-            f"{_KEY}: the encoder in {folder} reads {longest} tokens at most, and preprocess.max_frames.text is {tokens}."
+            f"{_KEY}: the encoder in {folder} reads {longest} tokens at most; preprocess.max_frames.text is {tokens}."
         )
     return {key: value for key, value in config.to_diff_dict().items() if key not in _OF_A_FILE}
 
@@ -93,9 +93,7 @@ class Reader(nn.Module):
             raise _no_encoder(folder, error) from None
         missing = sorted(key for key in about["missing_keys"] if not key.startswith("pooler."))
         if missing:
-            raise Refused(
-                f"{_KEY}: the weights in {folder} lack {len(missing)} of the encoder's, such as {missing[0]}."
-            )
+            raise Refused(f"{_KEY}: the weights in {folder} lack {len(missing)} of the encoder's, as {missing[0]}.")
         self.encoder.load_state_dict(_without_pooler(found).state_dict(), strict=True)
 
     def forward(self, ids_BT: Tensor, mask_BT: Tensor) -> tuple[Tensor, Tensor]:

@@ -43,7 +43,7 @@ class Trained:
 
     @torch.no_grad()
     def predict(self, batch: Batch, quality: Tensor | None = None, state: State | None = None) -> Prediction:
-        """Predict a batch of frames, text as token ids or as states of the frozen encoder. `quality` (B, M) overrides r.
+        """Predict a batch of frames, text as token ids or as frozen states. `quality` (B, M) overrides r.
 
         `state` is how the clips were degraded, where that is known: the oracle is told its quality by it, all other
         models are not told.
