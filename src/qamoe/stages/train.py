@@ -110,11 +110,8 @@ def open_splits(params: Params, stats: dict[str, Any], out: Path, name: str) -> 
         data_digest(out),
         settings.device(),
     )
-    train, valid = (
-        open_views(split[part], views, *shared, ids=ids)
-        for part, views in (("train", training), ("valid", cells.views))
-    )
-    return train, valid, cells
+    train = open_views(split["train"], training, *shared, ids=ids)
+    return train, open_views(split["valid"], cells.views, *shared, ids=ids), cells
 
 
 def train_one(params: Params, out: Path, name: str, seed: int, digests: dict[str, str]) -> None:
