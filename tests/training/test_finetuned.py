@@ -13,7 +13,6 @@ import torch
 
 from qamoe.errors import Refused
 from qamoe.evaluation import spectrum
-from qamoe.features.minilm import model_folder
 from qamoe.models import reader
 from qamoe.params import Params, TextEncoder
 from qamoe.serving.predict import predict, raw_frames
@@ -27,21 +26,9 @@ class Stopped(Exception):
     """What a kill looks like from inside."""
 
 
-def encoder_folder(folder: Path, **changes: Any) -> Path:
-    """Weights and vocabulary of a BERT of one layer."""
-    from transformers import BertConfig, BertModel
-
-    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
-    torch.manual_seed(3)
-    BertModel(BertConfig(**sizes | {"max_position_embeddings": 64} | changes)).save_pretrained(folder)
-    for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt"):
-        shutil.copy(model_folder() / name, folder / name)
-    return folder
-
-
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return encoder_folder(tmp_path_factory.mktemp("encoder"))
+def folder(tiny_encoder: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_encoder(tmp_path_factory.mktemp("encoder"))
 
 
 @pytest.fixture(scope="module")
@@ -125,8 +112,8 @@ def test_every_model_trains_it_in_either_precision(tuned: Any, tmp_path: Path, m
         assert np.isfinite(checkpoint.load(made).config["selection"])
 
 
-def test_it_loads_without_the_folder_that_it_came_from(tuned: Any, whole: Path, folder: Path, tmp_path: Path) -> None:
-    moved = encoder_folder(tmp_path / "encoder")
+def test_it_loads_without_the_folder_that_it_came_from(tuned: Any, tiny_encoder: Any, tmp_path: Path) -> None:
+    moved = tiny_encoder(tmp_path / "encoder")
     place = tuned.train(tmp_path / "1", common={"epochs": 1}, encoder=str(moved))
     shutil.rmtree(moved)
     trained = checkpoint.load(place)
@@ -225,11 +212,11 @@ def test_views_are_drawn_anew_each_epoch_and_nothing_is_encoded_before(
     assert not (tmp_path / "train").exists()
 
 
-def test_other_weights_of_the_encoder_are_another_model(tuned: Any, tmp_path: Path) -> None:
-    params = tuned.params(encoder=str(encoder_folder(tmp_path / "encoder")))
+def test_other_weights_of_the_encoder_are_another_model(tuned: Any, tiny_encoder: Any, tmp_path: Path) -> None:
+    params = tuned.params(encoder=str(tiny_encoder(tmp_path / "encoder")))
     before = stage.training_digests(params, "qamoe", "data")
     assert stage.training_digests(params, "qamoe", "data") == before
-    encoder_folder(tmp_path / "encoder", initializer_range=0.5)
+    tiny_encoder(tmp_path / "encoder", initializer_range=0.5)
     assert stage.training_digests(params, "qamoe", "data")["params"] != before["params"]
 
 
@@ -241,22 +228,22 @@ def refusal(encoder: Any, tokens: int = 50) -> str:
     return str(caught.value)
 
 
-def test_what_is_no_encoder_of_these_ids_is_refused(folder: Path, tmp_path: Path) -> None:
+def test_what_is_no_encoder_of_these_ids_is_refused(folder: Path, tiny_encoder: Any, tmp_path: Path) -> None:
     assert "is 'bert-base-uncased'; allowed is minilm or the folder of a Hugging Face encoder." in refusal(
         "bert-base-uncased"
     )
     (tmp_path / "empty").mkdir()
     assert "holds no Hugging Face encoder" in refusal(tmp_path / "empty")
     assert "reads 64 tokens at most; preprocess.max_frames.text is 65." in refusal(folder, 65)
-    assert "with a decoder" in refusal(encoder_folder(tmp_path / "decoder", is_decoder=True))
+    assert "with a decoder" in refusal(tiny_encoder(tmp_path / "decoder", is_decoder=True))
 
-    other = encoder_folder(tmp_path / "other")
+    other = tiny_encoder(tmp_path / "other")
     content = (other / "tokenizer.json").read_text()
     (other / "tokenizer.json").write_text(content.replace('"film"', '"flim"'))
     (other / "vocab.txt").unlink()
     assert "another vocabulary than the stored ids" in refusal(other)
 
-    bare = encoder_folder(tmp_path / "bare")
+    bare = tiny_encoder(tmp_path / "bare")
     (bare / "model.safetensors").unlink()
     assert "holds no Hugging Face encoder" in refusal(bare)
     (bare / "model.safetensors").write_bytes(b"no weights")
