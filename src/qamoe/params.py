@@ -118,12 +118,13 @@ class Preprocess(Block):
 
 
 class Degrade(Block):
+    kinds: Annotated[tuple[Kind, ...], Field(min_length=1)]  # that clips draw from
     clean_share: Share  # of the draws of a clip, view and modality
     alike_share: Share  # of the clips whose modalities share one draw
     whole_share: Annotated[float, Field(ge=0, lt=1)]  # of the severities that are exactly 1
     announced_share: Share  # of the modalities that are wholly missing, those that the model is told of
     swap: bool  # whether clips draw swaps too
-    views: Count  # distinct degraded views of a clip; epoch e sees view e mod views
+    views: Count  # distinct degraded views of a clip; epoch e sees view e mod views. Of a frozen text encoder alone
     seed: int
 
 
@@ -148,6 +149,7 @@ class TrainCommon(Block):
     lr: Annotated[float, Field(gt=0, lt=1)]
     weight_decay: Annotated[float, Field(ge=0)]
     warmup_share: Share
+    schedule: Literal["cosine", "linear"]  # of the learning rate after warm-up
     clip_norm: Positive
     patience: Count
     precision: Literal["float32", "bfloat16"]
@@ -160,6 +162,22 @@ class Train(Block):
     common: TrainCommon
 
 
+class TextEncoder(Block):
+    """Frozen, its states made once for all models; or fine-tuned as a part of each: the other keys are of that."""
+
+    finetune: bool = False
+    encoder: Annotated[str, Field(min_length=1)] = "minilm"  # or the folder of a Hugging Face encoder
+    lr: Annotated[float, Field(gt=0, lt=1)] = 5e-5  # its own; that of all else is train.common.lr
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    pooling: Literal["attention", "mean"] = "attention"  # over its states, or over one that is their mean
+
+    @model_validator(mode="after")
+    def _frozen_is_minilm(self) -> "TextEncoder":
+        if self.encoder != "minilm" and not self.finetune:
+            raise ValueError(f"encoder {self.encoder!r} needs finetune: true; the frozen encoder is minilm")
+        return self
+
+
 class Encoders(Block):
     """Sizes that every model shares, so that a comparison is between fusions."""
 
@@ -168,6 +186,7 @@ class Encoders(Block):
     heads: Count
     dropout: Annotated[float, Field(ge=0, lt=1)]
     stride: PerModality
+    text: TextEncoder = TextEncoder()  # of checkpoints that are older than this key
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> "Encoders":

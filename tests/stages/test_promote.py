@@ -111,6 +111,14 @@ def test_a_first_candidate_that_is_no_better_than_the_mean_is_refused(corpus):
     assert corpus.promote().outcome == "unchanged"
 
 
+def test_a_fine_tuned_candidate_is_measured_beside_a_frozen_champion(corpus, tiny_encoder, tmp_path):
+    corpus.train(answer=0.6)
+    assert corpus.promote().outcome == "promoted"
+    corpus.train(answer=1.0, encoder=tiny_encoder(tmp_path / "encoder"))
+    decision = corpus.promote()
+    assert (decision.outcome, decision.version) == ("promoted", "2"), decision.reasons
+
+
 def test_without_a_gate_split_validation_judges_and_the_record_says_so(corpus, tiny_corpus):
     tiny_corpus(corpus.out, gate=0)
     corpus.train(answer=1.0)

@@ -17,7 +17,6 @@ from qamoe.errors import Refused
 from qamoe.features.batch import Batch, pad
 from qamoe.features.clean import Columns, clean
 from qamoe.features.minilm import MiniLM
-from qamoe.models import text
 from qamoe.training.checkpoint import Trained
 
 INPUTS = ("text", "tokens", "audio", "vision")
@@ -139,8 +138,6 @@ def _batch(modalities: Sequence[str], clips: Sequence[dict[str, np.ndarray]], ke
 @torch.no_grad()
 def _predicted(trained: Trained, batch: Batch) -> dict[str, Any]:
     config = trained.config
-    if "text" in batch.x:
-        batch = batch.with_x(text=text.encode(batch.x["text"], batch.mask["text"]))
     result = trained.predict(batch)
     score = result.value.double().cpu().numpy()
     variance = result.variance.double().cpu().numpy()

@@ -69,10 +69,11 @@ def _evaluate(params: Params, stats: dict[str, Any], out: Path, name: str) -> No
     timed = [m for m in modalities if m in stats and stats[m].get("rate")]
     cells = spectrum.plan(params.evaluate.slices, params.evaluate, modalities, timed)
     of_signals = signals.plan(severities, params.evaluate.seed, modalities)
+    ids = any(trained.reads_ids for _, trained, _ in waiting)
 
     def opened(path: Path, views: list[View]) -> Views:
-        states, digest = out / "evaluate" / "states", file_digest(path)
-        return open_views(Store(path), views, modalities, references(stats), states, digest, settings.device())
+        about = (modalities, references(stats), out / "evaluate" / "states", file_digest(path), settings.device())
+        return open_views(Store(path), views, *about, ids=ids)
 
     def degraded(cell: Cell) -> Views:
         path = out / "preprocess" / "signals" / f"{cell.name}.arrow"
@@ -81,7 +82,8 @@ def _evaluate(params: Params, stats: dict[str, Any], out: Path, name: str) -> No
     split = opened(test, spectrum.views([*cells, *of_signals]))
     if name == "oracle":  # nobody can tell it the severity of a kind that it never saw
         cells, of_signals = [cell for cell in cells if cell.slice != "held_out"], []
-    restrict_threads()  # the models are small: a second thread only waits
+    if not ids:
+        restrict_threads()  # the models are small: a second thread only waits
     places = [folder / str(seed) for seed, _, _ in waiting]
     with ExitStack() as files:
         for place in places:

@@ -143,7 +143,9 @@ def _measured(
         place = temporary / str(number)
         standard = store if _same_columns(own, stats) else _restandardised(store, stats, own, place / "own.arrow")
         views = spectrum.views(cells)
-        split = open_views(standard, views, modalities, references(own), place, file_digest(standard.path), device)
+        ids = any(trained.reads_ids for trained in group)
+        digest = file_digest(standard.path)
+        split = open_views(standard, views, modalities, references(own), place, digest, device, ids=ids)
         found += spectrum.measure(group, split, cells, device)
     return found
 
