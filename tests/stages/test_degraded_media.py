@@ -147,7 +147,7 @@ def test_pictures_that_are_not_read_from_media_cannot_be_degraded(
         ),
         ({"extract.signals": {"seed": 3, "severities": {"noise": [0.0]}}}, "greater than 0"),
         ({"extract.signals": {"seed": 3, "severities": {"noise": [0.5, 0.5]}}}, "noise names a severity twice"),
-        ({"extract.signals": None}, "evaluate.slices names signals, which need extract.signals"),
+        ({"extract.signals": None}, "evaluate.slices names signals, and extract.signals names none"),
     ],
 )
 def test_a_mistake_in_the_parameters_is_named(params_file: Any, changes: dict[str, Any], sentence: str) -> None:
@@ -164,3 +164,12 @@ def test_a_copy_that_is_not_degraded_gives_the_same_sound_and_pictures(tmp_path:
     assert all((one == other).all() for one, other in zip(given, copied, strict=True))
     copy = copies.write(Signal("noise", 0.0, 1, "clip"), path, 0.3, 1.7, rate, tmp_path)
     np.testing.assert_array_equal(media.sound(path, 44_100, 0.3, 1.7), media.sound(copy, 44_100))
+
+
+def test_a_file_without_that_stream_or_a_picture_in_the_span_says_so(tmp_path: Path) -> None:
+    path = film(tmp_path / "clip.wav", streams="a")
+    with pytest.raises(media.NoStream):
+        copies.write(Signal("blur", 0.5, 1, "clip"), path, 0.0, None, 5, tmp_path)
+    path = film(tmp_path / "clip.mp4")
+    with pytest.raises(media.Problem, match="no picture between 5 s"):
+        copies.write(Signal("blur", 0.5, 1, "clip"), path, 5.0, None, 5, tmp_path)
