@@ -76,6 +76,7 @@ class Reader(nn.Module):
 
     def load_pretrained(self, sizes: TextEncoder) -> None:
         """Start from the weights in the encoder's folder. Raises Refused where they are not there or not whole."""
+        from safetensors import SafetensorError
         from transformers import AutoModel
         from transformers.utils import logging
 
@@ -86,7 +87,7 @@ class Reader(nn.Module):
             found, about = AutoModel.from_pretrained(
                 folder, local_files_only=True, trust_remote_code=False, dtype=torch.float32, output_loading_info=True
             )
-        except (OSError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise _no_encoder(folder, error) from None
         missing = sorted(key for key in about["missing_keys"] if not key.startswith("pooler."))
         if missing:
