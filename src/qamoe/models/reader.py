@@ -47,11 +47,6 @@ def architecture(sizes: TextEncoder, tokens: int) -> dict[str, Any]:
     return {key: value for key, value in config.to_diff_dict().items() if key not in _OF_A_FILE}
 
 
-def width(architecture: dict[str, Any]) -> int:
-    """The dimension of the states of an encoder."""
-    return _config(architecture).hidden_size
-
-
 def digest(sizes: TextEncoder) -> str:
     """SHA-256 of the files in the encoder's folder that its states depend on."""
     result = hashlib.sha256()
@@ -68,17 +63,20 @@ class Reader(nn.Module):
     """
 
     def __init__(self, architecture: dict[str, Any], sizes: TextEncoder) -> None:
-        from transformers import AutoModel
+        from transformers import AutoConfig, AutoModel
 
         super().__init__()
         self.mean = sizes.pooling == "mean"
-        self.encoder = _without_pooler(AutoModel.from_config(_config(architecture), trust_remote_code=False))
+        config = AutoConfig.for_model(**architecture)
+        self.width: int = config.hidden_size  # W
+        self.encoder = _without_pooler(AutoModel.from_config(config, trust_remote_code=False))
         for module in self.encoder.modules():
             if isinstance(module, nn.Dropout):
                 module.p = sizes.dropout
 
     def load_pretrained(self, sizes: TextEncoder) -> None:
         """Start from the weights in the encoder's folder. Raises Refused where they are not there or not whole."""
+        from safetensors import SafetensorError
         from transformers import AutoModel
         from transformers.utils import logging
 
@@ -89,7 +87,7 @@ class Reader(nn.Module):
             found, about = AutoModel.from_pretrained(
                 folder, local_files_only=True, trust_remote_code=False, dtype=torch.float32, output_loading_info=True
             )
-        except (OSError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise _no_encoder(folder, error) from None
         missing = sorted(key for key in about["missing_keys"] if not key.startswith("pooler."))
         if missing:
@@ -124,12 +122,6 @@ def _vocabulary(folder: Path) -> dict[str, int]:
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False).get_vocab()
-
-
-def _config(architecture: dict[str, Any]) -> Any:
-    from transformers import AutoConfig
-
-    return AutoConfig.for_model(**architecture)
 
 
 def _without_pooler(encoder: Any) -> Any:

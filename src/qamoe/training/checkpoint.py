@@ -77,7 +77,10 @@ def make(name: str, config: dict[str, Any]) -> nn.Module:
         Models.model_fields[part].annotation.model_validate(config["models"][part])  # type: ignore[union-attr]
         for part in ("encoders", family(name))
     )
-    reader = Reader(config["text_encoder"], sizes.text) if "text_encoder" in config else None
+    reader = None
+    if "text_encoder" in config:
+        reader = Reader(config["text_encoder"], sizes.text)
+        features["text"] = reader.width  # `inputs` tells of the corpus, the same for every encoder
     return build(name, features, sizes, block, target, reader)
 
 

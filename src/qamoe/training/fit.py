@@ -111,9 +111,8 @@ def _config(
 ) -> dict[str, Any]:
     config = checkpoint.described(params, name, seed, digests)
     if "text" in inputs and params.models.encoders.text.finetune and family(name) != "mean":
-        found = reader.architecture(params.models.encoders.text, params.preprocess.max_frames.text)
-        config["text_encoder"] = found
-        inputs = {**inputs, "text": reader.width(found)}
+        limit = params.preprocess.max_frames.text
+        config["text_encoder"] = reader.architecture(params.models.encoders.text, limit)
     return config | {
         "stats": stats,
         "task": stats["task"],
