@@ -8,7 +8,8 @@ over, so changed parameters start a new one.
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from qamoe.params import Params
@@ -48,9 +49,10 @@ def open_study(params: Params, name: str, url: str) -> "Study":
     from optuna.storages import RDBStorage
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    storage = RDBStorage(
-        url, heartbeat_interval=_HEARTBEAT_S, grace_period=4 * _HEARTBEAT_S, heartbeat_stale_trial_callback=_again()
-    )
+    with _without_warnings():
+        storage = RDBStorage(
+            url, heartbeat_interval=_HEARTBEAT_S, grace_period=4 * _HEARTBEAT_S, heartbeat_stale_trial_callback=_again()
+        )
     return optuna.create_study(
         storage=storage,
         study_name=name,
@@ -58,6 +60,14 @@ def open_study(params: Params, name: str, url: str) -> "Study":
         direction="minimize",
         pruner=optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=params.tune.epochs // 3),
     )
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Heartbeats are experimental in Optuna, which says so at each use."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def _again() -> "RetryHeartbeatStaleTrialCallback":
@@ -73,7 +83,8 @@ def free_dead(study: "Study", worker: str | None = None) -> None:
     for trial in study.get_trials(states=(TrialState.RUNNING,)):
         if worker is None or trial.user_attrs.get("worker") == worker:
             study.tell(trial.number, state=TrialState.FAIL)
-            _again()(study, trial)
+            with _without_warnings():
+                _again()(study, trial)
 
 
 def work(params: Params, study: "Study", worker: str, train_one: TrainOne) -> None:
@@ -117,8 +128,7 @@ def work(params: Params, study: "Study", worker: str, train_one: TrainOne) -> No
             study.optimize(objective, n_trials=1, catch=(_Enough,))
         else:
             time.sleep(_LOOK_S)
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # experimental, as Optuna's own loop uses it
+            with _without_warnings():
                 optuna.storages.fail_stale_trials(study)
 
 
