@@ -35,6 +35,7 @@ def run(params: Params, out: Path) -> None:
     from qamoe.records import champion as records
     from qamoe.records import registry
     from qamoe.records.store import answering, connect
+    from qamoe.training.views import feature_sizes
 
     stats = read_stats(out)
     test = out / "preprocess" / "test.arrow"
@@ -55,7 +56,7 @@ def run(params: Params, out: Path) -> None:
     if measured is not None:
         print(f"{title}; measured before\nrun: {measured}", flush=True)
         return
-    ours = {"stats": stats, "task": stats["task"], "extract": _extract(params)}
+    ours = {"stats": stats, "task": stats["task"], "inputs": feature_sizes(stats), "extract": _extract(params)}
     with tempfile.TemporaryDirectory() as temporary:
         theirs = fetched(name, champion.version, ours, Path(temporary))
         cells = _cells(params, stats, theirs, store, Path(temporary))
