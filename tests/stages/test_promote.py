@@ -159,7 +159,7 @@ def test_a_champion_of_older_data_reads_frames_standardised_its_own_way(corpus, 
     new["audio"] |= {"mean": [4.0, -2.0], "deviation": [3.0, 1.5]}
     store = Store(corpus.out / "preprocess" / "gate.arrow")
     rows = promote._measured(corpus.params, tiny_stats, [old], store, tmp_path)[0]
-    shifted = promote._restandardised(store, tiny_stats, new, tmp_path / "new.arrow")  # the same clips after the ingest
+    shifted = promote.restandardised(store, tiny_stats, new, tmp_path / "new.arrow")  # the same clips after the ingest
     assert np.abs(shifted.sequence("audio", 3) - store.sequence("audio", 3)).max() > 0.1
     fresh = checkpoint.Trained(old.model, old.config | {"stats": new}, old.folder)
     again = promote._measured(corpus.params, new, [fresh, old], shifted, tmp_path)[1]

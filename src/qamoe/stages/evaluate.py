@@ -98,7 +98,7 @@ def _evaluate(params: Params, stats: dict[str, Any], out: Path, name: str) -> No
             for append, rows in zip(sinks, found, strict=True):
                 append(rows)
     for place, (_, trained, digest) in zip(places, waiting, strict=True):
-        _aggregate(trained, [*cells, *of_signals], place)
+        aggregate(trained, [*cells, *of_signals], place)
         _break(params, trained, split, cells, place)
         write_text(place / "digest", digest)
         record_evaluation(trained.folder, place, params.registry.name)
@@ -110,7 +110,7 @@ def _signal_severities(params: Params) -> dict[str, tuple[float, ...]]:
     return params.extract.signals.severities if asked and params.extract.signals else {}
 
 
-def _aggregate(trained: Any, cells: list[Any], place: Path) -> None:
+def aggregate(trained: Any, cells: list[Any], place: Path) -> None:
     """predictions.parquet -> cells.parquet, a slice at a time."""
     import pandas as pd
 

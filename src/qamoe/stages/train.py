@@ -58,7 +58,7 @@ def _train_all(params: Params, stats: dict[str, Any], out: Path, jobs: list[tupl
             train_one(params, out, *job)
         return
     level = entry.log.level
-    with ProcessPoolExecutor(side_by_side, get_context("spawn"), _worker_started, (level,)) as pool:
+    with ProcessPoolExecutor(side_by_side, get_context("spawn"), worker_started, (level,)) as pool:
         for future in [pool.submit(train_one, params, out, *job) for job in jobs]:
             future.result()
 
@@ -143,7 +143,8 @@ def train_one(params: Params, out: Path, name: str, seed: int, digests: dict[str
         record.finish(folder)
 
 
-def _worker_started(level: int) -> None:
+def worker_started(level: int) -> None:
+    """What a worker process of a stage does first: quiet, offline, and ended with its stage."""
     import logging
 
     settings.go_offline()
