@@ -51,9 +51,7 @@ def ingest(folder: Path, data: Path, task: Task) -> Ingested:
         if old is None:
             fresh.append((clip, {**row, "split": clip.split}))
         elif _identity(clip, digests) != _identity(old, digests):
-            raise Refused(
-                f"{clip.where}: clip id {clip.clip_id!r} is another clip's in {data}; give it a new one."
-            )
+            raise Refused(f"{clip.where}: clip id {clip.clip_id!r} is another clip's in {data}; give it a new one.")
     check_clips([*there.values(), *(clip for clip, _ in fresh)], str(folder / "manifest.csv"))
     if not fresh:
         return Ingested(0, len(waiting), False)

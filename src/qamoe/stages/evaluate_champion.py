@@ -87,7 +87,8 @@ def _cells(params: Params, stats: dict[str, Any], champion: "Trained", store: "S
     cells = spectrum.plan(params.evaluate.slices, params.evaluate, modalities, timed)
     device = settings.device()
     views = spectrum.views(cells)
-    split = open_views(store, views, modalities, references(own), folder / "states", file_digest(store.path), device)
+    about = (references(own), folder / "states", file_digest(store.path), device)
+    split = open_views(store, views, modalities, *about, ids=champion.reads_ids)
     with spectrum.predictions_file(folder / PREDICTIONS) as append:
         for (rows,) in spectrum.by_view([champion], split, cells, device):
             append(rows)

@@ -61,7 +61,8 @@ def run(source: Path, out: Path, model: str) -> None:
         if key in kept.index:
             found = kept.loc[key, [*predict.OUTPUTS, "problem"]].to_dict()
         else:
-            found = {**scored.loc[clip.clip_id].to_dict(), "problem": problems.get(clip.clip_id, "")}
+            own: dict[str, Any] = scored.loc[clip.clip_id].to_dict()
+            found = {**own, "problem": problems.get(clip.clip_id, "")}
         made.append({**_about(clip, source), **found, "key": key, "model": served.name})
     _write(pd.DataFrame(made, columns=_columns()), out / SCORES)
     _remove_parts(clips, served, out / "parts")
