@@ -58,11 +58,12 @@ def run(source: Path, out: Path, model: str) -> None:
     scored.loc[nothing, list(predict.NUMBERS)] = float("nan")
     made = []
     for clip, key in zip(clips, keys, strict=True):
+        found: dict[Any, Any]
         if key in kept.index:
             found = kept.loc[key, [*predict.OUTPUTS, "problem"]].to_dict()
         else:
-            own: dict[str, Any] = scored.loc[clip.clip_id].to_dict()
-            found = {**own, "problem": problems.get(clip.clip_id, "")}
+            found = dict(scored.loc[clip.clip_id].items())
+            found["problem"] = problems.get(clip.clip_id, "")
         made.append({**_about(clip, source), **found, "key": key, "model": served.name})
     _write(pd.DataFrame(made, columns=_columns()), out / SCORES)
     _remove_parts(clips, served, out / "parts")
