@@ -86,6 +86,8 @@ def _about(clip: "Clip", source: Path) -> dict[str, Any]:
 
 
 def _digest(media: Path) -> str:
+    if not media.is_file():  # what an extractor reads beside the media may be absent
+        return "absent"
     with media.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -121,15 +123,16 @@ def _write(rows: "pd.DataFrame", path: Path) -> None:
 
 def _jobs(clips: list["Clip"], served: "Served", parts: Path) -> dict[tuple[str, str], tuple[Any, Path]]:
     """The job and the part of each modality that media give."""
-    from qamoe.features.executor import Job, extractor, part_key
+    from qamoe.features.executor import Job, part_key
+    from qamoe.features.extractors import extractor
 
     found = {}
-    for modality, spec in served.extractors().items():
-        made_by = extractor(*spec)
+    for modality, chosen in served.extractors().items():
+        made_by = extractor(chosen)
         for clip in clips:
             assert clip.media is not None
             job = Job(clip.clip_id, modality, clip.media, clip.start_s, clip.end_s)
-            key = part_key(job, _digest(clip.media), made_by)
+            key = part_key(job, _digest(made_by.reads(clip.media)), made_by)
             found[clip.clip_id, modality] = (job, parts / modality / key[:2] / key)
     return found
 
