@@ -120,11 +120,12 @@ def _write(rows: "pd.DataFrame", path: Path) -> None:
 
 def _jobs(clips: list["Clip"], served: "Served", parts: Path) -> dict[tuple[str, str], tuple[Any, Path]]:
     """The job and the part of each modality that media give."""
-    from qamoe.features.executor import Job, extractor, part_key
+    from qamoe.features.executor import Job, part_key
+    from qamoe.features.extractors import extractor
 
     found = {}
-    for modality, spec in served.extractors().items():
-        made_by = extractor(*spec)
+    for modality, chosen in served.extractors().items():
+        made_by = extractor(chosen)
         for clip in clips:
             assert clip.media is not None
             job = Job(clip.clip_id, modality, clip.media, clip.start_s, clip.end_s)
