@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from importlib.metadata import packages_distributions
 from itertools import chain
 from pathlib import Path
 
@@ -59,6 +60,24 @@ def pins() -> dict[str, str]:
 def test_a_tool_is_imported_in_its_own_room_alone(tool: str) -> None:
     importers = {path.as_posix() for path in FILES if any(within(name, tool) for name in imported(path))}
     assert {path for path in importers if not path.startswith(ONLY[tool] or "-")} == set()
+
+
+def test_what_is_imported_is_asked_for() -> None:
+    """A package that another one happens to bring, or that was here once, is not there for users."""
+    asked = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = chain(asked["dependencies"], *asked["optional-dependencies"].values())
+    wanted_names = {canonicalize_name(Requirement(line).name) for line in wanted}
+    brought_by = packages_distributions()
+    own = {"qamoe", "flows", "tests", "scripts", "__future__"} | sys.stdlib_module_names
+    beside = (path for place in ("tests", "scripts") for path in (ROOT / place).rglob("*.py"))
+    files = [*FILES, *(path.relative_to(ROOT) for path in beside)]
+    foreign = {(name.split(".")[0], path.as_posix()) for path in files for name in imported(path)}
+    unasked = {
+        (name, path)
+        for name, path in foreign
+        if name not in own and not wanted_names & {canonicalize_name(of) for of in brought_by.get(name, ())}
+    }
+    assert unasked == set()
 
 
 def test_the_core_knows_nothing_of_what_runs_it() -> None:

@@ -159,9 +159,10 @@ def test_what_a_stage_breaks_off_leaves_no_worker(extracted: Any) -> None:
     def stop(_: int) -> None:
         raise KeyboardInterrupt
 
+    before = set(multiprocessing.active_children())
     with pytest.raises(KeyboardInterrupt):
         extracted("1", "hang", "hang", "2", advance=stop)
-    assert multiprocessing.active_children() == []
+    assert set(multiprocessing.active_children()) <= before
 
 
 def test_a_clip_that_hangs_is_given_up_and_costs_its_clip_alone(extracted: Any) -> None:

@@ -1,8 +1,11 @@
 """Over HTTP a clip is answered as by the registered model, and everything else is refused in one sentence."""
 
 import base64
+import multiprocessing
+import os
 import random
 import re
+import signal
 import wave
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -341,14 +344,34 @@ def test_a_file_that_takes_too_long_costs_itself_alone(film):
     from qamoe.features.egemaps import Egemaps
 
     extractors = {"audio": Egemaps.Settings(extractor="egemaps", rate=20)}
-    hurried = Extraction(Limits(work_s=0.01))
+    hurried = Extraction(Limits(work_s=0.001), extractors)
     try:
-        with pytest.raises(Refused, match=r"took longer than 0.01 s"):
+        with pytest.raises(Refused, match=r"took longer than 0.001 s"):
             hurried.extract(film, extractors)
         hurried.limits = Limits()
         assert len(hurried.extract(film, extractors).frames["audio"]) == 30
     finally:
         hurried.close()
+
+
+@pytest.mark.slow
+def test_a_worker_that_dies_has_a_successor(film):
+    from qamoe.errors import Refused
+    from qamoe.features.egemaps import Egemaps
+
+    extractors = {"audio": Egemaps.Settings(extractor="egemaps", rate=20)}
+    before = set(multiprocessing.active_children())
+    extraction = Extraction(Limits(), extractors)
+    try:
+        first = extraction.extract(film, extractors)
+        (worker,) = set(multiprocessing.active_children()) - before
+        os.kill(worker.pid, signal.SIGKILL)
+        with pytest.raises(Refused, match="beyond recovery"):
+            extraction.extract(film, extractors)
+        assert np.array_equal(extraction.extract(film, extractors).frames["audio"], first.frames["audio"])
+    finally:
+        extraction.close()
+    assert set(multiprocessing.active_children()) == before
 
 
 @pytest.mark.slow

@@ -134,8 +134,7 @@ def application(service: Service) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        service.extraction = Extraction(service.limits)
-        service.extraction.warm_up(service.served.extractors())
+        service.extraction = Extraction(service.limits, service.served.extractors())
         try:
             yield
         finally:

@@ -5,17 +5,17 @@ packets before anything is decoded, decodes no more than the allowed seconds, ha
 memory than _MEMORY.
 """
 
+import signal
 import threading
 from collections.abc import Iterator
-from concurrent.futures import TimeoutError as TimeLimit
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pebble import ProcessExpired, ProcessPool
 
 from qamoe.errors import Refused
 from qamoe.features.extractors import extractor
@@ -25,6 +25,7 @@ from qamoe.params import Block
 # FFmpeg's names of mp4, mov, avi, wav, mkv and webm: fewer formats than a corpus may have.
 FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,avi,wav,matroska,webm"
 _MEMORY = 4 << 30  # bytes of a worker's own data; extraction of a small film maps 1.5 GB and touches 0.3
+_START_S = 120.0  # given to a new worker to load its extractors
 _WAITING = 8  # files that are being extracted or wait for it
 
 
@@ -54,16 +55,18 @@ class Extracted:
 
 
 class Extraction:
-    """One worker process that extracts one file after the other; `close` ends it."""
+    """One worker process that extracts one file after the other; a worker that died has a successor. `close` ends it.
 
-    def __init__(self, limits: Limits) -> None:
+    A worker loads the extractors that the first file is likely to need before it says that it is ready.
+    """
+
+    def __init__(self, limits: Limits, likely: dict[str, Block]) -> None:
         self.limits = limits
-        self._pool = ProcessPool(max_workers=1, context=get_context("spawn"), initializer=_bound_memory)
+        self._likely = likely
         self._places = threading.BoundedSemaphore(_WAITING)
-
-    def warm_up(self, extractors: dict[str, Block]) -> None:
-        """Let the worker load its extractors, which takes seconds, before the first file comes."""
-        self._pool.schedule(_load, args=(extractors,))
+        self._turn = threading.Lock()
+        self._closed = False
+        self._start()
 
     def extract(
         self, path: Path, extractors: dict[str, Block], start_s: float = 0.0, end_s: float | None = None
@@ -72,12 +75,8 @@ class Extraction:
         if not self._places.acquire(blocking=False):
             raise Busy(f"{_WAITING} files are waiting already; send this one again in a while.")
         try:
-            work = (path, extractors, self.limits, start_s, end_s)
-            found: Extracted = self._pool.schedule(_extract, args=work, timeout=self.limits.work_s).result()
-        except TimeLimit:
-            raise Refused(f"The file took longer than {self.limits.work_s:g} s to read; send a shorter clip.") from None
-        except ProcessExpired:
-            raise Refused("Reading the file failed beyond recovery; it may be damaged.") from None
+            with self._turn:
+                found = self._answer((path, extractors, self.limits, start_s, end_s))
         finally:
             self._places.release()
         if found.refusal:
@@ -85,8 +84,47 @@ class Extraction:
         return found
 
     def close(self) -> None:
-        self._pool.stop()
-        self._pool.join()
+        self._closed = True
+        self._process.kill()
+        with self._turn:
+            self._end()
+
+    def _start(self) -> None:
+        context = get_context("spawn")
+        self._pipe, its_end = context.Pipe()
+        self._process = context.Process(target=_work, args=(its_end, self._likely), daemon=True)
+        self._process.start()
+        its_end.close()  # so that the pipe ends when the worker does
+        self._ready = False
+
+    def _end(self) -> None:
+        self._process.kill()
+        self._process.join()
+        self._pipe.close()
+
+    def _answer(self, work: tuple[Any, ...]) -> Extracted:
+        if self._closed:
+            raise Refused("The server is about to end.")
+        late = "The extractors could not be loaded in time; send the file again."
+        try:
+            if not self._ready:
+                self._received(_START_S)
+                self._ready = True
+            late = f"The file took longer than {self.limits.work_s:g} s to read; send a shorter clip."
+            self._pipe.send(work)
+            found: Extracted = self._received(self.limits.work_s)
+            return found
+        except (EOFError, OSError) as error:
+            self._end()
+            if not self._closed:
+                self._start()
+            ended = "Reading the file failed beyond recovery; it may be damaged."
+            raise Refused(late if isinstance(error, TimeoutError) else ended) from None
+
+    def _received(self, limit_s: float) -> Any:
+        if not self._pipe.poll(limit_s):
+            raise TimeoutError
+        return self._pipe.recv()
 
 
 def in_process(path: Path, extractors: dict[str, Block]) -> Extracted:
@@ -108,9 +146,16 @@ def _bound_memory() -> None:
         resource.setrlimit(resource.RLIMIT_DATA, (_MEMORY, _MEMORY))
 
 
-def _load(extractors: dict[str, Block]) -> None:
-    for chosen in extractors.values():
+def _work(pipe: Connection, likely: dict[str, Block]) -> None:
+    """What the worker does: load, say so, then answer one file after the other until the pipe closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the server, which then ends its worker
+    _bound_memory()
+    for chosen in likely.values():
         extractor(chosen).warm_up()
+    with suppress(EOFError, OSError):  # the server is gone
+        pipe.send(None)
+        while True:
+            pipe.send(_extract(*pipe.recv()))
 
 
 def _extract(
