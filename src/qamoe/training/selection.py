@@ -80,7 +80,9 @@ def predictions(
     Returns value and variance (V, N), r (V, N, M) or None, target (N,).
     """
     model.eval()
-    batches = rows_in_batches(len(valid.store), 4 * batch_size, None, valid.lengths)
+    # Where ids are read, padding costs more than small batches do.
+    size = batch_size if valid.lengths is not None else 4 * batch_size
+    batches = rows_in_batches(len(valid.store), size, None, valid.lengths)
     sort = np.argsort([row for rows in batches for row in rows])
     found: dict[str, list[np.ndarray]] = {"value": [], "variance": [], "r": []}
     for view in places:
