@@ -324,8 +324,13 @@ def write_predictions(rows: pd.DataFrame, path: Path) -> None:
         append(rows)
 
 
-def aggregate(predictions: pd.DataFrame, cells: Sequence[Cell], sigmas: dict[str, float]) -> pd.DataFrame:
-    """Predictions -> one row a (cell, draw, metric). Raises ValueError where a cell, draw or clip is missing."""
+def aggregate(
+    predictions: pd.DataFrame, cells: Sequence[Cell], sigmas: dict[str, float], temperature: float = 1.0
+) -> pd.DataFrame:
+    """Predictions -> one row a (cell, draw, metric); `sigmas` or `temperature` are the model's calibration.
+
+    Raises ValueError where a cell, draw or clip is missing.
+    """
     clips = predictions["clip_id"].nunique()
     groups = dict(list(predictions.groupby(["cell", "draw"], sort=False)))
     rows = []
@@ -346,5 +351,6 @@ def aggregate(predictions: pd.DataFrame, cells: Sequence[Cell], sigmas: dict[str
                 "draw": view.number,
                 "n": clips,
             }
-            rows += [{**shared, "metric": m, "value": v} for m, v in metrics.of_predictions(here, sigmas).items()]
+            found = metrics.of_predictions(here, sigmas, temperature)
+            rows += [{**shared, "metric": m, "value": v} for m, v in found.items()]
     return pd.DataFrame(rows)

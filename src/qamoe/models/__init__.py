@@ -4,7 +4,7 @@ from torch import Tensor, nn
 
 from qamoe.degradation.frames import State
 from qamoe.models import baselines
-from qamoe.models.prediction import Target
+from qamoe.models.prediction import Targets
 from qamoe.models.qamoe import QAMoE
 from qamoe.params import Block, Encoders, family
 
@@ -21,7 +21,7 @@ MODELS: dict[str, type[nn.Module]] = {
 }
 
 
-def build(name: str, features: dict[str, int], sizes: Encoders, block: Block, target: Target) -> nn.Module:
+def build(name: str, features: dict[str, int], sizes: Encoders, block: Block, target: Targets) -> nn.Module:
     """A fresh model, or specialist, with its block of params.yaml.
 
     `features` is the frame dimension of each modality it gets, in the order of MODALITIES.

@@ -92,11 +92,12 @@ def _aggregate(trained: Any, cells: list[Any], place: Path) -> None:
 
     from qamoe.evaluation import spectrum
 
-    sigmas = trained.config["calibration"]["sigmas"]
+    calibration = trained.config["calibration"]
+    fitted = (calibration.get("sigmas", {}), calibration.get("temperature", 1.0))
     tables = []
     for name in dict.fromkeys(cell.slice for cell in cells):
         rows = pd.read_parquet(place / PREDICTIONS, filters=[("slice", "==", name)])
-        tables.append(spectrum.aggregate(rows, [cell for cell in cells if cell.slice == name], sigmas))
+        tables.append(spectrum.aggregate(rows, [cell for cell in cells if cell.slice == name], *fitted))
     with written_aside(place / "cells.parquet") as aside:
         pd.concat(tables, ignore_index=True).to_parquet(aside, index=False)
 

@@ -25,8 +25,6 @@ from qamoe.stages.data import data_digest, read_stats, remove_other_seeds
 def run(params: Params, out: Path, model: str | None = None) -> None:
     """Train what params.yaml lists and is not finished. Raises Refused where a stage before it has not run."""
     stats = read_stats(out)
-    if stats["task"]["kind"] != "regression":
-        raise Refused(f"extract.task.kind is {stats['task']['kind']!r}; train knows regression only.")
     names = [model] if model else list(params.seeds)
     folder = out / "train"
     for name in names:

@@ -19,7 +19,7 @@ from qamoe.errors import Refused
 from qamoe.features.batch import Batch
 from qamoe.files import write_text, written_aside
 from qamoe.models import build, told_quality
-from qamoe.models.prediction import Prediction, Target
+from qamoe.models.prediction import Prediction, target_of
 from qamoe.params import Models, Params, family
 
 CONFIG = "model.json"
@@ -61,7 +61,6 @@ class Trained:
 
 def make(name: str, config: dict[str, Any]) -> nn.Module:
     """The model that a model.json describes, with fresh weights."""
-    target = Target(config["target_mean"], config["target_std"])
     # The order of modalities is that of their encoders; JSON keeps none for the keys of `inputs`.
     features = {modality: config["inputs"][modality] for modality in config["modalities"]}
     # Only the model's own blocks: a checkpoint outlives the coming and going of other models.
@@ -69,7 +68,7 @@ def make(name: str, config: dict[str, Any]) -> nn.Module:
         Models.model_fields[part].annotation.model_validate(config["models"][part])  # type: ignore[union-attr]
         for part in ("encoders", family(name))
     )
-    return build(name, features, sizes, block, target)
+    return build(name, features, sizes, block, target_of(config))
 
 
 def described(params: Params, name: str, seed: int, digests: dict[str, str]) -> dict[str, Any]:
