@@ -123,7 +123,8 @@ class Precision(nn.Module):
         self.target: Targets = target
         self.encode = ModalityEncoders(features, sizes)
         self.experts = nn.ModuleList(
-            nn.Sequential(_mix(sizes.width, block.hidden), Head(block.hidden, sizes.dropout, target.outputs)) for _ in features
+            nn.Sequential(_mix(sizes.width, block.hidden), Head(block.hidden, sizes.dropout, target.outputs))
+            for _ in features
         )
 
     def forward(self, batch: Batch, quality: Tensor | None = None) -> Prediction:

@@ -1,6 +1,7 @@
 """The registered model: a candidate becomes challenger, passes the gate or not, and becomes champion or not.
 
-A gate rule is one function of the evidence and its name in NUMBERS or CLASSES, the task that it judges. Every decision is kept with its reasons: as tags
+A gate rule is one function of the evidence, named in NUMBERS or CLASSES, by the task that it judges. Every decision is
+kept with its reasons: as tags
 and description of the model version, and as promote/<gate>.json and .md in the run of the candidate.
 """
 
@@ -101,8 +102,7 @@ def predicts_the_same(evidence: Evidence, registered: Predict) -> Verdict:
     except Exception as error:  # whatever the matter is, such a model serves nobody
         return Verdict("predicts_the_same", False, {}, f"the registered model cannot be used: {reason(error)}")
     apart = max(
-        float(np.abs(found[theirs].to_numpy() - expected[ours].to_numpy()).max())
-        for theirs, ours in columns.items()
+        float(np.abs(found[theirs].to_numpy() - expected[ours].to_numpy()).max()) for theirs, ours in columns.items()
     )
     passed = apart <= SAME  # False for NaN too
     sentence = f"on {len(expected)} clips the registered model is {apart:.1e} from the evaluated one, at most {SAME:g}"
@@ -159,7 +159,7 @@ def beats_the_frequencies(evidence: Evidence, registered: Predict) -> Verdict:
 
 
 def hits_more(evidence: Evidence, registered: Predict) -> Verdict:
-    """Of classes: a higher accuracy on slice mixed than the champion's, beyond the paired 95 % interval over sources."""
+    """Of classes: a higher accuracy on slice mixed than the champion's, beyond its paired 95 % interval over sources."""
     from qamoe.evaluation.compare import paired_bootstrap
 
     assert evidence.champion is not None

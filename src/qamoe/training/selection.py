@@ -114,7 +114,7 @@ def selection_value(found: dict[str, Any], cells: Cells) -> float:
 
 
 def calibration(found: dict[str, Any]) -> dict[str, Any]:
-    """Calibration of predictions under the selection cells: `sigmas` of the intervals, or the `temperature` of classes."""
+    """Calibration of predictions under the selection cells: `sigmas` of intervals, or the `temperature` of classes."""
     views = len(found["value"] if found["probabilities"] is None else found["probabilities"])
     target = np.tile(found["target"], views)
     if found["probabilities"] is None:
