@@ -138,13 +138,6 @@ def test_specialists_train_on_views_of_their_own_and_leave_none_behind(
 
 
 def test_what_cannot_be_trained_is_refused(trained: Any, preprocessed: Path, params_file: Any) -> None:
-    path = preprocessed / "preprocess/stats.json"
-    stats = json.loads(path.read_text())
-    classes = {"kind": "classification", "low": -3, "high": 3, "classes": ["a", "b"]}
-    path.write_text(json.dumps(stats | {"task": classes}))
-    with pytest.raises(Refused, match=r"extract\.task\.kind is 'classification'; train knows regression only\."):
-        trained()
-    path.write_text(json.dumps(stats))
     (preprocessed / "preprocess/valid.arrow").write_bytes((preprocessed / "preprocess/gate.arrow").read_bytes())
     with pytest.raises(Refused, match=r"The validation split is empty"):
         trained()

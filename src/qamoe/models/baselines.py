@@ -111,11 +111,11 @@ class TensorFusion(nn.Module):
 
 
 class Precision(nn.Module):
-    """Each modality guesses the target, with a variance v; the Gaussians are multiplied (products of experts, Hinton 2002).
+    """Each modality guesses the target, with a variance v; the Gaussians are multiplied (experts' product, Hinton 2002).
 
-    The fused guess, a value or the logits of the classes, is the mean of the modalities' guesses weighted by 1 / v, its
-    variance the inverse of the sum of 1 / v. Each modality's own likelihood is the loss `probe`, so that its variance is its own and not the product's:
-    our decision. r = 1 / (1 + v), the same form as QA-MoE's; a given quality stands for v = (1 - r) / r.
+    The fused guess, a value or logits, is the mean of the modalities' guesses weighted by 1 / v, its variance the inverse
+    of the sum of 1 / v. Each modality's own likelihood is the loss `probe`, so that its variance is its own and not the
+    product's: our decision. r = 1 / (1 + v), the same form as QA-MoE's; a given quality stands for v = (1 - r) / r.
     """
 
     def __init__(self, features: dict[str, int], sizes: params.Encoders, block: params.Hidden, target: Targets) -> None:
@@ -133,8 +133,9 @@ class Precision(nn.Module):
         guess_BM, own_BM = (torch.stack(part, 1) for part in zip(*guesses, strict=True))
         log_precision_BM = -own_BM if quality is None else torch.logit(quality, eps=1e-4)
         weights_BM = log_precision_BM.softmax(1)
+        weights = weights_BM if guess_BM.ndim == 2 else weights_BM[..., None]
         prediction = self.target.prediction(
-            (weights_BM.reshape(weights_BM.shape + (1,) * (guess_BM.ndim - 2)) * guess_BM).sum(1),
+            (weights * guess_BM).sum(1),
             -log_precision_BM.logsumexp(1),
             batch.target,
             r=log_precision_BM.sigmoid(),

@@ -159,7 +159,7 @@ def beats_the_frequencies(evidence: Evidence, registered: Predict) -> Verdict:
 
 
 def hits_more(evidence: Evidence, registered: Predict) -> Verdict:
-    """Of classes: a higher accuracy on slice mixed than the champion's, beyond its paired 95 % interval over sources."""
+    """Of classes: a higher accuracy on slice mixed than the champion's, beyond the paired interval over sources."""
     from qamoe.evaluation.compare import paired_bootstrap
 
     assert evidence.champion is not None

@@ -59,7 +59,7 @@ def about(results: Results, summary: Summary) -> dict[str, Any]:
         models.append(f"{model} × {seeds}")
         summary[f"{model}.seeds"] = seeds
     task = config.get("task") or {}
-    target = "a class"
+    target = f"a class ({', '.join(task.get('classes') or ())})"
     if task.get("kind") == "regression":
         target = f"a number from {task['low']:g} to {task['high']:g}".replace("-", "−")
     return {

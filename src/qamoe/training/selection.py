@@ -97,7 +97,7 @@ def predictions(
 
 def _errors(found: dict[str, Any]) -> np.ndarray:
     """What a prediction costs, (V, N)."""
-    if found["probabilities"] is None:
+    if found.get("probabilities") is None:
         return np.abs(found["value"] - found["target"])
     of_target = found["probabilities"][:, np.arange(len(found["target"])), found["target"].astype(int)]
     return -np.log(of_target.astype(np.float64).clip(1e-12))
@@ -115,9 +115,9 @@ def selection_value(found: dict[str, Any], cells: Cells) -> float:
 
 def calibration(found: dict[str, Any]) -> dict[str, Any]:
     """Calibration of predictions under the selection cells: `sigmas` of intervals, or the `temperature` of classes."""
-    views = len(found["value"] if found["probabilities"] is None else found["probabilities"])
+    views = len(found["value"] if found.get("probabilities") is None else found["probabilities"])
     target = np.tile(found["target"], views)
-    if found["probabilities"] is None:
+    if found.get("probabilities") is None:
         return {"sigmas": fit_conformal(found["value"].ravel() - target, np.sqrt(found["variance"].ravel()))}
     said = found["probabilities"].reshape(len(target), -1)
     return {"temperature": fit_temperature(np.log(said.clip(1e-12)), target)}
