@@ -75,7 +75,7 @@ def test_it_learns_a_class_that_the_sound_tells(model: Any, batch: Any, name: st
     made = model(name).train()
     batch.x["audio"] += 3 * F.one_hot(batch.target.long(), 3)[:, None]
     optimiser = torch.optim.Adam(made.parameters(), 0.01)
-    for _ in range(60):
+    for _ in range(120):
         loss = torch.stack(list(made(batch).losses.values())).sum()
         optimiser.zero_grad()
         loss.backward()

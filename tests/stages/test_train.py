@@ -141,7 +141,7 @@ def test_what_cannot_be_trained_is_refused(trained: Any, preprocessed: Path, par
     (preprocessed / "preprocess/valid.arrow").write_bytes((preprocessed / "preprocess/gate.arrow").read_bytes())
     with pytest.raises(Refused, match=r"The validation split is empty"):
         trained()
-    path.unlink()
+    (preprocessed / "preprocess/stats.json").unlink()
     with pytest.raises(Refused, match=r"There is no .*stats\.json; run the stage preprocess first\."):
         trained()
     assert not (preprocessed / "train/qamoe").exists()

@@ -106,7 +106,10 @@ def _auroc(positive: np.ndarray, negative: np.ndarray) -> float:
 
 
 class Broken(NamedTuple):
-    """Relative rise of the error (MAE, of classes the share of misses) on mixed when r is exchanged between clips, with its 95 % interval over sources."""
+    """Relative rise of the error on mixed when r is exchanged between clips, with its 95 % interval over sources.
+
+    The error is the MAE, of classes the share of misses.
+    """
 
     rise: float
     low: float

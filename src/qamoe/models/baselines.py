@@ -111,11 +111,12 @@ class TensorFusion(nn.Module):
 
 
 class Precision(nn.Module):
-    """Each modality guesses the target, with a variance v; the Gaussians are multiplied (experts' product, Hinton 2002).
+    """Each modality guesses the target, with a variance v; these Gaussians are multiplied (Hinton 2002).
 
-    The fused guess, a value or logits, is the mean of the modalities' guesses weighted by 1 / v, its variance the inverse
-    of the sum of 1 / v. Each modality's own likelihood is the loss `probe`, so that its variance is its own and not the
-    product's: our decision. r = 1 / (1 + v), the same form as QA-MoE's; a given quality stands for v = (1 - r) / r.
+    The fused guess, a value or logits, is the mean of the modalities' guesses weighted by 1 / v, its variance the
+    inverse of the sum of 1 / v. Each modality's own likelihood is the loss `probe`, so that its variance is its own and
+    not the product's: our decision. r = 1 / (1 + v), the same form as QA-MoE's; a given quality stands for
+    v = (1 - r) / r.
     """
 
     def __init__(self, features: dict[str, int], sizes: params.Encoders, block: params.Hidden, target: Targets) -> None:

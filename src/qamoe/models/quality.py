@@ -9,9 +9,10 @@ from qamoe.models.prediction import Targets
 class Quality(nn.Module):
     """h (B, M, D) -> a Gaussian per modality and its reliability r = 1 / (1 + mean sigma^2) (arXiv 2604.05704).
 
-    A linear probe a modality predicts the target from a sample of that Gaussian; its likelihood, in the
-    task's own form and with the mean of sigma^2 as variance, teaches the variance without quality labels. The form of
-    the probe, the clamp of the log variance and where it starts (small, so that features are not drowned at first) are our decision.
+    A linear probe a modality predicts the target from a sample of that Gaussian; its likelihood, in the task's
+    own form and with the mean of sigma^2 as variance, teaches the variance without quality labels. The form of
+    the probe, the clamp of the log variance and where it starts (small, so that features are not drowned at first) are
+    our decision.
     """
 
     def __init__(
