@@ -106,14 +106,18 @@ def _config(
     inputs: dict[str, int],
     digests: dict[str, str],
 ) -> dict[str, Any]:
-    return checkpoint.described(params, name, seed, digests) | {
-        "stats": stats,
-        "task": stats["task"],
-        "modalities": list(inputs),
-        "inputs": inputs,
-        **{key: stats[key] for key in ("target_mean", "target_std", "class_shares") if key in stats},
-        "trained_on_generated": stats["generated"],
-    }
+    target = {key: stats[key] for key in ("target_mean", "target_std", "class_shares") if key in stats}
+    return (
+        checkpoint.described(params, name, seed, digests)
+        | target
+        | {
+            "stats": stats,
+            "task": stats["task"],
+            "modalities": list(inputs),
+            "inputs": inputs,
+            "trained_on_generated": stats["generated"],
+        }
+    )
 
 
 def _matching_state(path: Path, digests: dict[str, str], name: str, seed: int) -> dict[str, Any] | None:
