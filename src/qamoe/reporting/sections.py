@@ -191,6 +191,8 @@ def spectrum(results: Results, summary: Summary) -> dict[str, Any]:
             )
         )
     text = "How the error grows as the inputs get worse. Lower and flatter is better."
+    if tables.error_metric(results.cells) == "accuracy":
+        text = "How accuracy falls as the inputs get worse. Higher and flatter is better."
     return {"title": "Along the spectrum", "text": text, "figures": made, "small": True}
 
 
