@@ -20,7 +20,7 @@ endef
 export CHECK
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check demo test test-all lint ui experiment accept-tuned lock clean
+.PHONY: help setup check demo test test-all lint ui server worker deploy schedule stop experiment accept-tuned lock clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name text; do \
@@ -55,6 +55,25 @@ lint: setup ## ruff and mypy
 ui: setup ## runs, metrics and models in the browser: http://127.0.0.1:5000 (PORT=5001 picks another port)
 	$(VENV)/bin/mlflow ui --host 127.0.0.1 --port $(or $(PORT),5000) \
 		--backend-store-uri "$$($(PY) -c 'from qamoe.records import tracking; print(tracking.uri())')"
+
+server worker deploy schedule: export PREFECT_API_URL ?= http://127.0.0.1:$(or $(PORT),4200)/api
+
+server: setup ## Prefect's server, http://127.0.0.1:4200 (PORT=4201 picks another port, here and below); keep it running
+	$(PY) scripts/services.py server --port $(or $(PORT),4200)
+
+deploy: setup ## the deployments of prefect.yaml -> the server, for the worker
+	$(VENV)/bin/prefect --no-prompt work-pool inspect qamoe >/dev/null 2>&1 \
+		|| $(VENV)/bin/prefect --no-prompt work-pool create qamoe --type process
+	$(VENV)/bin/prefect --no-prompt deploy --all
+
+worker: setup ## runs what is deployed and due; keep it running
+	$(PY) scripts/services.py worker
+
+schedule: setup ## the deployments of prefect.yaml by one process, instead of deploy and worker; keep it running
+	$(PY) scripts/services.py schedule
+
+stop: setup ## ends schedule, worker and server, in this order
+	$(PY) scripts/services.py stop
 
 experiment: setup ## NAME=mosi: params.yaml overlaid by experiments/mosi.yaml, into artifacts-mosi/
 	@test -n "$(NAME)" || { echo "experiment: which one? make experiment NAME=$$(ls experiments | sed -n '1s/\.yaml$$//p')" >&2; exit 2; }

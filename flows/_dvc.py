@@ -7,7 +7,7 @@ Failed state whose message is the stage's own sentence, not a traceback through 
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,14 @@ from prefect import Flow, State, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.states import Completed, Failed
 
+from flows import _workspace
 from flows._group import run
 
 # As data flows; `tune` comes last, since nothing depends on it and the report need not wait for it.
 STAGES = ("extract", "preprocess", "train", "evaluate", "report", "tune")
 # DVC waits 3 s for its lock and gives up; a stage that hashes a large output holds it for longer.
 _LOCKED = "Unable to acquire lock"
+_LOST = "The records at http"  # a server may come back; a file that cannot be used stays so
 _TRIES, _BETWEEN_S = 60, 5
 # Lines that dvc prints beside the stage's. Its own --quiet would hide its errors too, that of the lock among them.
 _STARTS, _ENDS = ("> ",), ("Running stage ", "Updating lock file ", "Generating lock file ", "Use `dvc push` ")
@@ -28,14 +30,15 @@ _ADVICE = (*_ENDS[1:], "To track the changes with git", "To enable auto staging"
 
 
 def locked(_task: Any, _run: Any, state: State[Any]) -> bool:
-    """Whether another dvc was at work: the one failure that passes by itself."""
-    return _LOCKED in (state.message or "")
+    """Whether a failure passes by itself: another dvc was at work, or the records' server did not answer."""
+    message = state.message or ""
+    return _LOCKED in message or (_LOST in message and "cannot be used" in message)
 
 
-def environment() -> dict[str, str]:
+def environment(changed: Mapping[str, str]) -> dict[str, str]:
     """Stages are commands that say `python`: that is this one, and its lines come at once."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
-    return {**os.environ, "PATH": path, "PYTHONUNBUFFERED": "1"}
+    return {**os.environ, "PATH": path, "PYTHONUNBUFFERED": "1", **changed}
 
 
 def sentence(stderr: Sequence[str], code: int) -> str:
@@ -71,38 +74,50 @@ def stage_output(stdout: Sequence[str]) -> str:
     retry_delay_seconds=_BETWEEN_S,
     retry_condition_fn=locked,
 )
-def _command(arguments: Sequence[str], show: bool) -> State[Any]:
+def _command(arguments: Sequence[str], show: bool, changed: Mapping[str, str]) -> State[Any]:
     log = get_run_logger()
 
     def say(line: str) -> None:
         if show and line.strip() and not line.startswith(_ADVICE):
             log.info(line)
 
-    ended = run([sys.executable, "-m", *arguments], say, environment())
+    ended = run([sys.executable, "-m", *arguments], say, environment(changed))
     if ended.code:
         return Failed(message=sentence(ended.stderr, ended.code))
     return Completed(data="\n".join(ended.stdout))
 
 
-def command(name: str, *arguments: str, show: bool = True) -> State[Any]:
-    """Run `python -m ARGUMENTS` as the task `name` of the running flow.
+def command(name: str, *arguments: str, show: bool = True, changed: Mapping[str, str] | None = None) -> State[Any]:
+    """Run `python -m ARGUMENTS` as the task `name` of the running flow; `changed` are environment variables for it.
 
     Returns a state that a flow may return as its own: Completed with stdout, or Failed with a sentence that names it.
     """
     named = _command.with_options(name=name, task_run_name=name)
-    state = named(arguments, show, return_state=True)
+    state = named(arguments, show, changed or {}, return_state=True)
     if state.is_completed():
         return Completed(data=state.result())
     message = state.message or "failed"
     return Failed(message=message if message.startswith(f"{name}: ") else f"{name}: {message}")
 
 
-def run_stage(stage: str) -> State[Any]:
+def run_stage(stage: str, changed: Mapping[str, str] | None = None) -> State[Any]:
     """Run one DVC stage, a matrix stage with all of its models, unless it is not stale; holds what it printed."""
-    state = command(stage, "dvc", "repro", "--single-item", stage)
+    state = command(stage, "dvc", "repro", "--single-item", stage, changed=changed)
     if state.is_completed():
         return Completed(data=stage_output(state.result().splitlines()))
     return state
+
+
+def stage_alone(stage: str, changed: Mapping[str, str] | None = None) -> State[Any]:
+    """The work of a flow of one stage: run it, and publish what it printed."""
+
+    def work() -> State[Any]:
+        state = run_stage(stage, changed)
+        if state.is_completed():
+            _workspace.published(stage, state.result() or "nothing was stale", table=stage in ("evaluate", "report"))
+        return state
+
+    return _workspace.run(stage, work)
 
 
 def stale(status: str) -> tuple[str, ...]:
@@ -115,7 +130,7 @@ def stale(status: str) -> tuple[str, ...]:
     return STAGES[first:]
 
 
-def start(flow: Flow[[], Any]) -> None:
+def start(flow: Flow[..., Any]) -> None:
     """Run a flow as a command: at the end what it returned, or exit code 1 and one sentence where it failed."""
     try:
         state: Any = flow(return_state=True)

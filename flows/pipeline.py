@@ -3,41 +3,39 @@
 One flow with a task a stage: a flow of its own for each would cost seconds apiece and add nothing.
 """
 
-import subprocess
 from pathlib import Path
 from typing import Any
 
 from prefect import State, flow, get_run_logger
-from prefect.states import Completed, Failed
+from prefect.states import Completed
 
+from flows import _workspace
 from flows._dvc import command, run_stage, stale, start
-from flows.promote import ask_gate
-
-
-def changed_files() -> list[str]:
-    """Tracked files that differ from the last commit, without those that the pipeline itself may change."""
-    asked = ["git", "diff", "--name-only", "HEAD"]
-    names = subprocess.run(asked, check=True, capture_output=True, text=True).stdout.splitlines()
-    return [name for name in names if name != "dvc.lock" and not name.endswith(".dvc")]
+from flows.promote import ask_gate, decision
 
 
 @flow(name="pipeline")
-def pipeline(committed_only: bool = False) -> State[Any]:
+def pipeline(scheduled: bool = False, ingest_from: str | None = None) -> State[Any]:
     """Run the stale stages in order, then always the gate: an earlier run may have died before it.
 
-    committed_only: refuse a working tree with changes, so that a scheduled run's commit says what it ran.
+    scheduled: refuse a working tree with changes, so that the run's commit says what it ran.
+    ingest_from: a folder with a manifest.csv whose new clips go into data/ first; none there is no failure.
     """
-    if committed_only and (changed := changed_files()):
-        return Failed(message=f"Changed but not committed: {', '.join(changed)}; a scheduled run takes commits only.")
-    if not Path("data").exists() and Path("data.dvc").exists():
-        state = command("pull", "dvc", "pull", "data.dvc")
+    return _workspace.run("pipeline", lambda: _line(ingest_from), scheduled=scheduled)
+
+
+def _line(ingest_from: str | None) -> State[Any]:
+    for prepare in (_pull, lambda: _ingest(ingest_from)):
+        state = prepare()
         if not state.is_completed():
             return state
     status = command("status", "dvc", "status", "--json", show=False)
     if not status.is_completed():
         return status
     stages = stale(status.result())
+    doing = f"{stages[0]} to {stages[-1]}" if len(stages) > 1 else "".join(stages) or "nothing stale"
     get_run_logger().info("to run: %s", ", ".join(stages) if stages else "nothing; no stage is stale")
+    _workspace.named(doing)
     said = []
     for stage in stages:
         state = run_stage(stage)
@@ -49,9 +47,29 @@ def pipeline(committed_only: bool = False) -> State[Any]:
     if not state.is_completed():
         return state
     said.append(state.result())
+    _workspace.named(f"{doing}, {decision(state.result())}")
+    _workspace.published("pipeline", state.result())
     said.append("Report: artifacts/report/index.html   Runs and models: make ui   Next: dvc metrics show")
     ran = f"ran {', '.join(stages)}" if stages else "nothing was stale"
     return Completed(message=ran, data="\n\n".join(filter(None, said)))
+
+
+def _pull() -> State[Any]:
+    """Fetch the corpus where there is none."""
+    if not Path("data").exists() and Path("data.dvc").exists():
+        return command("pull", "dvc", "pull", "data.dvc")
+    return Completed(message="data/ is there")
+
+
+def _ingest(folder: str | None) -> State[Any]:
+    """New clips of a folder -> data/, and what data/ is now -> data.dvc."""
+    if folder is None or not (Path(folder) / "manifest.csv").is_file():
+        return Completed(message="no manifest waits")
+    state = command("ingest", "qamoe.cli", "ingest", folder)
+    if not state.is_completed():
+        return state
+    # Also where nothing was new: an earlier run may have died between the two.
+    return command("add", "dvc", "add", "data", "--quiet")
 
 
 if __name__ == "__main__":

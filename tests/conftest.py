@@ -75,10 +75,41 @@ def tiny_stats() -> dict[str, Any]:
 
 
 @pytest.fixture(scope="session")
-def tiny_checkpoint(tiny_params: Any, tiny_stats: dict[str, Any]) -> Callable[..., Path]:
-    """Write a finished checkpoint: tiny_checkpoint(folder, answer=1.0) nearly always answers `answer`."""
+def tiny_encoder() -> Callable[..., Path]:
+    """Write a Hugging Face encoder of one layer that reads MiniLM's ids: tiny_encoder(folder, hidden_size=8)."""
 
-    def make(folder: Path, *, model: str = "qamoe", seed: int = 1, answer: float = 1.0, **changed: Any) -> Path:
+    def make(folder: Path, **changes: Any) -> Path:
+        import torch
+        from transformers import BertConfig, BertModel
+
+        from qamoe.features.minilm import model_folder
+
+        sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+        torch.manual_seed(3)
+        BertModel(BertConfig(**sizes | {"max_position_embeddings": 64} | changes)).save_pretrained(folder)
+        for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt"):
+            shutil.copy(model_folder() / name, folder / name)
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tiny_params: Any, tiny_stats: dict[str, Any]) -> Callable[..., Path]:
+    """Write a finished checkpoint: tiny_checkpoint(folder, answer=1.0) nearly always answers `answer`.
+
+    `encoder` is the folder of a text encoder that was fine-tuned.
+    """
+
+    def make(
+        folder: Path,
+        *,
+        model: str = "qamoe",
+        seed: int = 1,
+        answer: float = 1.0,
+        encoder: Path | None = None,
+        **changed: Any,
+    ) -> Path:
         import torch
 
         from qamoe.training import checkpoint
@@ -86,7 +117,10 @@ def tiny_checkpoint(tiny_params: Any, tiny_stats: dict[str, Any]) -> Callable[..
 
         inputs = {"text": 384, "audio": 2, "vision": 2}
         digests = {"params": "p" * 64, "data": "d" * 64, "code": "c" * 64}
-        config = _config(model, seed, tiny_params, tiny_stats, inputs, digests)
+        content = tiny_params.model_dump(mode="json")
+        if encoder is not None:
+            content["models"]["encoders"]["text"] |= {"finetune": True, "encoder": str(encoder)}
+        config = _config(model, seed, type(tiny_params).model_validate(content), tiny_stats, inputs, digests)
         anchors = {m: {"clean": 0.8, "worthless": 0.4, "rescaled": True} for m in inputs}
         config |= {
             "selection": 0.5 + 0.1 * seed,

@@ -113,6 +113,37 @@ def sample(
 
 
 @app.command()
+def ingest(
+    folder: Annotated[Path, typer.Argument(help="A folder of new clips with a manifest.csv.")],
+    data: Annotated[Path, typer.Option(help="The corpus of raw clips that they go into.")] = Path("data"),
+    params: Params = Path("params.yaml"),
+) -> None:
+    """Take the new clips of a folder into data/, with their manifest rows."""
+    from qamoe.corpora.ingest import ingest
+    from qamoe.params import load
+
+    found = ingest(folder, data, load(params).extract.task)
+    if found.left_sample_remote:
+        print(f"{data}.dvc: deleted the line 'remote: sample'; {data}/ holds more than the generated corpus now, and")
+        print("needs a remote of your own: dvc remote add --default team ADDRESS")
+    print(f"{found.new} new clips, {found.known} known before")
+    if found.new:
+        print(f"next: dvc add {data}")
+
+
+@app.command()
+def score(
+    source: Annotated[Path, typer.Argument(help="A folder of media, or a manifest.csv.")],
+    out: Annotated[Path, typer.Option(help="The folder of scores.parquet.")] = Path("artifacts-score"),
+    model: Model = "models:/qa-moe@champion",
+) -> None:
+    """Score the clips of a folder with the champion; what was scored before is kept."""
+    from qamoe.stages import score as stage
+
+    _alone("score", out, lambda: stage.run(source, out, model))
+
+
+@app.command()
 def predict(
     clip: Annotated[Path | None, typer.Argument(help="A film or a sound file.")] = None,
     text: Annotated[str | None, typer.Option(help="What is said in it.")] = None,

@@ -11,11 +11,21 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from qamoe.errors import Refused
 
 Share = Annotated[float, Field(ge=0, le=1)]
+Severity = Annotated[float, Field(gt=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 Modality = Literal["text", "audio", "vision"]
@@ -56,29 +66,45 @@ class Task(Block):
         return self
 
 
-class TextExtractor(Block):
-    extractor: Literal["minilm"]
-    max_tokens: Annotated[int, Field(ge=3, le=512)]
+def _chosen(modality: str) -> Any:
+    """A block that names an extractor of a modality, and holds the settings of that one."""
+
+    def settings(value: Any) -> Any:
+        from qamoe.features import extractors  # they know these blocks, so not at import
+
+        return extractors.settings(modality, value)
+
+    return BeforeValidator(settings)
 
 
-class AudioExtractor(Block):
-    extractor: Literal["egemaps"]
-    rate: Annotated[float, Field(gt=0, le=100)]  # Hz
+class Signals(Block):
+    """Degradations of the signals of the test split, for slice `signals`; the draws have a seed of their own."""
 
+    seed: int
+    severities: Annotated[dict[str, Annotated[tuple[Severity, ...], Field(min_length=1)]], Field(min_length=1)]
 
-class VisionExtractor(Block):
-    extractor: Literal["landmarks"]
-    rate: Annotated[float, Field(gt=0, le=60)]  # Hz
+    @field_validator("severities")
+    @classmethod
+    def _kinds_are_known(cls, severities: dict[str, tuple[float, ...]]) -> dict[str, tuple[float, ...]]:
+        from qamoe.degradation.signals import MODALITY
+
+        for kind, levels in severities.items():
+            if kind not in MODALITY:
+                raise ValueError(f"{kind!r} is none of the kinds {', '.join(MODALITY)}")
+            if len(set(levels)) != len(levels):
+                raise ValueError(f"{kind} names a severity twice")
+        return severities
 
 
 class Extract(Block):
     corpus: Corpus
     task: Task
-    text: TextExtractor
-    audio: AudioExtractor
-    vision: VisionExtractor
+    text: Annotated[Any, _chosen("text")]
+    audio: Annotated[Any, _chosen("audio")]
+    vision: Annotated[Any, _chosen("vision")]
     max_problem_share: Share
     seconds_per_clip: Positive  # time limit
+    signals: Signals | None = None  # experiments/signals.yaml
 
 
 class PerModality(Block):
@@ -92,12 +118,13 @@ class Preprocess(Block):
 
 
 class Degrade(Block):
+    kinds: Annotated[tuple[Kind, ...], Field(min_length=1)]  # that clips draw from
     clean_share: Share  # of the draws of a clip, view and modality
     alike_share: Share  # of the clips whose modalities share one draw
     whole_share: Annotated[float, Field(ge=0, lt=1)]  # of the severities that are exactly 1
     announced_share: Share  # of the modalities that are wholly missing, those that the model is told of
     swap: bool  # whether clips draw swaps too
-    views: Count  # distinct degraded views of a clip; epoch e sees view e mod views
+    views: Count  # distinct degraded views of a clip; epoch e sees view e mod views. Of a frozen text encoder alone
     seed: int
 
 
@@ -122,6 +149,7 @@ class TrainCommon(Block):
     lr: Annotated[float, Field(gt=0, lt=1)]
     weight_decay: Annotated[float, Field(ge=0)]
     warmup_share: Share
+    schedule: Literal["cosine", "linear"]  # of the learning rate after warm-up
     clip_norm: Positive
     patience: Count
     precision: Literal["float32", "bfloat16"]
@@ -134,6 +162,22 @@ class Train(Block):
     common: TrainCommon
 
 
+class TextEncoder(Block):
+    """Frozen, its states made once for all models; or fine-tuned as a part of each: the other keys are of that."""
+
+    finetune: bool = False
+    encoder: Annotated[str, Field(min_length=1)] = "minilm"  # or the folder of a Hugging Face encoder
+    lr: Annotated[float, Field(gt=0, lt=1)] = 5e-5  # its own; that of all else is train.common.lr
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    pooling: Literal["attention", "mean"] = "attention"  # over its states, or over one that is their mean
+
+    @model_validator(mode="after")
+    def _frozen_is_minilm(self) -> "TextEncoder":
+        if self.encoder != "minilm" and not self.finetune:
+            raise ValueError(f"encoder {self.encoder!r} needs finetune: true; the frozen encoder is minilm")
+        return self
+
+
 class Encoders(Block):
     """Sizes that every model shares, so that a comparison is between fusions."""
 
@@ -142,6 +186,7 @@ class Encoders(Block):
     heads: Count
     dropout: Annotated[float, Field(ge=0, lt=1)]
     stride: PerModality
+    text: TextEncoder = TextEncoder()  # of checkpoints that are older than this key
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> "Encoders":
@@ -203,7 +248,7 @@ class Models(Block):
 
 
 Slice = Literal[
-    "clean", "missing", "noise", "burst", "mixed", "alone", "joint", "subsets", "swap", "held_out"
+    "clean", "missing", "noise", "burst", "mixed", "alone", "joint", "subsets", "swap", "held_out", "signals"
 ]  # fmt: skip
 
 
@@ -267,6 +312,14 @@ class Params(Block):
     evaluate: Evaluate
     tune: Tune
     registry: Registry
+
+    @model_validator(mode="after")
+    def _signals_are_extracted(self) -> "Params":
+        if "signals" in self.evaluate.slices and self.extract.signals is None:
+            raise ValueError(
+                "evaluate.slices names signals, and extract.signals names none; see experiments/signals.yaml"
+            )
+        return self
 
     @field_validator("seeds")
     @classmethod

@@ -46,6 +46,11 @@ def tracking_uri() -> str | None:
     return os.environ.get("MLFLOW_TRACKING_URI") or None
 
 
+def study_url() -> str | None:
+    """The database of a search that several machines share (`QAMOE_STUDY_URL`), or None for a file of this one's."""
+    return os.environ.get("QAMOE_STUDY_URL") or None
+
+
 def untracked() -> bool:
     """True where `QAMOE_TRACKING=off`: training writes its plain files alone, to be recorded later."""
     return os.environ.get("QAMOE_TRACKING", "on") == "off"

@@ -193,6 +193,7 @@ def test_a_failure_on_the_way_leaves_nothing(tmp_path: Path, monkeypatch: pytest
 def _features(corpus: Path, folder: Path) -> dict[str, np.ndarray]:
     """What a simple regressor sees of each clip: means and deviations over frames, and the mean token state."""
     from qamoe.features.executor import Job, make_parts, read_part
+    from qamoe.features.extractors import settings
     from qamoe.features.minilm import MiniLM
     from qamoe.models.text import encode_all
 
@@ -205,7 +206,10 @@ def _features(corpus: Path, folder: Path) -> dict[str, np.ndarray]:
         for modality in ("audio", "vision")
         for clip in clips
     ]
-    extractors = {"audio": ("egemaps", 20.0), "vision": ("landmarks", 5.0)}
+    extractors = {
+        "audio": settings("audio", {"extractor": "egemaps", "rate": 20}),
+        "vision": settings("vision", {"extractor": "landmarks", "rate": 5}),
+    }
     assert not make_parts(jobs, extractors, 2, 60, lambda: None)
     frames = defaultdict(list)
     for job, part in jobs:

@@ -14,15 +14,22 @@ import pytest
 from qamoe.features import executor
 from qamoe.features.executor import Job, make_parts, part_key, read_part
 from qamoe.features.media import NoStream, Problem
+from qamoe.params import Block
 
 
 class Obedient:
     """An extractor that does what the file says, step by step."""
 
-    name, version, columns = "obedient", "1", ("value",)
+    name, version, columns, made_with = "obedient", "1", ("value",), ""
 
     def __init__(self, rate: float) -> None:
         self.rate = rate
+
+    def reads(self, media: Path) -> Path:
+        return media
+
+    def warm_up(self) -> None:
+        pass
 
     def extract(self, path: Path, start_s: float, end_s: float | None) -> np.ndarray:
         *steps, last = path.read_text().split(";")
@@ -58,10 +65,10 @@ class Unreadable:
 _make_part = executor._make_part
 
 
-def make_part_obediently(name: str, rate: float, job: Job, part: Path) -> None:
+def make_part_obediently(chosen: Block, job: Job, part: Path) -> None:
     """What a worker runs: it imports this file, and there alone the extractor is another."""
-    executor.extractor = lambda name, rate: Obedient(rate)  # type: ignore[assignment]
-    _make_part(name, rate, job, part)
+    executor.extractor = lambda chosen: Obedient(20.0)  # type: ignore[assignment]
+    _make_part(chosen, job, part)
 
 
 @pytest.fixture
@@ -84,7 +91,7 @@ def extracted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
             if advance is not None:
                 advance(len(done))
 
-        lost = make_parts(jobs, {"audio": ("obedient", 20.0)}, workers, limit_s, advanced)
+        lost = make_parts(jobs, {"audio": Block()}, workers, limit_s, advanced)
         return SimpleNamespace(lost=lost, parts=[read_part(part) for _, part in jobs], advanced=len(done))
 
     return run
@@ -181,24 +188,16 @@ def test_a_part_is_named_by_all_that_its_content_depends_on(tmp_path: Path) -> N
     key = part_key(job, "digest", made_by)
     assert len(key) == 64
     assert part_key(replace(job, clip_id="other", media=tmp_path / "moved.mp4"), "digest", made_by) == key
-    faster, newer, renamed = Obedient(25.0), Obedient(20.0), Obedient(20.0)
-    newer.version, renamed.name = "2", "other"  # type: ignore[misc]
+    faster, newer, renamed, finer = Obedient(25.0), Obedient(20.0), Obedient(20.0), Obedient(20.0)
+    newer.version, renamed.name, finer.made_with = "2", "other", "80 bands"  # type: ignore[misc]
     others = [
         part_key(replace(job, start_s=0.1), "digest", made_by),
         part_key(replace(job, end_s=None), "digest", made_by),
         part_key(job, "other digest", made_by),
-        *(part_key(job, "digest", extractor) for extractor in (faster, newer, renamed)),
+        *(part_key(job, "digest", extractor) for extractor in (faster, newer, renamed, finer)),
     ]
-    assert len({key, *others}) == 7
+    assert len({key, *others}) == 8
 
 
 def test_an_unmade_part_is_none(tmp_path: Path) -> None:
     assert read_part(tmp_path / "part") is None
-
-
-@pytest.mark.parametrize(("name", "rate"), [("egemaps", 20.0), ("landmarks", 5.0)])
-def test_the_named_extractors_say_what_they_make(name: str, rate: float) -> None:
-    found = executor.extractor(name, rate)
-    assert (found.name, found.rate) == (name, rate)
-    assert len(set(found.columns)) == len(found.columns) > 0
-    assert executor.extractor(name, rate) is found

@@ -99,15 +99,18 @@ def test_the_nightly_deployment_is_scheduled_and_runs(checkout: Path, tmp_path_f
         call("deploy", "--all")
 
         planned = {"flow_runs": {"state": {"type": {"any_": ["SCHEDULED"]}}}}
-        runs = until(lambda: ask(f"{api}/flow_runs/filter", planned), server)
+        nightly = {"deployments": {"name": {"any_": ["nightly"]}}}
+        runs = until(lambda: ask(f"{api}/flow_runs/filter", planned | nightly), server)
         assert all("T03:00:00" in run["expected_start_time"] for run in runs)
 
-        started = call("deployment", "run", "pipeline/nightly", "--flow-run-name", "now")
-        assert "now" in started
+        crons = {run["name"]: run for run in ask(f"{api}/deployments/filter", {})}
+        assert set(crons) == {"nightly", "weekly", "every-15-minutes", "by-hand"}
+        # Run names say what a run does, so this one is told by its tag.
+        call("deployment", "run", "pipeline/nightly", "--tag", "now")
         work = [*prefect, "worker", "start", "--pool", "qamoe", "--type", "process"]
         stack.enter_context(running(work, environment, elsewhere))
         named = {
-            "flow_runs": {"name": {"any_": ["now"]}, "state": {"type": {"any_": ["COMPLETED", "FAILED", "CRASHED"]}}}
+            "flow_runs": {"tags": {"all_": ["now"]}, "state": {"type": {"any_": ["COMPLETED", "FAILED", "CRASHED"]}}}
         }
         (run,) = until(lambda: ask(f"{api}/flow_runs/filter", named), server)
     # The stages ran from the checkout, though the worker stands elsewhere; this pipeline lacks one of the real one's.

@@ -105,7 +105,7 @@ def test_a_killed_flow_leaves_no_stage_behind(repository: Path, pipe: Pipe, shel
     """Flow -> dvc -> shell -> stage: the flow is killed outright, and each ends with the one above it."""
     tied = "from qamoe.stages.entry import die_with_parent\ndie_with_parent()\n"
     (repository / "stage.py").write_text(tied + HOLDER.format(deaf="", pipe=pipe.path))
-    code = "import sys; from flows import _dvc, _group; _group.run(sys.argv[1:], print, _dvc.environment())"
+    code = "import sys; from flows import _dvc, _group; _group.run(sys.argv[1:], print, _dvc.environment({}))"
     flow = subprocess.Popen(
         python(code, sys.executable, "-m", "dvc", "repro", "-q", "-s", "extract"),
         stdout=subprocess.DEVNULL,

@@ -12,7 +12,7 @@ import pytest
 from prefect import State
 from prefect.states import Completed
 
-from flows import _dvc, pipeline
+from flows import _dvc, _workspace, pipeline
 
 ROOT = Path(pipeline.__file__).parent.parent
 
@@ -96,10 +96,10 @@ def test_a_scheduled_run_takes_commits_only(repository: Path, asked: list[str]) 
     git("add", "dvc.yaml", "dvc.lock", "stage.py")
     git("commit", "--quiet", "--message", "all")
     (repository / "dvc.lock").write_text("schema: '2.0'\nstages: {}\n")
-    assert pipeline.changed_files() == []
+    assert _workspace.changed_files() == []
     with (repository / "stage.py").open("a") as file:
         file.write("# changed\n")
-    state = pipeline.pipeline(committed_only=True, return_state=True)
+    state = pipeline.pipeline(scheduled=True, return_state=True)
     assert state.is_failed()
     assert "stage.py" in (state.message or "")
     assert ran(repository) == asked == []
@@ -128,14 +128,74 @@ def test_a_terminated_flow_ends_its_stage(repository: Path, server: str) -> None
         os.close(reading)
 
 
-def test_the_deployment_names_no_place_and_lets_one_run_at_a_time() -> None:
+def test_deployments_name_no_place_and_pass_what_their_flows_take() -> None:
+    import importlib
+
     import yaml
 
     content = (ROOT / "prefect.yaml").read_text()
     assert str(ROOT) not in content
-    (nightly,) = yaml.safe_load(content)["deployments"]
-    assert nightly["concurrency_limit"] == {"limit": 1, "collision_strategy": "CANCEL_NEW"}
-    path, _, name = nightly["entrypoint"].partition(":")
-    assert (ROOT / path).is_file()
-    assert name == pipeline.pipeline.fn.__name__
-    assert set(nightly["parameters"]) <= set(json.loads(pipeline.pipeline.parameters.model_dump_json())["properties"])
+    names = []
+    for plan in yaml.safe_load(content)["deployments"]:
+        assert plan["concurrency_limit"] == {"limit": 1, "collision_strategy": "CANCEL_NEW"}
+        path, _, name = plan["entrypoint"].partition(":")
+        flow = getattr(importlib.import_module(path.removesuffix(".py").replace("/", ".")), name)
+        known = json.loads(flow.parameters.model_dump_json())["properties"]
+        assert set(plan.get("parameters", {})) <= set(known)
+        assert bool(plan["schedules"]) == plan.get("parameters", {}).get("scheduled", False), "who comes by itself asks"
+        names.append(f"{flow.name}/{plan['name']}")
+    assert names == [
+        "pipeline/nightly",
+        "evaluate-champion/weekly",
+        "score/every-15-minutes",
+        "tune/by-hand",
+        "promote/by-hand",
+    ]
+
+
+def test_one_process_serves_the_same_deployments(monkeypatch: pytest.MonkeyPatch) -> None:
+    import yaml
+
+    from flows import schedule
+
+    monkeypatch.chdir(ROOT)
+    made = {f"{d.flow_name}/{d.name}": d for d in schedule.deployments()}
+    assert len(made) == 5
+    for plan in yaml.safe_load(Path("prefect.yaml").read_text())["deployments"]:
+        (found,) = (
+            d for key, d in made.items() if key.endswith(f"/{plan['name']}") and plan["entrypoint"] in d.entrypoint
+        )
+        assert found.parameters == plan.get("parameters", {})
+        assert [s.schedule.cron for s in found.schedules or []] == [s["cron"] for s in plan["schedules"]]
+        assert (found.concurrency_limit, found.concurrency_options.collision_strategy) == (1, "CANCEL_NEW")
+
+
+@pytest.mark.usefixtures("server")
+def test_new_clips_go_in_before_the_stages(repository: Path, asked: list[str]) -> None:
+    """data/ is under DVC, and a folder has a manifest; without one there is nothing to take in."""
+    (repository / "data/media").mkdir(parents=True)
+    header = "clip_id,source,path,start_s,end_s,text,label,split\n"
+    (repository / "data/media/a.mp4").write_bytes(b"a film")
+    (repository / "data/manifest.csv").write_text(f"{header}a,one,media/a.mp4,,,a film,1,train\n")
+    subprocess.run([sys.executable, "-m", "dvc", "add", "data", "--quiet"], check=True)
+    before = _workspace.origin()["data_digest"]
+    (repository / "params.yaml").write_text((ROOT / "params.yaml").read_text())
+
+    assert pipeline.pipeline(ingest_from="new", return_state=True).is_completed()
+    assert _workspace.origin()["data_digest"] == before
+
+    (repository / "new").mkdir()
+    (repository / "new/b.mp4").write_bytes(b"another film")
+    (repository / "new/manifest.csv").write_text(f"{header}b,two,b.mp4,,,a dull film,-1,\n")
+    for _ in range(2):
+        state = pipeline.pipeline(ingest_from="new", return_state=True)
+        assert state.is_completed(), state.message
+    rows = (repository / "data/manifest.csv").read_text().splitlines()
+    assert [row.split(",")[0] for row in rows] == ["clip_id", "a", "b"]
+    after = _workspace.origin()["data_digest"]
+    assert after != before
+
+    (repository / "new/manifest.csv").write_text(f"{header}b,two,b.mp4,,,other words,-1,\n")
+    state = pipeline.pipeline(ingest_from="new", return_state=True)
+    assert state.is_failed()
+    assert "clip id 'b' is another clip's in data" in (state.message or "")

@@ -119,14 +119,33 @@ def test_the_comparison_finds_the_better_model(summary: dict) -> None:
 
 
 @pytest.fixture(scope="module")
-def all_models(many: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict]:
-    """The page's text and the summary where every sort of model was evaluated."""
+def all_written(many: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The report where every sort of model was evaluated."""
     out = tmp_path_factory.mktemp("all") / "report"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(figures, "data_uri", lambda figure: "data:,")
         report.write(many / "evaluate", many / "train", out)
-    text = " ".join(Page((out / "index.html").read_text()).text.split())
-    return text, json.loads((out / "summary.json").read_text())
+    return out
+
+
+@pytest.fixture(scope="module")
+def all_models(all_written: Path) -> tuple[str, dict]:
+    """The page's text and the summary of that report."""
+    text = " ".join(Page((all_written / "index.html").read_text()).text.split())
+    return text, json.loads((all_written / "summary.json").read_text())
+
+
+def test_bold_differences_are_those_whose_interval_leaves_out_0(
+    all_written: Path, all_models: tuple[str, dict]
+) -> None:
+    _, summary = all_models
+    claimed = 0
+    for model in ("mean", "concat", "moe", "oracle", "ablation-gate"):
+        for name in ("clean", "missing", "noise", "mixed"):
+            prefix = f"comparison.qamoe-{model}.{name}.mae.difference"
+            claimed += not summary[f"{prefix}.low"] <= 0 <= summary[f"{prefix}.high"]
+    assert 0 < claimed < 20
+    assert (all_written / "index.html").read_text().count("<b>") == claimed
 
 
 def test_every_model_has_its_interval_and_its_difference_on_every_slice(all_models: tuple[str, dict]) -> None:
@@ -258,7 +277,7 @@ def test_strings_of_a_corpus_are_escaped(tmp_path: Path, make_run: Maker) -> Non
     html = (tmp_path / "report" / "index.html").read_text()
     page = Page(html)
     assert "script" not in page.tags
-    assert "b" not in page.tags
+    assert "<b>text" not in html
     assert "&lt;b&gt;text" in html
 
 

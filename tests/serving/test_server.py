@@ -338,8 +338,9 @@ def test_formats_of_uploads_are_those_that_a_corpus_may_have():
 @pytest.mark.slow
 def test_a_file_that_takes_too_long_costs_itself_alone(film):
     from qamoe.errors import Refused
+    from qamoe.features.egemaps import Egemaps
 
-    extractors = {"audio": ("egemaps", 20.0)}
+    extractors = {"audio": Egemaps.Settings(extractor="egemaps", rate=20)}
     hurried = Extraction(Limits(work_s=0.01))
     try:
         with pytest.raises(Refused, match=r"took longer than 0.01 s"):

@@ -14,11 +14,11 @@ from qamoe.stages import experiment
 from qamoe.stages.experiment import STAGES, overlaid
 
 
-def test_mappings_are_merged_and_anything_else_is_replaced() -> None:
-    below = {"a": {"x": 1, "y": [1, 2]}, "b": 2, "c": {"z": 3}}
-    above = {"a": {"y": [9]}, "b": {"new": True}, "d": None}
-    assert overlaid(below, above) == {"a": {"x": 1, "y": [9]}, "b": {"new": True}, "c": {"z": 3}, "d": None}
-    assert below == {"a": {"x": 1, "y": [1, 2]}, "b": 2, "c": {"z": 3}}
+def test_mappings_are_merged_null_takes_away_and_anything_else_is_replaced() -> None:
+    below = {"a": {"x": 1, "y": [1, 2]}, "b": 2, "c": {"z": 3, "w": 4}}
+    above = {"a": {"y": [9]}, "b": {"new": True}, "c": {"w": None}}
+    assert overlaid(below, above) == {"a": {"x": 1, "y": [9]}, "b": {"new": True}, "c": {"z": 3}}
+    assert below == {"a": {"x": 1, "y": [1, 2]}, "b": 2, "c": {"z": 3, "w": 4}}
 
 
 @pytest.fixture

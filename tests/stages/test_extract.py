@@ -124,15 +124,14 @@ def test_a_clip_that_the_corpus_lost_is_a_problem_until_it_comes(run: Any, tmp_p
     assert (Store(out / "audio.arrow").lengths("frames") > 0).all()
 
 
-real = shared_data() / "text" / "mintrec"
+real = (shared_data() / "text" / "mintrec").resolve()
 
 
 @pytest.mark.real_data
 @pytest.mark.skipif(not real.is_dir(), reason=f"there is no folder {real}")
 def test_real_text_alone_is_extracted_and_preprocessed(run: Any, params_file: Any, tmp_path: Path) -> None:
-    place = real.resolve()
     changes = {
-        "extract.corpus": {"kind": "mintrec", "path": str(place)},
+        "extract.corpus": {"kind": "mintrec", "path": str(real)},
         "extract.task": {"kind": "classification", "classes": list(mintrec.CLASSES)},
     }
     out = run(changes)

@@ -111,6 +111,14 @@ def test_a_first_candidate_that_is_no_better_than_the_mean_is_refused(corpus):
     assert corpus.promote().outcome == "unchanged"
 
 
+def test_a_fine_tuned_candidate_is_measured_beside_a_frozen_champion(corpus, tiny_encoder, tmp_path):
+    corpus.train(answer=0.6)
+    assert corpus.promote().outcome == "promoted"
+    corpus.train(answer=1.0, encoder=tiny_encoder(tmp_path / "encoder"))
+    decision = corpus.promote()
+    assert (decision.outcome, decision.version) == ("promoted", "2"), decision.reasons
+
+
 def test_without_a_gate_split_validation_judges_and_the_record_says_so(corpus, tiny_corpus):
     tiny_corpus(corpus.out, gate=0)
     corpus.train(answer=1.0)
@@ -151,7 +159,7 @@ def test_a_champion_of_older_data_reads_frames_standardised_its_own_way(corpus, 
     new["audio"] |= {"mean": [4.0, -2.0], "deviation": [3.0, 1.5]}
     store = Store(corpus.out / "preprocess" / "gate.arrow")
     rows = promote._measured(corpus.params, tiny_stats, [old], store, tmp_path)[0]
-    shifted = promote._restandardised(store, tiny_stats, new, tmp_path / "new.arrow")  # the same clips after the ingest
+    shifted = promote.restandardised(store, tiny_stats, new, tmp_path / "new.arrow")  # the same clips after the ingest
     assert np.abs(shifted.sequence("audio", 3) - store.sequence("audio", 3)).max() > 0.1
     fresh = checkpoint.Trained(old.model, old.config | {"stats": new}, old.folder)
     again = promote._measured(corpus.params, new, [fresh, old], shifted, tmp_path)[1]

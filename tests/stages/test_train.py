@@ -131,7 +131,7 @@ def test_specialists_train_on_views_of_their_own_and_leave_none_behind(
         assert {view.severities for view in views} == {(0.0,) * 3}
     assert all(view.kinds is None for view in seen["qamoe"][0])
     states = sorted(p.name for p in (folder / "states").iterdir())
-    assert len(states) == 2, "of the views that most models share"
+    assert len(states) == 4, "two a split, of the views that most models share"
     assert all(name.startswith(("text-train-", "text-valid-")) for name in states)
     weights = {name: (folder / name / "1/weights.safetensors").read_bytes() for name in seeds}
     assert len(set(weights.values())) == 3

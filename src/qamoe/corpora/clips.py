@@ -6,6 +6,7 @@ Columns: clip_id, source, path, start_s, end_s, text, label, split. `start_s`, `
 
 import csv
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 from qamoe.corpora.clip import Clip, Corpus, check_clips, drawn_split, label_value, noted
@@ -73,7 +74,8 @@ def _rows(manifest: Path, root: Path, task: Task, faults: list[str] | None) -> l
     return clips
 
 
-def _seconds(text: str, name: str, where: str) -> float | None:
+def seconds(text: str, name: str, where: str) -> float | None:
+    """A time of a manifest, or None where its cell is empty."""
     if not text:
         return None
     try:
@@ -85,6 +87,29 @@ def _seconds(text: str, name: str, where: str) -> float | None:
     return value
 
 
+def span(cell: Mapping[str, str], where: str) -> tuple[float, float | None]:
+    """Where a clip begins and ends in its file (seconds); None is the end of the file."""
+    start = seconds(cell["start_s"], "start_s", where) or 0.0
+    end = seconds(cell["end_s"], "end_s", where)
+    if end is not None and end <= start:
+        raise Refused(f"{where}: end_s {end:g} is not after start_s {start:g}.")
+    return start, end
+
+
+def media_of(path: str, root: Path, where: str) -> Path:
+    """The media file that a manifest names. Raises Refused where it is not there, or not inside the corpus folder."""
+    try:
+        media = (root / path).resolve()
+        inside, there = media.is_relative_to(root), media.is_file()
+    except (ValueError, OSError, RuntimeError):  # a NUL within, a name that is too long, links in a circle
+        inside, there = True, False
+    if not inside:
+        raise Refused(f"{where}: path {path!r} leads outside the corpus folder.")
+    if not there:
+        raise Refused(f"{where}: there is no file {path!r} in the corpus folder.")
+    return media
+
+
 def _clip(row: dict[str, str | None], root: Path, task: Task, where: str) -> Clip:
     cell = {name: (row.get(name) or "").strip() for name in COLUMNS}
     for name in ("clip_id", "source", "path", "label"):
@@ -92,19 +117,8 @@ def _clip(row: dict[str, str | None], root: Path, task: Task, where: str) -> Cli
             raise Refused(f"{where}: {name} is empty.")
     if cell["split"] not in ("", *SPLITS):
         raise Refused(f"{where}: split {cell['split']!r} is none of {', '.join(SPLITS)} (or empty).")
-    try:
-        media = (root / cell["path"]).resolve()
-        inside, there = media.is_relative_to(root), media.is_file()
-    except (ValueError, OSError, RuntimeError):  # a NUL within, a name that is too long, links in a circle
-        inside, there = True, False
-    if not inside:
-        raise Refused(f"{where}: path {cell['path']!r} leads outside the corpus folder.")
-    if not there:
-        raise Refused(f"{where}: there is no file {cell['path']!r} in the corpus folder.")
-    start = _seconds(cell["start_s"], "start_s", where) or 0.0
-    end = _seconds(cell["end_s"], "end_s", where)
-    if end is not None and end <= start:
-        raise Refused(f"{where}: end_s {end:g} is not after start_s {start:g}.")
+    media = media_of(cell["path"], root, where)
+    start, end = span(cell, where)
     return Clip(
         clip_id=cell["clip_id"],
         source=cell["source"],

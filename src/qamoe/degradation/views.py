@@ -18,9 +18,9 @@ _SWAP = KINDS.index("swap")
 @dataclass(frozen=True)
 class View:
     """A draw of protocol `seed`. With `kinds` and `severities` (one a modality) every clip gets the same; without,
-    each clip and modality draws its own kind and severity, a `clean_share` of the draws stays clean, a `whole_share`
-    of the severities is 1, and an `alike_share` of the clips draws once for all its modalities; `swap` is among the
-    kinds where asked for.
+    each clip and modality draws its own kind of `drawn` and severity, a `clean_share` of the draws stays clean, a
+    `whole_share` of the severities is 1, and an `alike_share` of the clips draws once for all its modalities; `swap` is
+    among the kinds where asked for.
 
     `then` holds kinds and severities that are applied to the result. What is wholly missing is told to the model where
     `announced`, or for an `announced_share` of what was drawn.
@@ -30,6 +30,7 @@ class View:
     number: int
     kinds: tuple[str, ...] | None = None
     severities: tuple[float, ...] | None = None
+    drawn: tuple[str, ...] = DRAWN
     clean_share: float = 0.0
     alike_share: float = 0.0
     whole_share: float = 0.0
@@ -42,7 +43,7 @@ class View:
         """How each clip (B, 2) is degraded, step by step."""
         if self.kinds is None or self.severities is None:
             shares = (self.clean_share, self.alike_share, self.whole_share, self.announced_share)
-            kinds = (*DRAWN, "swap") if self.swap else DRAWN
+            kinds = (*self.drawn, "swap") if self.swap else self.drawn
             return [drawn_state(self.seed, keys, self.number, *shares, kinds)]
         steps = [(self.kinds, self.severities)] + ([self.then] if self.then else [])
         return [fixed_state(*step, len(keys), announced=self.announced) for step in steps]

@@ -72,6 +72,8 @@ def plan(
             cells.append(mixed(params.seed, params.mixed_draws, modalities))
         elif name == "held_out":
             cells += _held_out(modalities, timed, params)
+        elif name == "signals":  # its clips are others: evaluation/signals.py
+            continue
         elif name in DRAWN:
             cells += _curve(name, name, name, modalities, params)
         else:
@@ -325,11 +327,15 @@ def write_predictions(rows: pd.DataFrame, path: Path) -> None:
 
 
 def aggregate(
-    predictions: pd.DataFrame, cells: Sequence[Cell], sigmas: dict[str, float], temperature: float = 1.0
+    predictions: pd.DataFrame,
+    cells: Sequence[Cell],
+    sigmas: dict[str, float],
+    temperature: float = 1.0,
+    limits: tuple[float, float] = metrics.LIMITS,
 ) -> pd.DataFrame:
-    """Predictions -> one row a (cell, draw, metric); `sigmas` or `temperature` are the model's calibration.
+    """Predictions -> one row a (cell, draw, metric). Raises ValueError where a cell, draw or clip is missing.
 
-    Raises ValueError where a cell, draw or clip is missing.
+    sigmas, temperature, limits: calibration and range of the labels, as metrics.of_predictions takes them.
     """
     clips = predictions["clip_id"].nunique()
     groups = dict(list(predictions.groupby(["cell", "draw"], sort=False)))
@@ -351,6 +357,6 @@ def aggregate(
                 "draw": view.number,
                 "n": clips,
             }
-            found = metrics.of_predictions(here, sigmas, temperature)
+            found = metrics.of_predictions(here, sigmas, temperature, limits)
             rows += [{**shared, "metric": m, "value": v} for m, v in found.items()]
     return pd.DataFrame(rows)

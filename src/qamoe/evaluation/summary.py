@@ -47,27 +47,24 @@ def summarise(cells: pd.DataFrame) -> pd.DataFrame:
     severity = _severities(cells)
     rows = []
     for name, of_slice in means.groupby("slice", sort=False):
+        values = of_slice.pivot(index="cell", columns="metric", values="value")
         own = severity.reindex(of_slice["cell"].unique())
-        weight = weights(str(name), own)
+        values, weight = values.reindex(own.index), weights(str(name), own)
         is_curve = str(name) not in EVEN and len(own) > 1
-        for metric, group in of_slice.groupby("metric", sort=False):
-            value = group.set_index("cell")["value"].reindex(own.index)
-            counted = value[weight > 0].to_numpy()
-            if metric == "mean_error":
-                worst = counted[np.abs(counted).argmax()]
-            else:
-                worst = counted.max() if lower_is_better(metric) else counted.min()
-            rows.append(
-                {
-                    "slice": name,
-                    "metric": metric,
-                    "area": float(counted @ weight[weight > 0].to_numpy()),
-                    "area09": float(value[own < 0.95].mean()) if is_curve else float("nan"),
-                    "worst": float(worst),
-                    "clean": float(value[own == 0].mean()),
-                }
-            )
-    return pd.DataFrame(rows)
+        counted = values[weight > 0]
+        area = weight[weight > 0].to_numpy() @ counted.to_numpy()
+        made = pd.DataFrame({"slice": name, "metric": values.columns, "area": area})
+        made["area09"] = values[own < 0.95].mean().to_numpy() if is_curve else np.nan
+        made["worst"] = [_worst(str(metric), counted[metric].to_numpy()) for metric in values]
+        made["clean"] = values[own == 0].mean().to_numpy()
+        rows.append(made.set_index("metric", drop=False).loc[of_slice["metric"].unique()])
+    return pd.concat(rows, ignore_index=True)
+
+
+def _worst(metric: str, values: np.ndarray) -> float:
+    if metric == "mean_error":
+        return float(values[np.abs(values).argmax()])
+    return float(values.max() if lower_is_better(metric) else values.min())
 
 
 def _severities(cells: pd.DataFrame) -> pd.Series:

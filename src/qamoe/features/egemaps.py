@@ -6,11 +6,14 @@ frames of real clips, at 44.1 kHz it finds too many.
 
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from pydantic import Field
 
+from qamoe.features.hops import averaged
 from qamoe.features.media import Problem, sound
+from qamoe.params import Block
 
 NAME = "egemaps"
 VERSION = "1"
@@ -57,6 +60,11 @@ def _smile() -> Any:
     )
 
 
+class Settings(Block):
+    extractor: Literal["egemaps"]
+    rate: Annotated[float, Field(gt=0, le=HOP_RATE)]  # Hz
+
+
 class Egemaps:
     """25 descriptors at `rate` Hz, each the mean over the 10 ms hops that fall into the frame.
 
@@ -66,11 +74,19 @@ class Egemaps:
     name = NAME
     version = VERSION
     columns: tuple[str, ...] = COLUMNS
+    made_with = ""
+    Settings = Settings
 
     def __init__(self, rate: float) -> None:
         if not 0 < rate <= HOP_RATE:
             raise ValueError(f"rate is {rate}, allowed is above 0 and up to {HOP_RATE} Hz")
         self.rate = rate
+
+    def reads(self, media: Path) -> Path:
+        return media
+
+    def warm_up(self) -> None:
+        self.describe(np.full(SAMPLE_RATE, 0.1, np.float32))
 
     def extract(self, path: Path, start_s: float = 0.0, end_s: float | None = None) -> np.ndarray:
         """A span of a file -> (T, 25) float32 without NaN. Raises Problem for silence or too short a span."""
@@ -87,7 +103,4 @@ class Egemaps:
         if tuple(table.columns) != COLUMNS:
             raise RuntimeError(f"openSMILE gave the columns {list(table.columns)}, expected are {list(COLUMNS)}")
         hops = np.nan_to_num(table.to_numpy(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
-        # The small addend keeps a hop at a frame's very beginning from rounding into the frame before.
-        frame = np.floor(np.arange(len(hops)) * self.rate / HOP_RATE + 1e-9).astype(np.int64)
-        first = np.flatnonzero(np.diff(frame, prepend=-1))
-        return (np.add.reduceat(hops, first) / np.diff(first, append=len(hops))[:, None]).astype(np.float32)
+        return averaged(hops, HOP_RATE, self.rate)

@@ -1,7 +1,7 @@
 """Extraction over many clips: processes, incremental by content, one bad clip at a time.
 
 Each (clip, modality) becomes a part, a file named by the hash of what made it: the media's bytes, the span and the
-extractor's name, version and rate. A part that exists is never made again. A worker that dies or takes too long
+extractor with its settings. A part that exists is never made again. A worker that dies or takes too long
 costs its own clip; nothing is kept of it, so the next run tries again. Each worker has a pipe of its own and one
 job at a time, so it is always plain whose work it was, and there is no lock that a dead worker could take with it.
 """
@@ -13,31 +13,24 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
-from typing import Any, Protocol
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 
+from qamoe.degradation.copies import Signal
+from qamoe.degradation.copies import write as write_copy
+from qamoe.features.extractors import Extractor, extractor
 from qamoe.features.media import NoStream, Problem
 from qamoe.files import write_text, written_aside
+from qamoe.params import Block
 
 _START_S = 120.0  # given to a new worker to import what it needs
 _END_S = 10.0  # given to a worker that has no more work
-
-
-class Extractor(Protocol):
-    """What turns a span of a media file into frames (T, D) float32 at `rate` Hz; raises Problem where it cannot."""
-
-    name: str
-    version: str
-    columns: tuple[str, ...]
-    rate: float
-
-    def extract(self, path: Path, start_s: float, end_s: float | None) -> np.ndarray: ...
 
 
 @dataclass(frozen=True)
@@ -49,30 +42,22 @@ class Job:
     media: Path
     start_s: float
     end_s: float | None
+    signal: Signal | None = None  # how its media are degraded before they are read
 
 
-@cache
-def extractor(name: str, rate: float) -> Extractor:
-    """The extractor of that name; made once a process, since some load a model."""
-    if name == "egemaps":
-        from qamoe.features.egemaps import Egemaps
-
-        return Egemaps(rate)
-    from qamoe.features.landmarks import Landmarks
-
-    return Landmarks(rate)
-
-
-def part_key(job: Job, media_digest: str, made_by: Extractor) -> str:
-    """The name of a part: SHA-256 of everything that its content depends on."""
-    identity = f"{media_digest} {job.start_s!r} {job.end_s!r} {made_by.name} {made_by.version} {made_by.rate!r}"
+def part_key(job: Job, digest: str, made_by: Extractor) -> str:
+    """The name of a part: SHA-256 of all that its content depends on. `digest` is that of the file that is read."""
+    made = f"{made_by.name} {made_by.version} {made_by.rate!r} {made_by.made_with}"
+    identity = f"{digest} {job.start_s!r} {job.end_s!r} {made}"
+    if job.signal is not None:
+        identity += f" {job.signal.identity}"
     return hashlib.sha256(identity.encode()).hexdigest()
 
 
-def _make_part(name: str, rate: float, job: Job, part: Path) -> None:
+def _make_part(chosen: Block, job: Job, part: Path) -> None:
     """Runs in a worker: write the frames, or the reason why there are none, as a part."""
     try:
-        frames = extractor(name, rate).extract(job.media, job.start_s, job.end_s)
+        frames = _frames(extractor(chosen), job, part.parent)
     except NoStream:
         write_text(part.with_suffix(".problem"), "")
     except Problem as problem:
@@ -80,6 +65,16 @@ def _make_part(name: str, rate: float, job: Job, part: Path) -> None:
     else:
         with written_aside(part.with_suffix(".npy")) as aside, aside.open("wb") as file:
             np.save(file, frames)
+
+
+def _frames(made_by: Extractor, job: Job, folder: Path) -> np.ndarray:
+    """The frames of a clip, or those of its degraded copy, which lies in `folder` as long as it is read."""
+    if job.signal is None:
+        return made_by.extract(job.media, job.start_s, job.end_s)
+    folder.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=".copy-", dir=folder) as temporary:
+        copy = write_copy(job.signal, job.media, job.start_s, job.end_s, made_by.rate, Path(temporary))
+        return made_by.extract(copy)
 
 
 def read_part(part: Path) -> np.ndarray | str | None:
@@ -91,7 +86,7 @@ def read_part(part: Path) -> np.ndarray | str | None:
     return None
 
 
-def _work(pipe: Connection, extractors: dict[str, tuple[str, float]], make: Callable[..., None]) -> None:
+def _work(pipe: Connection, extractors: dict[str, Block], make: Callable[..., None]) -> None:
     """What a worker does: say that it is there, then make one part after the other until the pipe closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the stage, which then ends its workers
     try:
@@ -99,7 +94,7 @@ def _work(pipe: Connection, extractors: dict[str, tuple[str, float]], make: Call
         while True:
             job, part = pipe.recv()
             try:
-                make(*extractors[job.modality], job, part)
+                make(extractors[job.modality], job, part)
             except Exception as error:  # an extractor is foreign code: whatever it raises costs its clip alone
                 pipe.send(f"the extractor failed: {type(error).__name__}: {error}")
             else:
@@ -121,14 +116,14 @@ class _Worker:
 
 def make_parts(
     jobs: list[tuple[Job, Path]],
-    extractors: dict[str, tuple[str, float]],
+    extractors: dict[str, Block],
     workers: int,
     seconds_per_clip: float,
     advance: Callable[[], Any],
 ) -> dict[tuple[str, str], str]:
     """Make the parts that do not exist; returns the reasons of the jobs that left none, by (clip id, modality).
 
-    `extractors` names extractor and rate (Hz) of each modality; `advance` is called once a finished job.
+    `extractors` holds the settings of each modality's extractor; `advance` is called once a finished job.
     """
     waiting = deque(jobs)
     lost: dict[tuple[str, str], str] = {}
@@ -149,7 +144,7 @@ def make_parts(
     return lost
 
 
-def _started(extractors: dict[str, tuple[str, float]], job: Job, part: Path) -> _Worker:
+def _started(extractors: dict[str, Block], job: Job, part: Path) -> _Worker:
     context = get_context("spawn")
     pipe, its_end = context.Pipe()
     process = context.Process(target=_work, args=(its_end, extractors, _make_part), daemon=True)

@@ -14,12 +14,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from pydantic import Field
 
 from qamoe.errors import Refused
 from qamoe.features.media import Problem, pictures
+from qamoe.params import Block
 
 NAME = "landmarks"
 VERSION = "1"
@@ -159,6 +161,11 @@ def _landmarker(model: Path) -> Any:
     return landmarker
 
 
+class Settings(Block):
+    extractor: Literal["landmarks"]
+    rate: Annotated[float, Field(gt=0, le=60)]  # Hz
+
+
 class Landmarks:
     """72 columns a picture at `rate` Hz: 51 blendshapes, head pose, 14 distances, and whether a face was found.
 
@@ -168,12 +175,20 @@ class Landmarks:
     name = NAME
     version = VERSION
     columns: tuple[str, ...] = COLUMNS
+    made_with = MODEL_SHA256
+    Settings = Settings
 
     def __init__(self, rate: float, model: Path | None = None) -> None:
         if not rate > 0:
             raise ValueError(f"rate is {rate}, allowed is above 0 Hz")
         self.rate = rate
         self._model = model
+
+    def reads(self, media: Path) -> Path:
+        return media
+
+    def warm_up(self) -> None:
+        self.describe(np.zeros((64, 64, 3), np.uint8))
 
     def extract(self, path: Path, start_s: float = 0.0, end_s: float | None = None) -> np.ndarray:
         """A span of a file -> (T, 72) float32. A picture without a face is a row of zeros.

@@ -7,11 +7,13 @@ bert-base-uncased, which the field's corpora use too.
 import importlib.util
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from pydantic import Field
 
 from qamoe.errors import Refused
+from qamoe.params import Block
 
 NAME = "minilm"
 VERSION = "1"
@@ -39,6 +41,11 @@ def _tokenizer() -> Any:
     return tokenizer
 
 
+class Settings(Block):
+    extractor: Literal["minilm"]
+    max_tokens: Annotated[int, Field(ge=3, le=512)]
+
+
 class MiniLM:
     """Turns a transcript into at most `max_tokens` ids, CLS and SEP among them.
 
@@ -49,6 +56,7 @@ class MiniLM:
     version = VERSION
     vocabulary = "bert-base-uncased"
     vocab_size = 30522
+    Settings = Settings
 
     def __init__(self, max_tokens: int) -> None:
         self.max_tokens = max_tokens

@@ -1,11 +1,14 @@
 """The models by name. A new one is one class and one line here, with a block in params.yaml."""
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from qamoe.degradation.frames import State
 from qamoe.models import baselines
 from qamoe.models.prediction import Targets
 from qamoe.models.qamoe import QAMoE
+from qamoe.models.reader import Reader
 from qamoe.params import Block, Encoders, family
 
 MODELS: dict[str, type[nn.Module]] = {
@@ -21,12 +24,18 @@ MODELS: dict[str, type[nn.Module]] = {
 }
 
 
-def build(name: str, features: dict[str, int], sizes: Encoders, block: Block, target: Targets) -> nn.Module:
+def build(
+    name: str, features: dict[str, int], sizes: Encoders, block: Block, target: Targets, reader: Reader | None = None
+) -> nn.Module:
     """A fresh model, or specialist, with its block of params.yaml.
 
-    `features` is the frame dimension of each modality it gets, in the order of MODALITIES.
+    `features` is the frame dimension of each modality it gets, in the order of MODALITIES; that of text is the width
+    of the `reader`'s states where there is one, a text encoder of the model's own.
     """
-    return MODELS[family(name)](features, sizes, block, target)
+    model: Any = MODELS[family(name)](features, sizes, block, target)
+    if reader is not None:
+        model.encode.reader = reader
+    return model
 
 
 def told_quality(model: nn.Module, state: State) -> Tensor | None:

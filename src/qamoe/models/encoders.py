@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from qamoe.features.batch import Batch
+from qamoe.models.reader import Reader
 from qamoe.params import Encoders
 
 
@@ -46,13 +47,20 @@ class SequenceEncoder(nn.Module):
 
 
 class ModalityEncoders(nn.Module):
-    """All encoders of a corpus: a batch -> h (B, M, D)."""
+    """All encoders of a corpus: a batch -> h (B, M, D).
+
+    Text is states of the frozen text encoder, or token ids where there is a `reader`, which is trained with the rest.
+    """
 
     def __init__(self, features: dict[str, int], sizes: Encoders) -> None:
         super().__init__()
         self.encoders = nn.ModuleDict(
             {m: SequenceEncoder(size, getattr(sizes.stride, m), sizes) for m, size in features.items()}
         )
+        self.reader: Reader | None = None
 
     def forward(self, batch: Batch) -> Tensor:
+        if self.reader is not None:
+            states, mask = self.reader(batch.x["text"], batch.mask["text"])
+            batch = batch.with_x(text=states).with_mask(text=mask)
         return torch.stack([encode(batch.x[m], batch.mask[m]) for m, encode in self.encoders.items()], dim=1)

@@ -28,10 +28,11 @@ _GATE = "qamoe.gate."  # tag of a version: what was decided about it at one gate
 
 @dataclass(frozen=True)
 class Champion:
-    """A registered version and the checkpoint in it."""
+    """A registered version, the checkpoint in it, and the MLflow run that it came from."""
 
     version: str
     digest: str
+    run: str | None = None
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,7 @@ class Decision:
     version: str | None
     reasons: tuple[str, ...]
     verdicts: tuple[Verdict, ...] = ()
+    run: str | None = None  # the MLflow run that the version came from
 
 
 Predict = Callable[[pd.DataFrame], pd.DataFrame]
@@ -210,7 +212,7 @@ def champion(client: Any, name: str) -> Champion | None:
     digest = version.tags.get(ARTIFACT)
     if digest is None:
         raise Refused(f"Version {version.version} of {name} has no tag {ARTIFACT}; it was not registered by promote.")
-    return Champion(str(version.version), digest)
+    return Champion(str(version.version), digest, version.run_id)
 
 
 def fetch(name: str, version: str, folder: Path) -> Path:
@@ -249,11 +251,12 @@ def gate_key(split_digest: str, protocol: int, registry: Registry, against: Cham
 def settled(client: Any, name: str, digest: str, key: str, against: Champion | None) -> Decision | None:
     """The decision where there is nothing to decide: the candidate is champion, or was refused at the same gate."""
     if against is not None and digest == against.digest:
-        return Decision("unchanged", against.version, (f"this checkpoint is the champion (version {against.version})",))
+        already = f"this checkpoint is the champion (version {against.version})"
+        return Decision("unchanged", against.version, (already,), run=against.run)
     version = _version_of(client, name, digest)
     if version is not None and version.tags.get(_GATE + key) == "refused":
         before = f"version {version.version} was refused before against the same champion, clips and protocol"
-        return Decision("unchanged", str(version.version), (before, *_told(version.tags)))
+        return Decision("unchanged", str(version.version), (before, *_told(version.tags)), run=version.run_id)
     return None
 
 
@@ -288,7 +291,7 @@ def submit(
     verdicts = tuple(rule(evidence, registered) for rule in rules)
     promoted = all(verdict.passed for verdict in verdicts)
     reasons = tuple(f"{'passed' if v.passed else 'failed'} {v.rule}: {v.sentence}" for v in verdicts)
-    decision = Decision("promoted" if promoted else "refused", version, reasons, verdicts)
+    decision = Decision("promoted" if promoted else "refused", version, reasons, verdicts, run_id)
     _record(client, name, run, evidence, key, against, about, decision)
     if promoted:
         if against is not None:

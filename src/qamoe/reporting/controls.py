@@ -104,9 +104,10 @@ def shown(row: dict[str, Any]) -> dict[str, str]:
 
 
 def matrix(found: dict[tuple[str, str], Resampled], made: Pairs, metric: str) -> list[dict[str, Any]]:
-    """Tables of a row a model and a column a slice: controls, and ablations where there are any.
+    """Controls, and ablations where there are any: tables of a row a model and a column a slice.
 
-    A cell holds the error with its interval, and how much less (or more) the first of COMPARED errs.
+    `errors` holds each model's error, `differences` how much that of the first of COMPARED exceeds it, both with
+    their intervals.
     """
     models = list(dict.fromkeys(model for model, _ in found))
     slices = list(dict.fromkeys(name for _, name in found))
@@ -118,23 +119,25 @@ def matrix(found: dict[tuple[str, str], Resampled], made: Pairs, metric: str) ->
     for title, own in groups:
         if len(own) < 2:
             continue
-        lines = [{"model": m, "cells": [_cell(found, made, m, s, metric) for s in slices]} for m in own]
-        shown_.append({"title": title, "slices": slices, "rows": lines})
+        errors = [{"model": m, "cells": [_error(found.get((m, s)), metric) for s in slices]} for m in own]
+        others = [m for m in own if any((m, s) in made for s in slices)]
+        differences = [{"model": m, "cells": [_difference(made.get((m, s))) for s in slices]} for m in others]
+        shown_.append({"title": title, "slices": slices, "errors": errors, "differences": differences})
     return shown_
 
 
-def _cell(found: dict[tuple[str, str], Resampled], made: Pairs, model: str, name: str, metric: str) -> dict[str, Any]:
-    own = found.get((model, name))
+def _error(own: Resampled | None, metric: str) -> dict[str, Any]:
     if own is None:
-        return {"value": "", "interval": "", "difference": "", "clear": False}
+        return {"value": "", "interval": "", "claimed": False}
     value, low, high = (number(v, metric) for v in own.interval)
-    pair = made.get((model, name))
-    return {
-        "value": value,
-        "interval": f"{low} to {high}",
-        "difference": "" if pair is None else texts(pair)[0],
-        "clear": pair is not None and not pair.low <= 0 <= pair.high,
-    }
+    return {"value": value, "interval": f"{low}, {high}", "claimed": False}
+
+
+def _difference(pair: Comparison | None) -> dict[str, Any]:
+    if pair is None:
+        return {"value": "", "interval": "", "claimed": False}
+    difference, interval = texts(pair)[:2]
+    return {"value": difference, "interval": interval.replace(" to ", ", "), "claimed": not pair.low <= 0 <= pair.high}
 
 
 def no_worse(found: dict[tuple[str, str], Resampled], made: Pairs, summary: Summary) -> list[dict[str, str]]:
@@ -192,7 +195,7 @@ def specialists(results: Results, summary: Summary) -> dict[str, Any]:
             lines.append(
                 {
                     "model": model,
-                    "cell": cell if own else f"{cell} (another's)",
+                    "cell": cell,
                     "ours": maes[0],
                     "theirs": maes[1],
                     "ratio": ratio,

@@ -56,8 +56,12 @@ def about(results: Results, summary: Summary) -> dict[str, Any]:
     models = []
     for model in results.models:
         seeds = sum(run["model"] == model for run in results.runs)
-        models.append(f"{model} × {seeds}")
+        if not model.startswith("specialist-"):
+            models.append(f"{model} × {seeds}")
         summary[f"{model}.seeds"] = seeds
+    specialists = sum(model.startswith("specialist-") for model in results.models)
+    if specialists:
+        models.append("one specialist" if specialists == 1 else f"{specialists} specialists")
     task = config.get("task") or {}
     target = f"a class ({', '.join(task.get('classes') or ())})"
     if task.get("kind") == "regression":

@@ -41,9 +41,9 @@ REGRESSION = (
     Column("missing", "mae", "area09", "MAE, missing 0..0.9 (mean)"),
     Column("noise", "mae", "area", "MAE, noise (area)"),
     Column("mixed", "mae", "area", "MAE, mixed"),
-    Column("mixed", "coverage_90", "area", "90 % interval covers, mixed"),
     Column("alone", "mae", "area", "MAE, alone"),
     Column("swap", "mae", "area", "MAE, swap"),
+    Column("mixed", "coverage_90", "area", "90 % interval covers, mixed"),
     Column("clean", "mean_error", "clean", "Mean error, clean"),
 )
 CLASSIFICATION = (

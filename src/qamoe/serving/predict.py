@@ -19,7 +19,6 @@ from qamoe.evaluation.calibration import tempered
 from qamoe.features.batch import Batch, pad
 from qamoe.features.clean import Columns, clean
 from qamoe.features.minilm import MiniLM
-from qamoe.models import text
 from qamoe.models.prediction import Prediction
 from qamoe.training.checkpoint import Trained
 
@@ -149,8 +148,6 @@ def _batch(modalities: Sequence[str], clips: Sequence[dict[str, np.ndarray]], ke
 @torch.no_grad()
 def _predicted(trained: Trained, batch: Batch) -> dict[str, Any]:
     config = trained.config
-    if "text" in batch.x:
-        batch = batch.with_x(text=text.encode(batch.x["text"], batch.mask["text"]))
     result = trained.predict(batch)
     found = _scores(result, config["calibration"]) if result.probabilities is None else _classes(result, config)
     empty = np.full(len(batch), np.nan)

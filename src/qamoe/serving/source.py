@@ -11,6 +11,8 @@ from qamoe import settings
 from qamoe.degradation.frames import Reference
 from qamoe.degradation.views import View, apply, references
 from qamoe.errors import Refused
+from qamoe.features import extractors
+from qamoe.params import Block
 from qamoe.serving import predict
 from qamoe.training import checkpoint
 from qamoe.training.checkpoint import Trained
@@ -38,11 +40,11 @@ class Served:
         view = View(_SEED, 0, kinds=tuple(k for k, _ in both), severities=tuple(s for _, s in both))
         return predict.predict(self.trained, rows, self.device, lambda batch: apply(batch, view, self.references)[0])
 
-    def extractors(self) -> dict[str, tuple[str, float]]:
-        """Extractor and rate (Hz) of each modality that media can give; none where a corpus brought its features."""
+    def extractors(self) -> dict[str, Block]:
+        """The settings of each extractor that media can be given to; none where a corpus brought its features."""
         config = self.trained.config
         streams = [m for m in config["modalities"] if m != "text" and config["stats"][m]["rate"]]
-        return {m: (config["extract"][m]["extractor"], config["extract"][m]["rate"]) for m in streams}
+        return {m: extractors.settings(m, config["extract"][m]) for m in streams}
 
 
 def open_model(model: str, folder: Path | None) -> Served:

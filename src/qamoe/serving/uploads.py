@@ -18,8 +18,9 @@ import numpy as np
 from pebble import ProcessExpired, ProcessPool
 
 from qamoe.errors import Refused
-from qamoe.features.executor import extractor
+from qamoe.features.extractors import extractor
 from qamoe.features.media import Problem
+from qamoe.params import Block
 
 # FFmpeg's names of mp4, mov, avi, wav, mkv and webm: fewer formats than a corpus may have.
 FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,avi,wav,matroska,webm"
@@ -60,12 +61,12 @@ class Extraction:
         self._pool = ProcessPool(max_workers=1, context=get_context("spawn"), initializer=_bound_memory)
         self._places = threading.BoundedSemaphore(_WAITING)
 
-    def warm_up(self, extractors: dict[str, tuple[str, float]]) -> None:
+    def warm_up(self, extractors: dict[str, Block]) -> None:
         """Let the worker load its extractors, which takes seconds, before the first file comes."""
         self._pool.schedule(_load, args=(extractors,))
 
     def extract(
-        self, path: Path, extractors: dict[str, tuple[str, float]], start_s: float = 0.0, end_s: float | None = None
+        self, path: Path, extractors: dict[str, Block], start_s: float = 0.0, end_s: float | None = None
     ) -> Extracted:
         """The features of a file. Raises Refused for a file beyond the limits or without anything usable."""
         if not self._places.acquire(blocking=False):
@@ -88,12 +89,12 @@ class Extraction:
         self._pool.join()
 
 
-def in_process(path: Path, extractors: dict[str, tuple[str, float]]) -> Extracted:
+def in_process(path: Path, extractors: dict[str, Block]) -> Extracted:
     """The same for a file of one's own: here, and without limits."""
     frames, problems = {}, {}
-    for modality, (name, rate) in extractors.items():
+    for modality, chosen in extractors.items():
         try:
-            frames[modality] = extractor(name, rate).extract(path, 0.0, None)
+            frames[modality] = extractor(chosen).extract(path, 0.0, None)
         except Problem as problem:
             problems[modality] = str(problem)
     return Extracted(frames, problems)
@@ -107,17 +108,13 @@ def _bound_memory() -> None:
         resource.setrlimit(resource.RLIMIT_DATA, (_MEMORY, _MEMORY))
 
 
-def _load(extractors: dict[str, tuple[str, float]]) -> None:
-    for modality, (name, rate) in extractors.items():
-        made: Any = extractor(name, rate)
-        if modality == "audio":
-            made.describe(np.full(22_050, 0.1, np.float32))
-        else:
-            made.describe(np.zeros((64, 64, 3), np.uint8))
+def _load(extractors: dict[str, Block]) -> None:
+    for chosen in extractors.values():
+        extractor(chosen).warm_up()
 
 
 def _extract(
-    path: Path, extractors: dict[str, tuple[str, float]], limits: Limits, start_s: float, end_s: float | None
+    path: Path, extractors: dict[str, Block], limits: Limits, start_s: float, end_s: float | None
 ) -> Extracted:
     """Runs in the worker. What goes wrong becomes a sentence, since no exception of a codec travels well."""
     try:
@@ -126,9 +123,9 @@ def _extract(
         return Extracted({}, {}, refusal=str(problem))
     frames, problems = {}, {}
     last_s = start_s + limits.seconds if end_s is None else end_s  # packets may lie about time, decoded frames not
-    for modality, (name, rate) in extractors.items():
+    for modality, chosen in extractors.items():
         try:
-            frames[modality] = extractor(name, rate).extract(path, start_s, last_s)
+            frames[modality] = extractor(chosen).extract(path, start_s, last_s)
         except Problem as problem:
             problems[modality] = str(problem)
         except Exception as error:  # a codec is foreign code

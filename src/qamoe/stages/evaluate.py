@@ -5,6 +5,7 @@ The only stage that opens the test split. All seeds of a model see the same degr
 
 import json
 from contextlib import ExitStack
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -29,23 +30,32 @@ def run(params: Params, out: Path, model: str | None = None) -> None:
 
 
 def _evaluate(params: Params, stats: dict[str, Any], out: Path, name: str) -> None:
-    from qamoe.degradation.views import references
-    from qamoe.evaluation import spectrum
+    from qamoe.degradation.views import View, references
+    from qamoe.evaluation import signals, spectrum
+    from qamoe.evaluation.spectrum import Cell
     from qamoe.features.store import Store
     from qamoe.records.tracking import record_evaluation
     from qamoe.training import checkpoint
-    from qamoe.training.views import open_views, restrict_threads
+    from qamoe.training.views import Views, open_views, restrict_threads
 
     folder = out / "evaluate" / name
     seeds = params.seeds[name]
     remove_other_seeds(folder, seeds)
     test = out / "preprocess" / "test.arrow"
+    severities = _signal_severities(params)
+    of_cells = [out / "preprocess" / "signals" / f"{cell}.arrow" for cell, _, _ in signals.cells(severities)]
+    for path in of_cells:
+        if not path.is_file():
+            raise Refused(f"There is no {path}; run the stages extract and preprocess first.")
     waiting = []
     for seed in seeds:
         source = out / "train" / name / str(seed)
         trained = checkpoint.load(source, settings.device())
         digest = parameters.digest(
-            checkpoint.digest(source), params.evaluate, file_digest(test), code_digest("qamoe.stages.evaluate")
+            checkpoint.digest(source),
+            params.evaluate,
+            [file_digest(path) for path in (test, *of_cells)],
+            code_digest("qamoe.stages.evaluate"),
         )
         if _read_digest(folder / str(seed)) != digest:
             waiting.append((seed, trained, digest))
@@ -58,46 +68,61 @@ def _evaluate(params: Params, stats: dict[str, Any], out: Path, name: str) -> No
     modalities = tuple(stats["modalities"])
     timed = [m for m in modalities if m in stats and stats[m].get("rate")]
     cells = spectrum.plan(params.evaluate.slices, params.evaluate, modalities, timed)
-    split = open_views(
-        store,
-        spectrum.views(cells),
-        modalities,
-        references(stats),
-        out / "evaluate" / "states",
-        file_digest(test),
-        settings.device(),
-    )
+    of_signals = signals.plan(severities, params.evaluate.seed, modalities)
+    ids = any(trained.reads_ids for _, trained, _ in waiting)
+
+    def opened(path: Path, views: list[View]) -> Views:
+        about = (modalities, references(stats), out / "evaluate" / "states", file_digest(path), settings.device())
+        return open_views(Store(path), views, *about, ids=ids)
+
+    def degraded(cell: Cell) -> Views:
+        path = out / "preprocess" / "signals" / f"{cell.name}.arrow"
+        return opened(path, list(cell.views)) if cell.severity else split
+
+    split = opened(test, spectrum.views([*cells, *of_signals]))
     if name == "oracle":  # nobody can tell it the severity of a kind that it never saw
-        cells = [cell for cell in cells if cell.slice != "held_out"]
-    restrict_threads()  # the models are small: a second thread only waits
+        cells, of_signals = [cell for cell in cells if cell.slice != "held_out"], []
+    if not ids:
+        restrict_threads()  # the models are small: a second thread only waits
     places = [folder / str(seed) for seed, _, _ in waiting]
     with ExitStack() as files:
         for place in places:
             place.mkdir(parents=True, exist_ok=True)
             (place / "digest").unlink(missing_ok=True)
         sinks = [files.enter_context(spectrum.predictions_file(place / PREDICTIONS)) for place in places]
-        for found in spectrum.by_view([trained for _, trained, _ in waiting], split, cells, settings.device()):
+        models = [trained for _, trained, _ in waiting]
+        for found in chain(
+            spectrum.by_view(models, split, cells, settings.device()),
+            signals.by_cell(models, degraded, of_signals, settings.device()),
+        ):
             for append, rows in zip(sinks, found, strict=True):
                 append(rows)
     for place, (_, trained, digest) in zip(places, waiting, strict=True):
-        _aggregate(trained, cells, place)
+        aggregate(trained, [*cells, *of_signals], place)
         _break(params, trained, split, cells, place)
         write_text(place / "digest", digest)
         record_evaluation(trained.folder, place, params.registry.name)
 
 
-def _aggregate(trained: Any, cells: list[Any], place: Path) -> None:
+def _signal_severities(params: Params) -> dict[str, tuple[float, ...]]:
+    """Severities by kind of the slice `signals`; none where it is not asked for."""
+    asked = "signals" in params.evaluate.slices
+    return params.extract.signals.severities if asked and params.extract.signals else {}
+
+
+def aggregate(trained: Any, cells: list[Any], place: Path) -> None:
     """predictions.parquet -> cells.parquet, a slice at a time."""
     import pandas as pd
 
-    from qamoe.evaluation import spectrum
+    from qamoe.evaluation import metrics, spectrum
 
-    calibration = trained.config["calibration"]
+    calibration, task = trained.config["calibration"], trained.config["task"]
     fitted = (calibration.get("sigmas", {}), calibration.get("temperature", 1.0))
+    limits = (task.get("low", metrics.LIMITS[0]), task.get("high", metrics.LIMITS[1]))
     tables = []
     for name in dict.fromkeys(cell.slice for cell in cells):
         rows = pd.read_parquet(place / PREDICTIONS, filters=[("slice", "==", name)])
-        tables.append(spectrum.aggregate(rows, [cell for cell in cells if cell.slice == name], *fitted))
+        tables.append(spectrum.aggregate(rows, [cell for cell in cells if cell.slice == name], *fitted, limits))
     with written_aside(place / "cells.parquet") as aside:
         pd.concat(tables, ignore_index=True).to_parquet(aside, index=False)
 

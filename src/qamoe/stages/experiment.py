@@ -19,10 +19,11 @@ STAGES = ("extract", "preprocess", "train", "evaluate", "report")
 
 
 def overlaid(below: Any, above: Any) -> Any:
-    """`above` laid over `below`: mappings are merged key by key, anything else is replaced."""
+    """`above` laid over `below`: mappings are merged key by key, null takes a key away, anything else is replaced."""
     if not isinstance(below, dict) or not isinstance(above, dict):
         return above
-    return {**below, **{key: overlaid(below.get(key), value) for key, value in above.items()}}
+    merged = {**below, **{key: overlaid(below.get(key), value) for key, value in above.items()}}
+    return {key: value for key, value in merged.items() if value is not None}
 
 
 def run(name: str, base: Path = Path("params.yaml"), folder: Path = Path("experiments")) -> None:

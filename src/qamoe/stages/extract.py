@@ -7,7 +7,10 @@ extracted from a clip is a problem with its reason; the modality then has no fra
 import csv
 import hashlib
 import json
+import shutil
 import sys
+from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +23,14 @@ from qamoe.corpora import READERS
 from qamoe.corpora.clip import Clip, Corpus, check_text
 from qamoe.errors import Refused
 from qamoe.features import store
-from qamoe.features.executor import Job, extractor, make_parts, part_key, read_part
+from qamoe.features.executor import Job, make_parts, part_key, read_part
+from qamoe.features.extractors import extractor
 from qamoe.features.minilm import MiniLM
 from qamoe.files import written_aside
-from qamoe.params import Extract, Params
-from qamoe.stages import entry
+from qamoe.params import Block, Extract, Params
+from qamoe.stages import entry, signals
 
 STREAMS = ("audio", "vision")
-TEXT_SCHEMA = pa.schema([("clip_id", pa.string()), ("ids", pa.list_(pa.int32())), ("words", pa.list_(pa.string()))])
 Problems = list[tuple[str, str, str]]
 
 
@@ -36,12 +39,16 @@ def run(params: Params, out: Path) -> None:
     settings_ = params.extract
     corpus = READERS[settings_.corpus.kind](Path(settings_.corpus.path), settings_.task)
     clips = sorted(corpus.clips, key=lambda clip: clip.clip_id)
-    tokeniser = MiniLM(settings_.text.max_tokens)
+    tokeniser = extractor(settings_.text)
     check_text(corpus, settings_.corpus.path)
     folder = out / "extract"
     problems: Problems = []
-    parts = _extracted(clips, settings_, folder / "parts", problems)
+    digest = cache(_digest)
+    for left in (folder / "parts").glob("*/*/.copy-*"):  # of a worker that was killed
+        shutil.rmtree(left, ignore_errors=True)
+    parts = _extracted(clips, settings_, folder / "parts", digest, problems)
     _refuse_too_many(problems, len(clips), settings_.max_problem_share)
+    signals.write(clips, settings_, folder / "signals", digest, partial(_made, settings_))
     seconds = _write_streams(clips, corpus, settings_, parts, folder)
     _write_text(clips, tokeniser, folder)
     _write_clips(clips, corpus, settings_, seconds, folder)
@@ -49,23 +56,24 @@ def run(params: Params, out: Path) -> None:
     entry.log.info(json.dumps({"stage": "extract", "clips": len(clips), "problems": len(problems)}))
 
 
-def _extracted(clips: list[Clip], params: Extract, parts: Path, problems: Problems) -> dict[tuple[str, str], Path]:
+def _extracted(
+    clips: list[Clip], params: Extract, parts: Path, digest: Callable[[Path], str], problems: Problems
+) -> dict[tuple[str, str], Path]:
     """Make the parts of all clips that have media; fills `problems`; returns where each part lies."""
-    specs = {m: (getattr(params, m).extractor, getattr(params, m).rate) for m in STREAMS}
     places: dict[tuple[str, str], Path] = {}
     waiting: list[tuple[Job, Path]] = []
     for clip in clips:
         if clip.media is None:
             continue
-        digest = _digest(clip.media)
         for modality in STREAMS:
             job = Job(clip.clip_id, modality, clip.media, clip.start_s, clip.end_s)
-            key = part_key(job, digest, extractor(*specs[modality]))
+            made_by = extractor(getattr(params, modality))
+            key = part_key(job, digest(made_by.reads(clip.media)), made_by)
             part = parts / modality / key[:2] / key
             places[clip.clip_id, modality] = part
             if read_part(part) is None:
                 waiting.append((job, part))
-    lost = _with_progress(waiting, specs, params.seconds_per_clip) if waiting else {}
+    lost = _made(params, waiting)
     for (clip_id, modality), part in places.items():
         reason = lost.get((clip_id, modality)) or read_part(part)
         if isinstance(reason, str) and reason:
@@ -81,9 +89,11 @@ def _digest(media: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _with_progress(
-    waiting: list[tuple[Job, Path]], specs: dict[str, tuple[str, float]], limit_s: float
-) -> dict[tuple[str, str], str]:
+def _made(params: Extract, waiting: list[tuple[Job, Path]]) -> dict[tuple[str, str], str]:
+    """Make parts, with a bar of progress; returns the reasons of the jobs that left none."""
+    if not waiting:
+        return {}
+    chosen: dict[str, Block] = {m: getattr(params, m) for m in STREAMS}
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn
     from rich.progress import TimeRemainingColumn as TimeLeft
@@ -98,7 +108,7 @@ def _with_progress(
     console = Console(file=sys.stderr)
     with Progress(*columns, console=console, disable=quiet or not console.is_terminal) as progress:
         task = progress.add_task("extract", total=len(waiting))
-        return make_parts(waiting, specs, settings.workers(), limit_s, lambda: progress.advance(task))
+        return make_parts(waiting, chosen, settings.workers(), params.seconds_per_clip, lambda: progress.advance(task))
 
 
 def _refuse_too_many(problems: Problems, clips: int, allowed: float) -> None:
@@ -136,7 +146,7 @@ def _write_streams(
                 "columns": [],
             }
         elif modality in corpus.modalities:
-            made_by = extractor(getattr(params, modality).extractor, getattr(params, modality).rate)
+            made_by = extractor(getattr(params, modality))
             about = {"extractor": made_by.name, "version": made_by.version, "rate": made_by.rate}
             about |= {"dimension": len(made_by.columns), "columns": list(made_by.columns)}
         else:
@@ -165,7 +175,7 @@ def _write_text(clips: list[Clip], tokeniser: MiniLM, folder: Path) -> None:
         ids, words = tokeniser.extract(clip.text) if clip.text else (np.zeros(0, np.int32), [])
         return {"clip_id": clip.clip_id, "ids": ids, "words": words}
 
-    store.write(folder / "text.arrow", TEXT_SCHEMA, map(row, clips), about)
+    store.write(folder / "text.arrow", signals.TEXT_SCHEMA, map(row, clips), about)
 
 
 def _write_clips(clips: list[Clip], corpus: Corpus, params: Extract, seconds: list[float | None], folder: Path) -> None:

@@ -1,9 +1,12 @@
 """Features -> clean, checked, normalised splits: artifacts/preprocess/{train,valid,gate,test}.arrow, stats.json.
 
-Statistics come from the training split alone. Degraded clips are never stored: they are a pure function of these.
+Statistics come from the training split alone. Degraded clips are never stored: they are a pure function of these. Where
+extract.signals degraded media, preprocess/signals/<cell>.arrow is the test split with one modality of such media,
+normalised by the same statistics.
 """
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from qamoe.degradation.signals import MODALITY, cells
 from qamoe.errors import Refused
 from qamoe.features import store
 from qamoe.features.clean import Columns, clean, fit_columns
@@ -77,6 +81,13 @@ def run(params: Params, out: Path) -> None:
         )
         made = _rows(rows, clips, stores, columns, limits)
         store.write(folder / f"{split}.arrow", schema, made, {"split": split, "modalities": modalities})
+    test = np.flatnonzero(clips["split"] == "test")
+    shutil.rmtree(folder / "signals", ignore_errors=True)
+    for name, kind, severity in cells(params.extract.signals.severities) if params.extract.signals else ():
+        degraded = _degraded(source / "signals" / f"{name}.arrow", list(clips["clip_id"].iloc[test]))
+        made = _rows(test, clips, stores, columns, limits)
+        replaced = _replaced(made, MODALITY[kind], degraded, columns, limits)
+        store.write(folder / "signals" / f"{name}.arrow", schema, replaced, {"kind": kind, "severity": severity})
     write_text(folder / "stats.json", json.dumps(stats, indent=1, sort_keys=True, allow_nan=False))
     entry.log.info(json.dumps({"stage": "preprocess", **stats["clips"]}))
 
@@ -124,6 +135,27 @@ def _rows(
             else:
                 made[m] = np.zeros((0, 1), np.float32)
         yield made
+
+
+def _degraded(path: Path, clip_ids: list[str]) -> store.Store:
+    if not path.is_file():
+        raise Refused(f"There is no {path}; run the stage extract first.")
+    opened = store.Store(path)
+    if opened.clip_ids != clip_ids:
+        raise Refused(f"{path} and clips.parquet hold different clips; run the stage extract again.")
+    return opened
+
+
+def _replaced(
+    rows: Iterator[dict[str, Any]], modality: str, degraded: store.Store, columns: dict[str, Columns], limits: Any
+) -> Iterator[dict[str, Any]]:
+    """Rows of the test split with one modality replaced by what was made of its degraded media."""
+    for place, row in enumerate(rows):
+        if modality == "text":
+            row["text"] = degraded.sequence("ids", place)[: limits["text"]]
+        elif modality in columns:
+            row[modality] = clean(degraded.sequence("frames", place)[: limits[modality]], columns[modality])
+        yield row
 
 
 if __name__ == "__main__":

@@ -31,6 +31,8 @@ def run(params: Params, out: Path) -> None:
     decision = decide(params, out)
     for reason in decision.reasons:
         print(reason)
+    if decision.run is not None:
+        print(f"run: {decision.run}")
     print(f"decision: {decision.outcome}", flush=True)
 
 
@@ -61,7 +63,7 @@ def decide(params: Params, out: Path) -> "Decision":
     with tempfile.TemporaryDirectory() as temporary:
         rivals = [checkpoint.load(folder, settings.device())]
         if against is not None:
-            rivals.append(_fetched(name, against.version, config, Path(temporary)))
+            rivals.append(fetched(name, against.version, config, Path(temporary)))
         rows = _measured(params, stats, rivals, store, Path(temporary))
     evidence = registry.Evidence(
         config,
@@ -107,7 +109,8 @@ def gate_split(out: Path) -> tuple[str, "Store"]:
     raise Refused("Neither the gate nor the validation split has a clip; a candidate cannot be judged.")
 
 
-def _fetched(name: str, version: str, config: dict[str, Any], folder: Path) -> "Trained":
+def fetched(name: str, version: str, config: dict[str, Any], folder: Path) -> "Trained":
+    """The checkpoint of a registered version. Raises Refused where it is of another corpus than `config`."""
     from pydantic import ValidationError
 
     from qamoe.records import registry
@@ -137,23 +140,26 @@ def _measured(
     device = settings.device()
     evaluation = params.evaluate.model_copy(update={"seed": params.registry.seed})
     cells = [*spectrum.plan(["clean"], evaluation), spectrum.mixed(params.registry.seed, params.registry.draws)]
-    groups = [rivals] if all(_same_columns(r.config["stats"], stats) for r in rivals) else [[r] for r in rivals]
+    groups = [rivals] if all(same_columns(r.config["stats"], stats) for r in rivals) else [[r] for r in rivals]
     found = []
     for number, group in enumerate(groups):
         own, modalities = group[0].config["stats"], tuple(group[0].config["modalities"])
         place = temporary / str(number)
-        standard = store if _same_columns(own, stats) else _restandardised(store, stats, own, place / "own.arrow")
+        standard = store if same_columns(own, stats) else restandardised(store, stats, own, place / "own.arrow")
         views = spectrum.views(cells)
-        split = open_views(standard, views, modalities, references(own), place, file_digest(standard.path), device)
+        ids = any(trained.reads_ids for trained in group)
+        digest = file_digest(standard.path)
+        split = open_views(standard, views, modalities, references(own), place, digest, device, ids=ids)
         found += spectrum.measure(group, split, cells, device)
     return found
 
 
-def _same_columns(a: dict[str, Any], b: dict[str, Any]) -> bool:
+def same_columns(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    """Whether two stats.json standardise frames alike."""
     return all(a[m] == b[m] for m in a["modalities"] if m != "text")
 
 
-def _restandardised(store: "Store", stats: dict[str, Any], own: dict[str, Any], path: Path) -> "Store":
+def restandardised(store: "Store", stats: dict[str, Any], own: dict[str, Any], path: Path) -> "Store":
     """The same clips as a model of older data knew them: after an ingest, mean and deviation are others."""
     from qamoe.features.clean import Columns, clean
     from qamoe.features.store import Store, write

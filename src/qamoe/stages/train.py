@@ -24,7 +24,11 @@ from qamoe.stages.data import data_digest, read_stats, remove_other_seeds
 
 def run(params: Params, out: Path, model: str | None = None) -> None:
     """Train what params.yaml lists and is not finished. Raises Refused where a stage before it has not run."""
+    from qamoe.models import reader
+
     stats = read_stats(out)
+    if params.models.encoders.text.finetune:
+        reader.architecture(params.models.encoders.text, params.preprocess.max_frames.text)  # refuses what it cannot be
     names = [model] if model else list(params.seeds)
     folder = out / "train"
     for name in names:
@@ -52,15 +56,19 @@ def _train_all(params: Params, stats: dict[str, Any], out: Path, jobs: list[tupl
             train_one(params, out, *job)
         return
     level = entry.log.level
-    with ProcessPoolExecutor(side_by_side, get_context("spawn"), _worker_started, (level,)) as pool:
+    with ProcessPoolExecutor(side_by_side, get_context("spawn"), worker_started, (level,)) as pool:
         for future in [pool.submit(train_one, params, out, *job) for job in jobs]:
             future.result()
 
 
 def training_digests(params: Params, name: str, data: str) -> dict[str, str]:
     """What a checkpoint is made of: its parameters, its data and the code."""
+    from qamoe.models import reader
+
     block = getattr(params.models, family(name))
-    values = (params.train, params.models.encoders, block, params.preprocess, params.extract.task)
+    values: list[Any] = [params.train, params.models.encoders, block, params.preprocess, params.extract.task]
+    if params.models.encoders.text.finetune:
+        values.append(reader.digest(params.models.encoders.text))
     return {"params": parameters.digest(*values), "data": data, "code": code_digest("qamoe.stages.train")}
 
 
@@ -78,10 +86,14 @@ def open_splits(params: Params, stats: dict[str, Any], out: Path, name: str) -> 
     from qamoe.training.views import open_views
 
     common = params.train.common
+    ids = params.models.encoders.text.finetune
+    if ids:  # nothing is made once and kept, so every epoch has a view of its own
+        fresh = common.degrade.model_copy(update={"views": common.epochs})
+        common = common.model_copy(update={"degrade": fresh})
     drawn = common.degrade
     count = min(drawn.views, common.epochs)
-    shares = drawn.model_dump(exclude={"views", "seed"})
-    training = [View(drawn.seed, number, **shares) for number in range(count)]
+    shares = drawn.model_dump(exclude={"kinds", "views", "seed"})
+    training = [View(drawn.seed, number, drawn=drawn.kinds, **shares) for number in range(count)]
     cells = selection_cells(common.selection)
     cell = specialist_cell(name)
     if cell is not None:
@@ -96,7 +108,8 @@ def open_splits(params: Params, stats: dict[str, Any], out: Path, name: str) -> 
         data_digest(out),
         settings.device(),
     )
-    return open_views(split["train"], training, *shared), open_views(split["valid"], cells.views, *shared), cells
+    train = open_views(split["train"], training, *shared, ids=ids)
+    return train, open_views(split["valid"], cells.views, *shared, ids=ids), cells
 
 
 def train_one(params: Params, out: Path, name: str, seed: int, digests: dict[str, str]) -> None:
@@ -128,7 +141,8 @@ def train_one(params: Params, out: Path, name: str, seed: int, digests: dict[str
         record.finish(folder)
 
 
-def _worker_started(level: int) -> None:
+def worker_started(level: int) -> None:
+    """What a worker process of a stage does first: quiet, offline, and ended with its stage."""
     import logging
 
     settings.go_offline()

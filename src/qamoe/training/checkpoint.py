@@ -18,8 +18,9 @@ from qamoe.degradation.frames import State
 from qamoe.errors import Refused
 from qamoe.features.batch import Batch
 from qamoe.files import write_text, written_aside
-from qamoe.models import build, told_quality
+from qamoe.models import build, text, told_quality
 from qamoe.models.prediction import Prediction, target_of
+from qamoe.models.reader import Reader
 from qamoe.params import Models, Params, family
 
 CONFIG = "model.json"
@@ -35,13 +36,20 @@ class Trained:
     config: dict[str, Any]
     folder: Path
 
+    @property
+    def reads_ids(self) -> bool:
+        """Whether the text encoder is the model's own, which takes token ids and nothing else."""
+        return self.config["models"]["encoders"].get("text", {}).get("finetune", False)
+
     @torch.no_grad()
     def predict(self, batch: Batch, quality: Tensor | None = None, state: State | None = None) -> Prediction:
-        """Predict a batch of encoded frames. `quality` (B, M) overrides r.
+        """Predict a batch of frames, text as token ids or as frozen states. `quality` (B, M) overrides r.
 
         `state` is how the clips were degraded, where that is known: the oracle is told its quality by it, all other
         models are not told.
         """
+        if "text" in batch.x and not self.reads_ids and not batch.x["text"].is_floating_point():
+            batch = batch.with_x(text=text.encode(batch.x["text"], batch.mask["text"]))
         if quality is None and state is not None:
             quality = told_quality(self.model, state)
         return self.model(batch, None if quality is None else quality.to(batch.keys.device))
@@ -68,7 +76,11 @@ def make(name: str, config: dict[str, Any]) -> nn.Module:
         Models.model_fields[part].annotation.model_validate(config["models"][part])  # type: ignore[union-attr]
         for part in ("encoders", family(name))
     )
-    return build(name, features, sizes, block, target_of(config))
+    reader = None
+    if "text_encoder" in config:
+        reader = Reader(config["text_encoder"], sizes.text)
+        features["text"] = reader.width  # `inputs` tells of the corpus, the same for every encoder
+    return build(name, features, sizes, block, target_of(config), reader)
 
 
 def described(params: Params, name: str, seed: int, digests: dict[str, str]) -> dict[str, Any]:
@@ -78,7 +90,7 @@ def described(params: Params, name: str, seed: int, digests: dict[str, str]) -> 
         "seed": seed,
         "models": params.models.model_dump(mode="json", include={"encoders", family(name)}),
         "train": params.train.common.model_dump(mode="json"),
-        "extract": params.extract.model_dump(mode="json", exclude={"corpus"}),
+        "extract": params.extract.model_dump(mode="json", exclude={"corpus", "signals"}),
         "max_frames": params.preprocess.max_frames.model_dump(),
         "digests": digests,
     }

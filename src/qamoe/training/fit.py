@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from qamoe.errors import Refused
-from qamoe.params import Params, TrainCommon
+from qamoe.models import reader
+from qamoe.params import Params, TrainCommon, family
 from qamoe.training import checkpoint
 from qamoe.training.selection import Cells, calibration, predictions, selection_value, told
 from qamoe.training.views import Views, rows_in_batches
@@ -46,10 +47,11 @@ def fit(
     torch.manual_seed(seed)
     config = _config(name, seed, params, stats, inputs, digests)
     model = checkpoint.make(name, config).to(device)
+    encoder = params.models.encoders.text
+    if "text_encoder" in config:
+        model.encode.reader.load_pretrained(encoder)  # type: ignore[union-attr, operator]
     trainable = [p for p in model.parameters() if p.requires_grad]
-    optimiser = torch.optim.AdamW(
-        trainable or [nn.Parameter(torch.zeros(1))], common.lr, weight_decay=common.weight_decay
-    )
+    optimiser = torch.optim.AdamW(_groups(model, common.lr, encoder.lr), common.lr, weight_decay=common.weight_decay)
     history: list[dict[str, Any]] = []
     best: dict[str, Any] = {"value": math.inf, "epoch": 0, "weights": copy.deepcopy(model.state_dict())}
     for half_written in folder.glob(".*"):
@@ -106,18 +108,18 @@ def _config(
     inputs: dict[str, int],
     digests: dict[str, str],
 ) -> dict[str, Any]:
-    target = {key: stats[key] for key in ("target_mean", "target_std", "class_shares") if key in stats}
-    return (
-        checkpoint.described(params, name, seed, digests)
-        | target
-        | {
-            "stats": stats,
-            "task": stats["task"],
-            "modalities": list(inputs),
-            "inputs": inputs,
-            "trained_on_generated": stats["generated"],
-        }
-    )
+    config = checkpoint.described(params, name, seed, digests)
+    config |= {key: stats[key] for key in ("target_mean", "target_std", "class_shares") if key in stats}
+    if "text" in inputs and params.models.encoders.text.finetune and family(name) != "mean":
+        limit = params.preprocess.max_frames.text
+        config["text_encoder"] = reader.architecture(params.models.encoders.text, limit)
+    return config | {
+        "stats": stats,
+        "task": stats["task"],
+        "modalities": list(inputs),
+        "inputs": inputs,
+        "trained_on_generated": stats["generated"],
+    }
 
 
 def _matching_state(path: Path, digests: dict[str, str], name: str, seed: int) -> dict[str, Any] | None:
@@ -137,12 +139,23 @@ def _matching_state(path: Path, digests: dict[str, str], name: str, seed: int) -
     return state
 
 
-def learning_rate(step: int, steps: int, common: TrainCommon) -> float:
-    """Linear warm-up, then a cosine to zero."""
+def _groups(model: nn.Module, lr: float, encoder_lr: float) -> list[dict[str, Any]]:
+    """What is trained, by learning rate (`peak`, that at the end of warm-up): a text encoder has one of its own."""
+    own = [p for name, p in model.named_parameters() if name.startswith("encode.reader.")]
+    rest = [p for name, p in model.named_parameters() if not name.startswith("encode.reader.")]
+    groups = [{"params": rest or [nn.Parameter(torch.zeros(1))], "peak": lr}]
+    return [*groups, {"params": own, "peak": encoder_lr}] if own else groups
+
+
+def learning_rate(step: int, steps: int, common: TrainCommon, peak: float | None = None) -> float:
+    """Linear warm-up to `peak` (train.common.lr), then a cosine or a line to zero."""
+    highest = common.lr if peak is None else peak
     warm = max(1, round(common.warmup_share * steps))
     if step < warm:
-        return common.lr * (step + 1) / warm
-    return common.lr * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
+        return highest * (step + 1) / warm
+    if common.schedule == "linear":
+        return highest * (steps - step) / max(1, steps - warm)
+    return highest * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
 
 
 def objective(losses: dict[str, Tensor], common: TrainCommon) -> Tensor:
@@ -162,12 +175,13 @@ def _one_epoch(
     device: str,
 ) -> dict[str, float]:
     model.train()
-    order = rows_in_batches(len(train.store), common.batch_size, np.random.default_rng([seed, epoch]))
+    random = np.random.default_rng([seed, epoch])
+    order = rows_in_batches(len(train.store), common.batch_size, random, train.lengths)
     steps = common.epochs * len(order)
     sums: dict[str, float] = {}
     for i, rows in enumerate(order):
         for group in optimiser.param_groups:
-            group["lr"] = learning_rate((epoch - 1) * len(order) + i, steps, common)
+            group["lr"] = learning_rate((epoch - 1) * len(order) + i, steps, common, group["peak"])
         batch, quality = told(model, train, (epoch - 1) % len(train.views), rows, device)
         with torch.autocast(device, torch.bfloat16, enabled=common.precision == "bfloat16"):
             losses = model(batch, quality).losses

@@ -1,16 +1,27 @@
 """Hyperparameter search with Optuna: the only module that imports it.
 
-The study lives in a database with heartbeats: a killed search goes on where it was, and a trial whose worker died is
-tried again. A study's name is a digest of what it searches over, so changed parameters start a new one.
+The study lives in a database with heartbeats, and any number of workers take their trials from it: a killed search
+goes on where it was, and a trial whose worker died is tried again. A study's name is a digest of what it searches
+over, so changed parameters start a new one.
 """
 
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 from qamoe.params import Params
 
-_HEARTBEAT_S = 30
+if TYPE_CHECKING:
+    from optuna import Study
+    from optuna.storages import RetryHeartbeatStaleTrialCallback
+
+_HEARTBEAT_S = 15
+_LOOK_S = 1.0  # between looks at trials that others run
+_MOST_RETRIES = 3  # of one trial
+TrainOne = Callable[[Params, int, Callable[[dict[str, Any]], None]], float]
 
 
 def tuned(params: Params, values: dict[str, float]) -> Params:
@@ -28,39 +39,73 @@ def overlay(values: dict[str, float]) -> dict[str, Any]:
     return {"train": {"common": common}, "models": {"encoders": {"dropout": values["dropout"]}}}
 
 
-def search(
-    params: Params,
-    study_name: str,
-    folder: Path,
-    train_one: Callable[[Params, int, Callable[[dict[str, Any]], None]], float],
-) -> tuple[dict[str, float], float, list[dict[str, Any]]]:
-    """Run trials until `params.tune.trials` are finished; returns the best values, their score and all trials.
+class _Enough(Exception):
+    """There are as many trials as were asked for; this one was begun beyond them."""
 
-    `train_one(params, trial number, on_epoch)` trains a model and returns its validation value; `on_epoch` may end it
-    early by raising.
-    """
+
+def open_study(params: Params, name: str, url: str) -> "Study":
+    """The study of that name in a database, made where there is none: every worker, on any machine, opens it so."""
     import optuna
-    from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
+    from optuna.storages import RDBStorage
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    folder.mkdir(parents=True, exist_ok=True)
-    storage = RDBStorage(
-        f"sqlite:///{(folder / 'study.db').resolve()}",
-        heartbeat_interval=_HEARTBEAT_S,
-        grace_period=4 * _HEARTBEAT_S,
-        heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(max_retry=3),
-    )
-    tune = params.tune
-    study = optuna.create_study(
+    with _without_warnings():
+        storage = RDBStorage(
+            url, heartbeat_interval=_HEARTBEAT_S, grace_period=4 * _HEARTBEAT_S, heartbeat_stale_trial_callback=_again()
+        )
+    return optuna.create_study(
         storage=storage,
-        study_name=study_name,
+        study_name=name,
         load_if_exists=True,
         direction="minimize",
-        sampler=optuna.samplers.TPESampler(seed=tune.seed),
-        pruner=optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=tune.epochs // 3),
+        pruner=optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=params.tune.epochs // 3),
     )
 
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Heartbeats are experimental in Optuna, which says so at each use."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _again() -> "RetryHeartbeatStaleTrialCallback":
+    from optuna.storages import RetryHeartbeatStaleTrialCallback
+
+    return RetryHeartbeatStaleTrialCallback(max_retry=_MOST_RETRIES)
+
+
+def free_dead(study: "Study", worker: str | None = None) -> None:
+    """Let the running trials of a dead worker be tried again at once: of that one, or of all where none can live."""
+    from optuna.trial import TrialState
+
+    for trial in study.get_trials(states=(TrialState.RUNNING,)):
+        if worker is None or trial.user_attrs.get("worker") == worker:
+            study.tell(trial.number, state=TrialState.FAIL)
+            with _without_warnings():
+                _again()(study, trial)
+
+
+def work(params: Params, study: "Study", worker: str, train_one: TrainOne) -> None:
+    """Run trials beside other workers until `params.tune.trials` of the study have ended, complete or pruned.
+
+    `worker` names this process. `train_one(params, trial number, on_epoch)` trains a model and returns its validation
+    value; `on_epoch` may end it early by raising. Where others run the last trials this waits, to take over if they
+    die: at the latest when their heartbeat has failed for four times its interval.
+    """
+    import optuna
+    from optuna.trial import TrialState
+
+    tune = params.tune
+
     def objective(trial: optuna.Trial) -> float:
+        live = (t for t in study.get_trials(deepcopy=False) if t.state != TrialState.FAIL)
+        if sum(t.number < trial.number for t in live) >= tune.trials:
+            raise _Enough
+        trial.set_user_attr("worker", worker)
+        # Drawn by the trial's number: workers do not draw alike, and a study begun anew draws the same first trials.
+        study.sampler = optuna.samplers.TPESampler(seed=(tune.seed * 1_000_003 + trial.number) % 2**32)
         values = {
             "lr": trial.suggest_float("lr", *tune.lr, log=True),
             "weight_decay": trial.suggest_float("weight_decay", *tune.weight_decay, log=True),
@@ -74,9 +119,20 @@ def search(
 
         return train_one(tuned(params, values), trial.number, on_epoch)
 
-    ended = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
-    remaining = tune.trials - len(study.get_trials(states=ended))
-    if remaining > 0:
-        study.optimize(objective, n_trials=remaining)
+    while True:
+        states = Counter(t.state for t in study.get_trials(deepcopy=False))
+        ended = states[TrialState.COMPLETE] + states[TrialState.PRUNED]
+        if ended >= tune.trials:
+            return
+        if states[TrialState.WAITING] or ended + states[TrialState.RUNNING] < tune.trials:
+            study.optimize(objective, n_trials=1, catch=(_Enough,))
+        else:
+            time.sleep(_LOOK_S)
+            with _without_warnings():
+                optuna.storages.fail_stale_trials(study)
+
+
+def found(study: "Study") -> tuple[dict[str, float], float, list[dict[str, Any]]]:
+    """The best values, their score, and all trials: number, state, value, and what was tried."""
     trials = [{"number": t.number, "state": t.state.name, "value": t.value, **t.params} for t in study.get_trials()]
     return dict(study.best_params), float(study.best_value), trials

@@ -82,15 +82,15 @@ def predictions(
     target (N,).
     """
     model.eval()
+    batches = rows_in_batches(len(valid.store), 4 * batch_size, None, valid.lengths)
+    sort = np.argsort([row for rows in batches for row in rows])
     found: dict[str, list[np.ndarray]] = {"value": [], "variance": [], "probabilities": [], "r": []}
     for view in places:
-        parts = [
-            model(*told(model, valid, view, rows, device)) for rows in rows_in_batches(len(valid.store), 4 * batch_size)
-        ]
+        parts = [model(*told(model, valid, view, rows, device)) for rows in batches]
         for name, pieces in found.items():
             tensors = [getattr(part, name) for part in parts]
             if tensors[0] is not None:
-                pieces.append(torch.cat(tensors).float().cpu().numpy())
+                pieces.append(torch.cat(tensors).float().cpu().numpy()[sort])
     stacked: dict[str, Any] = {name: np.stack(pieces) if pieces else None for name, pieces in found.items()}
     return {**stacked, "target": np.array(valid.store.labels)}
 

@@ -1,4 +1,7 @@
-"""Clips of a split under a fixed list of views, with the frozen text encoder's states made once."""
+"""Clips of a split under a fixed list of views, with the frozen text encoder's states made once.
+
+For models that fine-tune their text encoder there are no such states: a batch then holds token ids.
+"""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -26,7 +29,7 @@ from qamoe.training.states import TextStates
 
 @dataclass(frozen=True)
 class Views:
-    """A split and its views; `states` holds the encoded text of all of them, None where there is no text."""
+    """A split and its views; `states` holds the encoded text of all of them, None where models read ids or nothing."""
 
     store: Store
     views: tuple[View, ...]
@@ -38,12 +41,20 @@ class Views:
     def partners(self) -> Partners:
         return Partners(self.store.clip_ids, self.store.sources)
 
+    @property
+    def lengths(self) -> np.ndarray | None:
+        """Tokens of each clip (N,) where models read them, which takes longest: batches go by them then."""
+        return self.store.lengths("text") if self.states is None and "text" in self.modalities else None
+
     def clean(self, rows: Sequence[int]) -> Batch:
         """Rows of the split as they are stored, text as token ids (B, T)."""
         return collate(self.store, rows, self.modalities)
 
     def degraded(self, view: int, rows: Sequence[int]) -> tuple[Batch, Tensor, State]:
-        """Rows under one view, text as encoded states (B, T, 384); with the share lost (B, 3) and the state drawn."""
+        """Rows under one view, with the share lost (B, 3) and the state drawn.
+
+        Text is encoded states (B, T, 384), or token ids (B, T) where there are none.
+        """
         partner = _partner(self.store, self.partners, rows)
         batch, lost, state = apply(self.clean(rows), self.views[view], self.references, partner)
         if self.states is not None:
@@ -74,9 +85,11 @@ def open_views(
     folder: Path,
     data_digest: str,
     device: str,
+    *,
+    ids: bool = False,
 ) -> Views:
-    """Make (or find again) the encoded text of all views in `folder`, and map it."""
-    if "text" not in modalities:
+    """Make (or find again) the encoded text of all views in `folder`, and map it; with `ids` text stays token ids."""
+    if "text" not in modalities or ids:
         return Views(store, tuple(views), modalities, references, None)
     made_by = (draws, frames, partners, degradation_views, text, text_states)
     code = [Path(str(module.__file__)).read_text() for module in made_by]
@@ -107,10 +120,17 @@ def feature_sizes(stats: dict[str, Any]) -> dict[str, int]:
     return {"text": text.WIDTH, **sizes} if "text" in stats["modalities"] else sizes
 
 
-def rows_in_batches(count: int, size: int, generator: np.random.Generator | None = None) -> list[list[int]]:
-    """Row numbers in batches, shuffled where a generator is given."""
+def rows_in_batches(
+    count: int, size: int, generator: np.random.Generator | None = None, lengths: np.ndarray | None = None
+) -> list[list[int]]:
+    """Row numbers in batches, shuffled where a generator is given; with `lengths` (N,) a batch holds alike ones."""
     order = np.arange(count) if generator is None else generator.permutation(count)
-    return [order[start : start + size].tolist() for start in range(0, count, size)]
+    if lengths is not None:
+        order = order[np.argsort(lengths[order], kind="stable")]
+    batches = [order[start : start + size].tolist() for start in range(0, count, size)]
+    if lengths is not None and generator is not None:
+        batches = [batches[place] for place in generator.permutation(len(batches))]
+    return batches
 
 
 def restrict_threads() -> None:

@@ -1,0 +1,38 @@
+"""The deployments of prefect.yaml served by this one process, instead of a worker: `make schedule`.
+
+It needs a server (PREFECT_API_URL); when it ends, its schedules are paused.
+"""
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+import yaml
+from prefect import serve
+from prefect.client.schemas.objects import ConcurrencyLimitConfig
+from prefect.deployments.runner import RunnerDeployment
+from prefect.schedules import Cron
+
+PLAN = Path("prefect.yaml")
+
+
+def deployments(plan: Path = PLAN) -> list[RunnerDeployment]:
+    """What prefect.yaml deploys, for this process to run."""
+    return [_deployment(content) for content in yaml.safe_load(plan.read_text())["deployments"]]
+
+
+def _deployment(content: dict[str, Any]) -> RunnerDeployment:
+    path, _, name = content["entrypoint"].partition(":")
+    flow = getattr(importlib.import_module(path.removesuffix(".py").replace("/", ".")), name)
+    made: RunnerDeployment = flow.to_deployment(
+        name=content["name"],
+        description=content["description"],
+        parameters=content.get("parameters", {}),
+        schedules=[Cron(plan["cron"], timezone=plan["timezone"]) for plan in content["schedules"]],
+        concurrency_limit=ConcurrencyLimitConfig(**content["concurrency_limit"]),
+    )
+    return made
+
+
+if __name__ == "__main__":
+    serve(*deployments())

@@ -1,0 +1,70 @@
+"""The processes behind `make server`, `make worker`, `make schedule`: each in its terminal, all ended by `make stop`.
+
+Process id and start time lie in .run/, so that a number that the system gave to another process is not mistaken.
+"""
+
+import json
+import os
+import select
+import signal
+import sys
+from pathlib import Path
+
+FOLDER = Path(".run")
+ORDER = ("schedule", "worker", "server")  # a worker that loses its server does not end by itself
+PREFECT = ("-m", "prefect", "--no-prompt")
+COMMANDS = {
+    "server": (*PREFECT, "server", "start", "--host", "127.0.0.1"),
+    "worker": (*PREFECT, "worker", "start", "--pool", "qamoe", "--type", "process"),
+    "schedule": ("-m", "flows.schedule"),
+}
+PATIENCE_S = (30, 30, 10)  # after the first SIGTERM, the second, and SIGKILL
+
+
+def started(pid: int) -> str | None:
+    """When a process started (kernel ticks), or None where there is none."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[19]
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+
+
+def alive(name: str) -> int | None:
+    """The process of that name, or None."""
+    try:
+        noted = json.loads((FOLDER / f"{name}.json").read_text())
+    except (FileNotFoundError, ValueError):
+        return None
+    return noted["pid"] if started(noted["pid"]) == noted["started"] else None
+
+
+def start(name: str, arguments: list[str]) -> None:
+    """Become that process. Exits with a sentence where it runs already."""
+    if (pid := alive(name)) is not None:
+        sys.exit(f"{name}: runs already as process {pid}; make stop ends it.")
+    FOLDER.mkdir(exist_ok=True)
+    (FOLDER / f"{name}.json").write_text(json.dumps({"pid": os.getpid(), "started": started(os.getpid())}))
+    os.execv(sys.executable, [sys.executable, *COMMANDS[name], *arguments])
+
+
+def stop() -> None:
+    """End what runs, in order, and say what that was."""
+    for name in ORDER:
+        pid = alive(name)
+        if pid is None:
+            continue
+        with os.fdopen(os.pidfd_open(pid)) as descriptor:
+            for sent, patience in zip((signal.SIGTERM, signal.SIGTERM, signal.SIGKILL), PATIENCE_S, strict=True):
+                signal.pidfd_send_signal(descriptor.fileno(), sent)
+                if select.select([descriptor], [], [], patience)[0]:
+                    break
+        (FOLDER / f"{name}.json").unlink()
+        print(f"{name}: ended process {pid}")
+
+
+if __name__ == "__main__":
+    what, *rest = sys.argv[1:]
+    if what == "stop":
+        stop()
+    else:
+        start(what, rest)

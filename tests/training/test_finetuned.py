@@ -1,0 +1,262 @@
+"""A text encoder trained with its model: a tiny one, made here from its config, with the vocabulary of the ids."""
+
+import json
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from qamoe.errors import Refused
+from qamoe.evaluation import spectrum
+from qamoe.models import reader
+from qamoe.params import Params, TextEncoder
+from qamoe.serving.predict import predict, raw_frames
+from qamoe.stages import train as stage
+from qamoe.training import checkpoint
+from qamoe.training.fit import fit, learning_rate
+from qamoe.training.views import Views, rows_in_batches
+
+
+class Stopped(Exception):
+    """What a kill looks like from inside."""
+
+
+@pytest.fixture(scope="module")
+def folder(tiny_encoder: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_encoder(tmp_path_factory.mktemp("encoder"))
+
+
+@pytest.fixture(scope="module")
+def tuned(setting: Any, folder: Path) -> Any:
+    """The setting of these tests, text as ids; tuned.train(folder, model, **text) trains two epochs."""
+
+    def ids(views: Views) -> Views:
+        return Views(views.store, views.views, views.modalities, views.references, None)
+
+    valid = ids(setting.valid)
+
+    def params(common: dict[str, Any] | None = None, **text: Any) -> Params:
+        content = setting.params.model_dump(mode="json")
+        content["train"]["common"] |= {"epochs": 2, "schedule": "linear"} | (common or {})
+        content["models"]["encoders"]["text"] |= {"finetune": True, "encoder": str(folder), "lr": 0.002} | text
+        return Params.model_validate(content)
+
+    def train(place: Path, model: str = "qamoe", on_epoch: Any = lambda line: None, **changes: Any) -> Path:
+        place.mkdir(parents=True, exist_ok=True)
+        given = (setting.stats, setting.inputs, ids(setting.train), valid, setting.cells, setting.digests)
+        fit(model, 1, params(**changes), *given, place, "cpu", on_epoch)
+        return place
+
+    return SimpleNamespace(train=train, params=params, valid=valid, stats=setting.stats)
+
+
+@pytest.fixture(scope="module")
+def whole(tuned: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tuned.train(tmp_path_factory.mktemp("whole"))
+
+
+def encoder_weights(folder: Path) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    found = load_file(folder / "weights.safetensors")
+    prefix = "encode.reader.encoder."
+    return {name.removeprefix(prefix): value for name, value in found.items() if name.startswith(prefix)}
+
+
+def test_the_encoder_is_changed_by_training_at_a_rate_of_its_own(
+    tuned: Any, folder: Path, whole: Path, tmp_path: Path
+) -> None:
+    from safetensors.torch import load_file
+
+    start = load_file(folder / "model.safetensors")
+    word = "embeddings.word_embeddings.weight"
+    still = encoder_weights(tuned.train(tmp_path, lr=1e-12))
+    moved = encoder_weights(whole)
+    assert set(moved) == {name for name in start if not name.startswith("pooler.")}
+    assert all(torch.allclose(still[name], start[name], atol=1e-7) for name in still)
+    assert (moved[word] - start[word]).abs().max() > 1e-4
+
+
+def test_a_frozen_checkpoint_holds_no_encoder(train: Any, tmp_path: Path) -> None:
+    train(tmp_path, common={"epochs": 1})
+    assert encoder_weights(tmp_path) == {}
+    config = checkpoint.read_config(tmp_path)
+    assert config is not None
+    assert "text_encoder" not in config
+    assert not checkpoint.load(tmp_path).reads_ids
+
+
+@pytest.mark.parametrize("stop", [1, 2])
+def test_a_stopped_training_goes_on_to_the_same_bits(tuned: Any, whole: Path, tmp_path: Path, stop: int) -> None:
+    def killed(line: dict[str, Any]) -> None:
+        if line["epoch"] == stop:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        tuned.train(tmp_path, on_epoch=killed)
+    tuned.train(tmp_path)
+    for name in ("weights.safetensors", "model.json"):
+        assert (tmp_path / name).read_bytes() == (whole / name).read_bytes()
+
+
+@pytest.mark.parametrize("model", ["mean", "text", "concat", "oracle", "moe"])
+def test_every_model_trains_it_in_either_precision(tuned: Any, tmp_path: Path, model: str) -> None:
+    for precision in ("float32", "bfloat16"):
+        made = tuned.train(tmp_path / precision, model, common={"epochs": 1, "precision": precision}, pooling="mean")
+        assert bool(encoder_weights(made)) == (model != "mean")
+        assert np.isfinite(checkpoint.load(made).config["selection"])
+
+
+def test_it_loads_without_the_folder_that_it_came_from(tuned: Any, tiny_encoder: Any, tmp_path: Path) -> None:
+    moved = tiny_encoder(tmp_path / "encoder")
+    place = tuned.train(tmp_path / "1", common={"epochs": 1}, encoder=str(moved))
+    shutil.rmtree(moved)
+    trained = checkpoint.load(place)
+    assert trained.reads_ids
+    about = (place / "model.json").read_text()
+    assert json.loads(about)["text_encoder"]["hidden_size"] == 8
+    assert str(moved) not in json.dumps(json.loads(about)["text_encoder"])
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(place / "weights.safetensors")
+    weights.pop("encode.reader.encoder.embeddings.word_embeddings.weight")
+    save_file(weights, place / "weights.safetensors")
+    with pytest.raises(Refused, match=r"does not fit its model\.json"):
+        checkpoint.load(place)
+
+
+def test_dropout_is_off_in_evaluation_and_batch_mates_do_not_matter(tuned: Any, whole: Path) -> None:
+    trained = checkpoint.load(whole)
+    together = trained.predict(tuned.valid.batch(1, range(10)))
+    assert torch.equal(together.value, trained.predict(tuned.valid.batch(1, range(10))).value)
+    for row in range(10):
+        alone = trained.predict(tuned.valid.batch(1, [row]))
+        assert torch.allclose(alone.value, together.value[row], atol=1e-5)
+    trained.model.train()
+    assert not torch.equal(trained.predict(tuned.valid.batch(1, range(10))).value, together.value)
+
+
+def test_what_is_evaluated_is_what_is_served(tuned: Any, whole: Path) -> None:
+    trained, store = checkpoint.load(whole), tuned.valid.store
+    cell = spectrum.Cell("clean", "clean", "clean", 0.0, (tuned.valid.views[0],), ())
+    (rows,) = spectrum.measure([trained], tuned.valid, [cell], "cpu")
+    columns: dict[str, Any] = {"tokens": [store.sequence("text", row).tolist() for row in range(len(store))]}
+    for m in ("audio", "vision"):
+        columns[m] = [raw_frames(store.sequence(m, row), tuned.stats[m]) for row in range(len(store))]
+    served = predict(trained, pd.DataFrame(columns, index=store.clip_ids)).loc[rows["clip_id"]]
+    np.testing.assert_allclose(rows["prediction"], served["score"], atol=1e-5)
+    np.testing.assert_allclose(rows["trust_text"], served["trust_text"], atol=1e-5)
+    assert rows["prediction"].nunique() > 1
+
+
+def test_a_frozen_model_reads_ids_too(tuned: Any, setting: Any, tiny_checkpoint: Any, tmp_path: Path) -> None:
+    """So that it can be measured beside a fine-tuned one on the same views."""
+    from qamoe.models import text
+
+    trained, batch = checkpoint.load(tiny_checkpoint(tmp_path)), tuned.valid.batch(2, range(4))
+    states = batch.with_x(text=text.encode(batch.x["text"], batch.mask["text"]))
+    assert torch.equal(trained.predict(batch).value, trained.predict(states).value)
+
+
+@pytest.mark.parametrize("pooling", ["attention", "mean"])
+def test_padding_and_absent_text_leave_no_trace(folder: Path, pooling: str) -> None:
+    sizes = TextEncoder.model_validate({"finetune": True, "encoder": str(folder), "pooling": pooling})
+    made = reader.Reader(reader.architecture(sizes, 50), sizes)
+    made.load_pretrained(sizes)
+    made.eval()
+    ids = torch.tensor([[101, 2204, 102], [101, 102, 0], [0, 0, 0]])
+    states, mask = made(ids, ids > 0)
+    wider, wider_mask = made(torch.nn.functional.pad(ids, (0, 4), value=77), torch.nn.functional.pad(ids > 0, (0, 4)))
+    length = 1 if pooling == "mean" else 3
+    assert states.shape == (3, length, 8)
+    assert torch.allclose(wider[:, :length], states, atol=1e-6)
+    assert torch.equal(mask.any(1), torch.tensor([True, True, False]))
+    assert torch.equal(wider_mask.sum(1), mask.sum(1))
+    assert not states[2].any()
+
+
+def test_batches_hold_texts_of_about_the_same_length() -> None:
+    lengths = np.array([9, 2, 5, 2, 9, 5, 2, 5, 9, 1])
+    seen = [rows_in_batches(10, 3, np.random.default_rng(seed), lengths) for seed in (1, 2)]
+    for batches in seen:
+        assert sorted(row for rows in batches for row in rows) == list(range(10))
+        assert sorted(sorted(lengths[rows].tolist()) for rows in batches) == [[1, 2, 2], [2, 5, 5], [5, 9, 9], [9]]
+    assert seen[0] != seen[1]
+    assert rows_in_batches(3, 2, None, np.array([3, 1, 2])) == [[1, 2], [0]]
+
+
+def test_the_rate_falls_along_a_line(tuned: Any) -> None:
+    common = tuned.params({"warmup_share": 0.1}).train.common
+    rates = [learning_rate(step, 100, common, 0.1) for step in range(100)]
+    assert rates[9] == rates[10] == pytest.approx(0.1)
+    assert rates[55] == pytest.approx(0.05)
+    assert rates[99] == pytest.approx(0.1 / 90)
+
+
+def test_views_are_drawn_anew_each_epoch_and_nothing_is_encoded_before(
+    tuned: Any, tiny_corpus: Any, tiny_stats: Any, tmp_path: Path
+) -> None:
+    tiny_corpus(tmp_path)
+    params = tuned.params({"epochs": 7})
+    assert params.train.common.degrade.views == 3
+    for name in ("qamoe", "specialist-missing-03"):
+        train, valid, _ = stage.open_splits(params, tiny_stats, tmp_path, name)
+        assert [view.number for view in train.views] == list(range(7))
+        assert (train.states, valid.states) == (None, None)
+        assert train.batch(0, [0, 1]).x["text"].dtype == torch.int64
+    assert not (tmp_path / "train").exists()
+
+
+def test_other_weights_of_the_encoder_are_another_model(tuned: Any, tiny_encoder: Any, tmp_path: Path) -> None:
+    params = tuned.params(encoder=str(tiny_encoder(tmp_path / "encoder")))
+    before = stage.training_digests(params, "qamoe", "data")
+    assert stage.training_digests(params, "qamoe", "data") == before
+    tiny_encoder(tmp_path / "encoder", initializer_range=0.5)
+    assert stage.training_digests(params, "qamoe", "data")["params"] != before["params"]
+
+
+def refusal(encoder: Any, tokens: int = 50) -> str:
+    sizes = TextEncoder.model_validate({"finetune": True, "encoder": str(encoder)})
+    with pytest.raises(Refused) as caught:
+        reader.Reader(reader.architecture(sizes, tokens), sizes).load_pretrained(sizes)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_what_is_no_encoder_of_these_ids_is_refused(folder: Path, tiny_encoder: Any, tmp_path: Path) -> None:
+    assert "is 'bert-base-uncased'; allowed is minilm or the folder of a Hugging Face encoder." in refusal(
+        "bert-base-uncased"
+    )
+    (tmp_path / "empty").mkdir()
+    assert "holds no Hugging Face encoder" in refusal(tmp_path / "empty")
+    assert "reads 64 tokens at most; preprocess.max_frames.text is 65." in refusal(folder, 65)
+    assert "with a decoder" in refusal(tiny_encoder(tmp_path / "decoder", is_decoder=True))
+
+    other = tiny_encoder(tmp_path / "other")
+    content = (other / "tokenizer.json").read_text()
+    (other / "tokenizer.json").write_text(content.replace('"film"', '"flim"'))
+    (other / "vocab.txt").unlink()
+    assert "another vocabulary than the stored ids" in refusal(other)
+
+    bare = tiny_encoder(tmp_path / "bare")
+    (bare / "model.safetensors").unlink()
+    assert "holds no Hugging Face encoder" in refusal(bare)
+    (bare / "model.safetensors").write_bytes(b"no weights")
+    assert "holds no Hugging Face encoder" in refusal(bare)
+
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(folder / "model.safetensors")
+    weights.pop("embeddings.word_embeddings.weight")
+    save_file(weights, bare / "model.safetensors", {"format": "pt"})
+    assert "lack 1 of the encoder's, as embeddings.word_embeddings.weight." in refusal(bare)
+
+
+def test_a_frozen_encoder_is_minilm(folder: Path) -> None:
+    with pytest.raises(ValueError, match="needs finetune: true; the frozen encoder is minilm"):
+        TextEncoder(encoder=str(folder))

@@ -1,0 +1,96 @@
+"""A study that several workers share ends with the asked number of trials, whoever dies."""
+
+from collections.abc import Callable
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+from qamoe.params import Params
+from qamoe.training import search
+
+
+@pytest.fixture
+def params(tiny_params: Any) -> Params:
+    content = tiny_params.model_dump(mode="json")
+    content["tune"] |= {"trials": 7, "epochs": 2}
+    return Params.model_validate(content)
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path / 'study.db'}"
+
+
+def quick(params: Params, number: int, on_epoch: Callable[[dict[str, Any]], None]) -> float:
+    """A training that takes no time."""
+    on_epoch({"epoch": 1, "valid": 1.0 - number / 100})  # better and better: none is pruned
+    return params.train.common.lr
+
+
+def work(params: Params, url: str, worker: str) -> None:
+    search.work(params, search.open_study(params, "s", url), worker, quick)
+
+
+def states(study: optuna.Study) -> list[str]:
+    return sorted(t.state.name for t in study.get_trials() if t.state != TrialState.FAIL)
+
+
+def test_a_study_ends_and_is_begun_anew_with_the_same_first_trials(params: Params, url: str, tmp_path: Path) -> None:
+    work(params, url, "one")
+    study = search.open_study(params, "s", url)
+    assert len(study.get_trials()) == 7
+    work(params, url, "two")
+    assert len(study.get_trials()) == 7, "there is nothing left to do"
+    best, value, trials = search.found(study)
+    assert value == best["lr"] == min(t["lr"] for t in trials)
+    assert len({t["lr"] for t in trials}) == 7
+
+    other = f"sqlite:///{tmp_path / 'other.db'}"
+    work(params, other, "one")
+    again = search.found(search.open_study(params, "s", other))[2]
+    assert [t["lr"] for t in again] == [t["lr"] for t in trials]
+
+
+def test_the_trial_of_a_dead_worker_is_tried_again(params: Params, url: str) -> None:
+    study = search.open_study(params, "s", url)
+    for worker in ("dead", "alive"):
+        trial = study.ask()
+        trial.set_user_attr("worker", worker)
+        trial.suggest_float("lr", 0.0003, 0.003, log=True)
+    search.free_dead(study, "dead")
+    assert states(study) == ["RUNNING", "WAITING"]
+    search.free_dead(study)
+    work(params, url, "new")
+    assert states(study) == ["COMPLETE"] * 5 + ["COMPLETE", "COMPLETE"]
+    tried = {t.number: t for t in study.get_trials()}
+    assert tried[2].params["lr"] == tried[0].params["lr"], "with the values that it had"
+
+
+def test_a_trial_that_kills_its_worker_again_and_again_is_given_up(params: Params, url: str) -> None:
+    study = search.open_study(params, "s", url)
+    study.ask().set_user_attr("worker", "dead")
+    for _ in range(5):
+        search.free_dead(study)
+        waiting = study.get_trials(states=(TrialState.WAITING,))
+        if waiting:
+            study.ask().set_user_attr("worker", "dead")
+    assert states(study) == []
+    assert len(study.get_trials()) == 4, "once, and three times more"
+
+
+@pytest.mark.slow
+def test_workers_side_by_side_do_not_begin_more_than_was_asked_for(params: Params, url: str) -> None:
+    study = search.open_study(params, "s", url)
+    context = get_context("spawn")
+    workers = [context.Process(target=work, args=(params, url, str(i))) for i in range(3)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert [worker.exitcode for worker in workers] == [0, 0, 0]
+    assert states(study) == ["COMPLETE"] * 7
+    assert len({t.params["lr"] for t in study.get_trials(states=(TrialState.COMPLETE,))}) == 7
