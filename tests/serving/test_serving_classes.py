@@ -81,3 +81,16 @@ def test_the_terminal_says_the_class(folder: Path, capsys: pytest.CaptureFixture
     shown = capsys.readouterr().out
     assert f"class  {answer['label']}" in shown
     assert f"{answer['label']} {answer['probabilities'][answer['label']]:.0%}" in shown
+
+
+def test_a_folder_of_scores_is_refused(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """scores.parquet has columns for scores alone; whoever asks is told before anything is written."""
+    from qamoe.errors import Refused
+    from qamoe.serving import source
+    from qamoe.stages import score
+
+    (tmp_path / "manifest.csv").write_text("clip_id,source,path,start_s,end_s,text,label,split\n")
+    monkeypatch.setattr(source, "open_model", lambda model, _: open_model("", folder))
+    with pytest.raises(Refused, match="is a model of classes"):
+        score.run(tmp_path, tmp_path / "out", "models:/qa-moe@champion")
+    assert not (tmp_path / "out").exists()
