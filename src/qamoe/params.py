@@ -281,6 +281,7 @@ class Registry(Block):
     draws: Count  # of the mixed cells that the gate measures
     seed: int
     coverage_90: Annotated[tuple[Share, Share], AfterValidator(_ascending)]
+    calibration_error: Share = 0.2  # of classes; the most that the gate lets pass
 
 
 MODEL_NAMES = tuple(name for name in Models.model_fields if name != "encoders")

@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from qamoe.models.prediction import gaussian_nll
+from qamoe.models.prediction import Classes, Target, Targets, gaussian_nll
 from qamoe.models.quality import Quality
 
 
-def quality(limit: float = 4.0) -> Quality:
+def quality(limit: float = 4.0, target: Targets | None = None) -> Quality:
     torch.manual_seed(0)
-    return Quality(3, 8, limit, 0.0)
+    return Quality(3, 8, limit, 0.0, target or Target(0.0, 1.0))
 
 
 def test_r_is_one_over_one_plus_the_mean_variance() -> None:
@@ -23,7 +23,7 @@ def test_r_is_one_over_one_plus_the_mean_variance() -> None:
 
 
 def test_features_start_as_certain_as_asked_for() -> None:
-    made = Quality(3, 8, 4.0, -3.0).eval()
+    made = Quality(3, 8, 4.0, -3.0, Target(0.0, 1.0)).eval()
     _, r, _ = made(torch.zeros(2, 3, 8), None)
     assert torch.allclose(r, 1 / (1 + torch.tensor(-3.0).exp()))
 
@@ -96,3 +96,23 @@ def test_a_modality_that_tells_nothing_of_the_target_loses_trust() -> None:
     r = made.eval()(h, None)[1].mean(0)
     assert r[0] > 0.7
     assert r[1:].max() < 0.6
+
+
+def test_a_modality_that_tells_nothing_of_the_class_loses_trust() -> None:
+    """The same for classes: logits that could shrink would hide it, so the probe's have one spread."""
+    made = quality(target=Classes([0.25] * 4))
+    optimiser = torch.optim.Adam(made.parameters(), 0.02)
+    random = torch.Generator().manual_seed(1)
+    of_class = torch.randn(4, 8, generator=random)
+    for _ in range(400):
+        target = torch.randint(0, 4, (64,), generator=random)
+        h = torch.randn(64, 3, 8, generator=random)
+        h[:, 0] = of_class[target] + 0.2 * h[:, 0]
+        loss = made(h, target)[2]
+        assert loss is not None
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    r = made.eval()(h, None)[1].mean(0)
+    assert r[0] > 0.8
+    assert r[1:].max() < 0.5

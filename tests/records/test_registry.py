@@ -94,6 +94,61 @@ def test_the_registered_model_is_the_evaluated_one():
     assert "cannot be used" in broken.sentence
 
 
+def of_classes(sure: list[float], temperature: float = 1.0, **changed: Any) -> Evidence:
+    """Two classes in turn; clip i gives its own class the probability sure[i]."""
+    made = evidence([0.0] * len(sure), config={"class_shares": [0.5, 0.5], "calibration": {"temperature": temperature}})
+
+    def told(rows: pd.DataFrame, sure: list[float]) -> pd.DataFrame:
+        own = np.array(sure)[rows["clip_id"].str.removeprefix("clip-").astype(int)]
+        target = rows["clip_id"].str.removeprefix("clip-").astype(int).to_numpy() % 2
+        first = np.where(target == 0, own, 1 - own)
+        prediction = np.where(own > 0.5, target, 1 - target).astype(float)
+        return rows.assign(target=target.astype(float), prediction=prediction, p_no=first, p_yes=1 - first)
+
+    champion = changed.pop("champion", None)
+    return replace(
+        made,
+        candidate=told(made.candidate, sure),
+        champion=None if champion is None else told(made.candidate, champion),
+        **changed,
+    )
+
+
+def test_classes_beat_the_training_frequencies() -> None:
+    good = registry.beats_the_frequencies(of_classes([0.8] * 6), unused)
+    assert good.passed
+    assert good.numbers == {"nll": pytest.approx(-np.log(0.8)), "frequencies_nll": pytest.approx(np.log(2))}
+    assert not registry.beats_the_frequencies(of_classes([0.5] * 6), unused).passed
+    cooled = registry.beats_the_frequencies(of_classes([0.8] * 6, temperature=2.0), unused)
+    assert cooled.numbers["nll"] == pytest.approx(-np.log(2 / 3)), "at its temperature: odds of 4 become 2"
+
+
+def test_classes_hit_more_than_the_champion_beyond_the_interval() -> None:
+    better = registry.hits_more(of_classes([0.8] * 6, champion=[0.8, 0.2] * 3), unused)
+    assert better.passed
+    assert better.numbers["difference"] == pytest.approx(0.5)
+    assert not registry.hits_more(of_classes([0.8] * 6, champion=[0.8] * 6), unused).passed
+
+
+def test_classes_are_as_sure_as_they_are_right() -> None:
+    assert registry.is_calibrated(of_classes([0.75] * 3 + [0.25]), unused).numbers["calibration_error"] < 1e-9
+    over = of_classes([0.99] * 2 + [0.01] * 2, calibration_error=0.2)
+    assert registry.is_calibrated(over, unused).numbers["calibration_error"] == pytest.approx(0.49)
+    assert not registry.is_calibrated(over, unused).passed
+
+
+def test_registered_class_probabilities_are_the_calibrated_ones() -> None:
+    seen = of_classes([0.8, 0.9], temperature=2.0)
+    clean = seen.candidate[seen.candidate["slice"] == "clean"].set_index("clip_id")
+
+    def registered(clips: pd.DataFrame, power: float = 0.5) -> pd.DataFrame:
+        shares = clean.loc[clips.index, ["p_no", "p_yes"]] ** power
+        return shares.div(shares.sum(axis=1), axis=0)
+
+    assert registry.predicts_the_same(seen, registered).passed
+    assert not registry.predicts_the_same(seen, lambda clips: registered(clips, power=1.0)).passed
+
+
 def test_another_corpus_is_refused_by_name():
     config = {
         "stats": {"about": {"corpus": "a"}},

@@ -138,17 +138,10 @@ def test_specialists_train_on_views_of_their_own_and_leave_none_behind(
 
 
 def test_what_cannot_be_trained_is_refused(trained: Any, preprocessed: Path, params_file: Any) -> None:
-    path = preprocessed / "preprocess/stats.json"
-    stats = json.loads(path.read_text())
-    classes = {"kind": "classification", "low": -3, "high": 3, "classes": ["a", "b"]}
-    path.write_text(json.dumps(stats | {"task": classes}))
-    with pytest.raises(Refused, match=r"extract\.task\.kind is 'classification'; train knows regression only\."):
-        trained()
-    path.write_text(json.dumps(stats))
     (preprocessed / "preprocess/valid.arrow").write_bytes((preprocessed / "preprocess/gate.arrow").read_bytes())
     with pytest.raises(Refused, match=r"The validation split is empty"):
         trained()
-    path.unlink()
+    (preprocessed / "preprocess/stats.json").unlink()
     with pytest.raises(Refused, match=r"There is no .*stats\.json; run the stage preprocess first\."):
         trained()
     assert not (preprocessed / "train/qamoe").exists()
@@ -212,3 +205,28 @@ def test_a_killed_stage_goes_on_to_the_bits_of_one_that_was_not(
     assert last.returncode == 0, last.stderr
     assert "qamoe, seed 1: goes on after epoch" in last.stderr
     assert made(folder) == expected
+
+
+def test_classes_are_trained_and_calibrated(trained: Any, preprocessed: Path) -> None:
+    """The same clips with four classes: from class numbers in the stores to a temperature in model.json."""
+    from qamoe.features import store
+
+    for split in ("train", "valid"):
+        path = preprocessed / "preprocess" / f"{split}.arrow"
+        opened = store.Store(path)
+        rows = [
+            {"clip_id": opened.clip_ids[i], "source": opened.sources[i], "label": float(i % 4)}
+            | {m: opened.sequence(m, i) for m in ("text", "audio", "vision")}
+            for i in range(len(opened))
+        ]
+        store.write(path, opened.schema, rows, {"split": split})
+    path = preprocessed / "preprocess/stats.json"
+    stats = {key: value for key, value in json.loads(path.read_text()).items() if not key.startswith("target_")}
+    task = {"kind": "classification", "low": -3.0, "high": 3.0, "classes": ["angry", "sad", "neutral", "happy"]}
+    path.write_text(json.dumps(stats | {"task": task, "class_shares": [0.25] * 4}))
+    folder = trained(model=None)
+    configs = {p.parent.parent.name: json.loads(p.read_text()) for p in folder.glob("*/*/model.json")}
+    assert sorted(configs) == ["concat", "mean", "qamoe"]
+    assert all(list(config["calibration"]) == ["temperature"] for config in configs.values())
+    assert 1.3 < configs["mean"]["selection"] < 1.5, "the entropy of four classes, log 4, or so"
+    assert sorted(configs["qamoe"]["trust"]) == ["audio", "text", "vision"]

@@ -10,7 +10,7 @@ import torch
 from qamoe.degradation.views import alike, apply
 from qamoe.params import Selection
 from qamoe.training import checkpoint
-from qamoe.training.selection import predictions, selection_cells, selection_value, specialist, told
+from qamoe.training.selection import Cells, calibration, predictions, selection_cells, selection_value, specialist, told
 
 
 def selection(severities: dict[str, list[float]], draws: int = 3) -> Selection:
@@ -111,3 +111,22 @@ def test_predictions_do_not_depend_on_the_batch_size(setting: Any, tiny_checkpoi
 def test_a_model_without_reliability_has_none(setting: Any, tiny_checkpoint: Any, tmp_path: Any) -> None:
     model = checkpoint.load(tiny_checkpoint(tmp_path, model="mean")).model
     assert predictions(model, setting.valid, (0,), 4, "cpu")["r"] is None
+
+
+def test_classes_are_chosen_by_likelihood_cell_by_cell() -> None:
+    """Two cells, of one draw and of two: -log q of the target, over clips and draws, then over cells."""
+    cells = Cells((), (0, 1, 2), (0, 1, 1), (), ())
+    of_target = np.array([[0.5, 0.25], [0.5, 0.5], [0.25, 0.25]])
+    found = {"probabilities": np.stack([of_target, 1 - of_target], -1), "target": np.array([0.0, 0.0])}
+    assert selection_value(found, cells) == pytest.approx((1.5 + 1.5) / 2 * np.log(2))
+
+
+def test_classes_are_calibrated_by_a_temperature_over_all_cells() -> None:
+    """Three of four right at 9 to 1: 3 to 1 is what would have been right, half as large a logit."""
+    of_values = {"value": np.zeros((1, 2)), "variance": np.ones((1, 2)), "target": np.zeros(2)}
+    assert set(calibration(of_values)) == {"sigmas"}
+    said = np.array([[0.9, 0.1]] * 4).reshape(2, 2, 2)
+    sure = calibration({"probabilities": said, "target": np.array([0.0, 0.0])})
+    assert sure["temperature"] < 0.5, "all right: it may be surer"
+    mixed = calibration({"probabilities": said[None].reshape(1, 4, 2), "target": np.array([0.0, 0.0, 0.0, 1.0])})
+    assert mixed["temperature"] == pytest.approx(2, rel=1e-3)

@@ -13,6 +13,7 @@ import pandas as pd
 
 from qamoe.errors import Refused
 from qamoe.evaluation.compare import DRAWS, MODALITIES, over_sources
+from qamoe.evaluation.metrics import classes_of
 
 GRADED = ("missing", "noise", "burst", "alone")  # slices along whose severities r is followed
 AGAINST = (0.3, 0.5, 0.7, 1.0)  # severities that clean clips are told from
@@ -105,7 +106,10 @@ def _auroc(positive: np.ndarray, negative: np.ndarray) -> float:
 
 
 class Broken(NamedTuple):
-    """Relative rise of MAE on mixed when r is exchanged between clips, with its 95 % interval over sources."""
+    """Relative rise of the error on mixed when r is exchanged between clips, with its 95 % interval over sources.
+
+    The error is the MAE, of classes the share of misses.
+    """
 
     rise: float
     low: float
@@ -129,7 +133,8 @@ def broken(rows: pd.DataFrame, exchanged: pd.DataFrame, draws: int = DRAWS, seed
         raise Refused("broken.parquet and predictions.parquet hold different clips or cells; evaluate again.")
     maes = []
     for side in (exchanged, intact):
-        error = (side["prediction"] - side["target"]).abs().to_numpy(float)[:, None]
+        gap = (side["prediction"] - side["target"]).abs().to_numpy(float)[:, None]
+        error = (gap > 0).astype(float) if classes_of(side) else gap
         values, groups = over_sources(side, error, draws=draws, seed=seed)
         of_cells = groups.groupby(["seed", "cell"], observed=True)["cell"].transform("size").to_numpy()
         maes.append(values @ (1 / of_cells) / (1 / of_cells).sum())

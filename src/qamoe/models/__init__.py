@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from qamoe.degradation.frames import State
 from qamoe.models import baselines
-from qamoe.models.prediction import Target
+from qamoe.models.prediction import Targets
 from qamoe.models.qamoe import QAMoE
 from qamoe.models.reader import Reader
 from qamoe.params import Block, Encoders, family
@@ -25,7 +25,7 @@ MODELS: dict[str, type[nn.Module]] = {
 
 
 def build(
-    name: str, features: dict[str, int], sizes: Encoders, block: Block, target: Target, reader: Reader | None = None
+    name: str, features: dict[str, int], sizes: Encoders, block: Block, target: Targets, reader: Reader | None = None
 ) -> nn.Module:
     """A fresh model, or specialist, with its block of params.yaml.
 

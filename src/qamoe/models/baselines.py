@@ -13,21 +13,20 @@ from qamoe.errors import Refused
 from qamoe.features.batch import Batch, present
 from qamoe.models.encoders import ModalityEncoders
 from qamoe.models.moe import Mixture
-from qamoe.models.prediction import Head, Prediction, Target, gaussian_nll
+from qamoe.models.prediction import Head, Prediction, Targets
 from qamoe.models.qamoe import QAMoE
 from qamoe.models.quality import PerModality
 
 
 class Mean(nn.Module):
-    """Predicts the training mean and the training variance, whatever it is given."""
+    """Predicts the training mean and variance, or the training frequencies of the classes, whatever it is given."""
 
-    def __init__(self, features: dict[str, int], sizes: params.Encoders, block: params.Mean, target: Target) -> None:
+    def __init__(self, features: dict[str, int], sizes: params.Encoders, block: params.Mean, target: Targets) -> None:
         super().__init__()
-        self.target: Target = target
+        self.target: Targets = target
 
     def forward(self, batch: Batch, quality: Tensor | None = None) -> Prediction:
-        nothing = torch.zeros(len(batch), device=batch.keys.device)
-        return self.target.prediction(nothing, nothing, batch.target)
+        return self.target.prediction(*self.target.nothing(len(batch), batch.keys.device), batch.target)
 
 
 def _mix(width: int, hidden: int) -> nn.Sequential:
@@ -38,22 +37,22 @@ def _mix(width: int, hidden: int) -> nn.Sequential:
 class Concat(nn.Module):
     """Plain concatenation of the modality vectors and one hidden layer."""
 
-    def __init__(self, features: dict[str, int], sizes: params.Encoders, block: params.Hidden, target: Target) -> None:
+    def __init__(self, features: dict[str, int], sizes: params.Encoders, block: params.Hidden, target: Targets) -> None:
         super().__init__()
-        self.target: Target = target
+        self.target: Targets = target
         self.encode = ModalityEncoders(features, sizes)
         self.mix = _mix(sizes.width * len(features), block.hidden)
-        self.head = Head(block.hidden, sizes.dropout)
+        self.head = Head(block.hidden, sizes.dropout, target.outputs)
 
     def forward(self, batch: Batch, quality: Tensor | None = None) -> Prediction:
-        value, log_variance = self.head(self.mix(self.encode(batch).flatten(1)))
-        return self.target.prediction(value, log_variance, batch.target)
+        guess, log_variance = self.head(self.mix(self.encode(batch).flatten(1)))
+        return self.target.prediction(guess, log_variance, batch.target)
 
 
 class Text(Concat):
     """What is said alone: Concat of one modality, whatever else the corpus has. Raises Refused where it has no text."""
 
-    def __init__(self, features: dict[str, int], sizes: params.Encoders, block: params.Hidden, target: Target) -> None:
+    def __init__(self, features: dict[str, int], sizes: params.Encoders, block: params.Hidden, target: Targets) -> None:
         if "text" not in features:
             raise Refused(f"The model text reads text alone; this corpus has {' and '.join(features)}.")
         super().__init__({"text": features["text"]}, sizes, block, target)
@@ -66,22 +65,22 @@ class CrossAttention(nn.Module):
     the encoders are those of all other models.
     """
 
-    def __init__(self, features: dict[str, int], sizes: params.Encoders, block: params.Hidden, target: Target) -> None:
+    def __init__(self, features: dict[str, int], sizes: params.Encoders, block: params.Hidden, target: Targets) -> None:
         super().__init__()
         width = sizes.width
-        self.target: Target = target
+        self.target: Targets = target
         self.encode = ModalityEncoders(features, sizes)
         self.place = nn.Parameter(0.02 * torch.randn(len(features), width))  # attention knows no order of its own
         self.attend = nn.TransformerEncoderLayer(
             width, sizes.heads, 2 * width, sizes.dropout, "gelu", batch_first=True, norm_first=True
         )
         self.mix = _mix(width * len(features), block.hidden)
-        self.head = Head(block.hidden, sizes.dropout)
+        self.head = Head(block.hidden, sizes.dropout, target.outputs)
 
     def forward(self, batch: Batch, quality: Tensor | None = None) -> Prediction:
         attended_BMD = self.attend(self.encode(batch) + self.place)
-        value, log_variance = self.head(self.mix(attended_BMD.flatten(1)))
-        return self.target.prediction(value, log_variance, batch.target)
+        guess, log_variance = self.head(self.mix(attended_BMD.flatten(1)))
+        return self.target.prediction(guess, log_variance, batch.target)
 
 
 class TensorFusion(nn.Module):
@@ -92,14 +91,14 @@ class TensorFusion(nn.Module):
     """
 
     def __init__(
-        self, features: dict[str, int], sizes: params.Encoders, block: params.TensorFusion, target: Target
+        self, features: dict[str, int], sizes: params.Encoders, block: params.TensorFusion, target: Targets
     ) -> None:
         super().__init__()
-        self.target: Target = target
+        self.target: Targets = target
         self.encode = ModalityEncoders(features, sizes)
         self.lower = PerModality(len(features), sizes.width, block.low)
         self.mix = _mix((block.low + 1) ** len(features), block.hidden)
-        self.head = Head(block.hidden, sizes.dropout)
+        self.head = Head(block.hidden, sizes.dropout, target.outputs)
 
     def forward(self, batch: Batch, quality: Tensor | None = None) -> Prediction:
         low_BML = torch.tanh(self.lower(self.encode(batch)))
@@ -107,62 +106,65 @@ class TensorFusion(nn.Module):
         products = with_one[:, 0]
         for place in range(1, with_one.shape[1]):
             products = torch.einsum("bi,bj->bij", products, with_one[:, place]).flatten(1)
-        value, log_variance = self.head(self.mix(products))
-        return self.target.prediction(value, log_variance, batch.target)
+        guess, log_variance = self.head(self.mix(products))
+        return self.target.prediction(guess, log_variance, batch.target)
 
 
 class Precision(nn.Module):
-    """Each modality predicts a value and a variance v; the Gaussians are multiplied (products of experts, Hinton 2002).
+    """Each modality guesses the target, with a variance v; these Gaussians are multiplied (Hinton 2002).
 
-    The fused value is the mean of the modalities' values weighted by 1 / v, its variance the inverse of the sum of
-    1 / v. Each modality's own likelihood is the loss `probe`, so that its variance is its own and not the product's:
-    our decision. r = 1 / (1 + v), the same form as QA-MoE's; a given quality stands for v = (1 - r) / r.
+    The fused guess, a value or logits, is the mean of the modalities' guesses weighted by 1 / v, its variance the
+    inverse of the sum of 1 / v. Each modality's own likelihood is the loss `probe`, so that its variance is its own and
+    not the product's: our decision. r = 1 / (1 + v), the same form as QA-MoE's; a given quality stands for
+    v = (1 - r) / r.
     """
 
-    def __init__(self, features: dict[str, int], sizes: params.Encoders, block: params.Hidden, target: Target) -> None:
+    def __init__(self, features: dict[str, int], sizes: params.Encoders, block: params.Hidden, target: Targets) -> None:
         super().__init__()
-        self.target: Target = target
+        self.target: Targets = target
         self.encode = ModalityEncoders(features, sizes)
         self.experts = nn.ModuleList(
-            nn.Sequential(_mix(sizes.width, block.hidden), Head(block.hidden, sizes.dropout)) for _ in features
+            nn.Sequential(_mix(sizes.width, block.hidden), Head(block.hidden, sizes.dropout, target.outputs))
+            for _ in features
         )
 
     def forward(self, batch: Batch, quality: Tensor | None = None) -> Prediction:
         h_BMD = self.encode(batch)
         guesses = [expert(h_BMD[:, place]) for place, expert in enumerate(self.experts)]
-        value_BM, own_BM = (torch.stack(part, 1) for part in zip(*guesses, strict=True))
+        guess_BM, own_BM = (torch.stack(part, 1) for part in zip(*guesses, strict=True))
         log_precision_BM = -own_BM if quality is None else torch.logit(quality, eps=1e-4)
         weights_BM = log_precision_BM.softmax(1)
+        weights = weights_BM if guess_BM.ndim == 2 else weights_BM[..., None]
         prediction = self.target.prediction(
-            (weights_BM * value_BM).sum(1),
+            (weights * guess_BM).sum(1),
             -log_precision_BM.logsumexp(1),
             batch.target,
             r=log_precision_BM.sigmoid(),
             fusion=weights_BM,
         )
         if batch.target is not None:
-            target_BM = self.target.standard(batch.target)[:, None].expand_as(value_BM)
-            prediction.losses["probe"] = gaussian_nll(value_BM, own_BM, target_BM)
+            standard = self.target.standard(batch.target)
+            prediction.losses["probe"] = self.target.probe_loss(guess_BM, own_BM, standard)
         return prediction
 
 
 class MoE(nn.Module):
     """QA-MoE without quality: no variance, no r, no fallback, a semantic router alone; the same experts and fusion."""
 
-    def __init__(self, features: dict[str, int], sizes: params.Encoders, block: params.MoE, target: Target) -> None:
+    def __init__(self, features: dict[str, int], sizes: params.Encoders, block: params.MoE, target: Targets) -> None:
         super().__init__()
         modalities, width = len(features), sizes.width
-        self.target: Target = target
+        self.target: Targets = target
         self.encode = ModalityEncoders(features, sizes)
         self.mu = PerModality(modalities, width, width)
         self.mixture = Mixture(modalities, width, block, quality=False)
-        self.head = Head(self.mixture.width, sizes.dropout)
+        self.head = Head(self.mixture.width, sizes.dropout, target.outputs)
 
     def forward(self, batch: Batch, quality: Tensor | None = None) -> Prediction:
         fused = self.mixture(self.mu(self.encode(batch)), None)
-        value, log_variance = self.head(fused.vector)
+        guess, log_variance = self.head(fused.vector)
         prediction = self.target.prediction(
-            value, log_variance, batch.target, fusion=fused.fusion, routing=fused.routing
+            guess, log_variance, batch.target, fusion=fused.fusion, routing=fused.routing
         )
         if batch.target is not None:
             prediction.losses.update(fused.losses)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from qamoe.features.batch import Batch
 from qamoe.models.encoders import ModalityEncoders
 from qamoe.models.moe import Mixture
-from qamoe.models.prediction import Head, Prediction, Target
+from qamoe.models.prediction import Head, Prediction, Targets
 from qamoe.models.quality import Quality
 from qamoe.params import Encoders
 from qamoe.params import QAMoE as Block
@@ -18,15 +18,15 @@ from qamoe.params import QAMoE as Block
 class QAMoE(nn.Module):
     """Encoders -> Gaussian features and r -> fallback z' = r z + (1 - r) prior -> routed experts -> heads."""
 
-    def __init__(self, features: dict[str, int], sizes: Encoders, block: Block, target: Target) -> None:
+    def __init__(self, features: dict[str, int], sizes: Encoders, block: Block, target: Targets) -> None:
         super().__init__()
         modalities, width = len(features), sizes.width
-        self.target: Target = target
+        self.target: Targets = target
         self.encode = ModalityEncoders(features, sizes)
-        self.quality = Quality(modalities, width, block.max_log_variance, block.initial_log_variance)
+        self.quality = Quality(modalities, width, block.max_log_variance, block.initial_log_variance, target)
         self.prior = nn.Parameter(torch.zeros(modalities, width))
         self.mixture = Mixture(modalities, width, block, quality=True)
-        self.head = Head(self.mixture.width, sizes.dropout)
+        self.head = Head(self.mixture.width, sizes.dropout, target.outputs)
 
     def forward(self, batch: Batch, quality: Tensor | None = None) -> Prediction:
         """Predict a batch. `quality` (B, M) overrides r, for oracle and broken quality."""
@@ -36,9 +36,9 @@ class QAMoE(nn.Module):
             r_BM = quality
         fallback_BMD = r_BM[..., None] * z_BMD + (1 - r_BM[..., None]) * self.prior
         fused = self.mixture(fallback_BMD, r_BM)
-        value, log_variance = self.head(fused.vector)
+        guess, log_variance = self.head(fused.vector)
         prediction = self.target.prediction(
-            value, log_variance, batch.target, r=r_BM, fusion=fused.fusion, routing=fused.routing
+            guess, log_variance, batch.target, r=r_BM, fusion=fused.fusion, routing=fused.routing
         )
         if probe_loss is not None:
             prediction.losses.update(probe=probe_loss, **fused.losses)

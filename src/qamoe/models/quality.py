@@ -3,24 +3,28 @@
 import torch
 from torch import Tensor, nn
 
-from qamoe.models.prediction import gaussian_nll
+from qamoe.models.prediction import Targets
 
 
 class Quality(nn.Module):
     """h (B, M, D) -> a Gaussian per modality and its reliability r = 1 / (1 + mean sigma^2) (arXiv 2604.05704).
 
-    A linear probe a modality predicts the target from a sample of that Gaussian; its heteroscedastic likelihood,
-    whose variance is the mean of sigma^2, teaches the variance without quality labels. The form of the probe, the
-    clamp of the log variance and where it starts (small, so that features are not drowned at first) are our decision.
+    A linear probe a modality predicts the target from a sample of that Gaussian; its likelihood, in the task's
+    own form and with the mean of sigma^2 as variance, teaches the variance without quality labels. The form of
+    the probe, the clamp of the log variance and where it starts (small, so that features are not drowned at first) are
+    our decision.
     """
 
-    def __init__(self, modalities: int, width: int, max_log_variance: float, initial_log_variance: float) -> None:
+    def __init__(
+        self, modalities: int, width: int, max_log_variance: float, initial_log_variance: float, target: Targets
+    ) -> None:
         super().__init__()
+        self.probe_loss = target.probe_loss
         self.limit = max_log_variance
         self.mu = PerModality(modalities, width, width)
         self.log_variance = PerModality(modalities, width, width)
         nn.init.constant_(self.log_variance.bias, initial_log_variance)
-        self.probe = PerModality(modalities, width, 1)
+        self.probe = PerModality(modalities, width, target.outputs)
 
     def forward(self, h_BMD: Tensor, standard_target: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
         """Returns z (B, M, D), r (B, M), and the probes' loss where a target is given."""
@@ -31,9 +35,9 @@ class Quality(nn.Module):
         mean_variance_BM = variance.mean(-1)
         loss = None
         if standard_target is not None:
-            guess_BM = self.probe(z)[..., 0]
-            target = standard_target[:, None].expand_as(guess_BM)
-            loss = gaussian_nll(guess_BM, mean_variance_BM.log(), target)
+            guess = self.probe(z)
+            guess = guess[..., 0] if guess.shape[-1] == 1 else guess
+            loss = self.probe_loss(guess, mean_variance_BM.log(), standard_target)
         return z, 1 / (1 + mean_variance_BM), loss
 
 

@@ -1,6 +1,7 @@
 """The registered model: a candidate becomes challenger, passes the gate or not, and becomes champion or not.
 
-A gate rule is one function of the evidence and one line in RULES. Every decision is kept with its reasons: as tags
+A gate rule is one function of the evidence, named in NUMBERS or CLASSES, by the task that it judges. Every decision is
+kept with its reasons: as tags
 and description of the model version, and as promote/<gate>.json and .md in the run of the candidate.
 """
 
@@ -21,7 +22,7 @@ from qamoe.records.store import reason
 from qamoe.records.tracking import ARTIFACT, MODEL_ID
 
 CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
-SAME = 1e-5  # label units: how far the registered model may be from the evaluated one
+SAME = 1e-5  # label units, or probability: how far the registered model may be from the evaluated one
 _GATE = "qamoe.gate."  # tag of a version: what was decided about it at one gate
 
 
@@ -47,9 +48,23 @@ class Evidence:
     clips: pd.DataFrame
     split: str
     coverage_90: tuple[float, float]
+    calibration_error: float = 1.0
 
     def mixed(self, rows: pd.DataFrame) -> pd.DataFrame:
         return rows[rows["slice"] == "mixed"]
+
+    def calibrated(self, rows: pd.DataFrame) -> pd.DataFrame:
+        """The candidate's rows with its class probabilities at its temperature."""
+        from qamoe.evaluation.calibration import tempered
+        from qamoe.evaluation.metrics import classes_of
+
+        names = classes_of(rows)
+        shares = tempered(rows[names].to_numpy(float), self.config["calibration"]["temperature"])
+        return rows.assign(**dict(zip(names, shares.T, strict=True)))
+
+    @property
+    def of_classes(self) -> bool:
+        return "temperature" in self.config["calibration"]
 
 
 @dataclass(frozen=True)
@@ -80,13 +95,16 @@ def predicts_the_same(evidence: Evidence, registered: Predict) -> Verdict:
     """The registered model predicts what the evaluated checkpoint predicted."""
     clean = evidence.candidate[evidence.candidate["slice"] == "clean"].set_index("clip_id")
     expected = clean.loc[evidence.clips.index]
+    columns = {"score": "prediction", "variance": "variance"}  # theirs: ours
+    if evidence.of_classes:
+        expected = evidence.calibrated(expected)
+        columns = {name: name for name in map(str, expected) if name.startswith("p_")}
     try:
         found = registered(evidence.clips)
     except Exception as error:  # whatever the matter is, such a model serves nobody
         return Verdict("predicts_the_same", False, {}, f"the registered model cannot be used: {reason(error)}")
     apart = max(
-        float(np.abs(found[theirs].to_numpy() - expected[ours].to_numpy()).max())
-        for theirs, ours in (("score", "prediction"), ("variance", "variance"))
+        float(np.abs(found[theirs].to_numpy() - expected[ours].to_numpy()).max()) for theirs, ours in columns.items()
     )
     passed = apart <= SAME  # False for NaN too
     sentence = f"on {len(expected)} clips the registered model is {apart:.1e} from the evaluated one, at most {SAME:g}"
@@ -129,8 +147,56 @@ def covers_90(evidence: Evidence, registered: Predict) -> Verdict:
     return Verdict("covers_90", low <= coverage <= high, {"coverage": coverage, "low": low, "high": high}, sentence)
 
 
-FIRST = (predicts_the_same, beats_the_mean, covers_90)
-RULES = (predicts_the_same, beats_the_champion, covers_90)
+def beats_the_frequencies(evidence: Evidence, registered: Predict) -> Verdict:
+    """Of classes, without a champion: a smaller -log likelihood on slice mixed than the training frequencies have."""
+    from qamoe.evaluation.metrics import classes_of
+
+    rows = evidence.calibrated(evidence.mixed(evidence.candidate))
+    target = rows["target"].to_numpy(int)
+    of_target = rows[classes_of(rows)].to_numpy(float)[np.arange(len(rows)), target]
+    frequencies = np.array(evidence.config["class_shares"])[target]
+    nll, theirs = (float(-np.log(shares.clip(1e-12)).mean()) for shares in (of_target, frequencies))
+    sentence = f"NLL {nll:.4f} on mixed, {theirs:.4f} by always answering the training frequencies"
+    return Verdict("beats_the_frequencies", nll < theirs, {"nll": nll, "frequencies_nll": theirs}, sentence)
+
+
+def hits_more(evidence: Evidence, registered: Predict) -> Verdict:
+    """Of classes: a higher accuracy on slice mixed than the champion's, beyond the paired interval over sources."""
+    from qamoe.evaluation.compare import paired_bootstrap
+
+    assert evidence.champion is not None
+    ours, theirs = evidence.mixed(evidence.candidate), evidence.mixed(evidence.champion)
+    shares = [float((rows["prediction"] == rows["target"]).mean()) for rows in (ours, theirs)]
+    difference, low, high = paired_bootstrap(ours, theirs, "accuracy")
+    numbers = {"accuracy": shares[0], "champion_accuracy": shares[1], "difference": difference, "low": low}
+    numbers |= {"high": high, "sources": ours["source"].nunique()}
+    sentence = (
+        f"accuracy {shares[0]:.1%} on mixed, the champion's {shares[1]:.1%}: difference {difference:+.4f}, "
+        f"95 % interval {low:+.4f} to {high:+.4f} over {numbers['sources']} sources; it must lie above 0"
+    )
+    return Verdict("hits_more", low > 0, numbers, sentence)
+
+
+def is_calibrated(evidence: Evidence, registered: Predict) -> Verdict:
+    """Of classes: confidence is about the share of hits on slice mixed."""
+    from qamoe.evaluation.metrics import classes_of, classification
+
+    rows = evidence.calibrated(evidence.mixed(evidence.candidate))
+    error = classification(rows[classes_of(rows)].to_numpy(float), rows["target"].to_numpy())["calibration_error"]
+    most = evidence.calibration_error
+    sentence = f"calibration error {error:.4f} on mixed, allowed is at most {most:g}"
+    return Verdict("is_calibrated", error <= most, {"calibration_error": error, "most": most}, sentence)
+
+
+# By whether there is a champion.
+NUMBERS = {
+    False: (predicts_the_same, beats_the_mean, covers_90),
+    True: (predicts_the_same, beats_the_champion, covers_90),
+}
+CLASSES = {
+    False: (predicts_the_same, beats_the_frequencies, is_calibrated),
+    True: (predicts_the_same, hits_more, is_calibrated),
+}
 
 
 def champion(client: Any, name: str) -> Champion | None:
@@ -221,7 +287,8 @@ def submit(
     def registered(clips: pd.DataFrame) -> pd.DataFrame:
         return mlflow.pyfunc.load_model(f"models:/{name}/{version}").predict(clips)
 
-    verdicts = tuple(rule(evidence, registered) for rule in (RULES if against else FIRST))
+    rules = (CLASSES if evidence.of_classes else NUMBERS)[against is not None]
+    verdicts = tuple(rule(evidence, registered) for rule in rules)
     promoted = all(verdict.passed for verdict in verdicts)
     reasons = tuple(f"{'passed' if v.passed else 'failed'} {v.rule}: {v.sentence}" for v in verdicts)
     decision = Decision("promoted" if promoted else "refused", version, reasons, verdicts, run_id)

@@ -95,11 +95,17 @@ def _note(config: dict[str, Any]) -> str:
     lines = [
         f"**{config['model']}**, seed {config['seed']}, on {corpus or 'a corpus without a name'}.",
         f"Epoch {config['best_epoch']}: mean validation error {config['selection']:.4f} over the selection cells.",
-        f"A 90 % interval reaches {config['calibration']['sigmas']['0.9']:.2f} sigma (split-conformal, validation).",
+        _calibrated(config["calibration"]),
     ]
     if config["trained_on_generated"]:
         lines.append("Trained on generated clips: it says nothing about real people.")
     return "\n\n".join(lines)
+
+
+def _calibrated(calibration: dict[str, Any]) -> str:
+    if "temperature" in calibration:
+        return f"Class logits are divided by {calibration['temperature']:.2f} (temperature, validation)."
+    return f"A 90 % interval reaches {calibration['sigmas']['0.9']:.2f} sigma (split-conformal, validation)."
 
 
 def flat(values: Any, prefix: str = "") -> dict[str, str]:

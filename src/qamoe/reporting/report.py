@@ -102,6 +102,7 @@ def build(results: Results) -> tuple[Summary, dict[str, Any]]:
         "headline": sections.headline(headline, results.cells),
         "compared": [controls.shown(row) for row in compared],
         "family": controls.FAMILY,
+        "broken_error": "MAE" if metric == "mae" else "Share of misses",
         "metric": sections.METRIC_NAMES.get(metric, metric),
         "matrix": controls.matrix(resampled, pairs, metric),
         "no_worse": controls.no_worse(resampled, pairs, summary) if metric == "mae" else [],

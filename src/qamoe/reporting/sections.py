@@ -63,7 +63,7 @@ def about(results: Results, summary: Summary) -> dict[str, Any]:
     if specialists:
         models.append("one specialist" if specialists == 1 else f"{specialists} specialists")
     task = config.get("task") or {}
-    target = "a class"
+    target = f"a class ({', '.join(task.get('classes') or ())})"
     if task.get("kind") == "regression":
         target = f"a number from {task['low']:g} to {task['high']:g}".replace("-", "−")
     return {
@@ -195,6 +195,8 @@ def spectrum(results: Results, summary: Summary) -> dict[str, Any]:
             )
         )
     text = "How the error grows as the inputs get worse. Lower and flatter is better."
+    if tables.error_metric(results.cells) == "accuracy":
+        text = "How accuracy falls as the inputs get worse. Higher and flatter is better."
     return {"title": "Along the spectrum", "text": text, "figures": made, "small": True}
 
 

@@ -96,7 +96,13 @@ class ClipRequest(Words):
     degrade: Damages = Damages()
 
 
-class Answer(BaseModel):
+class _Trusted(BaseModel):
+    trust: dict[str, float | None]
+    r: dict[str, float | None]
+    routing: list[float] | None
+
+
+class Answer(_Trusted):
     """A score in label units with its 90 % interval; trust in [0, 1] and r by modality; the share of each expert.
 
     trust, r and routing are empty where the model has none.
@@ -106,15 +112,22 @@ class Answer(BaseModel):
     low_90: float
     high_90: float
     variance: float
-    trust: dict[str, float | None]
-    r: dict[str, float | None]
-    routing: list[float] | None
+
+
+class ClassAnswer(_Trusted):
+    """What a model of classes answers: the most probable class and the calibrated probability of each."""
+
+    label: str
+    probabilities: dict[str, float]
+
+
+Either = Answer | ClassAnswer
 
 
 class Answers(BaseModel):
     """One answer a clip, in their order."""
 
-    clips: list[Answer]
+    clips: list[Either]
 
 
 class Upload(BaseModel):
@@ -131,20 +144,24 @@ class Sample(BaseModel):
 
     number: int
     text: str
-    label: float
+    label: float | str
     start_s: float
     end_s: float | None
 
 
 class About(BaseModel):
-    """What is served, and what it takes. `columns` is the least number of columns of raw features."""
+    """What is served, and what it takes. `columns` is the least number of columns of raw features.
+
+    `low` and `high` bound a score; of a model of classes they are empty, and `classes` are theirs.
+    """
 
     name: str
     digest: str
     modalities: list[str]
     columns: dict[str, int]
-    low: float
-    high: float
+    low: float | None
+    high: float | None
+    classes: list[str]
     experts: int | None
     trust_rescaled: dict[str, bool]
     generated: bool
@@ -158,17 +175,21 @@ class Error(BaseModel):
     error: str
 
 
-def answers(found: pd.DataFrame) -> list[Answer]:
+def answers(found: pd.DataFrame) -> list[Either]:
     """The rows that qamoe.serving.predict gives, as JSON can hold them: empty is null."""
 
     def number(value: float) -> float | None:
         return None if np.isnan(value) else float(value)
 
-    made = []
+    made: list[Either] = []
+    classes = [name for name in map(str, found) if name.startswith("p_")]
     for row in found.to_dict("records"):
         trust, r = ({m: number(row[f"{name}_{m}"]) for m in MODALITIES} for name in ("trust", "r"))
+        rest: dict[str, Any] = {"trust": trust, "r": r, "routing": row["routing"]}
+        if classes:
+            shares = {name.removeprefix("p_"): float(row[name]) for name in classes}
+            made.append(ClassAnswer(label=row["class"], probabilities=shares, **rest))
+            continue
         score, low, high, variance = (float(row[name]) for name in ("score", "low_90", "high_90", "variance"))
-        made.append(
-            Answer(score=score, low_90=low, high_90=high, variance=variance, trust=trust, r=r, routing=row["routing"])
-        )
+        made.append(Answer(score=score, low_90=low, high_90=high, variance=variance, **rest))
     return made

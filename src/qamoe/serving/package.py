@@ -29,7 +29,7 @@ def requirements() -> list[str]:
     return [f"{name}=={version(name).split('+')[0]}" for name in REQUIREMENTS]
 
 
-def signature() -> Any:
+def signature(task: dict[str, Any]) -> Any:
     """The columns of qamoe.serving.predict as an MLflow signature; every input may be missing."""
     from mlflow.models import ModelSignature
     from mlflow.types.schema import AnyType, Array, ColSpec, DataType, Schema
@@ -37,7 +37,9 @@ def signature() -> Any:
     given: list[Any] = [
         ColSpec(DataType.string if n == "text" else AnyType(), n, required=False) for n in predict.INPUTS
     ]
-    made: list[Any] = [ColSpec(DataType.double, name) for name in predict.NUMBERS]
+    made: list[Any] = [ColSpec(DataType.double, name) for name in predict.numbers(task)]
+    if task["kind"] == "classification":
+        made.insert(0, ColSpec(DataType.string, "class"))
     return ModelSignature(Schema(given), Schema([*made, ColSpec(Array(DataType.double), "routing", required=False)]))
 
 
@@ -50,6 +52,8 @@ def log_model(folder: Path, name: str, step: int, tags: dict[str, str]) -> str:
 
     import mlflow
 
+    config = checkpoint.read_config(folder)
+    assert config is not None
     artifacts = {"weights": folder / checkpoint.WEIGHTS, "config": folder / checkpoint.CONFIG}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*input example.*")  # the signature is explicit
@@ -58,7 +62,7 @@ def log_model(folder: Path, name: str, step: int, tags: dict[str, str]) -> str:
             python_model=str(CODE / "serving" / "pyfunc.py"),
             artifacts={key: str(path.resolve()) for key, path in artifacts.items()},
             code_paths=[str(CODE)],
-            signature=signature(),
+            signature=signature(config["task"]),
             pip_requirements=requirements(),
             step=step,
             tags=tags,

@@ -1,4 +1,5 @@
-"""Raw clips -> scores with their intervals, and how far each modality was trusted: what every way of serving calls.
+"""Raw clips -> scores with their intervals, or classes with their probabilities, and how far each
+modality was trusted: what every way of serving calls.
 
 Cleaning, normalising and truncation are those of the checkpoint's own training split (model.json), so that a raw
 clip meets the model as its clips of training did.
@@ -14,34 +15,38 @@ import torch
 
 from qamoe.degradation.draws import MODALITIES, clip_key
 from qamoe.errors import Refused
+from qamoe.evaluation.calibration import tempered
 from qamoe.features.batch import Batch, pad
 from qamoe.features.clean import Columns, clean
 from qamoe.features.minilm import MiniLM
+from qamoe.models.prediction import Prediction
 from qamoe.training.checkpoint import Trained
 
 INPUTS = ("text", "tokens", "audio", "vision")
-NUMBERS = (
-    "score",
-    "low_90",
-    "high_90",
-    "variance",
-    *(f"trust_{m}" for m in MODALITIES),
-    *(f"r_{m}" for m in MODALITIES),
-)
+RELIABILITY = tuple(f"{name}_{m}" for name in ("trust", "r") for m in MODALITIES)
+NUMBERS = ("score", "low_90", "high_90", "variance", *RELIABILITY)
 OUTPUTS = (*NUMBERS, "routing")
 _BATCH = 64
 Change = Callable[[Batch], Batch]
 
 
+def numbers(task: dict[str, Any]) -> tuple[str, ...]:
+    """The columns of numbers that a model of this task answers with: NUMBERS, or p_<class> in place of a score."""
+    if task["kind"] == "regression":
+        return NUMBERS
+    return (*(f"p_{name}" for name in task["classes"]), *RELIABILITY)
+
+
 def predict(trained: Trained, rows: pd.DataFrame, device: str = "cpu", change: Change | None = None) -> pd.DataFrame:
-    """One row of OUTPUTS for each row, with the same index.
+    """One row of answers for each row, with the same index: `numbers` and routing, of classes the column class first.
 
     `rows` has some of the columns text (str), tokens (ready ids, which win over text), audio and vision: raw frames
     (T, D) as arrays or nested lists, with the columns that the extractor gives. None, NaN, an empty text and no
     frames all mean that the modality is missing; a modality that the model does not know is not looked at.
 
     score, low_90 and high_90 are in label units and not clipped to the label's range; the interval is the conformal
-    one of the validation split. trust is in [0, 1]; trust, r and routing (the share of each expert, summing to 1)
+    one of the validation split. p_<class> are probabilities at the temperature of that split, class is the name of the
+    most probable one. trust is in [0, 1]; trust, r and routing (the share of each expert, summing to 1)
     are empty where a model has none. A row's prediction depends on the rows beside it only by float rounding.
     `change` is given the standardised frames and token ids before text is encoded (a degradation, to show what it
     does); the keys of its draws are those of the index, as clip ids.
@@ -55,8 +60,13 @@ def predict(trained: Trained, rows: pd.DataFrame, device: str = "cpu", change: C
         here = slice(first, first + _BATCH)
         batch = _batch(trained.config["modalities"], prepared[here], keys[here]).to(device)
         parts.append(_predicted(trained, change(batch) if change else batch))
-    columns = {name: np.concatenate([part[name] for part in parts] or [np.zeros(0)]) for name in NUMBERS}
+    task = trained.config["task"]
+    names = numbers(task)
+    columns = {name: np.concatenate([part[name] for part in parts] or [np.zeros(0)]) for name in names}
     found = pd.DataFrame(columns, index=rows.index)
+    if task["kind"] == "classification":
+        best = found[[f"p_{name}" for name in task["classes"]]].to_numpy().argmax(1)
+        found.insert(0, "class", pd.Series(np.array(task["classes"], object)[best], rows.index, object))
     routing = [share for part in parts for share in part["routing"]]
     found["routing"] = pd.Series(routing, rows.index, object)
     return found
@@ -139,10 +149,7 @@ def _batch(modalities: Sequence[str], clips: Sequence[dict[str, np.ndarray]], ke
 def _predicted(trained: Trained, batch: Batch) -> dict[str, Any]:
     config = trained.config
     result = trained.predict(batch)
-    score = result.value.double().cpu().numpy()
-    variance = result.variance.double().cpu().numpy()
-    reach = config["calibration"]["sigmas"]["0.9"] * np.sqrt(variance)
-    found: dict[str, Any] = {"score": score, "low_90": score - reach, "high_90": score + reach, "variance": variance}
+    found = _scores(result, config["calibration"]) if result.probabilities is None else _classes(result, config)
     empty = np.full(len(batch), np.nan)
     found |= {f"{name}_{m}": empty for name in ("trust", "r") for m in MODALITIES}
     if result.r is not None:
@@ -153,3 +160,17 @@ def _predicted(trained: Trained, batch: Batch) -> dict[str, Any]:
             found[f"r_{modality}"] = result.r[:, place].double().cpu().numpy()
     shares = [None] * len(batch) if result.routing is None else result.routing.mean(1).double().cpu().tolist()
     return found | {"routing": shares}
+
+
+def _scores(result: Prediction, calibration: dict[str, Any]) -> dict[str, Any]:
+    assert result.value is not None
+    assert result.variance is not None
+    score, variance = (part.double().cpu().numpy() for part in (result.value, result.variance))
+    reach = calibration["sigmas"]["0.9"] * np.sqrt(variance)
+    return {"score": score, "low_90": score - reach, "high_90": score + reach, "variance": variance}
+
+
+def _classes(result: Prediction, config: dict[str, Any]) -> dict[str, Any]:
+    assert result.probabilities is not None
+    shares = tempered(result.probabilities.double().cpu().numpy(), config["calibration"]["temperature"])
+    return {f"p_{name}": shares[:, place] for place, name in enumerate(config["task"]["classes"])}

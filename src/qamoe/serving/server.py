@@ -59,7 +59,7 @@ class Service:
         self._loading = threading.Lock()
         self.extraction: Extraction | None = None
 
-    def predict(self, rows: pd.DataFrame, damage: dict[str, tuple[str, float]] | None = None) -> list[messages.Answer]:
+    def predict(self, rows: pd.DataFrame, damage: dict[str, tuple[str, float]] | None = None) -> list[messages.Either]:
         with self._predicting:
             return messages.answers(self.served.predict(rows, damage))
 
@@ -90,6 +90,11 @@ class Service:
             raise HTTPException(404, f"There is no such sample; there are {len(self.samples)}, numbered from 0.")
         return self.samples[number]
 
+    def label(self, clip: Clip) -> float | str:
+        """A clip's label as people know it: a number, or the name of a class."""
+        task = self.served.trained.config["task"]
+        return clip.label if task["kind"] == "regression" else task["classes"][int(clip.label)]
+
     def upload_of(self, number: int) -> messages.Upload:
         """A sample's features under an id, extracted at its first use only."""
         clip = self.sample(number)
@@ -113,14 +118,17 @@ class Service:
 
     def about(self) -> messages.About:
         served, config = self.served, self.served.trained.config
+        task = config["task"]
+        classes = list(task["classes"]) if task["kind"] == "classification" else []
         stats, streams = config["stats"], [m for m in config["modalities"] if m != "text"]
         return messages.About(
             name=served.name,
             digest=served.digest,
             modalities=config["modalities"],
             columns={m: max(stats[m]["kept"]) + 1 for m in streams},
-            low=config["task"]["low"],
-            high=config["task"]["high"],
+            low=None if classes else task["low"],
+            high=None if classes else task["high"],
+            classes=classes,
             experts=config["models"]["qamoe"]["experts"] if config["trust"] else None,
             trust_rescaled={m: anchors["rescaled"] for m, anchors in config["trust"].items()},
             generated=config["trained_on_generated"],
@@ -142,7 +150,7 @@ def application(service: Service) -> FastAPI:
 
     app = FastAPI(
         title="qamoe", version="1", lifespan=lifespan, docs_url=None, redoc_url=None, responses=_REFUSALS,
-        description="Sentiment with an interval, and how far each modality was trusted.",
+        description="Sentiment with an interval, or a class with probabilities, and how far each modality was trusted.",
     )  # fmt: skip
     app.add_middleware(Guard, limits=service.limits)
     _refusals(app)
@@ -186,7 +194,7 @@ def application(service: Service) -> FastAPI:
             return service.uploaded(await run_in_threadpool(service.extract, path))
 
     @app.post("/clips/{clip_id}/predict")
-    def predict_clip(clip_id: ClipId, request: messages.ClipRequest) -> messages.Answer:
+    def predict_clip(clip_id: ClipId, request: messages.ClipRequest) -> messages.Either:
         """Predict a clip that was sent before, with words to go with it, as it is or degraded."""
         clip = service.kept(clip_id)
         row = {"text": request.text, "tokens": request.tokens, **clip.extracted.frames}
@@ -197,7 +205,7 @@ def application(service: Service) -> FastAPI:
     def list_samples() -> list[messages.Sample]:
         """Clips to try it with, if the server was started with some."""
         return [
-            messages.Sample(number=i, text=c.text, label=c.label, start_s=c.start_s, end_s=c.end_s)
+            messages.Sample(number=i, text=c.text, label=service.label(c), start_s=c.start_s, end_s=c.end_s)
             for i, c in enumerate(service.samples)
         ]
 

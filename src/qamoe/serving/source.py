@@ -61,8 +61,6 @@ def open_model(model: str, folder: Path | None) -> Served:
         with tempfile.TemporaryDirectory() as temporary:
             place, name = _fetched(model, Path(temporary))
             trained, digest = checkpoint.load(place, device), checkpoint.digest(place)
-    if trained.config["task"]["kind"] != "regression":
-        raise Refused(f"{name} is a model of classes; only models of a score can be served.")
     served = Served(trained, references(trained.config["stats"]), device, name, digest)
     served.predict(pd.DataFrame({"text": ["ready"]}))
     return served

@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from qamoe.errors import Refused
-from qamoe.serving.messages import Answer, answers
+from qamoe.serving.messages import ClassAnswer, Either, answers
 from qamoe.serving.source import Served, open_model
 from qamoe.serving.uploads import in_process
 
@@ -42,14 +42,19 @@ def predict(clip: Path | None, text: str | None, model: str, folder: Path | None
         _show(served, answer, problems)
 
 
-def _show(served: Served, answer: Answer, problems: dict[str, str]) -> None:
+def _show(served: Served, answer: Either, problems: dict[str, str]) -> None:
     from rich.console import Console
     from rich.table import Table
 
     task = served.trained.config["task"]
     out = Console(highlight=False)
-    out.print(f"score  [bold]{answer.score:+.2f}[/]   90 % interval {answer.low_90:+.2f} to {answer.high_90:+.2f}"
-              f"   scale {task['low']:g} to {task['high']:g}")  # fmt: skip
+    if isinstance(answer, ClassAnswer):
+        ordered = sorted(answer.probabilities.items(), key=lambda pair: -pair[1])
+        out.print(f"class  {answer.label}", style="bold", markup=False)
+        out.print("       " + "  ".join(f"{name} {share:.0%}" for name, share in ordered), markup=False)
+    else:
+        out.print(f"score  [bold]{answer.score:+.2f}[/]   90 % interval {answer.low_90:+.2f} to {answer.high_90:+.2f}"
+                  f"   scale {task['low']:g} to {task['high']:g}")  # fmt: skip
     table = Table(box=None, pad_edge=False, header_style="dim")
     for name in ("", "trust", "", "r"):
         table.add_column(name, justify="right" if name == "trust" else "left")

@@ -64,8 +64,7 @@ def run(params: Params, out: Path) -> None:
             "frequencies": frequencies,
         },
         **{m: c.to_json() | {"rate": stores[m].metadata["rate"]} for m, c in columns.items()},
-        "target_mean": float(labels[train_rows].mean()),
-        "target_std": float(labels[train_rows].std()) or 1.0,
+        **_target(labels[train_rows], about["task"]),
         "clips": {split: int((clips["split"] == split).sum()) for split in store.SPLITS},
         "seconds_max": seconds_max,
     }
@@ -103,6 +102,14 @@ def _check(clips: Any) -> None:
         raise Refused(f"Source {splits.index[splits > 1][0]!r} is in more than one split.")
     if not np.isfinite(clips["label"]).all():
         raise Refused("A label in clips.parquet is not finite.")
+
+
+def _target(labels: np.ndarray, task: dict[str, Any]) -> dict[str, Any]:
+    """What a model has to know of the training labels: mean and deviation, or each class's share of the clips."""
+    if task["kind"] == "classification":
+        counts = np.bincount(labels.astype(int), minlength=len(task["classes"]))
+        return {"class_shares": (counts / counts.sum()).tolist()}
+    return {"target_mean": float(labels.mean()), "target_std": float(labels.std()) or 1.0}
 
 
 def _token_frequencies(text: store.Store, rows: np.ndarray, limit: int) -> list[tuple[int, int]]:

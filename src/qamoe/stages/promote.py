@@ -72,6 +72,7 @@ def decide(params: Params, out: Path) -> "Decision":
         _raw_clips(store, stats, config["modalities"]),
         split,
         params.registry.coverage_90,
+        params.registry.calibration_error,
     )
     about = {"protocol": PROTOCOL, "data_digest": config["digests"]["data"], "gate_digest": gate_digest}
     with answering():

@@ -42,6 +42,10 @@ def run(source: Path, out: Path, model: str) -> None:
     for fault in faults:
         entry.log.warning("not scored: %s", fault)
     served = open_model(model, None)
+    if served.trained.config["task"]["kind"] != "regression":
+        raise Refused(
+            f"{served.name} is a model of classes; {SCORES} holds scores alone: use `qamoe predict` or `serve`."
+        )
     keys = [_key(clip, served.digest) for clip in clips]
     before = _read(out / SCORES)
     kept = before[before["key"].isin(keys)].drop_duplicates("key").set_index("key")

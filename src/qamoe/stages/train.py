@@ -27,8 +27,6 @@ def run(params: Params, out: Path, model: str | None = None) -> None:
     from qamoe.models import reader
 
     stats = read_stats(out)
-    if stats["task"]["kind"] != "regression":
-        raise Refused(f"extract.task.kind is {stats['task']['kind']!r}; train knows regression only.")
     if params.models.encoders.text.finetune:
         reader.architecture(params.models.encoders.text, params.preprocess.max_frames.text)  # refuses what it cannot be
     names = [model] if model else list(params.seeds)

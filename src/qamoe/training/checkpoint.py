@@ -19,7 +19,7 @@ from qamoe.errors import Refused
 from qamoe.features.batch import Batch
 from qamoe.files import write_text, written_aside
 from qamoe.models import build, text, told_quality
-from qamoe.models.prediction import Prediction, Target
+from qamoe.models.prediction import Prediction, target_of
 from qamoe.models.reader import Reader
 from qamoe.params import Models, Params, family
 
@@ -69,7 +69,6 @@ class Trained:
 
 def make(name: str, config: dict[str, Any]) -> nn.Module:
     """The model that a model.json describes, with fresh weights."""
-    target = Target(config["target_mean"], config["target_std"])
     # The order of modalities is that of their encoders; JSON keeps none for the keys of `inputs`.
     features = {modality: config["inputs"][modality] for modality in config["modalities"]}
     # Only the model's own blocks: a checkpoint outlives the coming and going of other models.
@@ -81,7 +80,7 @@ def make(name: str, config: dict[str, Any]) -> nn.Module:
     if "text_encoder" in config:
         reader = Reader(config["text_encoder"], sizes.text)
         features["text"] = reader.width  # `inputs` tells of the corpus, the same for every encoder
-    return build(name, features, sizes, block, target, reader)
+    return build(name, features, sizes, block, target_of(config), reader)
 
 
 def described(params: Params, name: str, seed: int, digests: dict[str, str]) -> dict[str, Any]:

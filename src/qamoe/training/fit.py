@@ -14,11 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from qamoe.errors import Refused
-from qamoe.evaluation.calibration import fit_conformal
 from qamoe.models import reader
 from qamoe.params import Params, TrainCommon, family
 from qamoe.training import checkpoint
-from qamoe.training.selection import Cells, predictions, selection_value, told
+from qamoe.training.selection import Cells, calibration, predictions, selection_value, told
 from qamoe.training.views import Views, rows_in_batches
 
 log = logging.getLogger("qamoe")
@@ -110,6 +109,7 @@ def _config(
     digests: dict[str, str],
 ) -> dict[str, Any]:
     config = checkpoint.described(params, name, seed, digests)
+    config |= {key: stats[key] for key in ("target_mean", "target_std", "class_shares") if key in stats}
     if "text" in inputs and params.models.encoders.text.finetune and family(name) != "mean":
         limit = params.preprocess.max_frames.text
         config["text_encoder"] = reader.architecture(params.models.encoders.text, limit)
@@ -118,8 +118,6 @@ def _config(
         "task": stats["task"],
         "modalities": list(inputs),
         "inputs": inputs,
-        "target_mean": stats["target_mean"],
-        "target_std": stats["target_std"],
         "trained_on_generated": stats["generated"],
     }
 
@@ -205,11 +203,7 @@ def _after_training(
     model: nn.Module, valid: Views, cells: Cells, modalities: list[str], batch_size: int, device: str
 ) -> dict[str, Any]:
     """Calibration over the selection cells, and each modality's trust anchors: median r clean and under noise 1."""
-    chosen = predictions(model, valid, cells.selection, batch_size, device)
-    conformal = fit_conformal(
-        chosen["value"].ravel() - np.tile(chosen["target"], len(cells.selection)),
-        np.sqrt(chosen["variance"].ravel()),
-    )
+    fitted = calibration(predictions(model, valid, cells.selection, batch_size, device))
     clean = predictions(model, valid, cells.clean, batch_size, device)["r"]
     worthless = predictions(model, valid, cells.worthless, batch_size, device)["r"]
     trust: dict[str, Any] = {}
@@ -224,4 +218,4 @@ def _after_training(
                     high,
                     low,
                 )
-    return {"calibration": {"sigmas": conformal}, "trust": trust}
+    return {"calibration": fitted, "trust": trust}

@@ -1,0 +1,130 @@
+"""Classification: the same models with logits in the place of a value, and the perturbed cross-entropy by hand."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from qamoe.models import MODELS, build
+from qamoe.models.prediction import Classes, Target, perturbed_cross_entropy, target_of
+from qamoe.params import Hidden, Mean, MoE, TensorFusion
+
+FEATURES = {"text": 6, "audio": 3, "vision": 2}
+SHARES = [0.5, 0.3, 0.2]
+
+every = pytest.mark.parametrize("name", MODELS)
+
+
+@pytest.fixture
+def model(sizes: Any, block: Any) -> Callable[..., Any]:
+    def make(name: str) -> Any:
+        qamoe = block()
+        moe = MoE.model_validate(qamoe.model_dump(exclude={"max_log_variance", "initial_log_variance"}))
+        own = {"mean": Mean(), "tensor": TensorFusion(hidden=6, low=2), "moe": moe, "oracle": qamoe, "qamoe": qamoe}
+        torch.manual_seed(0)
+        return build(name, FEATURES, sizes, own.get(name, Hidden(hidden=6)), Classes(SHARES))
+
+    return make
+
+
+@pytest.fixture
+def batch(batch_of: Any) -> Any:
+    from dataclasses import replace
+
+    made = batch_of(range(40), {1: ("audio",), 2: tuple(FEATURES)})
+    return replace(made, target=torch.arange(40).remainder(3).float())
+
+
+def ask(made: Any, batch: Any) -> Any:
+    quality = torch.rand(len(batch), 3, generator=torch.Generator().manual_seed(2))
+    return made(batch, quality if isinstance(made, MODELS["oracle"]) else None)
+
+
+@every
+def test_it_trains(model: Any, batch: Any, name: str) -> None:
+    made = model(name).train()
+    result = ask(made, batch)
+    assert result.value is None
+    assert result.variance is None
+    assert result.probabilities.shape == (40, 3)
+    assert torch.allclose(result.probabilities.sum(1), torch.ones(40))
+    assert "task" in result.losses
+    assert "variance" not in result.losses, "one likelihood teaches both"
+    assert all(torch.isfinite(loss) for loss in result.losses.values())
+    if name == "mean":
+        assert torch.allclose(result.probabilities, torch.tensor(SHARES).expand(40, 3)), "the training frequencies"
+        return
+    torch.stack(list(result.losses.values())).sum().backward()
+    for part, parameter in made.named_parameters():
+        assert parameter.grad is not None, f"{part} is in vain"
+        assert torch.isfinite(parameter.grad).all(), part
+
+
+@every
+@torch.no_grad()
+def test_nothing_is_drawn_in_evaluation(model: Any, batch: Any, name: str) -> None:
+    made = model(name).eval()
+    assert torch.equal(ask(made, batch).probabilities, ask(made, batch).probabilities)
+
+
+@pytest.mark.parametrize("name", ["concat", "tensor", "precision", "moe", "qamoe"])
+def test_it_learns_a_class_that_the_sound_tells(model: Any, batch: Any, name: str) -> None:
+    made = model(name).train()
+    batch.x["audio"] += 3 * F.one_hot(batch.target.long(), 3)[:, None]
+    optimiser = torch.optim.Adam(made.parameters(), 0.01)
+    for _ in range(120):
+        loss = torch.stack(list(made(batch).losses.values())).sum()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    hits = made.eval()(batch).probabilities.argmax(1) == batch.target
+    assert hits.float().mean() > 0.8
+
+
+def test_without_noise_it_is_the_cross_entropy() -> None:
+    logits, target = torch.randn(6, 4), torch.tensor([0, 1, 2, 3, 0, 1])
+    certain = perturbed_cross_entropy(logits, torch.full((6,), -math.inf), target)
+    assert certain.item() == pytest.approx(F.cross_entropy(logits, target).item(), rel=1e-5)
+
+
+def test_noise_helps_who_is_wrong_and_costs_who_is_right() -> None:
+    torch.manual_seed(0)
+    logits = torch.tensor([4.0, 0.0, 0.0]).expand(4000, 3)
+    losses = {
+        (label, v): perturbed_cross_entropy(logits, torch.full((4000,), v), torch.full((4000,), label)).item()
+        for label in (0, 1)
+        for v in (-3.0, 2.0)
+    }
+    assert losses[1, 2.0] < losses[1, -3.0]
+    assert losses[0, 2.0] > losses[0, -3.0]
+
+
+@pytest.mark.parametrize("log_variance", [-2.0, 0.0, 1.5])
+def test_probabilities_are_those_expected_of_perturbed_logits(log_variance: float) -> None:
+    torch.manual_seed(0)
+    target = Classes([0.5, 0.5])
+    guess = torch.tensor([[1.5, -0.5]])
+    drawn = guess + math.exp(log_variance / 2) * torch.randn(200_000, 2)
+    said = target.prediction(guess, torch.tensor([log_variance]), None).probabilities
+    assert said is not None
+    assert torch.allclose(said[0], drawn.softmax(-1).mean(0), atol=0.01)
+
+
+@torch.no_grad()
+def test_the_product_of_experts_follows_the_surer_one(model: Any, batch: Any) -> None:
+    """Gaussians over logits: their product has the mean that is weighted by precision."""
+    made = model("precision").eval()
+    alone = torch.tensor([1.0, 0.0, 0.0]).expand(len(batch), 3)
+    h = made.encode(batch)
+    guess = made.experts[0](h[:, 0])[0] + made.target.log_shares
+    assert torch.equal(made(batch, alone).probabilities.argmax(1), guess.argmax(1))
+
+
+def test_the_statistics_say_which_target() -> None:
+    assert isinstance(target_of({"target_mean": 0.0, "target_std": 1.0}), Target)
+    made = target_of({"class_shares": [1.0, 0.0]})
+    assert isinstance(made, Classes)
+    assert torch.isfinite(made.log_shares).all(), "a class that training lacks is unlikely, not impossible"

@@ -1,0 +1,96 @@
+"""A model of classes served: probabilities at its temperature, and the class, in the place of a score."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from qamoe.serving import terminal
+from qamoe.serving.package import signature
+from qamoe.serving.predict import predict
+from qamoe.serving.source import open_model
+from qamoe.training import checkpoint
+from qamoe.training.fit import _config
+from tests.serving.conftest import Server, running
+
+CLASSES = ["angry", "sad", "neutral", "happy"]
+CLIPS = pd.DataFrame({"text": ["a lovely film", None, "I could not stay awake"]}, index=["x", "y", "z"])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, tiny_params: Any, tiny_stats: dict[str, Any]) -> Path:
+    task = {"kind": "classification", "low": -3.0, "high": 3.0, "classes": CLASSES}
+    stats = {key: value for key, value in tiny_stats.items() if not key.startswith("target_")}
+    stats |= {"task": task, "class_shares": [0.4, 0.1, 0.2, 0.3]}
+    inputs = {"text": 384, "audio": 2, "vision": 2}
+    config = _config("qamoe", 1, tiny_params, stats, inputs, {"params": "p", "data": "d", "code": "c"})
+    anchors = {m: {"clean": 0.8, "worthless": 0.4, "rescaled": True} for m in inputs}
+    config |= {"selection": 1.0, "best_epoch": 1, "calibration": {"temperature": 2.0}, "trust": anchors}
+    torch.manual_seed(1)
+    place = tmp_path_factory.mktemp("classes") / "qamoe" / "1"
+    checkpoint.save(place, checkpoint.make("qamoe", config), config, [])
+    return place
+
+
+@pytest.fixture(scope="module")
+def server(folder: Path) -> Iterator[Server]:
+    with running(lambda: open_model("", folder)) as found:
+        yield found
+
+
+def test_probabilities_are_at_the_temperature(folder: Path) -> None:
+    trained = checkpoint.load(folder)
+    found = predict(trained, CLIPS)
+    columns = [f"p_{name}" for name in CLASSES]
+    assert list(found)[:5] == ["class", *columns]
+    shares = found[columns].to_numpy()
+    assert shares.sum(1) == pytest.approx(1)
+    assert list(found["class"]) == [CLASSES[place] for place in shares.argmax(1)]
+    trained.config["calibration"]["temperature"] = 1.0
+    own = predict(trained, CLIPS)[columns].to_numpy() ** 0.5
+    np.testing.assert_allclose(shares, own / own.sum(1, keepdims=True), atol=1e-7)
+    assert predict(trained, CLIPS.iloc[:0]).shape == (0, found.shape[1])
+
+
+def test_the_signature_names_the_classes(folder: Path) -> None:
+    made = signature(checkpoint.load(folder).config["task"]).outputs
+    assert made.input_names() == [*predict(checkpoint.load(folder), CLIPS)]
+
+
+def test_the_server_answers_with_classes(server: Server) -> None:
+    _, about = server.ask("GET", "/model")
+    assert (about["classes"], about["low"], about["high"]) == (CLASSES, None, None)
+    status, answer = server.ask("POST", "/predict", {"clips": [{"text": "a lovely film"}]})
+    assert status == 200
+    clip = answer["clips"][0]
+    assert list(clip["probabilities"]) == CLASSES
+    assert clip["label"] == max(CLASSES, key=clip["probabilities"].__getitem__)
+    assert "score" not in clip
+    assert clip["trust"]["audio"] == 0
+
+
+def test_the_terminal_says_the_class(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    terminal.predict(None, "a lovely film", "", folder, as_json=True)
+    answer = json.loads(capsys.readouterr().out)
+    terminal.predict(None, "a lovely film", "", folder, as_json=False)
+    shown = capsys.readouterr().out
+    assert f"class  {answer['label']}" in shown
+    assert f"{answer['label']} {answer['probabilities'][answer['label']]:.0%}" in shown
+
+
+def test_a_folder_of_scores_is_refused(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """scores.parquet has columns for scores alone; whoever asks is told before anything is written."""
+    from qamoe.errors import Refused
+    from qamoe.serving import source
+    from qamoe.stages import score
+
+    (tmp_path / "manifest.csv").write_text("clip_id,source,path,start_s,end_s,text,label,split\n")
+    monkeypatch.setattr(source, "open_model", lambda model, _: open_model("", folder))
+    with pytest.raises(Refused, match="is a model of classes"):
+        score.run(tmp_path, tmp_path / "out", "models:/qa-moe@champion")
+    assert not (tmp_path / "out").exists()
