@@ -1,5 +1,6 @@
 """What every kind of corpus gives: clips, with a label, a source and a split."""
 
+import csv
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -61,6 +62,21 @@ def noted(faults: list[str] | None) -> Iterator[None]:
         if faults is None:
             raise
         faults.append(str(refusal))
+
+
+@contextmanager
+def rows_of(file: Path, **how: Any) -> Iterator["csv.DictReader[str]"]:
+    """The rows of a table with a header, in UTF-8; `how` goes to csv.DictReader.
+
+    Raises Refused for another encoding and for what is no table, also while the rows are read.
+    """
+    try:
+        with file.open(newline="", encoding="utf-8-sig") as lines:
+            yield csv.DictReader(lines, **how)
+    except UnicodeDecodeError:
+        raise Refused(f"{file} is not UTF-8 text; save it in that encoding.") from None
+    except csv.Error as error:
+        raise Refused(f"{file} is no {file.suffix.lstrip('.')} file: {error}.") from None
 
 
 def drawn_split(source: str) -> str:

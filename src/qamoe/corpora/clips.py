@@ -4,12 +4,11 @@ Columns: clip_id, source, path, start_s, end_s, text, label, split. `start_s`, `
 (the whole file; a split drawn by the hash of the source). Paths are relative and stay inside the folder.
 """
 
-import csv
 import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from qamoe.corpora.clip import Clip, Corpus, check_clips, drawn_split, label_value, noted
+from qamoe.corpora.clip import Clip, Corpus, check_clips, drawn_split, label_value, noted, rows_of
 from qamoe.errors import Refused
 from qamoe.features.store import SPLITS
 from qamoe.params import Task
@@ -32,12 +31,7 @@ def read(path: Path, task: Task, faults: list[str] | None = None) -> Corpus:
     if not manifest.is_file():
         raise Refused(f"There is no manifest.csv in {path}; its header is {','.join(COLUMNS)}.")
     root = path.resolve()
-    try:
-        clips = _rows(manifest, root, task, faults)
-    except UnicodeDecodeError:
-        raise Refused(f"{manifest} is not UTF-8 text; save it in that encoding.") from None
-    except csv.Error as error:
-        raise Refused(f"{manifest} is no csv file: {error}.") from None
+    clips = _rows(manifest, root, task, faults)
     check_clips(clips, str(manifest), faults)
     return Corpus(clips, ("text", "audio", "vision"), about={"corpus": "clips"})
 
@@ -63,8 +57,7 @@ def read_generated(path: Path, task: Task, faults: list[str] | None = None) -> C
 
 def _rows(manifest: Path, root: Path, task: Task, faults: list[str] | None) -> list[Clip]:
     clips = []
-    with manifest.open(newline="", encoding="utf-8-sig") as lines:
-        reader = csv.DictReader(lines)
+    with rows_of(manifest) as reader:
         lacking = [c for c in COLUMNS if c not in (reader.fieldnames or [])]
         if lacking:
             raise Refused(f"{manifest} lacks the column {lacking[0]}; its header is {','.join(COLUMNS)}.")

@@ -4,11 +4,10 @@ In a folder that has a manifest.csv, its rows are the clips; in one without, eve
 Columns: path; clip_id, start_s, end_s and text may be left out (the path is then the id, the whole file the clip).
 """
 
-import csv
 from pathlib import Path
 
 from qamoe.corpora.check import MEDIA
-from qamoe.corpora.clip import Clip, noted
+from qamoe.corpora.clip import Clip, noted, rows_of
 from qamoe.corpora.clips import media_of, span
 from qamoe.errors import Refused
 
@@ -30,22 +29,16 @@ def read(path: Path, faults: list[str]) -> list[Clip]:
         found = sorted(file for file in root.rglob("*") if file.suffix.lower() in MEDIA and file.is_file())
         clips = {clip.clip_id: clip for clip in (_bare(file, root) for file in found)}
         return [clips[name] for name in sorted(clips)]
-    try:
-        with manifest.open(newline="", encoding="utf-8-sig") as lines:
-            reader = csv.DictReader(lines)
-            if "path" not in (reader.fieldnames or []):
-                raise Refused(f"{manifest} lacks the column path; {', '.join(OPTIONAL)} may stand beside it.")
-            for row in reader:
-                where = f"{manifest}, line {reader.line_num}"
-                with noted(faults):
-                    clip = _clip(row, root, where)
-                    if clip.clip_id in clips:
-                        raise Refused(f"{where}: clip id {clip.clip_id!r} stands twice; ids must be unique.")
-                    clips[clip.clip_id] = clip
-    except UnicodeDecodeError:
-        raise Refused(f"{manifest} is not UTF-8 text; save it in that encoding.") from None
-    except csv.Error as error:
-        raise Refused(f"{manifest} is no csv file: {error}.") from None
+    with rows_of(manifest) as reader:
+        if "path" not in (reader.fieldnames or []):
+            raise Refused(f"{manifest} lacks the column path; {', '.join(OPTIONAL)} may stand beside it.")
+        for row in reader:
+            where = f"{manifest}, line {reader.line_num}"
+            with noted(faults):
+                clip = _clip(row, root, where)
+                if clip.clip_id in clips:
+                    raise Refused(f"{where}: clip id {clip.clip_id!r} stands twice; ids must be unique.")
+                clips[clip.clip_id] = clip
     return [clips[name] for name in sorted(clips)]
 
 

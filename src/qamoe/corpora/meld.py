@@ -4,10 +4,9 @@ Dialogue numbers start again in every split, so ids and sources carry the split.
 cast speaks in all splits, which the corpus's own split decided.
 """
 
-import csv
 from pathlib import Path
 
-from qamoe.corpora.clip import Clip, Corpus, check_clips, label_value, noted
+from qamoe.corpora.clip import Clip, Corpus, check_clips, label_value, noted, rows_of
 from qamoe.errors import Refused
 from qamoe.params import Task
 
@@ -54,30 +53,24 @@ def _column(task: Task) -> str:
 
 def _clips(file: Path, name: str, folder: Path | None, column: str, task: Task, faults: list[str] | None) -> list[Clip]:
     clips = []
-    try:
-        with file.open(newline="", encoding="utf-8-sig") as lines:
-            reader = csv.DictReader(lines)
-            lacking = [c for c in (*_COLUMNS, column) if c not in (reader.fieldnames or [])]
-            if lacking:
-                raise Refused(f"{file} lacks the column {lacking[0]}.")
-            for row in reader:
-                where = f"{file}, line {reader.line_num}"
-                with noted(faults):
-                    dialogue, utterance = (_number(row[c], c, where) for c in ("Dialogue_ID", "Utterance_ID"))
-                    clip = Clip(
-                        clip_id=f"{name}-dia{dialogue}_utt{utterance}",
-                        source=f"{name}-dia{dialogue}",
-                        split=SPLITS[name],
-                        label=label_value((row[column] or "").strip(), task, where),
-                        text=(row["Utterance"] or "").strip(),
-                        media=folder / f"dia{dialogue}_utt{utterance}.mp4" if folder else None,
-                        where=where,
-                    )
-                    clips.append(clip)
-    except UnicodeDecodeError:
-        raise Refused(f"{file} is not UTF-8 text.") from None
-    except csv.Error as error:
-        raise Refused(f"{file} is no csv file: {error}.") from None
+    with rows_of(file) as reader:
+        lacking = [c for c in (*_COLUMNS, column) if c not in (reader.fieldnames or [])]
+        if lacking:
+            raise Refused(f"{file} lacks the column {lacking[0]}.")
+        for row in reader:
+            where = f"{file}, line {reader.line_num}"
+            with noted(faults):
+                dialogue, utterance = (_number(row[c], c, where) for c in ("Dialogue_ID", "Utterance_ID"))
+                clip = Clip(
+                    clip_id=f"{name}-dia{dialogue}_utt{utterance}",
+                    source=f"{name}-dia{dialogue}",
+                    split=SPLITS[name],
+                    label=label_value((row[column] or "").strip(), task, where),
+                    text=(row["Utterance"] or "").strip(),
+                    media=folder / f"dia{dialogue}_utt{utterance}.mp4" if folder else None,
+                    where=where,
+                )
+                clips.append(clip)
     return clips
 
 

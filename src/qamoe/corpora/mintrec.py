@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from qamoe.corpora import unpickle
-from qamoe.corpora.clip import Clip, Corpus, check_clips, label_value, noted
+from qamoe.corpora.clip import Clip, Corpus, check_clips, label_value, noted, rows_of
 from qamoe.errors import Refused
 from qamoe.params import Task
 
@@ -86,33 +86,27 @@ def _clips(
 ) -> list[Clip]:
     empty = {m: np.zeros((0, next(iter(found.values())).shape[1]), np.float32) for m, found in given.items()}
     clips = []
-    try:
-        with file.open(newline="", encoding="utf-8-sig") as lines:
-            reader = csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
-            lacking = [c for c in COLUMNS if c not in (reader.fieldnames or [])]
-            if lacking:
-                raise Refused(f"{file} lacks the column {lacking[0]}; its header is {', '.join(COLUMNS)}, tab between.")
-            for row in reader:
-                where = f"{file}, line {reader.line_num}"
-                cell = {name: (row.get(name) or "").strip() for name in COLUMNS}
-                with noted(faults):
-                    clip_id = _clip_id(cell, where)
-                    media = file.parent / _RAW / cell["season"] / cell["episode"] / f"{cell['clip']}.mp4"
-                    clip = Clip(
-                        clip_id=clip_id,
-                        source=f"{split}-{cell['season']}_{cell['episode']}",
-                        split=split,
-                        label=label_value(cell["label"], task, where),
-                        text=cell["text"],
-                        media=media if raw else None,
-                        frames={m: found.get(clip_id, empty[m]) for m, found in given.items()},
-                        where=where,
-                    )
-                    clips.append(clip)
-    except UnicodeDecodeError:
-        raise Refused(f"{file} is not UTF-8 text.") from None
-    except csv.Error as error:
-        raise Refused(f"{file} is no tsv file: {error}.") from None
+    with rows_of(file, delimiter="\t", quoting=csv.QUOTE_NONE) as reader:
+        lacking = [c for c in COLUMNS if c not in (reader.fieldnames or [])]
+        if lacking:
+            raise Refused(f"{file} lacks the column {lacking[0]}; its header is {', '.join(COLUMNS)}, tab between.")
+        for row in reader:
+            where = f"{file}, line {reader.line_num}"
+            cell = {name: (row.get(name) or "").strip() for name in COLUMNS}
+            with noted(faults):
+                clip_id = _clip_id(cell, where)
+                media = file.parent / _RAW / cell["season"] / cell["episode"] / f"{cell['clip']}.mp4"
+                clip = Clip(
+                    clip_id=clip_id,
+                    source=f"{split}-{cell['season']}_{cell['episode']}",
+                    split=split,
+                    label=label_value(cell["label"], task, where),
+                    text=cell["text"],
+                    media=media if raw else None,
+                    frames={m: found.get(clip_id, empty[m]) for m, found in given.items()},
+                    where=where,
+                )
+                clips.append(clip)
     return clips
 
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field
 
-from qamoe.features.hops import averaged
+from qamoe.features.hops import averaged, heard
 from qamoe.features.media import Problem, sound
 from qamoe.params import Block
 
@@ -19,7 +19,6 @@ NAME = "egemaps"
 VERSION = "1"
 SAMPLE_RATE = 22_050  # Hz
 HOP_RATE = 100  # Hz, openSMILE's own
-SILENCE = 1e-4  # peak amplitude, -80 dB of full scale
 SHORTEST_S = 0.1  # openSMILE's longest window is 60 ms
 COLUMNS = (
     "Loudness_sma3",
@@ -94,9 +93,7 @@ class Egemaps:
 
     def describe(self, wave: np.ndarray) -> np.ndarray:
         """Sound (N,) at 22.05 kHz -> (T, 25) float32."""
-        wave = np.nan_to_num(wave, nan=0.0, posinf=1.0, neginf=-1.0)
-        if np.abs(wave).max(initial=0.0) < SILENCE:
-            raise Problem("silence")
+        wave = heard(wave)
         if len(wave) < SHORTEST_S * SAMPLE_RATE:
             raise Problem(f"only {len(wave) / SAMPLE_RATE:.2f} s of sound, at least {SHORTEST_S:g} s are needed")
         table = _smile().process_signal(wave, SAMPLE_RATE)

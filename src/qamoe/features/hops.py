@@ -1,6 +1,18 @@
-"""From the hops of a fine analysis to frames at the rate that was asked for."""
+"""What the extractors of sound share: what counts as sound, and from the hops of a fine analysis to frames."""
 
 import numpy as np
+
+from qamoe.features.media import Problem
+
+SILENCE = 1e-4  # peak amplitude, -80 dB of full scale
+
+
+def heard(wave: np.ndarray) -> np.ndarray:
+    """Sound (N,) float32 without NaN and infinity. Raises Problem where there is nothing to hear."""
+    wave = np.nan_to_num(wave, nan=0.0, posinf=1.0, neginf=-1.0)
+    if np.abs(wave).max(initial=0.0) < SILENCE:
+        raise Problem("silence")
+    return wave
 
 
 def averaged(hops: np.ndarray, hop_rate: float, rate: float) -> np.ndarray:

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field
 
-from qamoe.features.hops import averaged
+from qamoe.features.hops import averaged, heard
 from qamoe.features.media import Problem, sound
 from qamoe.params import Block
 
@@ -23,7 +23,6 @@ WINDOW = 400  # samples, 25 ms
 POINTS = 512  # of the Fourier transform
 LOWEST, HIGHEST = 20.0, 8_000.0  # Hz
 FLOOR = 1e-10
-SILENCE = 1e-4  # peak amplitude, -80 dB of full scale
 
 
 class Settings(Block):
@@ -59,9 +58,7 @@ class LogMel:
         """Sound (N,) at 16 kHz -> (T, bands + 1) float32."""
         import torch
 
-        wave = np.nan_to_num(wave, nan=0.0, posinf=1.0, neginf=-1.0)
-        if np.abs(wave).max(initial=0.0) < SILENCE:
-            raise Problem("silence")
+        wave = heard(wave)
         if len(wave) < WINDOW:
             raise Problem(
                 f"only {len(wave) / SAMPLE_RATE:.3f} s of sound, at least {WINDOW / SAMPLE_RATE:g} s are needed"

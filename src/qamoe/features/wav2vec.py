@@ -13,14 +13,13 @@ import numpy as np
 from pydantic import Field
 
 from qamoe.errors import Refused
-from qamoe.features.hops import averaged
+from qamoe.features.hops import averaged, heard
 from qamoe.features.media import Problem, sound
 from qamoe.params import Block
 
 NAME = "wav2vec"
 VERSION = "1"
 SAMPLE_RATE = 16_000  # Hz, that of all these encoders
-SILENCE = 1e-4  # peak amplitude, -80 dB of full scale
 _FILES = ("config.json", "model.safetensors")
 
 
@@ -75,9 +74,7 @@ class Wav2vec:
         """Sound (N,) at 16 kHz -> (T, hidden size) float32."""
         import torch
 
-        wave = np.nan_to_num(wave, nan=0.0, posinf=1.0, neginf=-1.0).astype(np.float32)
-        if np.abs(wave).max(initial=0.0) < SILENCE:
-            raise Problem("silence")
+        wave = heard(wave).astype(np.float32)
         if self._normalised:
             wave = (wave - wave.mean()) / np.sqrt(wave.var() + 1e-7)
         if self._loaded is None:

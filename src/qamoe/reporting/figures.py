@@ -180,6 +180,21 @@ def trust_curve(modality: str, name: str, trust: pd.DataFrame | None, r: pd.Data
     return figure
 
 
+def _level(ax: Any, value: float, name: str, on_the_right: bool) -> None:
+    """A dotted line at a value, with its name above one of its ends."""
+    ax.axhline(value, color="#555555", linewidth=1.0, linestyle=(0, (1, 1.5)))
+    ax.annotate(
+        name,
+        (0.99 if on_the_right else 0.01, value),
+        xycoords=("axes fraction", "data"),
+        xytext=(0, 3),
+        textcoords="offset points",
+        ha="right" if on_the_right else "left",
+        fontsize=8.5,
+        color="#444444",
+    )
+
+
 def coverage_curve(name: str, points: pd.DataFrame, level: float) -> "Figure":
     """Share of targets inside the interval of `level` along slice `name`, with its 95 % interval over sources.
 
@@ -189,17 +204,7 @@ def coverage_curve(name: str, points: pd.DataFrame, level: float) -> "Figure":
 
     with _styled():
         figure, (ax,) = _figure(SMALL)
-        ax.axhline(level, color="#555555", linewidth=1.0, linestyle=(0, (1, 1.5)))
-        ax.annotate(
-            "promised",
-            (0.99, level),
-            xycoords=("axes fraction", "data"),
-            xytext=(0, 3),
-            textcoords="offset points",
-            ha="right",
-            fontsize=8.5,
-            color="#444444",
-        )
+        _level(ax, level, "promised", on_the_right=True)
         ax.fill_between(points["severity"], points["low"], points["high"], color="#0072B2", alpha=0.18, linewidth=0)
         ax.plot(points["severity"], points["value"], color="#0072B2", linewidth=2.2)
         ax.set(title=name, xlabel=severity_axis(name), ylabel="targets inside", xlim=(0, 1))
@@ -232,18 +237,8 @@ def expert_usage(name: str, usage: pd.DataFrame, seed: Any) -> "Figure":
                 label=f"seed {seed}" if chosen else None,
             )
         most = np.log2(len(experts))
-        top.axhline(most, color="#555555", linewidth=0.9, linestyle=(0, (1, 1.5)))
         top.set(title=name, ylabel="entropy (bits)", ylim=(0, most * 1.35))
-        top.annotate(
-            "all experts alike",
-            (0.01, most),
-            xycoords=("axes fraction", "data"),
-            xytext=(0, 2),
-            textcoords="offset points",
-            va="bottom",
-            fontsize=8.5,
-            color="#444444",
-        )
+        _level(top, most, "all experts alike", on_the_right=False)
         edges = _edges(own["severity"].to_numpy())
         mesh = below.pcolormesh(
             edges,

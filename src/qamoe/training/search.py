@@ -127,7 +127,7 @@ def work(params: Params, study: "Study", worker: str, train_one: TrainOne) -> No
         if states[TrialState.WAITING] or ended + states[TrialState.RUNNING] < tune.trials:
             study.optimize(objective, n_trials=1, catch=(_Enough,))
         else:
-            time.sleep(_LOOK_S)
+            time.sleep(_LOOK_S)  # the last trials are run by other workers, and a study tells nobody of their end
             with _without_warnings():
                 optuna.storages.fail_stale_trials(study)
 
