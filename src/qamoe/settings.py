@@ -3,6 +3,7 @@
 Nothing here may change a result beyond float rounding; what does is a parameter (params.yaml).
 """
 
+import math
 import os
 from pathlib import Path
 
@@ -39,6 +40,17 @@ def workers() -> int:
     if not asked.isdecimal() or int(asked) < 1:
         raise Refused(f"QAMOE_WORKERS is {asked!r}; allowed is a whole number from 1 on.")
     return int(asked)
+
+
+def side_by_side(jobs: int) -> int:
+    """How many of some long jobs work at once: where nobody asked for a number, more than cores if a core would idle.
+
+    Three jobs on two cores take two rounds in pairs, and the time of one and a half when all three share the cores.
+    """
+    most = workers()
+    if jobs <= most or os.environ.get("QAMOE_WORKERS"):
+        return min(most, jobs)
+    return math.ceil(jobs / (jobs // most))
 
 
 def tracking_uri() -> str | None:

@@ -80,12 +80,12 @@ def test_the_oracle_is_told_the_severity_of_each_view_and_no_other_model_is(
         assert (r[place] == 1 - severity).all()
     own = predictions(made["qamoe"], setting.valid, (0, 1), 4, "cpu")["r"]
     assert ((own > 0) & (own < 1)).all()
-    batch, quality = told(made["oracle"], setting.train, 1, [3, 1], "cpu")
+    batch, quality = told(made["oracle"], setting.train.degraded(1, [3, 1]), "cpu")
     state = setting.train.degraded(1, [3, 1])[2]
     assert torch.equal(quality, 1 - state.severity)  # drawn a clip and a modality
     assert len(set(quality.flatten().tolist())) > 2
     assert torch.equal(batch.x["audio"], setting.train.batch(1, [3, 1]).x["audio"])
-    assert told(made["qamoe"], setting.train, 1, [3, 1], "cpu")[1] is None
+    assert told(made["qamoe"], setting.train.degraded(1, [3, 1]), "cpu")[1] is None
 
 
 def test_the_value_is_the_mean_over_cells_of_the_mean_over_draws() -> None:

@@ -5,6 +5,7 @@ every metric, interval and comparison is computed from them.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import combinations, product
@@ -157,11 +158,12 @@ def views(cells: Iterable[Cell]) -> list[View]:
 
 
 def by_view(
-    trained: Sequence[Trained], split: Views, cells: Iterable[Cell], device: str
+    trained: Sequence[Trained], split: Views, cells: Iterable[Cell], device: str, side_by_side: int = 1
 ) -> Iterator[list[pd.DataFrame]]:
     """Predictions of several checkpoints of one corpus on the same degraded clips, cell by cell and draw by draw.
 
     Yields for each view a frame of rows for each checkpoint, in clip-id order; `split` holds all these views.
+    `side_by_side` checkpoints predict at once, a thread each, as each alone would.
     """
     store = split.store
     places = {view: place for place, view in enumerate(split.views)}
@@ -173,18 +175,18 @@ def by_view(
         "target": np.array([store.labels[row] for row in order], np.float32)[sort],
         **_joined([_valid_frames(split.clean(rows), split.references) for rows in batches], sort),
     }
-    for cell in cells:
-        for view in cell.views:
+    threads = torch.get_num_threads()
+    with ThreadPoolExecutor(side_by_side, initializer=torch.set_num_threads, initargs=(threads,)) as pool:
+        for cell, view in ((each, view) for each in cells for view in each.views):
             conditions: list[dict[str, np.ndarray]] = []
-            parts: list[list[dict[str, Any]]] = [[] for _ in trained]
+            parts: list[list[dict[str, Any]]] = []
             for rows in batches:
                 batch, lost, state = split.degraded(places[view], rows)
                 conditions.append(_conditions(cell, batch, lost, state))
                 batch = batch.to(device)
-                for found, model in zip(parts, trained, strict=True):
-                    found.append(predicted(model, batch, state=state))
+                parts.append(list(pool.map(lambda model, b=batch, s=state: predicted(model, b, state=s), trained)))
             shared = {"slice": cell.slice, "cell": cell.name, "draw": view.number} | about | _joined(conditions, sort)
-            yield [pd.DataFrame(shared | _joined(found, sort)) for found in parts]
+            yield [pd.DataFrame(shared | _joined(found, sort)) for found in zip(*parts, strict=True)]
 
 
 def batched(store: Store) -> tuple[list[list[int]], np.ndarray]:

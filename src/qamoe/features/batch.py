@@ -26,6 +26,11 @@ class Batch:
     def __len__(self) -> int:
         return len(self.keys)
 
+    @property
+    def bytes(self) -> int:
+        """Memory that the frames take."""
+        return sum(frames.nbytes for frames in self.x.values())
+
     def to(self, device: str) -> "Batch":
         return Batch(
             self.keys.to(device),

@@ -91,8 +91,10 @@ def _evaluate(params: Params, stats: dict[str, Any], out: Path, name: str) -> No
             (place / "digest").unlink(missing_ok=True)
         sinks = [files.enter_context(spectrum.predictions_file(place / PREDICTIONS)) for place in places]
         models = [trained for _, trained, _ in waiting]
+        alone = ids or settings.device() != "cpu"  # then one model uses all cores, or the GPU
+        at_once = 1 if alone else min(settings.workers(), len(models))
         for found in chain(
-            spectrum.by_view(models, split, cells, settings.device()),
+            spectrum.by_view(models, split, cells, settings.device(), at_once),
             signals.by_cell(models, degraded, of_signals, settings.device()),
         ):
             for append, rows in zip(sinks, found, strict=True):

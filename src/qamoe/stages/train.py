@@ -50,7 +50,7 @@ def _train_all(params: Params, stats: dict[str, Any], out: Path, jobs: list[tupl
     if not jobs:
         return
     open_splits(params, stats, out, jobs[0][0])  # made once, before the workers map it
-    side_by_side = min(settings.workers(), len(jobs))
+    side_by_side = settings.side_by_side(len(jobs))
     if settings.device() != "cpu" or side_by_side == 1:
         for job in jobs:
             train_one(params, out, *job)

@@ -74,7 +74,7 @@ def _search(params: Params, out: Path, name: str, parent: str | None, study: Any
     """Have the workers work; one that dies costs its trial's time, and another takes its place."""
     from qamoe.training import search
 
-    side_by_side = min(settings.workers(), params.tune.trials)
+    side_by_side = settings.side_by_side(params.tune.trials)
     if settings.device() != "cpu" or side_by_side == 1:
         _work(params, out, name, parent)
         return

@@ -182,7 +182,7 @@ def _one_epoch(
     for i, rows in enumerate(order):
         for group in optimiser.param_groups:
             group["lr"] = learning_rate((epoch - 1) * len(order) + i, steps, common, group["peak"])
-        batch, quality = told(model, train, (epoch - 1) % len(train.views), rows, device)
+        batch, quality = told(model, train.degraded((epoch - 1) % len(train.views), rows), device)
         with torch.autocast(device, torch.bfloat16, enabled=common.precision == "bfloat16"):
             losses = model(batch, quality).losses
             loss = objective(losses, common)

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from qamoe.degradation.frames import State
 from qamoe.degradation.views import View, alike
 from qamoe.evaluation.calibration import fit_conformal, fit_temperature
 from qamoe.features.batch import Batch
@@ -65,9 +66,9 @@ def specialist(kind: str, severity: float, common: TrainCommon) -> tuple[list[Vi
     return training, selection_cells(common.selection.model_copy(update={"severities": own}))
 
 
-def told(model: nn.Module, views: Views, view: int, rows: list[int], device: str) -> tuple[Batch, Tensor | None]:
-    """Rows under one view, and the quality (B, M) that the model is told of them: None for all but the oracle."""
-    batch, _, state = views.degraded(view, rows)
+def told(model: nn.Module, degraded: tuple[Batch, Tensor, State], device: str) -> tuple[Batch, Tensor | None]:
+    """A degraded batch, and the quality (B, M) that the model is told of it: None for all but the oracle."""
+    batch, _, state = degraded
     quality = told_quality(model, state)
     return batch.to(device), None if quality is None else quality.to(device)
 
@@ -88,7 +89,7 @@ def predictions(
     sort = np.argsort([row for rows in batches for row in rows])
     found: dict[str, list[np.ndarray]] = {"value": [], "variance": [], "probabilities": [], "r": []}
     for view in places:
-        parts = [model(*told(model, valid, view, rows, device)) for rows in batches]
+        parts = [model(*told(model, valid.repeated(view, rows), device)) for rows in batches]
         for name, pieces in found.items():
             tensors = [getattr(part, name) for part in parts]
             if tensors[0] is not None:
