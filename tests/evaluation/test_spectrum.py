@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from qamoe.degradation.views import View, alike, references
+from qamoe.errors import Refused
 from qamoe.evaluation import spectrum
 from qamoe.features.store import Store
 from qamoe.params import Evaluate
@@ -215,6 +216,17 @@ def test_predictions_do_not_depend_on_how_clips_are_batched(
         pd.testing.assert_frame_equal(after.drop(columns="routing"), expected.drop(columns="routing"), atol=1e-5)
 
 
+def test_checkpoints_side_by_side_predict_to_the_bit_what_each_does_alone(
+    corpus: Any, measured: list[pd.DataFrame]
+) -> None:
+    cells = [c for c in corpus.cells if c.slice in ("clean", "mixed")]
+    trained = [*corpus.trained, *corpus.trained]
+    rows = [pd.concat(parts) for parts in zip(*spectrum.by_view(trained, corpus.split, cells, "cpu", 3), strict=True)]
+    for before, after in zip([*measured, *measured], rows, strict=True):
+        expected = before[before["slice"].isin(("clean", "mixed"))].reset_index(drop=True)
+        pd.testing.assert_frame_equal(after.reset_index(drop=True), expected, check_exact=True)
+
+
 def test_a_corpus_without_vision_leaves_its_columns_empty(corpus: Any, tmp_path: Path) -> None:
     two = ("text", "audio")
     trained = corpus.trained[0]
@@ -278,11 +290,11 @@ def test_every_cell_draw_and_metric_is_aggregated(corpus: Any, measured: list[pd
 )
 def test_an_incomplete_grid_is_refused(corpus: Any, measured: list[pd.DataFrame], gone: str, sentence: str) -> None:
     rows = measured[0].drop(measured[0].query(gone).index)
-    with pytest.raises(ValueError, match=sentence):
+    with pytest.raises(Refused, match=sentence):
         spectrum.aggregate(rows, corpus.cells, SIGMAS)
 
 
 def test_a_clip_that_is_there_twice_is_refused(corpus: Any, measured: list[pd.DataFrame]) -> None:
     rows = pd.concat([measured[0], measured[0].query("cell == 'clean' and clip_id == 'clip-1'")])
-    with pytest.raises(ValueError, match=r"cell clean, draw 0: 8 predictions of 7 clips"):
+    with pytest.raises(Refused, match=r"cell clean, draw 0: 8 predictions of 7 clips"):
         spectrum.aggregate(rows, corpus.cells, SIGMAS)

@@ -80,6 +80,21 @@ def test_an_unfinished_checkpoint_is_refused(tmp_path: Path) -> None:
     assert checkpoint.read_config(tmp_path) is None
 
 
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ("{", r"model\.json is damaged: it is no JSON object; train this model again"),
+        ("[1]", r"model\.json is damaged"),
+        ("{}", r"describes no model that this code can make \(KeyError: 'model'\)"),
+    ],
+)
+def test_a_damaged_config_is_refused(tiny_checkpoint: Any, tmp_path: Path, content: str, sentence: str) -> None:
+    folder = tiny_checkpoint(tmp_path / "1")
+    (folder / "model.json").write_text(content)
+    with pytest.raises(Refused, match=sentence):
+        checkpoint.load(folder)
+
+
 def test_weights_that_do_not_fit_are_refused(tiny_checkpoint: Any, tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 

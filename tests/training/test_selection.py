@@ -1,6 +1,7 @@
 """Which cells choose a checkpoint, and the mean over them by hand."""
 
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 
 from qamoe.degradation.views import alike, apply
 from qamoe.params import Selection
-from qamoe.training import checkpoint
+from qamoe.training import checkpoint, views
 from qamoe.training.selection import Cells, calibration, predictions, selection_cells, selection_value, specialist, told
 
 
@@ -86,6 +87,21 @@ def test_the_oracle_is_told_the_severity_of_each_view_and_no_other_model_is(
     assert len(set(quality.flatten().tolist())) > 2
     assert torch.equal(batch.x["audio"], setting.train.batch(1, [3, 1]).x["audio"])
     assert told(made["qamoe"], setting.train.degraded(1, [3, 1]), "cpu")[1] is None
+
+
+def test_what_is_kept_is_what_would_be_made_again(setting: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    fresh = replace(setting.valid)
+    made = fresh.degraded(1, [2, 0])
+    kept = fresh.repeated(1, [2, 0])
+    assert fresh.repeated(1, [2, 0]) is kept
+    assert fresh.repeated(1, [0, 2]) is not kept
+    assert all(torch.equal(kept[0].x[m], made[0].x[m]) for m in made[0].x)
+    assert torch.equal(kept[1], made[1])
+    monkeypatch.setattr(views, "_KEPT", kept[0].bytes)
+    full = replace(setting.valid)
+    first = full.repeated(1, [2, 0])
+    assert full.repeated(1, [2, 0]) is first
+    assert full.repeated(2, [2, 0]) is not full.repeated(2, [2, 0]), "no more is kept than there is room for"
 
 
 def test_the_value_is_the_mean_over_cells_of_the_mean_over_draws() -> None:

@@ -23,6 +23,7 @@ from torch import Tensor
 from qamoe.degradation.draws import MODALITIES
 from qamoe.degradation.frames import DRAWN, HELD_OUT, KINDS, Reference, State, valid_tokens
 from qamoe.degradation.views import View, alike
+from qamoe.errors import Refused
 from qamoe.evaluation import metrics
 from qamoe.features.batch import Batch
 from qamoe.features.store import Store
@@ -347,7 +348,9 @@ def aggregate(
             here = groups.get((cell.name, view.number))
             if here is None or here["clip_id"].nunique() != clips or len(here) != clips:
                 seen = 0 if here is None else len(here)
-                raise ValueError(f"cell {cell.name}, draw {view.number}: {seen} predictions of {clips} clips")
+                raise Refused(
+                    f"Incomplete grid: cell {cell.name}, draw {view.number}: {seen} predictions of {clips} clips."
+                )
             shared: dict[str, Any] = {
                 "slice": cell.slice,
                 "cell": cell.name,

@@ -109,11 +109,17 @@ def save(folder: Path, model: nn.Module, config: dict[str, Any], history: list[d
 
 
 def read_config(folder: Path) -> dict[str, Any] | None:
-    """model.json of a finished checkpoint, or None."""
+    """model.json of a finished checkpoint, or None. Raises Refused where it is damaged."""
+    path = folder / CONFIG
     try:
-        return json.loads((folder / CONFIG).read_text())
+        config = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
+    except (ValueError, RecursionError):
+        config = None
+    if not isinstance(config, dict):
+        raise Refused(f"{path} is damaged: it is no JSON object; train this model again.")
+    return config
 
 
 def load(folder: Path, device: str = "cpu") -> Trained:
@@ -124,7 +130,11 @@ def load(folder: Path, device: str = "cpu") -> Trained:
     config = read_config(folder)
     if config is None:
         raise Refused(f"There is no finished checkpoint in {folder}: {CONFIG} is missing.")
-    model = make(config["model"], config)
+    try:
+        model = make(config["model"], config)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise Refused(f"{folder / CONFIG} describes no model that this code can make ({reason}).") from None
     try:
         model.load_state_dict(load_file(folder / WEIGHTS, device="cpu"), strict=True)
     except (FileNotFoundError, SafetensorError, RuntimeError) as error:

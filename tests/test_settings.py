@@ -1,0 +1,28 @@
+"""What the environment may say of the machine."""
+
+import pytest
+
+from qamoe import settings
+from qamoe.errors import Refused
+
+
+@pytest.mark.parametrize(
+    ("cores", "jobs", "at_once"),
+    [(2, 1, 1), (2, 2, 2), (2, 3, 3), (2, 4, 2), (2, 5, 3), (2, 10, 2), (4, 5, 5), (4, 9, 5), (8, 3, 3), (1, 7, 1)],
+)
+def test_no_core_idles_in_the_last_round(monkeypatch: pytest.MonkeyPatch, cores: int, jobs: int, at_once: int) -> None:
+    monkeypatch.delenv("QAMOE_WORKERS", raising=False)
+    monkeypatch.setattr(settings, "workers", lambda: cores)
+    assert settings.side_by_side(jobs) == at_once
+
+
+def test_a_number_that_was_asked_for_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QAMOE_WORKERS", "2")
+    assert [settings.side_by_side(jobs) for jobs in (1, 2, 3, 5)] == [1, 2, 2, 2]
+
+
+@pytest.mark.parametrize("asked", ["0", "-1", "two", "1.5"])
+def test_a_number_of_workers_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch, asked: str) -> None:
+    monkeypatch.setenv("QAMOE_WORKERS", asked)
+    with pytest.raises(Refused, match=r"QAMOE_WORKERS is .*; allowed is a whole number from 1 on"):
+        settings.workers()
