@@ -38,7 +38,7 @@ $(VENV)/.installed: requirements.lock pyproject.toml
 	$(PY) -m pip install --quiet --disable-pip-version-check --requirement requirements.lock --editable '.[sample,dev]'
 	@touch $@
 
-demo: setup ## generated corpus -> features -> models -> spectrum report -> champion, about five minutes
+demo: setup ## generated corpus -> features -> models -> spectrum report -> champion, about six minutes
 	$(PY) -m flows.pipeline
 
 test: setup ## the tests, without the slow ones
