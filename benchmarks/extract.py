@@ -1,0 +1,111 @@
+"""How fast the stage extract is, with one process and with two, and what memory it takes. Linux.
+
+    python benchmarks/extract.py data 5000
+
+Cuts the clips of a corpus of raw media into spans of one second, as many as asked, and extracts the first tenth of them
+with one process and with two, then all of them. Prints clips a second, seconds of media a second and core, and the
+resident memory of the stage with its workers (pages that they share counted once): highest, and at five moments.
+"""
+
+import csv
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+from itertools import islice
+from pathlib import Path
+from time import monotonic
+
+import yaml
+
+SPAN_S = 1.0
+STEP_S = 0.05
+COLUMNS = ("clip_id", "source", "path", "start_s", "end_s", "text", "label", "split")
+
+
+def main(corpus: str, count: int) -> None:
+    with tempfile.TemporaryDirectory(prefix="qamoe-extract-") as name:
+        folder = Path(name)
+        rows = list(islice(spans(Path(corpus)), count))
+        if len(rows) < count:
+            sys.exit(f"{corpus} has {len(rows)} such spans, not {count}; take a larger corpus.")
+        params = yaml.safe_load(Path("params.yaml").read_text())
+        params["extract"]["corpus"] = {"kind": "clips", "path": str(folder / "data")}
+        (folder / "params.yaml").write_text(yaml.safe_dump(params))
+        shutil.copytree(Path(corpus) / "media", folder / "data" / "media")
+        rates = {}
+        for workers in (1, 2):
+            taken, _ = extracted(rows[: count // 10], folder, f"{workers}", workers)
+            rates[workers] = count // 10 / taken
+            print(f"{workers} process{'es' if workers > 1 else ''}: {rates[workers]:.1f} clips/s", flush=True)
+        print(f"two processes: {rates[2] / rates[1]:.2f} times the rate of one")
+        taken, resident = extracted(rows, folder, "all", 2)
+        print(
+            f"{count} clips: {count / taken:.1f} clips/s, {count * SPAN_S / taken / 2:.1f} s of media a second and core"
+        )
+        moments = [resident[place * (len(resident) - 1) // 4] >> 20 for place in range(5)]
+        print(f"resident: {max(resident) >> 20} MB at most; along the way {', '.join(map(str, moments))} MB")
+
+
+def spans(corpus: Path) -> "csv.DictReader[str]":
+    """Rows of a manifest, one a span: the first of every clip, then the second of every clip, and so on."""
+    with (corpus / "manifest.csv").open(newline="", encoding="utf-8") as lines:
+        clips = [row for row in csv.DictReader(lines) if row["end_s"] and float(row["end_s"]) >= SPAN_S]
+    number = 0
+    while clips:
+        begin = number * STEP_S
+        clips = [row for row in clips if float(row["end_s"]) >= begin + SPAN_S]
+        for row in clips:
+            cut = {"clip_id": f"{row['clip_id']}-{number}", "start_s": f"{begin:.2f}", "end_s": f"{begin + SPAN_S:.2f}"}
+            yield row | cut
+        number += 1
+
+
+def extracted(rows: list[dict[str, str]], folder: Path, name: str, workers: int) -> tuple[float, list[int]]:
+    """Extract the clips of these rows anew; returns the seconds it took, and bytes resident, once a quarter second."""
+    with (folder / "data" / "manifest.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        writer.writerows(rows)
+    command = [sys.executable, "-m", "qamoe.stages.extract", "--params", str(folder / "params.yaml")]
+    begin = monotonic()
+    stage = subprocess.Popen([*command, "--out", str(folder / name)], env={**os.environ, "QAMOE_WORKERS": str(workers)})
+    resident: list[int] = []
+    ended = threading.Event()
+
+    def look() -> None:
+        while not ended.wait(0.25):
+            resident.append(sum(map(proportional, family(stage.pid))))
+
+    watcher = threading.Thread(target=look)
+    watcher.start()
+    code = stage.wait()
+    ended.set()
+    watcher.join()
+    if code:
+        sys.exit(code)
+    return monotonic() - begin, resident
+
+
+def family(pid: int) -> list[int]:
+    """A process and all that came from it."""
+    try:
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+    return [pid, *(member for child in children for member in family(int(child)))]
+
+
+def proportional(pid: int) -> int:
+    """Bytes resident of a process, a page that n processes share counted as 1/n."""
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    return next((int(line.split()[1]) << 10 for line in lines if line.startswith("Pss:")), 0)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]))
