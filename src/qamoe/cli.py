@@ -74,12 +74,34 @@ def compare(
 
 
 @app.command()
-def promote(params: Params = Path("params.yaml"), out: Out = Path("artifacts")) -> None:
+def promote(
+    params: Params = Path("params.yaml"),
+    out: Out = Path("artifacts"),
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what the gate would decide.")] = False,
+) -> None:
     """Ask the gate whether the best trained model becomes the champion."""
     from qamoe.params import load
     from qamoe.stages import promote as stage
 
-    _alone("promote", out, lambda: stage.run(load(params), out))
+    _alone("promote", out, lambda: stage.run(load(params), out, dry_run))
+
+
+@app.command()
+def models(params: Params = Path("params.yaml")) -> None:
+    """Print the registered versions: which is champion, what was decided, and their headline numbers."""
+    from qamoe.params import load
+    from qamoe.records import versions
+
+    versions.show(load(params).registry.name)
+
+
+@app.command()
+def rollback(params: Params = Path("params.yaml"), out: Out = Path("artifacts")) -> None:
+    """Make the previous champion the champion again; a second rollback undoes the first."""
+    from qamoe.params import load
+    from qamoe.records import versions
+
+    _alone("promote", out, lambda: print(versions.rollback(load(params).registry.name)))
 
 
 @app.command()

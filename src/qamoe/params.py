@@ -282,6 +282,7 @@ class Registry(Block):
     seed: int
     coverage_90: Annotated[tuple[Share, Share], AfterValidator(_ascending)]
     calibration_error: Share = 0.2  # of classes; the most that the gate lets pass
+    tolerance: Share = 0.05  # how much worse than the champion's the error of a slice may be; of classes, in misses
 
 
 MODEL_NAMES = tuple(name for name in Models.model_fields if name != "encoders")

@@ -70,6 +70,35 @@ def test_a_new_champion_is_better_beyond_its_interval():
     assert not registry.beats_the_champion(evidence(worse, worse), unused).passed
 
 
+def test_no_slice_may_be_much_worse_than_the_champions():
+    def on(slices: dict[str, float]) -> pd.DataFrame:
+        return pd.concat([rows([error] * 6, name) for name, error in slices.items()], ignore_index=True)
+
+    theirs = {"clean": 0.4, "missing": 0.8, "mixed": 0.7}
+    base = evidence([0.1] * 6, tolerance=0.05)
+
+    def verdict(**errors: float) -> registry.Verdict:
+        seen = replace(base, candidate=on({**theirs, **errors}), champion=on(theirs))
+        return registry.keeps_every_slice(seen, unused)
+
+    assert verdict().passed
+    assert verdict(clean=0.41, missing=0.83, mixed=9.0).passed, "mixed has a rule of its own"
+    worse = verdict(clean=0.1, missing=0.85)
+    assert not worse.passed
+    assert worse.numbers["missing"] == pytest.approx(0.85)
+    assert "missing 0.8500, allowed 0.8400" in worse.sentence
+    assert not verdict(clean=0.43).passed
+
+
+def test_of_classes_a_slice_may_have_a_few_more_misses():
+    made = of_classes([0.8] * 6, champion=[0.8] * 6, tolerance=0.2)
+    assert registry.keeps_every_slice(made, unused).passed
+    one = of_classes([0.2] + [0.8] * 5, champion=[0.8] * 6, tolerance=0.2)
+    assert registry.keeps_every_slice(one, unused).passed, "one of six is less than a fifth"
+    two = of_classes([0.2] * 2 + [0.8] * 4, champion=[0.8] * 6, tolerance=0.2)
+    assert not registry.keeps_every_slice(two, unused).passed
+
+
 def test_intervals_must_hold_about_their_share():
     assert registry.covers_90(evidence([0.7, 0.7, 0.7, 0.9]), unused).passed  # reach .8: three of four, just allowed
     few = registry.covers_90(evidence([0.7, 0.7, 0.9, 0.9]), unused)

@@ -23,6 +23,7 @@ from qamoe.records.tracking import ARTIFACT, MODEL_ID
 
 CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
 SAME = 1e-5  # label units, or probability: how far the registered model may be from the evaluated one
+ROLLED_BACK = "qamoe.rolled_back"  # tag of a version: when it stopped to be champion by hand
 _GATE = "qamoe.gate."  # tag of a version: what was decided about it at one gate
 
 
@@ -37,7 +38,8 @@ class Champion:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What was measured on the gate split, rows as in predictions.parquet, slices clean and mixed.
+    """What was measured on the gate split, rows as in predictions.parquet: slices clean and mixed, and beside a
+    champion missing and noise too.
 
     `clips` are a few raw clips by clip id, as the registered model takes them.
     """
@@ -49,6 +51,7 @@ class Evidence:
     split: str
     coverage_90: tuple[float, float]
     calibration_error: float = 1.0
+    tolerance: float = 0.0
 
     def mixed(self, rows: pd.DataFrame) -> pd.DataFrame:
         return rows[rows["slice"] == "mixed"]
@@ -137,6 +140,32 @@ def beats_the_champion(evidence: Evidence, registered: Predict) -> Verdict:
     return Verdict("beats_the_champion", high < 0, numbers, sentence)
 
 
+def keeps_every_slice(evidence: Evidence, registered: Predict) -> Verdict:
+    """On no other slice much worse than the champion: error, of classes the share of misses, within the tolerance."""
+    assert evidence.champion is not None
+    numbers: dict[str, float] = {"tolerance": evidence.tolerance}
+    told, passed = [], True
+    for name in evidence.candidate["slice"].unique():
+        if name == "mixed":
+            continue
+        ours, theirs = (
+            _cost(evidence, rows[rows["slice"] == name]) for rows in (evidence.candidate, evidence.champion)
+        )
+        numbers |= {name: ours, f"champion_{name}": theirs}
+        most = theirs + evidence.tolerance * (1.0 if evidence.of_classes else theirs)
+        passed = passed and ours <= most
+        told.append(f"{name} {ours:.4f}, allowed {most:.4f}")
+    what = "misses" if evidence.of_classes else "MAE"
+    sentence = f"{what} by slice: {'; '.join(told)} ({evidence.tolerance:.0%} above the champion's)"
+    return Verdict("keeps_every_slice", passed, numbers, sentence)
+
+
+def _cost(evidence: Evidence, rows: pd.DataFrame) -> float:
+    if evidence.of_classes:
+        return float((rows["prediction"] != rows["target"]).mean())
+    return float((rows["prediction"] - rows["target"]).abs().mean())
+
+
 def covers_90(evidence: Evidence, registered: Predict) -> Verdict:
     """The calibrated 90 % intervals hold about that share of the targets of slice mixed."""
     rows = evidence.mixed(evidence.candidate)
@@ -191,11 +220,11 @@ def is_calibrated(evidence: Evidence, registered: Predict) -> Verdict:
 # By whether there is a champion.
 NUMBERS = {
     False: (predicts_the_same, beats_the_mean, covers_90),
-    True: (predicts_the_same, beats_the_champion, covers_90),
+    True: (predicts_the_same, beats_the_champion, keeps_every_slice, covers_90),
 }
 CLASSES = {
     False: (predicts_the_same, beats_the_frequencies, is_calibrated),
-    True: (predicts_the_same, hits_more, is_calibrated),
+    True: (predicts_the_same, hits_more, keeps_every_slice, is_calibrated),
 }
 
 
@@ -254,6 +283,9 @@ def settled(client: Any, name: str, digest: str, key: str, against: Champion | N
         already = f"this checkpoint is the champion (version {against.version})"
         return Decision("unchanged", against.version, (already,), run=against.run)
     version = _version_of(client, name, digest)
+    if version is not None and ROLLED_BACK in version.tags:
+        before = f"version {version.version} was rolled back at {version.tags[ROLLED_BACK]}; `qamoe rollback` undoes it"
+        return Decision("unchanged", str(version.version), (before,), run=version.run_id)
     if version is not None and version.tags.get(_GATE + key) == "refused":
         before = f"version {version.version} was refused before against the same champion, clips and protocol"
         return Decision("unchanged", str(version.version), (before, *_told(version.tags)), run=version.run_id)
@@ -287,18 +319,35 @@ def submit(
     def registered(clips: pd.DataFrame) -> pd.DataFrame:
         return mlflow.pyfunc.load_model(f"models:/{name}/{version}").predict(clips)
 
-    rules = (CLASSES if evidence.of_classes else NUMBERS)[against is not None]
-    verdicts = tuple(rule(evidence, registered) for rule in rules)
-    promoted = all(verdict.passed for verdict in verdicts)
-    reasons = tuple(f"{'passed' if v.passed else 'failed'} {v.rule}: {v.sentence}" for v in verdicts)
-    decision = Decision("promoted" if promoted else "refused", version, reasons, verdicts, run_id)
+    verdicts = tuple(rule(evidence, registered) for rule in _rules(evidence, against))
+    decision = _decided(verdicts, version, run_id)
     _record(client, name, run, evidence, key, against, about, decision)
-    if promoted:
+    if decision.outcome == "promoted":
         if against is not None:
             client.set_registered_model_alias(name, PREVIOUS, against.version)
         client.set_registered_model_alias(name, CHAMPION, version)
         client.delete_registered_model_alias(name, CHALLENGER)
     return decision
+
+
+def foretold(evidence: Evidence, against: Champion | None) -> Decision:
+    """What the rules say of a candidate that is registered nowhere: all but the one that asks the registered model."""
+
+    def nobody(clips: pd.DataFrame) -> pd.DataFrame:
+        raise Refused("Nothing is registered in a dry run.")
+
+    rules = [rule for rule in _rules(evidence, against) if rule is not predicts_the_same]
+    return _decided(tuple(rule(evidence, nobody) for rule in rules), None, None)
+
+
+def _rules(evidence: Evidence, against: Champion | None) -> tuple[Callable[[Evidence, Predict], Verdict], ...]:
+    return (CLASSES if evidence.of_classes else NUMBERS)[against is not None]
+
+
+def _decided(verdicts: tuple[Verdict, ...], version: str | None, run_id: str | None) -> Decision:
+    reasons = tuple(f"{'passed' if v.passed else 'failed'} {v.rule}: {v.sentence}" for v in verdicts)
+    outcome = "promoted" if all(verdict.passed for verdict in verdicts) else "refused"
+    return Decision(outcome, version, reasons, verdicts, run_id)
 
 
 def _register(client: Any, name: str, run: Any) -> str:

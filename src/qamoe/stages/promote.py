@@ -26,9 +26,9 @@ MODEL = "qamoe"
 _COMPARED_CLIPS = 8  # that the registered model has to predict as the evaluated one
 
 
-def run(params: Params, out: Path) -> None:
-    """Promote, refuse or leave things as they are; the decision is printed last."""
-    decision = decide(params, out)
+def run(params: Params, out: Path, dry: bool = False) -> None:
+    """Promote, refuse or leave things as they are, or with `dry` only say which; the decision is printed last."""
+    decision = decide(params, out, dry)
     for reason in decision.reasons:
         print(reason)
     if decision.run is not None:
@@ -36,9 +36,11 @@ def run(params: Params, out: Path) -> None:
     print(f"decision: {decision.outcome}", flush=True)
 
 
-def decide(params: Params, out: Path) -> "Decision":
-    """Measure and ask the gate. Raises Refused where a stage before it has not run, or the champion is of another
-    corpus."""
+def decide(params: Params, out: Path, dry: bool = False) -> "Decision":
+    """Measure and ask the gate; with `dry` nothing is registered or recorded.
+
+    Raises Refused where a stage before it has not run, or the champion is of another corpus.
+    """
     from qamoe.evaluation.spectrum import PROTOCOL
     from qamoe.records import registry
     from qamoe.records.store import answering, connect
@@ -73,7 +75,11 @@ def decide(params: Params, out: Path) -> "Decision":
         split,
         params.registry.coverage_90,
         params.registry.calibration_error,
+        params.registry.tolerance,
     )
+    if dry:
+        print("dry run: nothing is registered or recorded, and no registered model asked whether it predicts the same")
+        return registry.foretold(evidence, against)
     about = {"protocol": PROTOCOL, "data_digest": config["digests"]["data"], "gate_digest": gate_digest}
     with answering():
         run_id = record_training(client, folder, name)
@@ -132,14 +138,15 @@ def fetched(name: str, version: str, config: dict[str, Any], folder: Path) -> "T
 def _measured(
     params: Params, stats: dict[str, Any], rivals: list["Trained"], store: "Store", temporary: Path
 ) -> list["pd.DataFrame"]:
-    """Predictions on slices clean and mixed, each model reading frames that its own training split standardised."""
+    """Predictions on the gate's slices, each model reading frames that its own training split standardised."""
     from qamoe.degradation.views import references
     from qamoe.evaluation import spectrum
     from qamoe.training.views import open_views
 
     device = settings.device()
     evaluation = params.evaluate.model_copy(update={"seed": params.registry.seed})
-    cells = [*spectrum.plan(["clean"], evaluation), spectrum.mixed(params.registry.seed, params.registry.draws)]
+    slices = ["clean", "missing", "noise"] if len(rivals) > 1 else ["clean"]
+    cells = [*spectrum.plan(slices, evaluation), spectrum.mixed(params.registry.seed, params.registry.draws)]
     groups = [rivals] if all(same_columns(r.config["stats"], stats) for r in rivals) else [[r] for r in rivals]
     found = []
     for number, group in enumerate(groups):
