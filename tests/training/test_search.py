@@ -1,6 +1,8 @@
 """A study that several workers share ends with the asked number of trials, whoever dies."""
 
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -94,3 +96,22 @@ def test_workers_side_by_side_do_not_begin_more_than_was_asked_for(params: Param
     assert [worker.exitcode for worker in workers] == [0, 0, 0]
     assert states(study) == ["COMPLETE"] * 7
     assert len({t.params["lr"] for t in study.get_trials(states=(TrialState.COMPLETE,))}) == 7
+
+
+def test_a_waiting_trial_is_taken_once_however_many_workers_ask(params: Params, url: str) -> None:
+    study = search.open_study(params, "s", url)
+    for _ in range(24):
+        study.enqueue_trial({})
+    together = threading.Barrier(8)
+
+    def take(_: int) -> list[int]:
+        own = search.open_study(params, "s", url)
+        taken = []
+        for _ in range(3):
+            together.wait()
+            taken.append(own.ask().number)
+        return taken
+
+    with ThreadPoolExecutor(8) as pool:
+        taken = [number for numbers in pool.map(take, range(8)) for number in numbers]
+    assert sorted(taken) == list(range(24))

@@ -53,6 +53,8 @@ def open_study(params: Params, name: str, url: str) -> "Study":
         storage = RDBStorage(
             url, heartbeat_interval=_HEARTBEAT_S, grace_period=4 * _HEARTBEAT_S, heartbeat_stale_trial_callback=_again()
         )
+    if storage.engine.dialect.name == "sqlite":
+        _one_at_a_time(storage.engine)
     return optuna.create_study(
         storage=storage,
         study_name=name,
@@ -60,6 +62,23 @@ def open_study(params: Params, name: str, url: str) -> "Study":
         direction="minimize",
         pruner=optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=params.tune.epochs // 3),
     )
+
+
+def _one_at_a_time(engine: Any) -> None:
+    """Have every transaction of a SQLite database take its lock at the beginning.
+
+    A worker takes a waiting trial by reading its state and then writing it. Other databases lock the row that is read;
+    SQLite knows no such lock, and two workers took the same trial. The recipe is SQLAlchemy's for its driver.
+    """
+    from sqlalchemy import event
+
+    def plain(connection: Any, _: Any) -> None:
+        connection.isolation_level = None  # the driver begins no transaction of its own
+        connection.execute(f"PRAGMA busy_timeout = {1000 * _HEARTBEAT_S}")
+
+    event.listen(engine, "connect", plain)
+    event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE"))
+    engine.dispose()  # connections made before
 
 
 @contextmanager
