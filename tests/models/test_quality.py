@@ -1,7 +1,11 @@
 """Reliability: one minus how uncertain a modality's features are, taught by the target alone."""
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
+from torch import Tensor
 
 from qamoe.models.prediction import Classes, Target, Targets, gaussian_nll
 from qamoe.models.quality import Quality
@@ -79,40 +83,45 @@ def test_the_likelihood_is_smallest_at_the_true_variance() -> None:
     assert losses[9.0] == min(losses.values())
 
 
-def test_a_modality_that_tells_nothing_of_the_target_loses_trust() -> None:
-    """The self-supervision: without a label of quality, r falls where features are noise and rises where they tell."""
-    made = quality()
+def learned_r(made: Any, draw: Callable[[], tuple[Tensor, Tensor]], steps: int) -> Tensor:
+    """Mean r (3,) on the last of so many batches, each of which taught it."""
     optimiser = torch.optim.Adam(made.parameters(), 0.02)
-    random = torch.Generator().manual_seed(1)
-    for _ in range(300):
-        target = torch.randn(64, generator=random)
-        h = torch.randn(64, 3, 8, generator=random)
-        h[:, 0] = target[:, None] + 0.05 * h[:, 0]
+    for _ in range(steps):
+        h, target = draw()
         loss = made(h, target)[2]
         assert loss is not None
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
-    r = made.eval()(h, None)[1].mean(0)
+    return made.eval()(h, None)[1].mean(0)
+
+
+def test_a_modality_that_tells_nothing_of_the_target_loses_trust() -> None:
+    """The self-supervision: without a label of quality, r falls where features are noise and rises where they tell."""
+    random = torch.Generator().manual_seed(1)
+
+    def draw() -> tuple[Tensor, Tensor]:
+        target = torch.randn(64, generator=random)
+        h = torch.randn(64, 3, 8, generator=random)
+        h[:, 0] = target[:, None] + 0.05 * h[:, 0]
+        return h, target
+
+    r = learned_r(quality(), draw, 300)
     assert r[0] > 0.7
     assert r[1:].max() < 0.6
 
 
 def test_a_modality_that_tells_nothing_of_the_class_loses_trust() -> None:
     """The same for classes: logits that could shrink would hide it, so the probe's have one spread."""
-    made = quality(target=Classes([0.25] * 4))
-    optimiser = torch.optim.Adam(made.parameters(), 0.02)
     random = torch.Generator().manual_seed(1)
     of_class = torch.randn(4, 8, generator=random)
-    for _ in range(400):
+
+    def draw() -> tuple[Tensor, Tensor]:
         target = torch.randint(0, 4, (64,), generator=random)
         h = torch.randn(64, 3, 8, generator=random)
         h[:, 0] = of_class[target] + 0.2 * h[:, 0]
-        loss = made(h, target)[2]
-        assert loss is not None
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-    r = made.eval()(h, None)[1].mean(0)
+        return h, target
+
+    r = learned_r(quality(target=Classes([0.25] * 4)), draw, 400)
     assert r[0] > 0.8
     assert r[1:].max() < 0.5

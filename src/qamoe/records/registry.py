@@ -1,8 +1,8 @@
 """The registered model: a candidate becomes challenger, passes the gate or not, and becomes champion or not.
 
 A gate rule is one function of the evidence, named in NUMBERS or CLASSES, by the task that it judges. Every decision is
-kept with its reasons: as tags
-and description of the model version, and as promote/<gate>.json and .md in the run of the candidate.
+kept with its reasons: as tags and description of the model version, and as promote/<gate>.json and .md in the run of
+the candidate.
 """
 
 import json
