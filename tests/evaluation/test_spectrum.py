@@ -13,6 +13,7 @@ import torch
 from qamoe.degradation.views import View, alike, references
 from qamoe.errors import Refused
 from qamoe.evaluation import spectrum
+from qamoe.evaluation.encodings import Encodings
 from qamoe.features.store import Store
 from qamoe.params import Evaluate
 from qamoe.training import checkpoint
@@ -214,6 +215,39 @@ def test_predictions_do_not_depend_on_how_clips_are_batched(
     for before, after in zip(measured, again, strict=True):
         expected = before[before["cell"].isin(some)].reset_index(drop=True)
         pd.testing.assert_frame_equal(after.drop(columns="routing"), expected.drop(columns="routing"), atol=1e-5)
+
+
+def test_what_cells_share_changes_no_prediction(corpus: Any, measured: list[pd.DataFrame]) -> None:
+    """Each modality is degraded and encoded once for all cells that hold it; here every view is predicted by itself."""
+    rows, everything = list(range(7)), corpus.split
+    for trained, found in zip(corpus.trained, measured, strict=True):
+        by_cell = dict(list(found.groupby(["cell", "draw"], sort=False)))
+        for cell in corpus.cells:
+            for view in cell.views:
+                batch, lost, state = everything.degraded(everything.views.index(view), rows)
+                expected, here = trained.predict(batch, state=state), by_cell[cell.name, view.number]
+                np.testing.assert_allclose(here["prediction"], expected.value, atol=1e-5)
+                np.testing.assert_array_equal(here[[f"lost_{m}" for m in MODALITIES]].to_numpy(np.float32), lost)
+                if expected.r is not None:
+                    r = here[[f"r_{m}" for m in MODALITIES]].to_numpy(np.float32)
+                    np.testing.assert_allclose(r, expected.r, atol=1e-5)
+
+
+def test_an_encoding_is_made_once_and_dropped_after_its_last_cell(corpus: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[tuple[View, str]] = []
+    degraded = Views.degraded
+
+    def counted(self: Views, view: int, rows: Any, modalities: Any = None) -> Any:
+        made.extend((self.views[view].of(m), m) for m in modalities)
+        return degraded(self, view, rows, modalities)
+
+    monkeypatch.setattr(Views, "degraded", counted)
+    order = [view for cell in corpus.cells for view in cell.views]
+    encodings = Encodings(corpus.trained, corpus.split, [range(7)], order, "cpu")
+    for view in order:
+        encodings.of(view)
+    assert len(made) == len(set(made)) < 0.7 * 3 * len(order)
+    assert encodings.kept == {}
 
 
 def test_checkpoints_side_by_side_predict_to_the_bit_what_each_does_alone(

@@ -48,6 +48,35 @@ class View:
         steps = [(self.kinds, self.severities)] + ([self.then] if self.then else [])
         return [fixed_state(*step, len(keys), announced=self.announced) for step in steps]
 
+    def state(self, keys: Tensor) -> State:
+        """All steps as one: the first kind of the two, and the severity of both, 1 - (1 - s)(1 - s')."""
+        state, *others = self.states(keys)
+        for other in others:
+            state = State(
+                torch.where(state.kind < 0, other.kind, state.kind),
+                1 - (1 - state.severity) * (1 - other.severity),
+                state.announced | other.announced,
+            )
+        return state
+
+    def of(self, modality: str) -> "View":
+        """What this view does to one modality: equal for two views that degrade it alike, the others aside."""
+        if self.kinds is None or self.severities is None:
+            return self
+        place = MODALITIES.index(modality)
+
+        def alone(kinds: tuple[str, ...], severities: tuple[float, ...]) -> tuple[tuple[str, ...], tuple[float, ...]]:
+            here = range(len(MODALITIES))
+            return (
+                tuple(kinds[m] if m == place and severities[m] else "clean" for m in here),
+                tuple(severities[m] if m == place else 0.0 for m in here),
+            )
+
+        steps = [alone(self.kinds, self.severities)] + ([alone(*self.then)] if self.then else [])
+        if not any(severities[place] for _, severities in steps):
+            return View(self.seed, 0, *steps[0])
+        return replace(self, kinds=steps[0][0], severities=steps[0][1], then=steps[1] if self.then else None)
+
 
 def alike(kind: str, severity: float, seed: int, number: int) -> View:
     """All modalities degraded by the same kind at the same severity, each by draws of its own."""
@@ -60,8 +89,7 @@ def apply(
     """The batch under a view, how much was lost (B, 3), and its state; the input is not changed.
 
     `partner(modality, draws)` gives x and mask of each clip's partner, and is needed by views that swap. Where a view
-    has two steps, lost is the second's; the state holds the first kind of the two, and the severity of both together,
-    1 - (1 - s)(1 - s').
+    has two steps, lost is the second's.
     """
     steps = view.states(batch.keys)
     xs, masks = {}, {}
@@ -84,18 +112,7 @@ def apply(
             result = degrade(x, mask, kind, severity, draws, reference)
             x, mask, lost[:, place] = result.x, result.mask & ~announced[:, None], result.lost
         xs[modality], masks[modality] = x, mask
-    return replace(batch, x=xs, mask=masks), lost, _together(steps)
-
-
-def _together(steps: list[State]) -> State:
-    state = steps[0]
-    for other in steps[1:]:
-        state = State(
-            torch.where(state.kind < 0, other.kind, state.kind),
-            1 - (1 - state.severity) * (1 - other.severity),
-            state.announced | other.announced,
-        )
-    return state
+    return replace(batch, x=xs, mask=masks), lost, view.state(batch.keys)
 
 
 def references(stats: dict[str, Any]) -> dict[str, Reference]:

@@ -10,6 +10,7 @@ import pandas as pd
 import torch
 
 from qamoe.degradation.draws import MODALITIES
+from qamoe.evaluation.encodings import Encodings, of_checkpoint
 from qamoe.evaluation.spectrum import Cell, batched, predicted
 from qamoe.training.checkpoint import Trained
 from qamoe.training.views import Views
@@ -48,18 +49,11 @@ def broken(
     place[sort] = np.arange(clips)
     anew = {"draw", "prediction", "variance", "routing", *(f"{v}_{m}" for v in ("r", "trust") for m in MODALITIES)}
     kept = rows[[column for column in map(str, rows) if column not in anew and not column.startswith("p_")]]
+    encodings = Encodings([trained], split, batches, cell.views, device)
     for draw, view in enumerate(cell.views):
         here = kept.iloc[draw * clips : (draw + 1) * clips].reset_index(drop=True)
-        at = split.views.index(view)
-        parts: dict[tuple[bool, int], list[pd.DataFrame]] = {way: [] for way in ways}
-        start = 0
-        for batch_rows in batches:
-            batch = split.batch(at, batch_rows).to(device)
-            own = place[start : start + len(batch_rows)]
-            start += len(batch_rows)
-            for way, donor in given.items():
-                quality = torch.from_numpy(r[donor[draw, own]]).to(device)
-                parts[way].append(pd.DataFrame(predicted(trained, batch, quality)))
-        for (within, number), found in parts.items():
-            made = pd.concat(found, ignore_index=True).iloc[sort].reset_index(drop=True)
-            yield here.assign(draw=number, within=within).join(made)
+        encoded = encodings.of(view)
+        for (within, number), donor in given.items():
+            quality = torch.from_numpy(r[donor[draw, place]])
+            made = predicted(trained, *of_checkpoint(encoded, 0), quality)
+            yield here.assign(draw=number, within=within).join(pd.DataFrame(made).iloc[sort].reset_index(drop=True))

@@ -20,12 +20,12 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from qamoe.degradation.draws import MODALITIES
-from qamoe.degradation.frames import DRAWN, HELD_OUT, KINDS, Reference, State, valid_tokens
+from qamoe.degradation.draws import MODALITIES, clip_key
+from qamoe.degradation.frames import DRAWN, HELD_OUT, KINDS, State, valid_tokens
 from qamoe.degradation.views import View, alike
 from qamoe.errors import Refused
 from qamoe.evaluation import metrics
-from qamoe.features.batch import Batch
+from qamoe.evaluation.encodings import Encoding, Encodings, of_checkpoint
 from qamoe.features.store import Store
 from qamoe.files import written_aside
 from qamoe.params import Evaluate
@@ -167,27 +167,29 @@ def by_view(
     `side_by_side` checkpoints predict at once, a thread each, as each alone would.
     """
     store = split.store
-    places = {view: place for place, view in enumerate(split.views)}
     batches, sort = batched(store)
     order = [row for rows in batches for row in rows]
     about = {
         "clip_id": np.array([store.clip_ids[row] for row in order], object)[sort],
         "source": np.array([store.sources[row] for row in order], object)[sort],
         "target": np.array([store.labels[row] for row in order], np.float32)[sort],
-        **_joined([_valid_frames(split.clean(rows), split.references) for rows in batches], sort),
+        **_sorted(_valid_frames(split, batches), sort),
     }
+    keys = torch.tensor([clip_key(store.clip_ids[row]) for row in order], dtype=torch.int64)
+    planned = [(cell, view) for cell in cells for view in cell.views]
     threads = torch.get_num_threads()
     with ThreadPoolExecutor(side_by_side, initializer=torch.set_num_threads, initargs=(threads,)) as pool:
-        for cell, view in ((each, view) for each in cells for view in each.views):
-            conditions: list[dict[str, np.ndarray]] = []
-            parts: list[list[dict[str, Any]]] = []
-            for rows in batches:
-                batch, lost, state = split.degraded(places[view], rows)
-                conditions.append(_conditions(cell, batch, lost, state))
-                batch = batch.to(device)
-                parts.append(list(pool.map(lambda model, b=batch, s=state: predicted(model, b, state=s), trained)))
-            shared = {"slice": cell.slice, "cell": cell.name, "draw": view.number} | about | _joined(conditions, sort)
-            yield [pd.DataFrame(shared | _joined(found, sort)) for found in zip(*parts, strict=True)]
+        encodings = Encodings(trained, split, batches, [view for _, view in planned], device, pool.map)
+        for cell, view in planned:
+            encoded, state = encodings.of(view), view.state(keys)
+            shared = {"slice": cell.slice, "cell": cell.name, "draw": view.number} | about
+            shared |= _sorted(_conditions(cell, encoded, state), sort)
+
+            def columns(place: int, encoded: dict[str, Encoding] = encoded, state: State = state) -> dict[str, Any]:
+                return predicted(trained[place], *of_checkpoint(encoded, place), state=state)
+
+            found = pool.map(columns, range(len(trained)))
+            yield [pd.DataFrame(shared | _sorted(own, sort)) for own in found]
 
 
 def batched(store: Store) -> tuple[list[list[int]], np.ndarray]:
@@ -205,66 +207,76 @@ def measure(trained: Sequence[Trained], split: Views, cells: Sequence[Cell], dev
     ]
 
 
-def _joined(parts: Sequence[dict[str, Any]], sort: np.ndarray) -> dict[str, Any]:
-    """Columns of consecutive batches as whole columns in the order `sort`."""
-    return {name: np.concatenate([part[name] for part in parts])[sort] for name in parts[0]}
+def _sorted(columns: dict[str, Any], sort: np.ndarray) -> dict[str, Any]:
+    """Columns in the order `sort`."""
+    return {name: values[sort] for name, values in columns.items()}
 
 
-def _valid_frames(batch: Batch, references: dict[str, Reference]) -> dict[str, np.ndarray]:
-    counts = {}
-    for modality in MODALITIES:
-        valid = batch.mask.get(modality)
-        if valid is None:
-            counts[f"frames_{modality}"] = np.zeros(len(batch), np.int64)
-            continue
-        if modality == "text":
-            valid = valid_tokens(batch.x["text"], valid, references["text"].special)
-        counts[f"frames_{modality}"] = valid.sum(1).numpy()
-    return counts
+def _valid_frames(split: Views, batches: Sequence[Sequence[int]]) -> dict[str, np.ndarray]:
+    counts: dict[str, list[np.ndarray]] = {f"frames_{m}": [] for m in MODALITIES}
+    for batch in (split.clean(rows) for rows in batches):
+        for modality in MODALITIES:
+            valid = batch.mask.get(modality)
+            if valid is None:
+                valid = torch.zeros(len(batch), 1, dtype=torch.bool)
+            elif modality == "text":
+                valid = valid_tokens(batch.x["text"], valid, split.references["text"].special)
+            counts[f"frames_{modality}"].append(valid.sum(1).numpy())
+    return {name: np.concatenate(parts) for name, parts in counts.items()}
 
 
-def _conditions(cell: Cell, batch: Batch, lost: Tensor, state: State) -> dict[str, np.ndarray]:
+def _conditions(cell: Cell, encoded: dict[str, Encoding], state: State) -> dict[str, np.ndarray]:
     """The columns that say what was done to each clip."""
     columns: dict[str, np.ndarray] = {}
     joint = cell.slice == "joint" and bool((state.kind >= 0).any())
     names = np.array([*KINDS, "clean"], object)
     for place, modality in enumerate(MODALITIES):
-        kind, severity, gone = names[state.kind[:, place].numpy()], state.severity[:, place], lost[:, place]
+        kind, severity = names[state.kind[:, place].numpy()], state.severity[:, place]
         if joint:
             kind, severity = np.full(len(kind), cell.kind, object), torch.full_like(severity, cell.severity_missing)
-        if modality not in batch.x:
-            kind, severity, gone = (np.full(len(kind), "absent", object), *[torch.full_like(severity, nan)] * 2)
+        if modality in encoded:
+            lost = encoded[modality].lost
+        else:
+            kind, severity, lost = (np.full(len(kind), "absent", object), *[torch.full_like(severity, nan)] * 2)
         columns[f"kind_{modality}"] = kind
         columns[f"severity_{modality}"] = severity.numpy()
-        columns[f"lost_{modality}"] = gone.numpy()
+        columns[f"lost_{modality}"] = lost.numpy()
     return columns
 
 
 def predicted(
-    trained: Trained, batch: Batch, quality: Tensor | None = None, state: State | None = None
+    trained: Trained,
+    vectors: dict[str, Tensor],
+    present: dict[str, Tensor],
+    quality: Tensor | None = None,
+    state: State | None = None,
 ) -> dict[str, Any]:
-    """The columns that a model adds: its predictions, reliability, trust and routing.
+    """The columns that a checkpoint adds: its predictions, reliability, trust and routing.
 
-    `quality` (B, M) overrides its r; `state` is how the batch was degraded, of which the oracle alone is told.
+    `vectors` (N, D) are its own, `present` (N,) says which clips have a valid frame. `quality` (N, M) overrides r;
+    `state` is how the clips were degraded, of which the oracle alone is told.
     """
-    result = trained.predict(batch, quality, state)
+    modalities = trained.config["modalities"]
+    here = torch.stack([present[m] for m in modalities], 1)
+    clips = len(here)
+    result = trained.fuse(vectors, clips, quality, state)
     columns: dict[str, Any]
     if result.probabilities is not None:
         shares = result.probabilities.float().cpu().numpy()
-        columns = {"prediction": shares.argmax(1), "variance": np.full(len(batch), nan)}
+        columns = {"prediction": shares.argmax(1), "variance": np.full(clips, nan)}
         columns |= {f"p_{name}": shares[:, i] for i, name in enumerate(trained.config["task"]["classes"])}
     else:
         columns = {n: getattr(result, v).float().cpu().numpy() for n, v in (("prediction", "value"), ("variance",) * 2)}
-    present = torch.stack([batch.mask[m].any(1) for m in trained.config["modalities"]], 1)
-    trust = None if result.r is None else trained.trust(result.r, present)
+    r = None if result.r is None else result.r.float().cpu()
+    trust = None if r is None else trained.trust(r, here)
     for modality in MODALITIES:
-        if result.r is None or trust is None or modality not in trained.config["modalities"]:
-            columns[f"r_{modality}"] = columns[f"trust_{modality}"] = np.full(len(batch), nan, np.float32)
+        if r is None or trust is None or modality not in modalities:
+            columns[f"r_{modality}"] = columns[f"trust_{modality}"] = np.full(clips, nan, np.float32)
             continue
-        place = trained.config["modalities"].index(modality)
-        columns[f"r_{modality}"] = result.r[:, place].float().cpu().numpy()
-        columns[f"trust_{modality}"] = trust[:, place].float().cpu().numpy()
-    routing = np.full(len(batch), None, object)
+        place = modalities.index(modality)
+        columns[f"r_{modality}"] = r[:, place].numpy()
+        columns[f"trust_{modality}"] = trust[:, place].numpy()
+    routing = np.full(clips, None, object)
     if result.routing is not None:
         routing[:] = list(result.routing.mean(1).float().cpu().numpy())
     return columns | {"routing": routing}

@@ -2,16 +2,17 @@
 
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from qamoe.degradation.frames import State
 from qamoe.models import baselines
+from qamoe.models.model import Model
 from qamoe.models.prediction import Targets
 from qamoe.models.qamoe import QAMoE
 from qamoe.models.reader import Reader
 from qamoe.params import Block, Encoders, family
 
-MODELS: dict[str, type[nn.Module]] = {
+MODELS: dict[str, type[Model]] = {
     "mean": baselines.Mean,
     "text": baselines.Text,
     "concat": baselines.Concat,
@@ -26,7 +27,7 @@ MODELS: dict[str, type[nn.Module]] = {
 
 def build(
     name: str, features: dict[str, int], sizes: Encoders, block: Block, target: Targets, reader: Reader | None = None
-) -> nn.Module:
+) -> Model:
     """A fresh model, or specialist, with its block of params.yaml.
 
     `features` is the frame dimension of each modality it gets, in the order of MODALITIES; that of text is the width
@@ -38,6 +39,6 @@ def build(
     return model
 
 
-def told_quality(model: nn.Module, state: State) -> Tensor | None:
+def told_quality(model: Model, state: State) -> Tensor | None:
     """The quality (B, M) that a model is told of a batch in this state: None for all but the oracle."""
     return model.quality_of(state) if isinstance(model, baselines.Oracle) else None

@@ -10,23 +10,26 @@ from torch import Tensor, nn
 from qamoe import params
 from qamoe.degradation.frames import State
 from qamoe.errors import Refused
-from qamoe.features.batch import Batch, present
+from qamoe.features.batch import present
 from qamoe.models.encoders import ModalityEncoders
+from qamoe.models.model import Model
 from qamoe.models.moe import Mixture
 from qamoe.models.prediction import Head, Prediction, Targets
 from qamoe.models.qamoe import QAMoE
 from qamoe.models.quality import PerModality
 
 
-class Mean(nn.Module):
+class Mean(Model):
     """Predicts the training mean and variance, or the training frequencies of the classes, whatever it is given."""
 
     def __init__(self, features: dict[str, int], sizes: params.Encoders, block: params.Mean, target: Targets) -> None:
         super().__init__()
         self.target: Targets = target
+        self.encode = ModalityEncoders({}, sizes)
 
-    def forward(self, batch: Batch, quality: Tensor | None = None) -> Prediction:
-        return self.target.prediction(*self.target.nothing(len(batch), batch.keys.device), batch.target)
+    def fuse(self, h_BMD: Tensor, target: Tensor | None = None, quality: Tensor | None = None) -> Prediction:
+        device = next(self.target.buffers()).device
+        return self.target.prediction(*self.target.nothing(len(h_BMD), device), target)
 
 
 def _mix(width: int, hidden: int) -> nn.Sequential:
@@ -34,7 +37,7 @@ def _mix(width: int, hidden: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(width, hidden), nn.GELU())
 
 
-class Concat(nn.Module):
+class Concat(Model):
     """Plain concatenation of the modality vectors and one hidden layer."""
 
     def __init__(self, features: dict[str, int], sizes: params.Encoders, block: params.Hidden, target: Targets) -> None:
@@ -44,9 +47,9 @@ class Concat(nn.Module):
         self.mix = _mix(sizes.width * len(features), block.hidden)
         self.head = Head(block.hidden, sizes.dropout, target.outputs)
 
-    def forward(self, batch: Batch, quality: Tensor | None = None) -> Prediction:
-        guess, log_variance = self.head(self.mix(self.encode(batch).flatten(1)))
-        return self.target.prediction(guess, log_variance, batch.target)
+    def fuse(self, h_BMD: Tensor, target: Tensor | None = None, quality: Tensor | None = None) -> Prediction:
+        guess, log_variance = self.head(self.mix(h_BMD.flatten(1)))
+        return self.target.prediction(guess, log_variance, target)
 
 
 class Text(Concat):
@@ -58,7 +61,7 @@ class Text(Concat):
         super().__init__({"text": features["text"]}, sizes, block, target)
 
 
-class CrossAttention(nn.Module):
+class CrossAttention(Model):
     """The modality vectors attend to each other in one pre-norm transformer layer; then as Concat.
 
     That is attention over M vectors, not over their frames as in MulT (Tsai et al., ACL 2019): our decision, so that
@@ -77,13 +80,13 @@ class CrossAttention(nn.Module):
         self.mix = _mix(width * len(features), block.hidden)
         self.head = Head(block.hidden, sizes.dropout, target.outputs)
 
-    def forward(self, batch: Batch, quality: Tensor | None = None) -> Prediction:
-        attended_BMD = self.attend(self.encode(batch) + self.place)
+    def fuse(self, h_BMD: Tensor, target: Tensor | None = None, quality: Tensor | None = None) -> Prediction:
+        attended_BMD = self.attend(h_BMD + self.place)
         guess, log_variance = self.head(self.mix(attended_BMD.flatten(1)))
-        return self.target.prediction(guess, log_variance, batch.target)
+        return self.target.prediction(guess, log_variance, target)
 
 
-class TensorFusion(nn.Module):
+class TensorFusion(Model):
     """Outer product of [1; l_m] over the modalities, l_m the tanh of a map of h_m to `low` numbers (Zadeh et al. 2017).
 
     All (low + 1)^M products of one, two and three modalities go through one hidden layer. The tanh, which bounds them,
@@ -100,17 +103,17 @@ class TensorFusion(nn.Module):
         self.mix = _mix((block.low + 1) ** len(features), block.hidden)
         self.head = Head(block.hidden, sizes.dropout, target.outputs)
 
-    def forward(self, batch: Batch, quality: Tensor | None = None) -> Prediction:
-        low_BML = torch.tanh(self.lower(self.encode(batch)))
+    def fuse(self, h_BMD: Tensor, target: Tensor | None = None, quality: Tensor | None = None) -> Prediction:
+        low_BML = torch.tanh(self.lower(h_BMD))
         with_one = torch.cat([torch.ones_like(low_BML[..., :1]), low_BML], -1)
         products = with_one[:, 0]
         for place in range(1, with_one.shape[1]):
             products = torch.einsum("bi,bj->bij", products, with_one[:, place]).flatten(1)
         guess, log_variance = self.head(self.mix(products))
-        return self.target.prediction(guess, log_variance, batch.target)
+        return self.target.prediction(guess, log_variance, target)
 
 
-class Precision(nn.Module):
+class Precision(Model):
     """Each modality guesses the target, with a variance v; these Gaussians are multiplied (Hinton 2002).
 
     The fused guess, a value or logits, is the mean of the modalities' guesses weighted by 1 / v, its variance the
@@ -128,8 +131,7 @@ class Precision(nn.Module):
             for _ in features
         )
 
-    def forward(self, batch: Batch, quality: Tensor | None = None) -> Prediction:
-        h_BMD = self.encode(batch)
+    def fuse(self, h_BMD: Tensor, target: Tensor | None = None, quality: Tensor | None = None) -> Prediction:
         guesses = [expert(h_BMD[:, place]) for place, expert in enumerate(self.experts)]
         guess_BM, own_BM = (torch.stack(part, 1) for part in zip(*guesses, strict=True))
         log_precision_BM = -own_BM if quality is None else torch.logit(quality, eps=1e-4)
@@ -138,17 +140,17 @@ class Precision(nn.Module):
         prediction = self.target.prediction(
             (weights * guess_BM).sum(1),
             -log_precision_BM.logsumexp(1),
-            batch.target,
+            target,
             r=log_precision_BM.sigmoid(),
             fusion=weights_BM,
         )
-        if batch.target is not None:
-            standard = self.target.standard(batch.target)
+        if target is not None:
+            standard = self.target.standard(target)
             prediction.losses["probe"] = self.target.probe_loss(guess_BM, own_BM, standard)
         return prediction
 
 
-class MoE(nn.Module):
+class MoE(Model):
     """QA-MoE without quality: no variance, no r, no fallback, a semantic router alone; the same experts and fusion."""
 
     def __init__(self, features: dict[str, int], sizes: params.Encoders, block: params.MoE, target: Targets) -> None:
@@ -160,13 +162,11 @@ class MoE(nn.Module):
         self.mixture = Mixture(modalities, width, block, quality=False)
         self.head = Head(self.mixture.width, sizes.dropout, target.outputs)
 
-    def forward(self, batch: Batch, quality: Tensor | None = None) -> Prediction:
-        fused = self.mixture(self.mu(self.encode(batch)), None)
+    def fuse(self, h_BMD: Tensor, target: Tensor | None = None, quality: Tensor | None = None) -> Prediction:
+        fused = self.mixture(self.mu(h_BMD), None)
         guess, log_variance = self.head(fused.vector)
-        prediction = self.target.prediction(
-            guess, log_variance, batch.target, fusion=fused.fusion, routing=fused.routing
-        )
-        if batch.target is not None:
+        prediction = self.target.prediction(guess, log_variance, target, fusion=fused.fusion, routing=fused.routing)
+        if target is not None:
             prediction.losses.update(fused.losses)
         return prediction
 
@@ -174,11 +174,11 @@ class MoE(nn.Module):
 class Oracle(QAMoE):
     """QA-MoE that is told the truth in place of its own r, in training, choice and evaluation: what a gate can give."""
 
-    def forward(self, batch: Batch, quality: Tensor | None = None) -> Prediction:
-        """Predict a batch. Raises Refused without quality: where nobody knows it there is no oracle."""
+    def fuse(self, h_BMD: Tensor, target: Tensor | None = None, quality: Tensor | None = None) -> Prediction:
+        """Raises Refused without quality: where nobody knows it there is no oracle."""
         if quality is None:
             raise Refused("The model oracle is told how each clip was degraded; it predicts under a known view alone.")
-        return super().forward(batch, quality)
+        return super().fuse(h_BMD, target, quality)
 
     def quality_of(self, state: State) -> Tensor:
         """1 - severity (B, M) of the modalities that the model has; 1 where a modality is clean."""

@@ -59,8 +59,23 @@ class ModalityEncoders(nn.Module):
         )
         self.reader: Reader | None = None
 
+    def vectors(self, batch: Batch) -> dict[str, Tensor]:
+        """The vectors (B, D) of those modalities that the batch has; each is made without a look at the others."""
+        here = {}
+        for modality, encode in self.encoders.items():
+            if modality not in batch.x:
+                continue
+            x, mask = batch.x[modality], batch.mask[modality]
+            if modality == "text" and self.reader is not None:
+                x, mask = self.reader(x, mask)
+            here[modality] = encode(x, mask)
+        return here
+
     def forward(self, batch: Batch) -> Tensor:
-        if self.reader is not None:
-            states, mask = self.reader(batch.x["text"], batch.mask["text"])
-            batch = batch.with_x(text=states).with_mask(text=mask)
-        return torch.stack([encode(batch.x[m], batch.mask[m]) for m, encode in self.encoders.items()], dim=1)
+        return self.together(self.vectors(batch), len(batch))
+
+    def together(self, vectors: dict[str, Tensor], clips: int) -> Tensor:
+        """Vectors of all modalities that are read -> (B, M, D); (B, 0, 0) where none is."""
+        if not self.encoders:
+            return torch.zeros(clips, 0, 0)
+        return torch.stack([vectors[m] for m in self.encoders], dim=1)

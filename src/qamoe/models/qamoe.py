@@ -6,8 +6,8 @@ Which equation is the paper's and which is our decision stands in docs/method.md
 import torch
 from torch import Tensor, nn
 
-from qamoe.features.batch import Batch
 from qamoe.models.encoders import ModalityEncoders
+from qamoe.models.model import Model
 from qamoe.models.moe import Mixture
 from qamoe.models.prediction import Head, Prediction, Targets
 from qamoe.models.quality import Quality
@@ -15,7 +15,7 @@ from qamoe.params import Encoders
 from qamoe.params import QAMoE as Block
 
 
-class QAMoE(nn.Module):
+class QAMoE(Model):
     """Encoders -> Gaussian features and r -> fallback z' = r z + (1 - r) prior -> routed experts -> heads."""
 
     def __init__(self, features: dict[str, int], sizes: Encoders, block: Block, target: Targets) -> None:
@@ -28,17 +28,17 @@ class QAMoE(nn.Module):
         self.mixture = Mixture(modalities, width, block, quality=True)
         self.head = Head(self.mixture.width, sizes.dropout, target.outputs)
 
-    def forward(self, batch: Batch, quality: Tensor | None = None) -> Prediction:
-        """Predict a batch. `quality` (B, M) overrides r, for oracle and broken quality."""
-        standard = None if batch.target is None else self.target.standard(batch.target)
-        z_BMD, r_BM, probe_loss = self.quality(self.encode(batch), standard)
+    def fuse(self, h_BMD: Tensor, target: Tensor | None = None, quality: Tensor | None = None) -> Prediction:
+        """`quality` (B, M) overrides r, for oracle and broken quality."""
+        standard = None if target is None else self.target.standard(target)
+        z_BMD, r_BM, probe_loss = self.quality(h_BMD, standard)
         if quality is not None:
             r_BM = quality
         fallback_BMD = r_BM[..., None] * z_BMD + (1 - r_BM[..., None]) * self.prior
         fused = self.mixture(fallback_BMD, r_BM)
         guess, log_variance = self.head(fused.vector)
         prediction = self.target.prediction(
-            guess, log_variance, batch.target, r=r_BM, fusion=fused.fusion, routing=fused.routing
+            guess, log_variance, target, r=r_BM, fusion=fused.fusion, routing=fused.routing
         )
         if probe_loss is not None:
             prediction.losses.update(probe=probe_loss, **fused.losses)

@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from qamoe.degradation.frames import State
 from qamoe.errors import Refused
 from qamoe.features.batch import Batch
 from qamoe.files import write_text, written_aside
 from qamoe.models import build, text, told_quality
+from qamoe.models.model import Model
 from qamoe.models.prediction import Prediction, target_of
 from qamoe.models.reader import Reader
 from qamoe.params import Models, Params, family
@@ -32,7 +33,7 @@ HISTORY = "history.jsonl"
 class Trained:
     """A model ready to predict, and its model.json."""
 
-    model: nn.Module
+    model: Model
     config: dict[str, Any]
     folder: Path
 
@@ -42,17 +43,29 @@ class Trained:
         return self.config["models"]["encoders"].get("text", {}).get("finetune", False)
 
     @torch.no_grad()
-    def predict(self, batch: Batch, quality: Tensor | None = None, state: State | None = None) -> Prediction:
-        """Predict a batch of frames, text as token ids or as frozen states. `quality` (B, M) overrides r.
+    def vectors(self, batch: Batch) -> dict[str, Tensor]:
+        """The model's vectors (B, D) of those modalities that the batch has, text as token ids or as frozen states."""
+        if "text" in batch.x and not self.reads_ids and not batch.x["text"].is_floating_point():
+            batch = batch.with_x(text=text.encode(batch.x["text"], batch.mask["text"]))
+        return self.model.encode.vectors(batch)
+
+    @torch.no_grad()
+    def fuse(
+        self, vectors: dict[str, Tensor], clips: int, quality: Tensor | None = None, state: State | None = None
+    ) -> Prediction:
+        """Predict from the vectors of all modalities. `quality` (B, M) overrides r.
 
         `state` is how the clips were degraded, where that is known: the oracle is told its quality by it, all other
         models are not told.
         """
-        if "text" in batch.x and not self.reads_ids and not batch.x["text"].is_floating_point():
-            batch = batch.with_x(text=text.encode(batch.x["text"], batch.mask["text"]))
         if quality is None and state is not None:
             quality = told_quality(self.model, state)
-        return self.model(batch, None if quality is None else quality.to(batch.keys.device))
+        h_BMD = self.model.encode.together(vectors, clips)
+        return self.model.fuse(h_BMD, None, None if quality is None else quality.to(h_BMD.device))
+
+    def predict(self, batch: Batch, quality: Tensor | None = None, state: State | None = None) -> Prediction:
+        """Both in one: a batch of frames -> its predictions."""
+        return self.fuse(self.vectors(batch), len(batch), quality, state)
 
     def trust(self, r: Tensor, present: Tensor) -> Tensor:
         """What users see, (B, M) in [0, 1]: r rescaled between its validation medians (DESIGN: ours, not the paper's);
@@ -67,7 +80,7 @@ class Trained:
         return torch.stack(columns, 1) * present
 
 
-def make(name: str, config: dict[str, Any]) -> nn.Module:
+def make(name: str, config: dict[str, Any]) -> Model:
     """The model that a model.json describes, with fresh weights."""
     # The order of modalities is that of their encoders; JSON keeps none for the keys of `inputs`.
     features = {modality: config["inputs"][modality] for modality in config["modalities"]}
@@ -96,7 +109,7 @@ def described(params: Params, name: str, seed: int, digests: dict[str, str]) -> 
     }
 
 
-def save(folder: Path, model: nn.Module, config: dict[str, Any], history: list[dict[str, Any]]) -> None:
+def save(folder: Path, model: Model, config: dict[str, Any], history: list[dict[str, Any]]) -> None:
     """Write a finished checkpoint; model.json last."""
     from safetensors.torch import save_file
 

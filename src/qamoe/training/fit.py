@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from qamoe.errors import Refused
 from qamoe.models import reader
+from qamoe.models.model import Model
 from qamoe.params import Params, TrainCommon, family
 from qamoe.training import checkpoint
 from qamoe.training.selection import Cells, calibration, predictions, selection_value, told
@@ -165,7 +166,7 @@ def objective(losses: dict[str, Tensor], common: TrainCommon) -> Tensor:
 
 
 def _one_epoch(
-    model: nn.Module,
+    model: Model,
     optimiser: torch.optim.Optimizer,
     trainable: list[nn.Parameter],
     train: Views,
@@ -200,7 +201,7 @@ def _short(line: dict[str, Any]) -> dict[str, Any]:
 
 
 def _after_training(
-    model: nn.Module, valid: Views, cells: Cells, modalities: list[str], batch_size: int, device: str
+    model: Model, valid: Views, cells: Cells, modalities: list[str], batch_size: int, device: str
 ) -> dict[str, Any]:
     """Calibration over the selection cells, and each modality's trust anchors: median r clean and under noise 1."""
     fitted = calibration(predictions(model, valid, cells.selection, batch_size, device))

@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from qamoe.degradation.frames import State
 from qamoe.degradation.views import View, alike
 from qamoe.evaluation.calibration import fit_conformal, fit_temperature
 from qamoe.features.batch import Batch
 from qamoe.models import told_quality
+from qamoe.models.model import Model
 from qamoe.params import Selection, TrainCommon
 from qamoe.training.views import Views, rows_in_batches
 
@@ -66,7 +67,7 @@ def specialist(kind: str, severity: float, common: TrainCommon) -> tuple[list[Vi
     return training, selection_cells(common.selection.model_copy(update={"severities": own}))
 
 
-def told(model: nn.Module, degraded: tuple[Batch, Tensor, State], device: str) -> tuple[Batch, Tensor | None]:
+def told(model: Model, degraded: tuple[Batch, Tensor, State], device: str) -> tuple[Batch, Tensor | None]:
     """A degraded batch, and the quality (B, M) that the model is told of it: None for all but the oracle."""
     batch, _, state = degraded
     quality = told_quality(model, state)
@@ -74,9 +75,7 @@ def told(model: nn.Module, degraded: tuple[Batch, Tensor, State], device: str) -
 
 
 @torch.no_grad()
-def predictions(
-    model: nn.Module, valid: Views, places: tuple[int, ...], batch_size: int, device: str
-) -> dict[str, Any]:
+def predictions(model: Model, valid: Views, places: tuple[int, ...], batch_size: int, device: str) -> dict[str, Any]:
     """Predictions of the whole split under some of its views.
 
     Returns value and variance (V, N), probabilities (V, N, C) and r (V, N, M), each None where a model has none, and

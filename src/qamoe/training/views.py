@@ -48,18 +48,20 @@ class Views:
         """Tokens of each clip (N,) where models read them, which takes longest: batches go by them then."""
         return self.store.lengths("text") if self.states is None and "text" in self.modalities else None
 
-    def clean(self, rows: Sequence[int]) -> Batch:
-        """Rows of the split as they are stored, text as token ids (B, T)."""
-        return collate(self.store, rows, self.modalities)
+    def clean(self, rows: Sequence[int], modalities: Sequence[str] | None = None) -> Batch:
+        """Rows of the split as they are stored, all modalities or those named, text as token ids (B, T)."""
+        return collate(self.store, rows, self.modalities if modalities is None else modalities)
 
-    def degraded(self, view: int, rows: Sequence[int]) -> tuple[Batch, Tensor, State]:
-        """Rows under one view, with the share lost (B, 3) and the state drawn.
+    def degraded(
+        self, view: int, rows: Sequence[int], modalities: Sequence[str] | None = None
+    ) -> tuple[Batch, Tensor, State]:
+        """Rows under one view, all modalities or those named, with the share lost (B, 3) and the state drawn.
 
         Text is encoded states (B, T, 384), or token ids (B, T) where there are none.
         """
         partner = _partner(self.store, self.partners, rows)
-        batch, lost, state = apply(self.clean(rows), self.views[view], self.references, partner)
-        if self.states is not None:
+        batch, lost, state = apply(self.clean(rows, modalities), self.views[view], self.references, partner)
+        if self.states is not None and "text" in batch.x:
             x, mask = pad([self.states.of(view, row) for row in rows])
             batch = batch.with_x(text=x).with_mask(text=mask)
         return batch, lost, state
