@@ -37,19 +37,15 @@ def run(params: Params, out: Path, model: str | None = None) -> None:
     jobs = [(name, seed, training_digests(params, name, data)) for name in names for seed in params.seeds[name]]
     waiting = [job for job in jobs if not _finished(folder / job[0] / str(job[1]), job[2])]
     entry.log.info(json.dumps({"stage": "train", "seeds": len(waiting), "kept": len(jobs) - len(waiting)}))
-    generalists = [job for job in waiting if specialist_cell(job[0]) is None]
-    _train_all(params, stats, out, generalists)
-    for name in names:
-        if specialist_cell(name) is not None:
-            _train_all(params, stats, out, [job for job in waiting if job[0] == name])
-            shutil.rmtree(_states(out, name), ignore_errors=True)  # large, and of no use to another model
+    _train_all(params, stats, out, waiting)
+    for name in filter(specialist_cell, names):
+        shutil.rmtree(_states(out, name), ignore_errors=True)  # large, and of no use to another model
 
 
 def _train_all(params: Params, stats: dict[str, Any], out: Path, jobs: list[tuple[str, int, dict[str, str]]]) -> None:
-    """Train (model, seed, digests) that share their views."""
-    if not jobs:
-        return
-    open_splits(params, stats, out, jobs[0][0])  # made once, before the workers map it
+    """Train each (model, seed, digests)."""
+    for name in {_states(out, name): name for name, _, _ in jobs}.values():
+        open_splits(params, stats, out, name)  # made once, before the workers map it
     side_by_side = settings.side_by_side(len(jobs))
     if settings.device() != "cpu" or side_by_side == 1:
         for job in jobs:
