@@ -37,7 +37,8 @@ def run(params: Params, out: Path, model: str | None = None) -> None:
     jobs = [(name, seed, training_digests(params, name, data)) for name in names for seed in params.seeds[name]]
     waiting = [job for job in jobs if not _finished(folder / job[0] / str(job[1]), job[2])]
     entry.log.info(json.dumps({"stage": "train", "seeds": len(waiting), "kept": len(jobs) - len(waiting)}))
-    _train_all(params, stats, out, waiting)
+    if waiting:
+        _train_all(params, stats, out, waiting)
     for name in filter(specialist_cell, names):
         shutil.rmtree(_states(out, name), ignore_errors=True)  # large, and of no use to another model
 
