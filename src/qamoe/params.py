@@ -163,19 +163,13 @@ class Train(Block):
 
 
 class TextEncoder(Block):
-    """Frozen, its states made once for all models; or fine-tuned as a part of each: the other keys are of that."""
+    """Frozen, its states made once for all models; or fine-tuned as a part of each: the last three are of that."""
 
     finetune: bool = False
     encoder: Annotated[str, Field(min_length=1)] = "minilm"  # or the folder of a Hugging Face encoder
     lr: Annotated[float, Field(gt=0, lt=1)] = 5e-5  # its own; that of all else is train.common.lr
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
     pooling: Literal["attention", "mean"] = "attention"  # over its states, or over one that is their mean
-
-    @model_validator(mode="after")
-    def _frozen_is_minilm(self) -> "TextEncoder":
-        if self.encoder != "minilm" and not self.finetune:
-            raise ValueError(f"encoder {self.encoder!r} needs finetune: true; the frozen encoder is minilm")
-        return self
 
 
 class Encoders(Block):

@@ -12,6 +12,7 @@ from qamoe.corpora import mmsa
 from qamoe.corpora.clip import check_text
 from qamoe.corpora.mmsa import read
 from qamoe.errors import Refused
+from qamoe.features.minilm import MiniLM
 from qamoe.params import Task
 from qamoe.settings import shared_data
 from tests.corpora.damage import mutated
@@ -165,7 +166,7 @@ def test_stored_vectors_are_the_last_resort_and_no_text_for_the_encoder(tmp_path
     assert corpus.vocabulary is None
     assert corpus.clips[0].frames["text"].tolist() == made["train"]["text"][0].tolist()
     with pytest.raises(Refused, match=r"m\.pkl has neither text_bert nor raw_text, only stored text vectors"):
-        check_text(corpus, "m.pkl")
+        check_text(corpus, MiniLM(50), "m.pkl")
 
 
 @pytest.mark.parametrize("gone", ["text", "text_bert"])
@@ -183,7 +184,7 @@ def test_chinese_text_is_read_and_the_english_encoder_refuses_it(tmp_path: Path,
     assert corpus.clips[1].label == pytest.approx(-0.2)
     assert corpus.clips[0].frames["vision"].shape == (made["train"]["vision_lengths"][0], 709)
     with pytest.raises(Refused, match=r"its text needs an encoder with the vocabulary of bert-base-chinese"):
-        check_text(corpus, "m.pkl")
+        check_text(corpus, MiniLM(50), "m.pkl")
 
 
 def test_a_token_outside_the_vocabulary_is_refused(tmp_path: Path) -> None:
@@ -191,7 +192,7 @@ def test_a_token_outside_the_vocabulary_is_refused(tmp_path: Path) -> None:
     made["valid"]["text_bert"][1, 0, 1] = 30522
     corpus = read(stored(tmp_path / "m.pkl", made), REGRESSION)
     with pytest.raises(Refused, match=r"valid, clip videovalid0\$_\$1: token id 30522 is none of the 30522"):
-        check_text(corpus, "m.pkl")
+        check_text(corpus, MiniLM(50), "m.pkl")
 
 
 def test_a_file_says_which_published_one_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -317,7 +318,7 @@ def test_the_real_files_come_back_number_by_number(name: str, counts: Any, modal
         given = pickle.load(file)
     assert corpus.modalities == modalities
     assert tuple(sum(c.split == s for c in corpus.clips) for s in ("train", "valid", "test")) == counts
-    check_text(corpus, name)
+    check_text(corpus, MiniLM(50), name)
     clips = iter(corpus.clips)
     for columns in (given[split] for split in ("train", "valid", "test")):
         for i in range(len(columns["id"])):

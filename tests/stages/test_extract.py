@@ -105,6 +105,26 @@ def problems(out: Path) -> list[list[str]]:
 
 
 @pytest.mark.slow
+def test_ids_of_another_vocabulary_give_way_to_the_words(
+    pickled: Any, run: Any, tiny_encoder: Any, tmp_path: Path
+) -> None:
+    encoder = tiny_encoder(tmp_path / "encoder")
+    content = (encoder / "tokenizer.json").read_text()
+    (encoder / "tokenizer.json").write_text(content.replace('"film":', '"flim":'))
+    chosen = {"extract.corpus": {"kind": "mmsa", "path": "mosi.pkl"}}
+    chosen["extract.text"] = {"extractor": "huggingface", "model": str(encoder), "max_tokens": 50}
+    text = Store(run(chosen) / "text.arrow")
+    assert text.metadata["extractor"] == "huggingface"
+    ids = text.sequence("ids", 0).tolist()
+    assert ids[:2] == [101, 2204], "good"
+    assert 2143 not in ids, "no film in this vocabulary"
+    for columns in pickled.values():
+        del columns["raw_text"]
+    (tmp_path / "mosi.pkl").write_bytes(pickle.dumps(pickled))
+    with pytest.raises(Refused, match=r"needs an encoder with the vocabulary of bert-base-uncased; .* that of encoder"):
+        run(chosen)
+
+
 def test_a_clip_that_the_corpus_lost_is_a_problem_until_it_comes(run: Any, tmp_path: Path) -> None:
     for name, folder in meld.FOLDERS.items():
         table(tmp_path / "meld", name, [row(1)])

@@ -23,7 +23,7 @@ def _plain_text(monkeypatch: pytest.MonkeyPatch) -> None:
 
     from qamoe.models import text
 
-    def encode(ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    def encode(ids: torch.Tensor, mask: torch.Tensor, encoder: str) -> torch.Tensor:
         return torch.sin(ids[..., None] * torch.arange(1, text.WIDTH + 1) / text.WIDTH) * mask[..., None]
 
     monkeypatch.setattr(text, "encode", encode)

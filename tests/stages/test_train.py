@@ -14,6 +14,7 @@ import torch
 from qamoe import params as parameters
 from qamoe.errors import Refused
 from qamoe.stages import train
+from qamoe.training.views import Views
 
 FILES = ("history.jsonl", "model.json", "weights.safetensors")
 
@@ -25,7 +26,7 @@ def trained(
     """Run the stage in this process on plain text: trained({"seeds.qamoe": [1, 2]}, model="qamoe")."""
     from qamoe.models import text
 
-    def encode(ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    def encode(ids: torch.Tensor, mask: torch.Tensor, encoder: str) -> torch.Tensor:
         return torch.sin(ids[..., None] * torch.arange(1, text.WIDTH + 1) / text.WIDTH) * mask[..., None]
 
     monkeypatch.setattr(text, "encode", encode)
@@ -92,6 +93,39 @@ def test_other_training_clips_are_another_model(
     trained()
     assert summary(caplog) == {"stage": "train", "seeds": 1, "kept": 0}
     assert first.read_bytes() != weights
+
+
+def test_a_frozen_encoder_of_a_folder_is_read_and_known_again(
+    preprocessed: Path, params_file: Any, environment: Any, tiny_encoder: Any, tmp_path: Path
+) -> None:
+    from qamoe.training import checkpoint
+
+    encoder = tiny_encoder(tmp_path / "encoder")
+    chosen = {"train.common.epochs": 1, "seeds.qamoe": [1], "models.encoders.text.encoder": str(encoder)}
+    params = parameters.load(params_file(chosen))
+    train.run(params, preprocessed, "qamoe")
+    trained = checkpoint.load(preprocessed / "train/qamoe/1")
+    assert trained.frozen_encoder == str(encoder)
+    assert trained.model.encode.encoders["text"].project.in_features == 8
+    _, valid, _ = train.open_splits(params, train.read_stats(preprocessed), preprocessed, "qamoe")
+    ids, states = (Views(valid.store, valid.views, valid.modalities, valid.references, s) for s in (None, valid.states))
+    rows = range(6)
+    found, expected = (trained.predict(views.batch(1, rows)).value for views in (ids, states))
+    assert torch.allclose(found, expected, atol=1e-5)
+    digest = train.training_digests(params, "qamoe", "data")["params"]
+    tiny_encoder(encoder, initializer_range=0.5)
+    assert train.training_digests(params, "qamoe", "data")["params"] != digest
+
+
+def test_an_encoder_of_other_ids_is_refused(
+    preprocessed: Path, params_file: Any, environment: Any, tiny_encoder: Any, tmp_path: Path
+) -> None:
+    stats = json.loads((preprocessed / "preprocess/stats.json").read_text())
+    stats["text"]["vocabulary_sha256"] = "0" * 64
+    (preprocessed / "preprocess/stats.json").write_text(json.dumps(stats))
+    for chosen in ({}, {"models.encoders.text.encoder": str(tiny_encoder(tmp_path / "encoder"))}):
+        with pytest.raises(Refused, match=r"another vocabulary than the stored ids, which extract\.text names"):
+            train.run(parameters.load(params_file(chosen)), preprocessed, "qamoe")
 
 
 def test_the_test_split_is_not_opened(trained: Any, preprocessed: Path) -> None:

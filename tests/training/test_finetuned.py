@@ -13,6 +13,8 @@ import torch
 
 from qamoe.errors import Refused
 from qamoe.evaluation import spectrum
+from qamoe.features.minilm import model_folder
+from qamoe.features.tokens import vocabulary_digest
 from qamoe.models import reader
 from qamoe.params import Params, TextEncoder
 from qamoe.serving.predict import predict, raw_frames
@@ -20,6 +22,8 @@ from qamoe.stages import train as stage
 from qamoe.training import checkpoint
 from qamoe.training.fit import fit, learning_rate
 from qamoe.training.views import Views, rows_in_batches
+
+ENGLISH = vocabulary_digest(model_folder())
 
 
 class Stopped(Exception):
@@ -166,7 +170,7 @@ def test_a_frozen_model_reads_ids_too(tuned: Any, setting: Any, tiny_checkpoint:
 @pytest.mark.parametrize("pooling", ["attention", "mean"])
 def test_padding_and_absent_text_leave_no_trace(folder: Path, pooling: str) -> None:
     sizes = TextEncoder.model_validate({"finetune": True, "encoder": str(folder), "pooling": pooling})
-    made = reader.Reader(reader.architecture(sizes, 50), sizes)
+    made = reader.Reader(reader.architecture(sizes, 50, ENGLISH), sizes)
     made.load_pretrained(sizes)
     made.eval()
     ids = torch.tensor([[101, 2204, 102], [101, 102, 0], [0, 0, 0]])
@@ -223,7 +227,7 @@ def test_other_weights_of_the_encoder_are_another_model(tuned: Any, tiny_encoder
 def refusal(encoder: Any, tokens: int = 50) -> str:
     sizes = TextEncoder.model_validate({"finetune": True, "encoder": str(encoder)})
     with pytest.raises(Refused) as caught:
-        reader.Reader(reader.architecture(sizes, tokens), sizes).load_pretrained(sizes)
+        reader.Reader(reader.architecture(sizes, tokens, ENGLISH), sizes).load_pretrained(sizes)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -255,8 +259,3 @@ def test_what_is_no_encoder_of_these_ids_is_refused(folder: Path, tiny_encoder: 
     weights.pop("embeddings.word_embeddings.weight")
     save_file(weights, bare / "model.safetensors", {"format": "pt"})
     assert "lack 1 of the encoder's, as embeddings.word_embeddings.weight." in refusal(bare)
-
-
-def test_a_frozen_encoder_is_minilm(folder: Path) -> None:
-    with pytest.raises(ValueError, match="needs finetune: true; the frozen encoder is minilm"):
-        TextEncoder(encoder=str(folder))

@@ -15,6 +15,7 @@ from qamoe.corpora import READERS, iemocap, meld, mintrec
 from qamoe.corpora.clip import Clip, Corpus, check_text, noted
 from qamoe.corpora.clips import COLUMNS
 from qamoe.errors import Refused
+from qamoe.features.extractors import extractor
 from qamoe.features.media import Contents, Problem, contents
 from qamoe.features.store import SPLITS
 from qamoe.params import Extract, Task
@@ -69,7 +70,7 @@ def check(path: Path, extract: Extract, kind: str | None = None, watch: Watch = 
         return found
     looked = _look(corpus.clips, watch)
     _tell(corpus, kind, path, task, looked, found)
-    _text(corpus, path, found)
+    _text(corpus, extract, path, found)
     _splits(corpus, task, found)
     _frames(corpus, found)
     bad = _media(corpus.clips, looked, found)
@@ -236,9 +237,9 @@ def _label_lines(clips: list[Clip], task: Task) -> Iterator[str]:
     yield ""
 
 
-def _text(corpus: Corpus, path: Path, found: Findings) -> None:
-    with noted(found.errors):
-        check_text(corpus, str(path))
+def _text(corpus: Corpus, extract: Extract, path: Path, found: Findings) -> None:
+    with noted(found.errors):  # also where its folder holds no tokenizer
+        check_text(corpus, extractor(extract.text), str(path))
     silent = [clip for clip in corpus.clips if not _present(clip, "text", {})]
     if corpus.clips and len(silent) == len(corpus.clips):
         found.warnings.append(f"{path}: no clip has a text.")

@@ -11,12 +11,11 @@ from typing import Any
 import numpy as np
 
 from qamoe.errors import Refused
+from qamoe.features.tokens import CHINESE, ENGLISH, Tokens
 from qamoe.params import Task
 
 # Shares of the sources that a corpus without a split of its own is divided by.
 _SHARES = (("train", 0.60), ("valid", 0.72), ("gate", 0.80), ("test", 1.0))
-ENGLISH = "bert-base-uncased"
-CHINESE = "bert-base-chinese"
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,8 @@ class Clip:
 class Corpus:
     """Clips of one corpus. `modalities` are those it can have at all; `about` goes into the run's record.
 
-    `vocabulary` is the one that fits its text and its ready token ids; None where the text is only stored vectors.
+    `vocabulary` is that of its ready token ids, or of its language's usual encoder; None where the text is only stored
+    vectors.
     """
 
     clips: list[Clip]
@@ -120,23 +120,24 @@ def check_clips(clips: list[Clip], where: str, faults: list[str] | None = None) 
                 )
 
 
-def check_text(corpus: Corpus, where: str) -> None:
-    """Refuse text that means nothing to the text encoder: another language's, or vectors in the place of words."""
-    from qamoe.features.minilm import MiniLM
-
+def check_text(corpus: Corpus, tokens: Tokens, where: str) -> None:
+    """Refuse text that means nothing to the text extractor: vectors in the place of words, another one's ids without
+    words, or Chinese where it reads English."""
     if corpus.vocabulary is None:
         raise Refused(
-            f"{where} has neither text_bert nor raw_text, only stored text vectors; the text extractor {MiniLM.name} "
+            f"{where} has neither text_bert nor raw_text, only stored text vectors; the text extractor {tokens.name} "
             "needs words or token ids."
         )
-    if corpus.vocabulary != MiniLM.vocabulary:
+    fits = corpus.vocabulary == tokens.vocabulary
+    words = any(clip.text.strip() for clip in corpus.clips)
+    if not fits and (not words or (corpus.vocabulary, tokens.vocabulary) == (CHINESE, ENGLISH)):
         raise Refused(
             f"{where}: its text needs an encoder with the vocabulary of {corpus.vocabulary}; the text extractor "
-            f"{MiniLM.name} knows that of {MiniLM.vocabulary}."
+            f"{tokens.name} knows that of {tokens.vocabulary}."
         )
-    for clip in corpus.clips:
-        if clip.tokens is not None and len(clip.tokens) and clip.tokens.max() >= MiniLM.vocab_size:
+    for clip in corpus.clips if fits else ():
+        if clip.tokens is not None and len(clip.tokens) and clip.tokens.max() >= tokens.vocab_size:
             raise Refused(
-                f"{clip.where or where}: token id {clip.tokens.max()} is none of the {MiniLM.vocab_size} "
-                f"of {MiniLM.vocabulary}."
+                f"{clip.where or where}: token id {clip.tokens.max()} is none of the {tokens.vocab_size} "
+                f"of {tokens.vocabulary}."
             )

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from qamoe.corpora import unpickle
-from qamoe.corpora.clip import CHINESE, ENGLISH, Clip, Corpus, check_clips, label_value, noted
+from qamoe.corpora.clip import Clip, Corpus, check_clips, label_value, noted
 from qamoe.errors import Refused
+from qamoe.features.tokens import CHINESE, ENGLISH
 from qamoe.params import Task
 
 # SHA-256 that thuiar/MMSA publishes in its README.

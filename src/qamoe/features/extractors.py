@@ -2,7 +2,7 @@
 
 A class says what it is (`name`, `version`) and which settings it takes (`Settings`, a frozen block whose field
 `extractor` is its name); its constructor takes those settings by name. What media give follows Extractor; text gives
-token ids, and follows MiniLM.
+token ids, and follows Tokens.
 """
 
 from functools import cache
@@ -13,6 +13,7 @@ import numpy as np
 from pydantic_core import PydanticCustomError
 
 from qamoe.features.egemaps import Egemaps
+from qamoe.features.huggingface import HuggingFace
 from qamoe.features.landmarks import Landmarks
 from qamoe.features.logmel import LogMel
 from qamoe.features.minilm import MiniLM
@@ -21,7 +22,7 @@ from qamoe.features.wav2vec import Wav2vec
 from qamoe.params import Block
 
 EXTRACTORS: dict[str, dict[str, type[Any]]] = {
-    "text": {"minilm": MiniLM},
+    "text": {"minilm": MiniLM, "huggingface": HuggingFace},
     "audio": {"egemaps": Egemaps, "logmel": LogMel, "wav2vec": Wav2vec},
     "vision": {"landmarks": Landmarks, "openface": OpenFace},
 }

@@ -4,7 +4,6 @@ model.json keeps its architecture and the checkpoint its weights, so a trained m
 is fetched, and no code of a folder is run.
 """
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -12,48 +11,45 @@ import torch
 from torch import Tensor, nn
 
 from qamoe.errors import Refused
-from qamoe.features.minilm import NAME, model_folder
+from qamoe.features.minilm import model_folder
+from qamoe.features.tokens import vocabulary_digest
+from qamoe.models.text import KEY, folder_of, without_pooler
 from qamoe.params import TextEncoder
 
-_KEY = "models.encoders.text.encoder"
 _OF_A_FILE = ("_name_or_path", "architectures", "auto_map", "dtype", "torch_dtype", "transformers_version")
 
 
-def architecture(sizes: TextEncoder, tokens: int) -> dict[str, Any]:
+def architecture(sizes: TextEncoder, tokens: int, vocabulary: str) -> dict[str, Any]:
     """What rebuilds the encoder without its folder: its config.json, without what is about the file.
 
-    Raises Refused for a folder that holds no encoder, or one that cannot read `tokens` of the stored ids.
+    Raises Refused for a folder that holds no encoder, or one that cannot read `tokens` ids of the stored `vocabulary`
+    (its digest).
     """
     from transformers import AutoConfig
 
-    folder = _folder(sizes)
+    folder = folder_of(sizes.encoder)
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        same = _vocabulary(folder) == _vocabulary(model_folder())
+        same = vocabulary_digest(folder) == vocabulary
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise _no_encoder(folder, error) from None
     if config.is_encoder_decoder or config.is_decoder:
-        raise Refused(f"{_KEY}: {folder} holds a {config.model_type} with a decoder; allowed is an encoder alone.")
+        raise Refused(f"{KEY}: {folder} holds a {config.model_type} with a decoder; allowed is an encoder alone.")
     if not same:
         raise Refused(
-            f"{_KEY}: the encoder in {folder} has another vocabulary than the stored ids; it must be that of "
-            "bert-base-uncased."
+            f"{KEY}: the encoder in {folder} has another vocabulary than the stored ids, which extract.text names."
         )
     longest = getattr(config, "max_position_embeddings", tokens)
     if longest < tokens:
         raise Refused(
-            f"{_KEY}: the encoder in {folder} reads {longest} tokens at most; preprocess.max_frames.text is {tokens}."
+            f"{KEY}: the encoder in {folder} reads {longest} tokens at most; preprocess.max_frames.text is {tokens}."
         )
     return {key: value for key, value in config.to_diff_dict().items() if key not in _OF_A_FILE}
 
 
-def digest(sizes: TextEncoder) -> str:
-    """SHA-256 of the files in the encoder's folder that its states depend on."""
-    result = hashlib.sha256()
-    for path in sorted(_folder(sizes).iterdir()):
-        if path.suffix in (".json", ".safetensors", ".bin", ".txt"):
-            result.update(path.name.encode() + b"\0" + path.read_bytes())
-    return result.hexdigest()
+def vocabulary(stats: dict[str, Any]) -> str:
+    """The digest of the vocabulary that a corpus's stored ids are of (stats.json)."""
+    return stats["text"].get("vocabulary_sha256") or vocabulary_digest(model_folder())  # older ones are MiniLM's
 
 
 class Reader(nn.Module):
@@ -69,7 +65,7 @@ class Reader(nn.Module):
         self.mean = sizes.pooling == "mean"
         config = AutoConfig.for_model(**architecture)
         self.width: int = config.hidden_size  # W
-        self.encoder = _without_pooler(AutoModel.from_config(config, trust_remote_code=False))
+        self.encoder = without_pooler(AutoModel.from_config(config, trust_remote_code=False))
         for module in self.encoder.modules():
             if isinstance(module, nn.Dropout):
                 module.p = sizes.dropout
@@ -82,7 +78,7 @@ class Reader(nn.Module):
 
         logging.disable_progress_bar()
         logging.set_verbosity_error()
-        folder = _folder(sizes)
+        folder = folder_of(sizes.encoder)
         try:
             found, about = AutoModel.from_pretrained(
                 folder, local_files_only=True, trust_remote_code=False, dtype=torch.float32, output_loading_info=True
@@ -91,8 +87,8 @@ class Reader(nn.Module):
             raise _no_encoder(folder, error) from None
         missing = sorted(key for key in about["missing_keys"] if not key.startswith("pooler."))
         if missing:
-            raise Refused(f"{_KEY}: the weights in {folder} lack {len(missing)} of the encoder's, as {missing[0]}.")
-        self.encoder.load_state_dict(_without_pooler(found).state_dict(), strict=True)
+            raise Refused(f"{KEY}: the weights in {folder} lack {len(missing)} of the encoder's, as {missing[0]}.")
+        self.encoder.load_state_dict(without_pooler(found).state_dict(), strict=True)
 
     def forward(self, ids_BT: Tensor, mask_BT: Tensor) -> tuple[Tensor, Tensor]:
         attended = mask_BT.clone()
@@ -104,28 +100,6 @@ class Reader(nn.Module):
         return states.sum(1, keepdim=True) / mask_BT.sum(1).clamp(min=1)[:, None, None], mask_BT.any(1, keepdim=True)
 
 
-def _folder(sizes: TextEncoder) -> Path:
-    if sizes.encoder == NAME:
-        return model_folder()
-    folder = Path(sizes.encoder)
-    if not folder.is_dir():  # transformers would take it for a name on the hub
-        raise Refused(f"{_KEY} is {sizes.encoder!r}; allowed is {NAME} or the folder of a Hugging Face encoder.")
-    return folder
-
-
 def _no_encoder(folder: Path, error: Exception) -> Refused:
     reason = " ".join(str(error).split())[:120].rstrip(".")
-    return Refused(f"{_KEY}: {folder} holds no Hugging Face encoder: {reason}.")
-
-
-def _vocabulary(folder: Path) -> dict[str, int]:
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False).get_vocab()
-
-
-def _without_pooler(encoder: Any) -> Any:
-    """The head of an encoder that reads one token alone is of no use, and must not count as trainable."""
-    if getattr(encoder, "pooler", None) is not None:
-        encoder.pooler = None
-    return encoder
+    return Refused(f"{KEY}: {folder} holds no Hugging Face encoder: {reason}.")

@@ -18,7 +18,9 @@ from qamoe.errors import Refused
 from qamoe.evaluation.calibration import tempered
 from qamoe.features.batch import Batch, pad
 from qamoe.features.clean import Columns, clean
+from qamoe.features.huggingface import HuggingFace
 from qamoe.features.minilm import MiniLM
+from qamoe.features.tokens import Tokens
 from qamoe.models.prediction import Prediction
 from qamoe.training.checkpoint import Trained
 
@@ -81,8 +83,8 @@ def raw_frames(frames: np.ndarray, stats: dict[str, Any]) -> np.ndarray:
 
 
 @cache
-def _tokeniser(max_tokens: int) -> MiniLM:
-    return MiniLM(max_tokens)
+def _tokeniser(extractor: str, **settings: Any) -> Tokens:
+    return next(of(**settings) for of in (MiniLM, HuggingFace) if of.name == extractor)
 
 
 def _given(row: dict[str, Any], name: str) -> Any:
@@ -120,7 +122,7 @@ def _ids(config: dict[str, Any], row: dict[str, Any], number: int) -> np.ndarray
         return np.zeros(0, np.int64)
     if not isinstance(words, str):
         raise Refused(f"Row {number}: text is {type(words).__name__}; allowed is a string, or nothing.")
-    ids, _ = _tokeniser(config["extract"]["text"]["max_tokens"]).extract(words)
+    ids, _ = _tokeniser(**config["extract"]["text"]).extract(words)
     return ids.astype(np.int64)
 
 

@@ -70,11 +70,12 @@ def _evaluate(params: Params, stats: dict[str, Any], out: Path, name: str) -> No
     timed = [m for m in modalities if m in stats and stats[m].get("rate")]
     cells = spectrum.plan(params.evaluate.slices, params.evaluate, modalities, timed)
     of_signals = signals.plan(severities, params.evaluate.seed, modalities)
-    ids = any(trained.reads_ids for _, trained, _ in waiting)
+    encoders = {trained.frozen_encoder for _, trained, _ in waiting}
+    encoder = encoders.pop() if len(encoders) == 1 else None
 
     def opened(path: Path, views: list[View]) -> Views:
         about = (modalities, references(stats), out / "evaluate" / "states", file_digest(path), settings.device())
-        return open_views(Store(path), views, *about, ids=ids)
+        return open_views(Store(path), views, *about, encoder=encoder)
 
     def degraded(cell: Cell) -> Views:
         path = out / "preprocess" / "signals" / f"{cell.name}.arrow"
@@ -85,7 +86,7 @@ def _evaluate(params: Params, stats: dict[str, Any], out: Path, name: str) -> No
         cells, of_signals = [cell for cell in cells if cell.slice != "held_out"], []
     if specialist_cell(name):  # made for one cell: the others would cost time and say nothing
         cells, of_signals = [cell for cell in cells if cell.slice in OF_SPECIALISTS], []
-    if not ids:
+    if encoder is not None:
         restrict_threads()  # the models are small: a second thread only waits
     places = [folder / str(seed) for seed, _, _ in waiting]
     with ExitStack() as files:
@@ -94,7 +95,7 @@ def _evaluate(params: Params, stats: dict[str, Any], out: Path, name: str) -> No
             (place / "digest").unlink(missing_ok=True)
         sinks = [files.enter_context(spectrum.predictions_file(place / PREDICTIONS)) for place in places]
         models = [trained for _, trained, _ in waiting]
-        alone = ids or settings.device() != "cpu"  # then one model uses all cores, or the GPU
+        alone = encoder is None or settings.device() != "cpu"  # then one model uses all cores, or the GPU
         at_once = 1 if alone else min(settings.workers(), len(models))
         for found in chain(
             spectrum.by_view(models, split, cells, settings.device(), at_once),

@@ -88,7 +88,7 @@ def _cells(params: Params, stats: dict[str, Any], champion: "Trained", store: "S
     device = settings.device()
     views = spectrum.views(cells)
     about = (references(own), folder / "states", file_digest(store.path), device)
-    split = open_views(store, views, modalities, *about, ids=champion.reads_ids)
+    split = open_views(store, views, modalities, *about, encoder=champion.frozen_encoder)
     with spectrum.predictions_file(folder / PREDICTIONS) as append:
         for (rows,) in spectrum.by_view([champion], split, cells, device):
             append(rows)

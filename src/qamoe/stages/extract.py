@@ -25,7 +25,7 @@ from qamoe.errors import Refused
 from qamoe.features import store
 from qamoe.features.executor import Job, make_parts, part_key, read_part
 from qamoe.features.extractors import extractor
-from qamoe.features.minilm import MiniLM
+from qamoe.features.tokens import Tokens
 from qamoe.files import written_aside
 from qamoe.params import Block, Extract, Params
 from qamoe.stages import entry, signals
@@ -40,7 +40,7 @@ def run(params: Params, out: Path) -> None:
     corpus = READERS[settings_.corpus.kind](Path(settings_.corpus.path), settings_.task)
     clips = sorted(corpus.clips, key=lambda clip: clip.clip_id)
     tokeniser = extractor(settings_.text)
-    check_text(corpus, settings_.corpus.path)
+    check_text(corpus, tokeniser, settings_.corpus.path)
     folder = out / "extract"
     problems: Problems = []
     digest = cache(_digest)
@@ -50,7 +50,7 @@ def run(params: Params, out: Path) -> None:
     _refuse_too_many(problems, len(clips), settings_.max_problem_share)
     signals.write(clips, settings_, folder / "signals", digest, partial(_made, settings_))
     seconds = _write_streams(clips, corpus, settings_, parts, folder)
-    _write_text(clips, tokeniser, folder)
+    _write_text(clips, tokeniser, folder, ready=corpus.vocabulary == tokeniser.vocabulary)
     _write_clips(clips, corpus, settings_, seconds, folder)
     _write_problems(problems, folder / "problems.csv")
     entry.log.info(json.dumps({"stage": "extract", "clips": len(clips), "problems": len(problems)}))
@@ -162,12 +162,14 @@ def _write_streams(
     return seconds
 
 
-def _write_text(clips: list[Clip], tokeniser: MiniLM, folder: Path) -> None:
+def _write_text(clips: list[Clip], tokeniser: Tokens, folder: Path, *, ready: bool) -> None:
+    """Write text.arrow; `ready` token ids are of the tokeniser's vocabulary and win over words."""
     about = {"extractor": tokeniser.name, "version": tokeniser.version, "unk": tokeniser.unk_id}
     about |= {"special": list(tokeniser.special_ids), "vocabulary": tokeniser.vocab_size}
+    about |= {"vocabulary_sha256": tokeniser.vocabulary_sha256}
 
     def row(clip: Clip) -> dict[str, Any]:
-        if clip.tokens is not None:
+        if clip.tokens is not None and ready:
             ids, limit = clip.tokens, tokeniser.max_tokens
             if len(ids) > limit:
                 ids = np.append(ids[: limit - 1], ids[-1])  # a text that is too long loses its end, never its SEP

@@ -61,6 +61,7 @@ def run(params: Params, out: Path) -> None:
             "unk": text.metadata["unk"],
             "special": text.metadata["special"],
             "vocabulary": text.metadata["vocabulary"],
+            "vocabulary_sha256": text.metadata["vocabulary_sha256"],
             "frequencies": frequencies,
         },
         **{m: c.to_json() | {"rate": stores[m].metadata["rate"]} for m, c in columns.items()},

@@ -154,9 +154,10 @@ def _measured(
         place = temporary / str(number)
         standard = store if same_columns(own, stats) else restandardised(store, stats, own, place / "own.arrow")
         views = spectrum.views(cells)
-        ids = any(trained.reads_ids for trained in group)
+        encoders = {trained.frozen_encoder for trained in group}
+        encoder = encoders.pop() if len(encoders) == 1 else None
         digest = file_digest(standard.path)
-        split = open_views(standard, views, modalities, references(own), place, digest, device, ids=ids)
+        split = open_views(standard, views, modalities, references(own), place, digest, device, encoder=encoder)
         found += spectrum.measure(group, split, cells, device)
     return found
 

@@ -27,8 +27,9 @@ def run(params: Params, out: Path, model: str | None = None) -> None:
     from qamoe.models import reader
 
     stats = read_stats(out)
-    if params.models.encoders.text.finetune:
-        reader.architecture(params.models.encoders.text, params.preprocess.max_frames.text)  # refuses what it cannot be
+    if "text" in stats["modalities"]:  # refuses an encoder that cannot be
+        limit = params.preprocess.max_frames.text
+        reader.architecture(params.models.encoders.text, limit, reader.vocabulary(stats))
     names = [model] if model else list(params.seeds)
     folder = out / "train"
     for name in names:
@@ -60,12 +61,13 @@ def _train_all(params: Params, stats: dict[str, Any], out: Path, jobs: list[tupl
 
 def training_digests(params: Params, name: str, data: str) -> dict[str, str]:
     """What a checkpoint is made of: its parameters, its data and the code."""
-    from qamoe.models import reader
+    from qamoe.models import text
 
     block = getattr(params.models, family(name))
     values: list[Any] = [params.train, params.models.encoders, block, params.preprocess, params.extract.task]
-    if params.models.encoders.text.finetune:
-        values.append(reader.digest(params.models.encoders.text))
+    encoder = params.models.encoders.text
+    if encoder.finetune or encoder.encoder != text.NAME:
+        values.append(text.digest(encoder.encoder))
     return {"params": parameters.digest(*values), "data": data, "code": code_digest("qamoe.stages.train")}
 
 
@@ -83,8 +85,9 @@ def open_splits(params: Params, stats: dict[str, Any], out: Path, name: str) -> 
     from qamoe.training.views import open_views
 
     common = params.train.common
-    ids = params.models.encoders.text.finetune
-    if ids:  # nothing is made once and kept, so every epoch has a view of its own
+    text = params.models.encoders.text
+    encoder = None if text.finetune else text.encoder
+    if encoder is None:  # nothing is made once and kept, so every epoch has a view of its own
         fresh = common.degrade.model_copy(update={"views": common.epochs})
         common = common.model_copy(update={"degrade": fresh})
     drawn = common.degrade
@@ -105,8 +108,8 @@ def open_splits(params: Params, stats: dict[str, Any], out: Path, name: str) -> 
         data_digest(out),
         settings.device(),
     )
-    train = open_views(split["train"], training, *shared, ids=ids)
-    return train, open_views(split["valid"], cells.views, *shared, ids=ids), cells
+    train = open_views(split["train"], training, *shared, encoder=encoder)
+    return train, open_views(split["valid"], cells.views, *shared, encoder=encoder), cells
 
 
 def train_one(params: Params, out: Path, name: str, seed: int, digests: dict[str, str]) -> None:

@@ -40,13 +40,20 @@ class Trained:
     @property
     def reads_ids(self) -> bool:
         """Whether the text encoder is the model's own, which takes token ids and nothing else."""
-        return self.config["models"]["encoders"].get("text", {}).get("finetune", False)
+        return self.frozen_encoder is None
+
+    @property
+    def frozen_encoder(self) -> str | None:
+        """The text encoder whose states the model reads, by its name or folder; None where it reads token ids."""
+        block = self.config["models"]["encoders"].get("text", {})
+        return None if block.get("finetune", False) else block.get("encoder", text.NAME)
 
     @torch.no_grad()
     def vectors(self, batch: Batch) -> dict[str, Tensor]:
         """The model's vectors (B, D) of those modalities that the batch has, text as token ids or as frozen states."""
-        if "text" in batch.x and not self.reads_ids and not batch.x["text"].is_floating_point():
-            batch = batch.with_x(text=text.encode(batch.x["text"], batch.mask["text"]))
+        encoder = self.frozen_encoder
+        if "text" in batch.x and encoder is not None and not batch.x["text"].is_floating_point():
+            batch = batch.with_x(text=text.encode(batch.x["text"], batch.mask["text"], encoder))
         return self.model.encode.vectors(batch)
 
     @torch.no_grad()
@@ -93,6 +100,8 @@ def make(name: str, config: dict[str, Any]) -> Model:
     if "text_encoder" in config:
         reader = Reader(config["text_encoder"], sizes.text)
         features["text"] = reader.width  # `inputs` tells of the corpus, the same for every encoder
+    elif "text_states" in config:
+        features["text"] = config["text_states"]
     return build(name, features, sizes, block, target_of(config), reader)
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from qamoe.errors import Refused
-from qamoe.models import reader
+from qamoe.models import reader, text
 from qamoe.models.model import Model
 from qamoe.params import Params, TrainCommon, family
 from qamoe.training import checkpoint
@@ -111,9 +111,12 @@ def _config(
 ) -> dict[str, Any]:
     config = checkpoint.described(params, name, seed, digests)
     config |= {key: stats[key] for key in ("target_mean", "target_std", "class_shares") if key in stats}
-    if "text" in inputs and params.models.encoders.text.finetune and family(name) != "mean":
+    encoder = params.models.encoders.text
+    if "text" in inputs and encoder.finetune and family(name) != "mean":
         limit = params.preprocess.max_frames.text
-        config["text_encoder"] = reader.architecture(params.models.encoders.text, limit)
+        config["text_encoder"] = reader.architecture(encoder, limit, reader.vocabulary(stats))
+    elif "text" in inputs and encoder.encoder != text.NAME:
+        config["text_states"] = text.width(encoder.encoder)
     return config | {
         "stats": stats,
         "task": stats["task"],

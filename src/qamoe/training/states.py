@@ -42,17 +42,17 @@ def distinct(views: Iterable[Sequence[np.ndarray]]) -> tuple[list[np.ndarray], n
     return [np.frombuffer(key, np.int64) for key in order], place[index]
 
 
-def encode(views: Iterable[Sequence[np.ndarray]], path: Path, device: str) -> None:
-    """Write the states to `path`, and last what finds them in it beside it."""
+def encode(views: Iterable[Sequence[np.ndarray]], path: Path, device: str, encoder: str) -> None:
+    """Write the encoder's states to `path`, and last what finds them in it beside it."""
     sequences, index = distinct(views)
     offsets = np.concatenate([[0], np.cumsum([len(ids) for ids in sequences])]).astype(np.int64)
     with written_aside(path) as aside:
-        shape = (max(1, int(offsets[-1])), text.WIDTH)  # a file of no bytes cannot be mapped
+        shape = (max(1, int(offsets[-1])), text.width(encoder))  # a file of no bytes cannot be mapped
         with aside.open("wb") as file:
             out = np.lib.format.open_memmap(file.name, mode="w+", dtype=np.float32, shape=shape)
         for start in range(0, len(sequences), _AT_ONCE):
             some = sequences[start : start + _AT_ONCE]
-            made = np.concatenate(text.encode_all(some, device))
+            made = np.concatenate(text.encode_all(some, device, encoder))
             out[offsets[start] : offsets[start + len(some)]] = made
         out.flush()
     with written_aside(path.with_suffix(".npz")) as aside, aside.open("wb") as file:

@@ -21,6 +21,7 @@ from qamoe.degradation.frames import Reference, State
 from qamoe.degradation.partners import Partners
 from qamoe.degradation.views import View, apply
 from qamoe.features.batch import Batch, collate, pad
+from qamoe.features.minilm import NAME
 from qamoe.features.store import Store
 from qamoe.models import text
 from qamoe.training import states as text_states
@@ -57,7 +58,7 @@ class Views:
     ) -> tuple[Batch, Tensor, State]:
         """Rows under one view, all modalities or those named, with the share lost (B, 3) and the state drawn.
 
-        Text is encoded states (B, T, 384), or token ids (B, T) where there are none.
+        Text is encoded states (B, T, W), or token ids (B, T) where there are none.
         """
         partner = _partner(self.store, self.partners, rows)
         batch, lost, state = apply(self.clean(rows, modalities), self.views[view], self.references, partner)
@@ -103,17 +104,21 @@ def open_views(
     data_digest: str,
     device: str,
     *,
-    ids: bool = False,
+    encoder: str | None = NAME,
 ) -> Views:
-    """Make (or find again) the encoded text of all views in `folder`, and map it; with `ids` text stays token ids."""
-    if "text" not in modalities or ids:
+    """Make (or find again) the text of all views, encoded, in `folder`, and map it.
+
+    `encoder` is that of models that have a frozen one; None leaves text as token ids.
+    """
+    if "text" not in modalities or encoder is None:
         return Views(store, tuple(views), modalities, references, None)
     made_by = (draws, frames, partners, degradation_views, text, text_states)
     code = [Path(str(module.__file__)).read_text() for module in made_by]
-    key = parameters.digest(data_digest, code, store.path.name, [repr(view) for view in views])[:16]
+    weights = None if encoder == NAME else text.digest(encoder)
+    key = parameters.digest(data_digest, code, weights, store.path.name, [repr(view) for view in views])[:16]
     path = folder / f"text-{store.path.stem}-{key}.npy"
     if text_states.load(path) is None:
-        text_states.encode(_ids(store, views, references), path, device)
+        text_states.encode(_ids(store, views, references), path, device, encoder)
     for other in folder.glob(f"text-{store.path.stem}-*"):
         if other.stem != path.stem:
             other.unlink(missing_ok=True)

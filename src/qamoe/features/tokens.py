@@ -1,0 +1,107 @@
+"""Words as token ids, by the tokenizer in a folder of a Hugging Face encoder.
+
+Ids and not vectors are stored, because degradation acts on ids before the encoder.
+"""
+
+import hashlib
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qamoe.errors import Refused
+
+FILE = "tokenizer.json"
+ENGLISH, CHINESE = "bert-base-uncased", "bert-base-chinese"  # the vocabularies that corpora come in as ids
+_ROLES = (("pad_token",), ("cls_token", "bos_token"), ("sep_token", "eos_token"), ("unk_token",))
+
+
+class Tokens:
+    """Turns a transcript into at most `max_tokens` ids, the first and the last of a sentence (CLS, SEP) among them.
+
+    `unk_id` stands for a token that is lost, `special_ids` (PAD, CLS, SEP) are never touched by a degradation.
+    `vocabulary` is a name, ENGLISH and CHINESE being those that corpora come in; `vocabulary_sha256` tells every token.
+    """
+
+    name: str
+    version = "1"
+
+    def __init__(self, folder: Path, max_tokens: int, vocabulary: str) -> None:
+        self.max_tokens = max_tokens
+        self._tokenizer = _tokenizer(folder)
+        self.special_ids, self.unk_id = _special(folder, self._tokenizer)
+        self.vocab_size: int = self._tokenizer.get_vocab_size()
+        self.vocabulary = vocabulary
+        self.vocabulary_sha256 = vocabulary_digest(folder)
+
+    def extract(self, text: str) -> tuple[np.ndarray, list[str]]:
+        """A transcript -> ids (T,) int32 and, for each id, the word that it came from ('' for CLS and SEP).
+
+        A text that is too long loses its end, never its SEP. A text without a token has no ids at all.
+        """
+        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        pieces = encoding.ids[: self.max_tokens - 2]
+        if not pieces:
+            return np.zeros(0, np.int32), []
+        _, cls, sep = self.special_ids
+        words = ["" if i is None else text[slice(*encoding.word_to_chars(i))] for i in encoding.word_ids[: len(pieces)]]
+        return np.array([cls, *pieces, sep], np.int32), ["", *words, ""]
+
+    def words(self, ids: np.ndarray) -> list[str]:
+        """For ids that came without a text: the word each belongs to, its pieces joined ('' for special ids).
+
+        Pieces are told by BERT's mark (##); in a vocabulary without it each id is a word.
+        """
+        tokens = ["" if i in self.special_ids else self._tokenizer.id_to_token(int(i)) or "" for i in ids]
+        words = [""] * len(tokens)
+        start = 0
+        for end in range(1, len(tokens) + 1):
+            if end == len(tokens) or not tokens[end].startswith("##"):
+                whole = tokens[start] + "".join(t.removeprefix("##") for t in tokens[start + 1 : end])
+                words[start:end] = [whole] * (end - start)
+                start = end
+        return words
+
+
+@cache
+def _tokenizer(folder: Path) -> Any:
+    from tokenizers import Tokenizer
+
+    try:
+        tokenizer = Tokenizer.from_file(str(folder / FILE))
+    except Exception as error:  # the library raises no narrower one
+        reason = " ".join(str(error).split())[:120].rstrip(".")
+        raise Refused(f"{folder / FILE} is no tokenizer: {reason}.") from None
+    # The file may ask for padding and truncation to a sentence model's own length.
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer
+
+
+def _special(folder: Path, tokenizer: Any) -> tuple[tuple[int, ...], int]:
+    """Ids of PAD, CLS and SEP (or what begins and ends a sentence), and of UNK, by tokenizer_config.json."""
+    path = folder / "tokenizer_config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        config = None
+    if not isinstance(config, dict):
+        raise Refused(f"{path} is missing or no JSON; it names the special tokens.")
+    ids = []
+    for names in _ROLES:
+        given = [config[name] for name in names if config.get(name)]
+        token = given[0].get("content") if given and isinstance(given[0], dict) else given[0] if given else None
+        found = tokenizer.token_to_id(token) if isinstance(token, str) else None
+        if found is None:
+            raise Refused(f"{path} names no {' or '.join(names)} that the tokenizer knows; degradations need it.")
+        ids.append(found)
+    return tuple(ids[:3]), ids[3]
+
+
+@cache
+def vocabulary_digest(folder: Path) -> str:
+    """SHA-256 of a tokenizer's tokens with their ids: the same for all encoders that read the same ids."""
+    tokens = sorted(_tokenizer(folder).get_vocab().items(), key=lambda pair: pair[1])
+    return hashlib.sha256(json.dumps(tokens).encode()).hexdigest()
