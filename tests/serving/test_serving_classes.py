@@ -83,14 +83,20 @@ def test_the_terminal_says_the_class(folder: Path, capsys: pytest.CaptureFixture
     assert f"{answer['label']} {answer['probabilities'][answer['label']]:.0%}" in shown
 
 
-def test_a_folder_of_scores_is_refused(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """scores.parquet has columns for scores alone; whoever asks is told before anything is written."""
-    from qamoe.errors import Refused
+def test_a_folder_of_clips_gets_classes(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from qamoe.serving import source
     from qamoe.stages import score
 
-    (tmp_path / "manifest.csv").write_text("clip_id,source,path,start_s,end_s,text,label,split\n")
+    (tmp_path / "film.mp4").write_bytes(b"no film")
+    (tmp_path / "manifest.csv").write_text("clip_id,path,text\na,film.mp4,a lovely film\nb,film.mp4,\n")
     monkeypatch.setattr(source, "open_model", lambda model, _: open_model("", folder))
-    with pytest.raises(Refused, match="is a model of classes"):
+    for _ in range(2):  # the second time from what was kept
         score.run(tmp_path, tmp_path / "out", "models:/qa-moe@champion")
-    assert not (tmp_path / "out").exists()
+        rows = pd.read_parquet(tmp_path / "out/scores.parquet").set_index("clip_id")
+        shares = rows.loc["a", [f"p_{name}" for name in CLASSES]]
+        assert rows.loc["a", "class"] == CLASSES[int(np.argmax(shares))]
+        assert shares.sum() == pytest.approx(1)
+        assert rows.loc["b", [f"p_{name}" for name in CLASSES]].isna().all(), "nothing of it can be used"
+        assert rows.loc["b", "class"] is None
+        assert rows.loc["a", "text.length"] == pytest.approx(np.log1p(3))
+        assert rows.loc["b", "text.absent"] == 1

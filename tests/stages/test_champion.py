@@ -10,10 +10,14 @@ import pandas as pd
 import pytest
 
 from qamoe.errors import Refused
+from qamoe.features.store import Store
 from qamoe.params import Params
 from qamoe.records import registry
 from qamoe.records.tracking import record_training
-from qamoe.stages import evaluate_champion, score
+from qamoe.stages import evaluate_champion, promote, score
+from qamoe.training import checkpoint
+
+NO_REFERENCE = "drift: this model has no reference to compare with\n"
 
 
 @pytest.fixture
@@ -99,7 +103,9 @@ def test_a_folder_is_scored_by_content(champion: Any, tmp_path: Path, capsys: py
         return pd.read_parquet(tmp_path / "scores/scores.parquet").set_index("clip_id")
 
     first = scored("broken.mp4,a,a lovely film", "other.mp4,b,", "gone.mp4,c,words")
-    assert capsys.readouterr().out.endswith(f"scored 2 new clips of {source}, 0 kept, 1 rows that cannot be used\n")
+    assert capsys.readouterr().out.endswith(
+        f"scored 2 new clips of {source}, 0 kept, 1 rows that cannot be used\n{NO_REFERENCE}"
+    )
     assert first.loc["a", "score"] == pytest.approx(1.0, abs=0.3)
     assert first.loc["a", "low_90"] < first.loc["a", "score"] < first.loc["a", "high_90"]
     assert "audio: " in first.loc["a", "problem"]
@@ -109,10 +115,28 @@ def test_a_folder_is_scored_by_content(champion: Any, tmp_path: Path, capsys: py
     (source / "other.mp4").unlink()
     (source / "broken.mp4").rename(source / "new.mp4")
     again = scored("new.mp4,z,a lovely film", "new.mp4,y,a dull film")
-    assert capsys.readouterr().out.endswith(f"scored 1 new clips of {source}, 1 kept\n")
+    assert capsys.readouterr().out.endswith(f"scored 1 new clips of {source}, 1 kept\n{NO_REFERENCE}")
     assert list(again.index) == ["y", "z"]
     assert again.loc["z", "score"] == first.loc["a", "score"]
     assert again.loc["z", "path"] == "new.mp4"
     kept = {path.suffix for path in (tmp_path / "scores/parts").rglob("*") if path.is_file()}
     assert kept == {".problem"}
     assert len(list((tmp_path / "scores/parts").rglob("*.problem"))) == 2, "audio and vision of one file"
+
+
+def test_scored_clips_are_compared_with_those_that_the_champion_was_made_of(
+    champion: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = promote._reference(checkpoint.load(Path("artifacts/train/qamoe/1")), Path("artifacts"))
+    assert {"source", "text.rarity", "audio.level", "vision.r"} <= set(made)
+    assert len(made) == len(Store(Path("artifacts/preprocess/train.arrow"))) + 12
+    run = champion.get_model_version_by_alias("qa-moe", registry.CHAMPION).run_id
+    registry.keep_reference(champion, run, pd.concat([made] * 3, ignore_index=True))
+    (tmp_path / "film.mp4").write_bytes(b"no film")
+    rows = [f"{i},film.mp4,the film number {i}" for i in range(30)]
+    (tmp_path / "manifest.csv").write_text("\n".join(["clip_id,path,text", *rows]))
+    score.run(tmp_path / "manifest.csv", tmp_path / "scores", "models:/qa-moe@champion")
+    assert "drift: ALARM by 30 clips" in capsys.readouterr().out, "no sound, no picture"
+    found = pd.read_csv(tmp_path / "scores/drift.csv").set_index("feature")
+    assert found.loc["audio.absent", "p"] < 0.01
+    assert (found.loc["audio.absent", "now"], found.loc["text.r", "now"] > 0) == (1, True)

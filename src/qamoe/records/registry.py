@@ -23,6 +23,7 @@ from qamoe.records.tracking import ARTIFACT, MODEL_ID
 
 CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
 SAME = 1e-5  # label units, or probability: how far the registered model may be from the evaluated one
+REFERENCE = "reference.parquet"
 ROLLED_BACK = "qamoe.rolled_back"  # tag of a version: when it stopped to be champion by hand
 _GATE = "qamoe.gate."  # tag of a version: what was decided about it at one gate
 
@@ -300,6 +301,27 @@ def _version_of(client: Any, name: str, digest: str) -> Any | None:
     found = client.search_model_versions(f"name = '{name}'")
     same = [version for version in found if version.tags.get(ARTIFACT) == digest]
     return max(same, key=lambda version: int(version.version)) if same else None
+
+
+def keep_reference(client: Any, run_id: str, reference: pd.DataFrame) -> None:
+    """Keep what a candidate's clips are like in the run of its training: records/drift.py compares new ones with it."""
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        reference.to_parquet(Path(folder) / REFERENCE, index=False)
+        client.log_artifact(run_id, str(Path(folder) / REFERENCE), "promote")
+
+
+def reference(client: Any, name: str, version: str, folder: Path) -> pd.DataFrame | None:
+    """What `keep_reference` kept of a version; None where nothing was, as of one registered by hand."""
+    from mlflow.exceptions import MlflowException
+
+    run = client.get_model_version(name, version).run_id
+    try:
+        path = client.download_artifacts(run, f"promote/{REFERENCE}", str(folder)) if run else None
+    except (MlflowException, OSError):
+        path = None
+    return None if path is None else pd.read_parquet(path)
 
 
 def submit(

@@ -27,7 +27,6 @@ from qamoe.training.checkpoint import Trained
 INPUTS = ("text", "tokens", "audio", "vision")
 RELIABILITY = tuple(f"{name}_{m}" for name in ("trust", "r") for m in MODALITIES)
 NUMBERS = ("score", "low_90", "high_90", "variance", *RELIABILITY)
-OUTPUTS = (*NUMBERS, "routing")
 _BATCH = 64
 Change = Callable[[Batch], Batch]
 
@@ -39,8 +38,13 @@ def numbers(task: dict[str, Any]) -> tuple[str, ...]:
     return (*(f"p_{name}" for name in task["classes"]), *RELIABILITY)
 
 
+def outputs(task: dict[str, Any]) -> list[str]:
+    """The columns of `predict`, in order."""
+    return ["class"] * (task["kind"] == "classification") + [*numbers(task), "routing"]
+
+
 def predict(trained: Trained, rows: pd.DataFrame, device: str = "cpu", change: Change | None = None) -> pd.DataFrame:
-    """One row of answers for each row, with the same index: `numbers` and routing, of classes the column class first.
+    """One row of answers for each row, with the same index and the columns of `outputs`.
 
     `rows` has some of the columns text (str), tokens (ready ids, which win over text), audio and vision: raw frames
     (T, D) as arrays or nested lists, with the columns that the extractor gives. None, NaN, an empty text and no
@@ -54,13 +58,12 @@ def predict(trained: Trained, rows: pd.DataFrame, device: str = "cpu", change: C
     does); the keys of its draws are those of the index, as clip ids.
     Raises Refused where a value is no such thing.
     """
-    clips: list[dict[str, Any]] = rows.to_dict("records")  # type: ignore[assignment]
-    prepared = [_prepared(trained.config, clip, number) for number, clip in enumerate(clips)]
+    clips = prepared(trained.config, rows)
     keys = torch.tensor([clip_key(str(name)) for name in rows.index], dtype=torch.int64).reshape(-1, 2)
     parts = []
-    for first in range(0, len(prepared), _BATCH):
+    for first in range(0, len(clips), _BATCH):
         here = slice(first, first + _BATCH)
-        batch = _batch(trained.config["modalities"], prepared[here], keys[here]).to(device)
+        batch = _batch(trained.config["modalities"], clips[here], keys[here]).to(device)
         parts.append(_predicted(trained, change(batch) if change else batch))
     task = trained.config["task"]
     names = numbers(task)
@@ -72,6 +75,13 @@ def predict(trained: Trained, rows: pd.DataFrame, device: str = "cpu", change: C
     routing = [share for part in parts for share in part["routing"]]
     found["routing"] = pd.Series(routing, rows.index, object)
     return found
+
+
+def prepared(config: dict[str, Any], rows: pd.DataFrame) -> list[dict[str, np.ndarray]]:
+    """Rows as `predict` takes them -> each clip as its model's modalities: token ids (T,) int64 and standardised frames
+    (T, kept) float32. `config` is its model.json."""
+    clips: list[dict[str, Any]] = rows.to_dict("records")  # type: ignore[assignment]
+    return [_prepared(config, clip, number) for number, clip in enumerate(clips)]
 
 
 def raw_frames(frames: np.ndarray, stats: dict[str, Any]) -> np.ndarray:

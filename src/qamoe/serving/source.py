@@ -31,6 +31,7 @@ class Served:
     device: str
     name: str
     digest: str
+    reference: pd.DataFrame | None = None  # what the clips it was made of are like, of a version that has it
 
     def predict(self, rows: pd.DataFrame, damage: dict[str, tuple[str, float]] | None = None) -> pd.DataFrame:
         """qamoe.serving.predict; `damage` names kind and severity of the modalities that are degraded before it."""
@@ -56,17 +57,17 @@ def open_model(model: str, folder: Path | None) -> Served:
     device = settings.device()
     if folder is not None:
         trained, name = checkpoint.load(folder, device), "/".join(folder.resolve().parts[-2:])
-        digest = checkpoint.digest(folder)
+        digest, reference = checkpoint.digest(folder), None
     else:
         with tempfile.TemporaryDirectory() as temporary:
-            place, name = _fetched(model, Path(temporary))
+            place, name, reference = _fetched(model, Path(temporary))
             trained, digest = checkpoint.load(place, device), checkpoint.digest(place)
-    served = Served(trained, references(trained.config["stats"]), device, name, digest)
+    served = Served(trained, references(trained.config["stats"]), device, name, digest, reference)
     served.predict(pd.DataFrame({"text": ["ready"]}))
     return served
 
 
-def _fetched(model: str, folder: Path) -> tuple[Path, str]:
+def _fetched(model: str, folder: Path) -> tuple[Path, str, pd.DataFrame | None]:
     from qamoe.records import registry
     from qamoe.records.store import answering, connect
 
@@ -80,5 +81,6 @@ def _fetched(model: str, folder: Path) -> tuple[Path, str]:
         if version is None:
             version = client.get_model_version_by_alias(name, asked["alias"]).version
         place = registry.fetch(name, version, folder)
+        reference = registry.reference(client, name, version, folder)
     label = f"{name} version {version}"
-    return place, f"{label} ({asked['alias']})" if asked["alias"] else label
+    return place, f"{label} ({asked['alias']})" if asked["alias"] else label, reference

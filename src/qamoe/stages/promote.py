@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from qamoe.training.checkpoint import Trained
 
 MODEL = "qamoe"
+_AT_ONCE = 64  # clips that are predicted at once
 _COMPARED_CLIPS = 8  # that the registered model has to predict as the evaluated one
 
 
@@ -83,7 +84,31 @@ def decide(params: Params, out: Path, dry: bool = False) -> "Decision":
     about = {"protocol": PROTOCOL, "data_digest": config["digests"]["data"], "gate_digest": gate_digest}
     with answering():
         run_id = record_training(client, folder, name)
+        registry.keep_reference(client, run_id, _reference(rivals[0], out))
         return registry.submit(client, name, run_id, evidence, key, against, about)
+
+
+def _reference(candidate: "Trained", out: Path) -> "pd.DataFrame":
+    """What the clips that the candidate was made of are like, training and validation, undamaged (records/drift.py)."""
+    import pandas as pd
+
+    from qamoe.evaluation.spectrum import predicted
+    from qamoe.features.batch import collate
+    from qamoe.features.store import Store
+    from qamoe.records import drift
+
+    stats, modalities = candidate.config["stats"], candidate.config["modalities"]
+    parts = []
+    for store in (Store(out / "preprocess" / f"{split}.arrow") for split in ("train", "valid")):
+        clips = ({m: store.sequence(m, row) for m in modalities} for row in range(len(store)))
+        columns = []
+        for start in range(0, len(store), _AT_ONCE):
+            batch = collate(store, range(start, min(start + _AT_ONCE, len(store))), modalities).to(settings.device())
+            present = {m: mask.any(1).cpu() for m, mask in batch.mask.items()}
+            columns.append(pd.DataFrame(predicted(candidate, candidate.vectors(batch), present)))
+        found = drift.with_reliability(drift.describe(clips, stats), pd.concat(columns, ignore_index=True))
+        parts.append(found.assign(**{drift.SOURCE: store.sources}))
+    return pd.concat(parts, ignore_index=True)
 
 
 def best_candidate(params: Params, out: Path) -> tuple[Path, dict[str, Any]]:

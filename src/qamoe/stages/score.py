@@ -1,8 +1,9 @@
-"""Raw clips of a folder -> scores.parquet, by the champion: an event, incremental by content.
+"""Raw clips of a folder -> scores.parquet and drift.csv, by the champion: an event, incremental by content.
 
-A row a clip: clip_id, path, text, start_s, end_s, what qamoe.serving.predict gives, problem, key, model. The file
-holds what the source holds now. A clip whose media, span, text and model are those of its row is not scored again,
-and features that another champion needs too are kept beside it (parts/).
+A row a clip: clip_id, path, text, start_s, end_s, what qamoe.serving.predict gives, what its inputs are like
+(qamoe.records.drift), problem, key, model. The file holds what the source holds now. A clip whose media, span, text and
+model are those of its row is not scored again, and features that another champion needs too are kept beside it
+(parts/). drift.csv compares all these clips with those that the champion was made of.
 """
 
 import argparse
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
     from qamoe.serving.source import Served
 
 SCORES = "scores.parquet"
+DRIFT = "drift.csv"
+_ABOUT = ("clip_id", "path", "text", "start_s", "end_s")
+_LAST = ("problem", "key", "model")
 _SECONDS = 60.0  # of work on one clip
 
 
@@ -34,6 +38,7 @@ def run(source: Path, out: Path, model: str) -> None:
     import pandas as pd
 
     from qamoe.corpora import incoming
+    from qamoe.records import drift
     from qamoe.serving import predict
     from qamoe.serving.source import open_model
 
@@ -42,12 +47,11 @@ def run(source: Path, out: Path, model: str) -> None:
     for fault in faults:
         entry.log.warning("not scored: %s", fault)
     served = open_model(model, None)
-    if served.trained.config["task"]["kind"] != "regression":
-        raise Refused(
-            f"{served.name} is a model of classes; {SCORES} holds scores alone: use `qamoe predict` or `serve`."
-        )
+    config = served.trained.config
+    outputs, inputs = predict.outputs(config["task"]), drift.columns(config["modalities"])
+    columns = [*_ABOUT, *outputs, *inputs, *_LAST]
     keys = [_key(clip, served.digest) for clip in clips]
-    before = _read(out / SCORES)
+    before = _read(out / SCORES, columns)
     kept = before[before["key"].isin(keys)].drop_duplicates("key").set_index("key")
     waiting = [clip for clip, key in zip(clips, keys, strict=True) if key not in kept.index]
     frames, problems = _frames(waiting, served, out / "parts")
@@ -57,28 +61,35 @@ def run(source: Path, out: Path, model: str) -> None:
         ["text", "audio", "vision"],
         dtype=object,
     )
-    scored = served.predict(rows) if len(rows) else pd.DataFrame(columns=list(predict.OUTPUTS))
+    scored = served.predict(rows) if len(rows) else pd.DataFrame(columns=outputs)
     nothing = [clip.clip_id for clip in waiting if not clip.text and not frames.get(clip.clip_id)]
-    scored.loc[nothing, list(predict.NUMBERS)] = float("nan")
+    scored.loc[nothing, list(predict.numbers(config["task"]))] = float("nan")
+    if "class" in outputs:
+        scored.loc[nothing, "class"] = None
+    like = drift.describe(predict.prepared(config, rows), config["stats"]).set_axis(rows.index)
+    scored = scored.join(like)
     made = []
     for clip, key in zip(clips, keys, strict=True):
         found: dict[Any, Any]
         if key in kept.index:
-            found = kept.loc[key, [*predict.OUTPUTS, "problem"]].to_dict()
+            found = kept.loc[key, [*outputs, *inputs, "problem"]].to_dict()
         else:
             found = dict(scored.loc[clip.clip_id].items())
             found["problem"] = problems.get(clip.clip_id, "")
         made.append({**_about(clip, source), **found, "key": key, "model": served.name})
-    _write(pd.DataFrame(made, columns=_columns()), out / SCORES)
+    table = pd.DataFrame(made, columns=columns)
+    _write(table, out / SCORES)
     _remove_parts(clips, served, out / "parts")
     unusable = f", {len(faults)} rows that cannot be used" if faults else ""
     print(f"scored {len(waiting)} new clips of {source}, {len(clips) - len(waiting)} kept{unusable}", flush=True)
-
-
-def _columns() -> list[str]:
-    from qamoe.serving import predict
-
-    return ["clip_id", "path", "text", "start_s", "end_s", *predict.OUTPUTS, "problem", "key", "model"]
+    (out / DRIFT).unlink(missing_ok=True)
+    if served.reference is None:
+        print("drift: this model has no reference to compare with", flush=True)
+        return
+    compared = drift.drift(served.reference, drift.with_reliability(table[inputs].astype(float), table))
+    with written_aside(out / DRIFT) as aside:
+        compared.features.to_csv(aside, index=False)
+    print(compared.sentence, flush=True)
 
 
 def _about(clip: "Clip", source: Path) -> dict[str, Any]:
@@ -102,25 +113,24 @@ def _key(clip: "Clip", model: str) -> str:
     return parameters.digest(model, _digest(clip.media), clip.start_s, clip.end_s, clip.text)
 
 
-def _read(path: Path) -> "pd.DataFrame":
-    """Earlier scores; none where the file is not there or was written by another version of this code."""
+def _read(path: Path, columns: list[str]) -> "pd.DataFrame":
+    """Earlier scores; none where the file is not there or has other columns, as those of another task or version."""
     import pandas as pd
 
     try:
         before = pd.read_parquet(path)
     except (FileNotFoundError, OSError, ValueError):
-        return pd.DataFrame(columns=_columns())
-    return before if list(before) == _columns() else pd.DataFrame(columns=_columns())
+        return pd.DataFrame(columns=columns)
+    return before if list(before) == columns else pd.DataFrame(columns=columns)
 
 
 def _write(rows: "pd.DataFrame", path: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    words = {"clip_id", "path", "text", "problem", "key", "model"}
-    kinds = [(c, pa.string() if c in words else pa.float64()) for c in _columns() if c != "routing"]
-    place = _columns().index("routing")
-    schema = pa.schema([*kinds[:place], ("routing", pa.list_(pa.float64())), *kinds[place:]])
+    words = {"clip_id", "path", "text", "class", *_LAST}
+    kinds = {"routing": pa.list_(pa.float64()), **dict.fromkeys(words, pa.string())}
+    schema = pa.schema([(column, kinds.get(column, pa.float64())) for column in map(str, rows)])
     with written_aside(path) as aside:
         pq.write_table(pa.Table.from_pandas(rows, schema, preserve_index=False), aside)
 
