@@ -19,6 +19,7 @@ from qamoe.evaluation.calibration import tempered
 from qamoe.features.batch import Batch, pad
 from qamoe.features.clean import Columns, clean
 from qamoe.features.minilm import MiniLM
+from qamoe.models import text
 from qamoe.models.prediction import Prediction
 from qamoe.training.checkpoint import Trained
 
@@ -148,6 +149,9 @@ def _batch(modalities: Sequence[str], clips: Sequence[dict[str, np.ndarray]], ke
 @torch.no_grad()
 def _predicted(trained: Trained, batch: Batch) -> dict[str, Any]:
     config = trained.config
+    if "text" in batch.x and not trained.reads_ids and not batch.mask["text"].any():
+        # Without a word the frozen encoder's states are zeros, and loading it takes longer than all the rest.
+        batch = batch.with_x(text=torch.zeros(*batch.mask["text"].shape, text.WIDTH, device=batch.mask["text"].device))
     result = trained.predict(batch)
     found = _scores(result, config["calibration"]) if result.probabilities is None else _classes(result, config)
     empty = np.full(len(batch), np.nan)
