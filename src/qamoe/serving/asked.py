@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -92,12 +92,14 @@ def _of(path: Path) -> list[Clip | Piece]:
         return [Clip(name, "", "", math.nan, "", path)]
     faults: list[str] = []
     try:
-        found: list[Clip | Piece] = [*incoming.read(path, faults)]
+        found = incoming.read(path, faults)
     except Refused as refusal:
         return [Piece(name, fault=str(refusal))]
     if not found and not faults:
         return [Piece(name, fault=f"There are no media in {path}, and no manifest.csv that lists some.")]
-    return found + [Piece(name, fault=fault) for fault in faults]
+    if path.is_dir() and not (path / "manifest.csv").is_file():
+        found = [replace(clip, clip_id=str(path / clip.clip_id)) for clip in found]
+    return [*found, *(Piece(name, fault=fault) for fault in faults)]
 
 
 def _spans(start_s: float, end_s: float | None, lasts: float, window: float | None) -> list[tuple[float, float | None]]:
