@@ -14,6 +14,9 @@ from qamoe.features.media import Problem, contents
 
 SHORTEST_WINDOW = 0.5  # seconds; less holds hardly a syllable
 LONGEST = 2.0  # a clip may last this many times the longest of training
+# Their sound is stored in packets of one length, the last one filled up, and their header says where it ends. Clips of a
+# corpus end there too, where their manifest bounds them.
+_BOUNDED = {".mp4", ".m4v", ".mov", ".m4a", ".3gp"}
 _REST = 0.1  # of a window: less than that at the end belongs to the window before
 
 
@@ -55,10 +58,12 @@ def one_file(paths: Sequence[Path]) -> bool:
 def pieces(clip: Clip, how: How) -> list[Piece]:
     """The clip as a whole, or its windows, each with the words that are said in it."""
     assert clip.media is not None
-    lasts, unreadable = math.nan, ""
+    lasts, end_s, unreadable = math.nan, clip.end_s, ""
     try:
         whole = contents(clip.media).seconds
-        lasts = (whole if clip.end_s is None else min(whole, clip.end_s)) - clip.start_s
+        lasts = (whole if end_s is None else min(whole, end_s)) - clip.start_s
+        if end_s is None and clip.media.suffix.lower() in _BOUNDED and lasts > 0:
+            end_s = whole
     except Problem as problem:
         unreadable = str(problem)
     if how.window is None and how.longest is not None and lasts > LONGEST * how.longest:
@@ -70,12 +75,13 @@ def pieces(clip: Clip, how: How) -> list[Piece]:
                 f"({how.longest:.1f} s); with --window S it is answered in windows of S seconds, up to {allowed}.",
             )
         ]
-    spans = _spans(clip.start_s, clip.end_s, lasts, how.window)
+    spans = _spans(clip.start_s, end_s, lasts, how.window)
     made = []
-    for start_s, end_s in spans:
-        words, silent = _words(clip, how.text, start_s, end_s, len(spans) == 1)
+    for start_s, last_s in spans:
+        until_s = clip.end_s if last_s == end_s else last_s  # words may be said to end a little behind the file
+        words, silent = _words(clip, how.text, start_s, until_s, len(spans) == 1)
         name = clip.clip_id if len(spans) == 1 else f"{clip.clip_id}@{start_s:g}s"
-        part = Clip(name, "", "", math.nan, words, clip.media, start_s, end_s)
+        part = Clip(name, "", "", math.nan, words, clip.media, start_s, last_s)
         made.append(Piece(name, part, words, silent, unreadable))
     return made
 
