@@ -6,6 +6,7 @@ import os
 import pty
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,31 +22,29 @@ GENERATED = "trained on generated clips only: it says nothing about real people.
 
 @pytest.fixture
 def qamoe(checkpoint_folder, tmp_path):
-    """Run the command with a pipe, or with a terminal of 100 columns, for its output."""
+    """Run the command with a pipe for its output, or with a terminal of 100 columns; exit code and both outputs."""
 
     def run(*arguments, screen=False):
         command = [sys.executable, "-m", "qamoe.cli", "predict", "--folder", checkpoint_folder, *arguments]
-        command = [str(part) for part in command]
-        if not screen:
-            return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-        ours, theirs = pty.openpty()
+        ours, theirs = pty.openpty() if screen else (None, subprocess.PIPE)
         environment = os.environ | {"COLUMNS": "100", "NO_COLOR": "1"}
-        try:
-            done = subprocess.run(
-                command, cwd=tmp_path, stdout=theirs, stderr=subprocess.PIPE, text=True, check=False, env=environment
-            )
+        process = subprocess.Popen(
+            list(map(str, command)), cwd=tmp_path, env=environment, stdout=theirs, stderr=subprocess.PIPE
+        )
+        shown = b""
+        if ours is not None:
             os.close(theirs)
-            done.stdout = b"".join(iter(lambda: _read(ours), b"")).decode()
-        finally:
+            shown = b"".join(iter(lambda: _read(ours), b""))
             os.close(ours)
-        return done
+        out, err = process.communicate()
+        return process.returncode, (out or shown).decode(), err.decode()
 
     return run
 
 
-def _read(terminal_: int) -> bytes:
+def _read(screen):
     try:
-        return os.read(terminal_, 65_536)
+        return os.read(screen, 65_536)
     except OSError:  # Linux's way to say that nobody holds the other end any more
         return b""
 
@@ -62,10 +61,10 @@ def lines(checkpoint_folder, capsys):
 
 
 def test_a_film_with_its_words_is_answered_in_the_terminal(qamoe, film, lines):
-    done = qamoe(film, "--text", "a lovely film", screen=True)
-    assert done.returncode == 0, done.stderr
-    assert done.stderr.endswith(GENERATED)
-    shown = done.stdout.splitlines()
+    code, out, err = qamoe(film, "--text", "a lovely film", screen=True)
+    assert code == 0, err
+    assert err == f"qamoe: qamoe/1 was {GENERATED}"
+    shown = out.splitlines()
     assert shown[0].startswith("score  +")
     assert "90 % interval" in shown[0]
     assert {"text", "audio", "vision", "experts"} <= {line.split()[0] for line in shown if "%" in line}
@@ -79,17 +78,19 @@ def test_a_film_with_its_words_is_answered_in_the_terminal(qamoe, film, lines):
     assert sum(answer["routing"]) == pytest.approx(1)
 
 
-def test_several_clips_are_a_table_in_a_terminal_and_lines_in_a_pipe(qamoe, film, voice, tmp_path):
-    """The one that cannot be read costs itself, and says why."""
+def test_one_clip_that_cannot_be_read_costs_itself_and_says_why(
+    qamoe, checkpoint_folder, film, voice, tmp_path, monkeypatch, capsys
+):
+    """In a pipe as lines of JSON, in a terminal as a table."""
     (tmp_path / "film.mp4").write_bytes(film.read_bytes())
     (tmp_path / "film.txt").write_text("a lovely film")
     (tmp_path / "broken.mp4").write_bytes(b"no film at all")
     (tmp_path / "broken.txt").write_text("words do not make a broken file a clip")
     written(tmp_path / "still.wav", np.zeros_like(voice))
     names = ("film.mp4", "broken.mp4", "still.wav", "gone.mp4")
-    done = qamoe(*names)
-    assert done.returncode == 1, done.stderr
-    made = [json.loads(line) for line in done.stdout.splitlines()]
+    code, out, err = qamoe(*names)
+    assert code == 1, err
+    made = [json.loads(line) for line in out.splitlines()]
     assert [line["clip"] for line in made] == list(names)
     assert all(list(line)[:5] == KEYS for line in made)
     assert (made[0]["reasons"], made[0]["trust"]["text"] > 0) == ({}, True)
@@ -98,11 +99,12 @@ def test_several_clips_are_a_table_in_a_terminal_and_lines_in_a_pipe(qamoe, film
     assert made[1]["reasons"]["clip"].startswith("cannot be decoded")
     assert made[2]["reasons"] == {"text": "no transcript", "audio": "silence", "vision": "no video stream"}
     assert made[3]["reasons"] == {"clip": "There is no file gone.mp4."}
-    assert done.stderr.endswith("qamoe: 3 of 4 clips have no answer; the reasons are given above.\n")
-    assert done.stderr.count("\n") == 2
-    done = qamoe(*names, screen=True)
-    assert done.returncode == 1, done.stderr
-    rows = {line.split()[0]: line for line in done.stdout.splitlines() if line.strip()}
+    assert err.endswith("qamoe: 3 of 4 clips have no answer; the reasons are given above.\n")
+    assert err.count("\n") == 2
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "120")
+    assert not terminal.predict([Path(name) for name in names], None, None, "", checkpoint_folder, as_json=False)
+    rows = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line.strip()}
     assert f"{made[0]['score']:+.2f}  {made[0]['interval'][0]:+.2f} to" in rows["film.mp4"]
     assert "audio: silence" in rows["still.wav"]
     assert "cannot be decoded" in rows["broken.mp4"]
@@ -147,21 +149,26 @@ def test_windows_are_answered_like_the_spans_of_a_csv(lines, voice, tmp_path):
         assert [line[name] for line in windows] == [line[name] for line in spans]
 
 
+def test_a_refusal_is_one_sentence_and_exit_code_2(qamoe):
+    code, out, err = qamoe(__file__)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "has nothing that can be used (cannot be decoded" in err
+
+
 @pytest.mark.parametrize(
-    ("arguments", "sentence"),
+    ("names", "more", "sentence"),
     [
-        ((), "There is nothing to predict"),
-        (("nowhere.mp4",), "There is no file nowhere.mp4"),
-        ((__file__,), "has nothing that can be used (cannot be decoded"),
-        (("a.mp4", "b.mp4", "--text", "words"), "--text is what is said in one clip, and these are 2"),
-        (("a.mp4", "--text", "words", "--window", "2"), "--text has no times"),
-        (("a.mp4", "--window", "0"), "--window is 0 s; allowed are 0.5 s and more"),
+        ((), {}, "There is nothing to predict"),
+        (("nowhere.mp4",), {}, "There is no file nowhere.mp4"),
+        (("a.mp4", "b.mp4"), {"text": "words"}, "--text is what is said in one clip, and these are 2"),
+        (("a.mp4",), {"text": "words", "window": 2.0}, "--text has no times"),
+        (("a.mp4",), {"window": 0.0}, "--window is 0 s; allowed are 0.5 s and more"),
+        (("a.mp4",), {"window": float("nan")}, "--window is nan s"),
     ],
 )
-def test_a_refusal_is_one_sentence_and_exit_code_2(qamoe, arguments, sentence):
-    done = qamoe(*arguments)
-    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
-    assert sentence in done.stderr
+def test_what_cannot_be_asked_is_refused_before_a_model_is_loaded(lines, names, more, sentence):
+    with pytest.raises(Refused, match=sentence):
+        lines(*map(Path, names), folder=Path("no checkpoint"), **more)
 
 
 def test_the_longest_clip_of_training_bounds_clips_and_windows(lines, voice, tmp_path, tiny_checkpoint, tiny_stats):

@@ -14,8 +14,8 @@ from qamoe.features.media import Problem, contents
 
 SHORTEST_WINDOW = 0.5  # seconds; less holds hardly a syllable
 LONGEST = 2.0  # a clip may last this many times the longest of training
-# Their sound is stored in packets of one length, the last one filled up, and their header says where it ends. Clips of a
-# corpus end there too, where their manifest bounds them.
+# Their sound is stored in packets of one length, the last one filled up, and their header says where it ends. Clips of
+# a corpus end there too, where their manifest bounds them.
 _BOUNDED = {".mp4", ".m4v", ".mov", ".m4a", ".3gp"}
 _REST = 0.1  # of a window: less than that at the end belongs to the window before
 
