@@ -167,16 +167,44 @@ def score(
 
 @app.command()
 def predict(
-    clip: Annotated[Path | None, typer.Argument(help="A film or a sound file.")] = None,
-    text: Annotated[str | None, typer.Option(help="What is said in it.")] = None,
+    clips: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="CLIP...",
+            help="Films and sound files, folders of such, or csv files with a column path (clip_id, start_s, end_s and"
+            " text may stand beside it).",
+        ),
+    ] = None,
+    text: Annotated[
+        str | None,
+        typer.Option(
+            help="What is said in the one clip, or words alone. Without it a .srt or .txt of the clip's name beside it"
+            " is read; without any, text counts as missing."
+        ),
+    ] = None,
+    window: Annotated[
+        float | None,
+        typer.Option(
+            metavar="S",
+            help="Cut clips longer than S seconds into windows of S seconds and answer each. Words go with a window by"
+            " the times of a .srt; those of a .txt or csv cannot be placed and are left out, --text is refused.",
+        ),
+    ] = None,
     model: Model = "models:/qa-moe@champion",
     folder: Folder = None,
-    as_json: Annotated[bool, typer.Option("--json", help="The answer as JSON.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Lines of JSON, as a pipe gets them, in a terminal too.")
+    ] = False,
 ) -> None:
-    """Predict one clip: its score, the interval, and how far each modality was trusted."""
+    """Predict clips: score or class, interval, and how far each modality was trusted.
+
+    A table in a terminal, a line of JSON for each clip or window in a pipe. Exit code 0: every clip has an answer; 1:
+    some have none, and the reasons are given; 2: nothing was answered.
+    """
     from qamoe.serving import terminal
 
-    terminal.predict(clip, text, model, folder, as_json)
+    if not terminal.predict(clips or [], text, window, model, folder, as_json or not sys.stdout.isatty()):
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -4,6 +4,7 @@ import csv
 import http.client
 import json
 import threading
+import wave
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -43,6 +44,14 @@ class Server:
             return answer.status, answer.read()
         finally:
             connection.close()
+
+
+def written(path: Path, sound: np.ndarray) -> Path:
+    """Write a sound (N,) at 22.05 kHz as a wav file."""
+    with wave.open(str(path), "wb") as file:
+        file.setparams((1, 2, 22_050, 0, "NONE", ""))
+        file.writeframes((sound * 32_767).astype("<i2").tobytes())
+    return path
 
 
 @contextmanager

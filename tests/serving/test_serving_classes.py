@@ -16,7 +16,7 @@ from qamoe.serving.predict import predict
 from qamoe.serving.source import open_model
 from qamoe.training import checkpoint
 from qamoe.training.fit import _config
-from tests.serving.conftest import Server, running
+from tests.serving.conftest import Server, running, written
 
 CLASSES = ["angry", "sad", "neutral", "happy"]
 CLIPS = pd.DataFrame({"text": ["a lovely film", None, "I could not stay awake"]}, index=["x", "y", "z"])
@@ -75,12 +75,28 @@ def test_the_server_answers_with_classes(server: Server) -> None:
 
 
 def test_the_terminal_says_the_class(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    terminal.predict(None, "a lovely film", "", folder, as_json=True)
+    assert terminal.predict([], "a lovely film", None, "", folder, as_json=True)
     answer = json.loads(capsys.readouterr().out)
-    terminal.predict(None, "a lovely film", "", folder, as_json=False)
+    assert list(answer)[:6] == ["clip", "class", "interval", "trust", "reasons", "probabilities"]
+    assert answer["interval"] is None
+    terminal.predict([], "a lovely film", None, "", folder, as_json=False)
     shown = capsys.readouterr().out
-    assert f"class  {answer['label']}" in shown
-    assert f"{answer['label']} {answer['probabilities'][answer['label']]:.0%}" in shown
+    assert f"class  {answer['class']}" in shown
+    assert f"{answer['class']} {answer['probabilities'][answer['class']]:.0%}" in shown
+
+
+def test_a_table_of_classes_has_the_probability_of_each(
+    folder: Path, voice: np.ndarray, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a.wav", "b.wav"):
+        written(tmp_path / name, voice)
+    assert terminal.predict([tmp_path / "a.wav", tmp_path / "b.wav"], None, None, "", folder, as_json=True)
+    answers = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    terminal.predict([tmp_path / "a.wav", tmp_path / "b.wav"], None, None, "", folder, as_json=False)
+    shown = capsys.readouterr().out
+    assert "probability" in shown
+    assert shown.count(answers[0]["class"]) == 2
+    assert f"{answers[0]['probabilities'][answers[0]['class']]:.0%}" in shown
 
 
 def test_a_folder_of_clips_gets_classes(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -68,6 +68,8 @@ def _encoder(encoder: str, device: str) -> Any:
 @torch.no_grad()
 def encode(ids: Tensor, mask: Tensor, encoder: str = NAME) -> Tensor:
     """ids (B, T) int64, mask (B, T) -> states (B, T, W) float32; rows without a token give zeros."""
+    if not mask.any():  # loading the encoder takes longer than all the rest
+        return torch.zeros(*mask.shape, width(encoder), device=ids.device)
     attended = mask.clone()
     attended[:, 0] |= ~mask.any(1)  # attention over nothing is NaN
     states = _encoder(encoder, str(ids.device))(input_ids=ids, attention_mask=attended.long()).last_hidden_state

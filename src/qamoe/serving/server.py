@@ -51,7 +51,7 @@ class Service:
 
     def __init__(self, load: Callable[[], Served], folder: Path | None, limits: Limits) -> None:
         self.load, self.limits = load, limits
-        self.served = load()
+        self.served = self._loaded()
         self.samples = samples(folder, self.served.trained.config["task"])
         self.clips = Clips()
         self._of_sample: dict[int, str] = {}
@@ -68,12 +68,17 @@ class Service:
         if not self._loading.acquire(blocking=False):
             raise HTTPException(409, "The model is being loaded already.")
         try:
-            self.served = self.load()
+            self.served = self._loaded()
         except Refused as refusal:  # its reason may name a path of this machine
             log.warning("reload: %s", refusal)
             raise HTTPException(503, "The model cannot be loaded; the one before answers on.") from None
         finally:
             self._loading.release()
+
+    def _loaded(self) -> Served:
+        served = self.load()
+        served.warm_up()
+        return served
 
     def extract(self, path: Path, start_s: float = 0.0, end_s: float | None = None) -> str:
         """Extract a file and keep its features; returns their id."""

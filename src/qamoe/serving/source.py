@@ -41,6 +41,10 @@ class Served:
         view = View(_SEED, 0, kinds=tuple(k for k, _ in both), severities=tuple(s for _, s in both))
         return predict.predict(self.trained, rows, self.device, lambda batch: apply(batch, view, self.references)[0])
 
+    def warm_up(self) -> None:
+        """Predict once, so that the first clip with words does not wait for the text encoder."""
+        self.predict(pd.DataFrame({"text": ["ready"]}))
+
     def extractors(self) -> dict[str, Block]:
         """The settings of each extractor that media can be given to; none where a corpus brought its features."""
         config = self.trained.config
@@ -49,7 +53,7 @@ class Served:
 
 
 def open_model(model: str, folder: Path | None) -> Served:
-    """Load a model and predict once, so that the first clip does not wait for the text encoder.
+    """Load a model.
 
     `folder` wins over `model`, which is models:/NAME@ALIAS or models:/NAME/VERSION. Raises Refused where there is
     no such thing.
@@ -62,9 +66,7 @@ def open_model(model: str, folder: Path | None) -> Served:
         with tempfile.TemporaryDirectory() as temporary:
             place, name, reference = _fetched(model, Path(temporary))
             trained, digest = checkpoint.load(place, device), checkpoint.digest(place)
-    served = Served(trained, references(trained.config["stats"]), device, name, digest, reference)
-    served.predict(pd.DataFrame({"text": ["ready"]}))
-    return served
+    return Served(trained, references(trained.config["stats"]), device, name, digest, reference)
 
 
 def _fetched(model: str, folder: Path) -> tuple[Path, str, pd.DataFrame | None]:

@@ -1,48 +1,187 @@
-"""`qamoe predict`: one clip of one's own, answered in the terminal."""
+"""`qamoe predict`: clips of one's own, answered in the terminal, or as lines of JSON in a pipe."""
 
 import json
 import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from qamoe.errors import Refused
+from qamoe.serving import asked
 from qamoe.serving.messages import ClassAnswer, Either, answers
 from qamoe.serving.source import Served, open_model
-from qamoe.serving.uploads import in_process
+from qamoe.serving.uploads import Extracted, Extraction, Lost
 
 _BAR = 20  # characters
 
 
-def predict(clip: Path | None, text: str | None, model: str, folder: Path | None, as_json: bool) -> None:
-    """Print what the model says of a media file, of words, or of both. Raises Refused where there is neither."""
-    if clip is None and not text:
-        raise Refused("There is nothing to predict: give a media file, --text, or both.")
-    if clip is not None and not clip.is_file():
-        raise Refused(f"There is no file {clip}; a clip is a film or a sound file.")
+@dataclass(frozen=True)
+class Row:
+    """What is said of one clip, or of one window of it; `reasons` are by modality, or for the "clip" as a whole."""
+
+    name: str
+    answer: Either | None
+    reasons: dict[str, str]
+
+
+def predict(
+    paths: Sequence[Path], text: str | None, window: float | None, model: str, folder: Path | None, as_json: bool
+) -> bool:
+    """Print what the model says of media files, of words, or of both; returns whether every clip has an answer.
+
+    `text` is what is said in the one clip that there is, `window` the seconds of the windows that longer clips are cut
+    into. Raises Refused where there is nothing to answer, or nothing to answer it with.
+    """
+    _check(paths, text, window)
+    clips = asked.clips(paths)
+    if text is not None and len(clips) > 1:
+        raise Refused(
+            f"--text is what is said in one clip, and these are {len(clips)}; put a .txt or .srt beside each."
+        )
+    only = clips[0] if asked.one_file(paths) else None
+    if isinstance(only, asked.Piece):
+        raise Refused(only.fault)
     served = open_model(model, folder)
-    row: dict[str, object] = {"text": text}
-    problems = {}
-    if clip is not None:
-        extractors = served.extractors()
-        if not extractors:
-            raise Refused(f"{served.name} knows no media: its corpus came with ready features.")
-        found = in_process(clip, extractors)
-        if not found.frames:
-            why = "; ".join(f"{m}: {reason}" for m, reason in found.problems.items())
-            raise Refused(f"{clip} has nothing that can be used ({why}).")
-        row |= found.frames
-        problems = found.problems
-    answer = answers(served.predict(pd.DataFrame({name: pd.Series([v], dtype=object) for name, v in row.items()})))[0]
-    if as_json:
-        for modality, reason in problems.items():
-            print(f"{modality}: {reason}", file=sys.stderr)
-        print(json.dumps({"model": served.name, **answer.model_dump()}, allow_nan=False))
-    else:
-        _show(served, answer, problems)
+    how = asked.How(text, window, served.trained.config["stats"].get("seconds_max"))
+    _check_window(served, how)
+    rows = _rows(served, clips, how, single=only is not None) if paths else _words_alone(served, text or "")
+    shown: list[Row] = []
+    answered: dict[int, bool] = {}
+    for number, row in rows:
+        if row.answer is not None and not any(answered.values()):
+            _warn(served)
+        answered[number] = answered.get(number, False) or row.answer is not None
+        if as_json:
+            print(json.dumps(_line(served, row), allow_nan=False), flush=True)
+        else:
+            shown.append(row)
+    if len(shown) == 1 and shown[0].answer is not None and (only or not paths):
+        _show(served, shown[0].answer, shown[0].reasons)
+    elif shown:
+        _show_table(served, shown)
+    missed = len(answered) - sum(answered.values())
+    if missed:
+        print(f"qamoe: {missed} of {len(answered)} clips have no answer; the reasons are given above.", file=sys.stderr)
+    return not missed
 
 
-def _show(served: Served, answer: Either, problems: dict[str, str]) -> None:
+def _check(paths: Sequence[Path], text: str | None, window: float | None) -> None:
+    """Refuse what cannot go together, before anything is loaded."""
+    if not paths and not text:
+        raise Refused("There is nothing to predict: give a media file, --text, or both.")
+    if window is not None and text is not None:
+        raise Refused("--text has no times, so that it cannot be cut into windows: leave out --text or --window, or put"
+                      " the words into a .srt beside the clip.")  # fmt: skip
+    if window is not None and not window >= asked.SHORTEST_WINDOW:
+        raise Refused(f"--window is {window:g} s; allowed are {asked.SHORTEST_WINDOW:g} s and more.")
+
+
+def _check_window(served: Served, how: asked.How) -> None:
+    if how.window is not None and how.longest is not None and how.window > asked.LONGEST * how.longest:
+        raise Refused(f"--window is {how.window:g} s; allowed are up to {asked.LONGEST * how.longest:.1f} s, twice the"
+                      f" longest clip that {served.name} was trained on.")  # fmt: skip
+
+
+def _rows(served: Served, clips: Sequence[Any], how: asked.How, single: bool) -> Iterator[tuple[int, Row]]:
+    """The rows of each clip, with the clip's number. A `single` file that cannot be answered is refused."""
+    extractors = served.extractors()
+    if not extractors:
+        raise Refused(f"{served.name} knows no media: its corpus came with ready features.")
+    with closing(Extraction(None, extractors)) as extraction:  # its worker starts while the text encoder is loaded
+        for number, clip in enumerate(_watched(clips)):
+            pieces = [clip] if isinstance(clip, asked.Piece) else asked.pieces(clip, how)
+            if number == 0 and any(piece.words for piece in pieces):
+                served.warm_up()
+            for piece in pieces:
+                row = _row(served, extraction, piece)
+                if single and len(pieces) == 1 and row.answer is None:
+                    why = "; ".join(_told(row.reasons))
+                    raise Refused(piece.fault or f"{piece.name} has nothing that can be used ({why}).")
+                yield number, row
+
+
+def _watched(clips: Sequence[Any]) -> Iterable[Any]:
+    """The clips, with a bar of progress where a person waits for several."""
+    if len(clips) == 1 or not sys.stderr.isatty():
+        return clips
+    from rich.console import Console
+    from rich.progress import track
+
+    return track(clips, "predict", console=Console(stderr=True), transient=True)
+
+
+def _words_alone(served: Served, text: str) -> Iterator[tuple[int, Row]]:
+    reasons = {m: "no clip" for m in served.trained.config["modalities"] if m != "text"}
+    yield 0, Row("", _answer(served, text, {}), reasons)
+
+
+def _row(served: Served, extraction: Extraction, piece: asked.Piece) -> Row:
+    if piece.clip is None:
+        return Row(piece.name, None, {"clip": piece.fault})
+    clip, extractors = piece.clip, served.extractors()
+    assert clip.media is not None
+    try:
+        found = extraction.extract(clip.media, extractors, clip.start_s, clip.end_s)
+    except Lost as lost:
+        return Row(piece.name, None, {"clip": str(lost)})
+    if piece.unreadable and not found.frames:
+        return Row(piece.name, None, {"clip": piece.unreadable})
+    reasons = _reasons(served, piece, found)
+    if not found.frames and not (piece.words and "text" in served.trained.config["modalities"]):
+        return Row(piece.name, None, reasons)
+    return Row(piece.name, _answer(served, piece.words, found.frames), reasons)
+
+
+def _reasons(served: Served, piece: asked.Piece, found: Extracted) -> dict[str, str]:
+    """Why a modality that the model knows is missing."""
+    reasons = {}
+    for modality in served.trained.config["modalities"]:
+        if modality == "text":
+            reason = piece.silent
+        elif modality in found.frames:
+            reason = ""
+        else:
+            reason = found.problems.get(modality, "its features cannot be made of media")
+        if reason:
+            reasons[modality] = reason
+    return reasons
+
+
+def _answer(served: Served, words: str, frames: dict[str, Any]) -> Either:
+    row = {"text": words, **frames}
+    return answers(served.predict(pd.DataFrame({name: pd.Series([v], dtype=object) for name, v in row.items()})))[0]
+
+
+def _warn(served: Served) -> None:
+    if served.trained.config["trained_on_generated"]:
+        print(f"qamoe: {served.name} was trained on generated clips only: it says nothing about real people.",
+              file=sys.stderr)  # fmt: skip
+
+
+def _told(reasons: dict[str, str]) -> list[str]:
+    return [reason if what == "clip" else f"{what}: {reason}" for what, reason in reasons.items()]
+
+
+def _line(served: Served, row: Row) -> dict[str, Any]:
+    """The row as JSON: clip, score or class, interval, trust and reasons come first; no answer is null."""
+    answer = row.answer
+    of_classes = served.trained.config["task"]["kind"] == "classification"
+    line: dict[str, Any] = {"clip": row.name or None, "class" if of_classes else "score": None}
+    line |= {"interval": None, "trust": None if answer is None else answer.trust, "reasons": row.reasons}
+    if isinstance(answer, ClassAnswer):
+        line |= {"class": answer.label, "probabilities": answer.probabilities}
+    elif answer is not None:
+        line |= {"score": answer.score, "interval": [answer.low_90, answer.high_90], "variance": answer.variance}
+    if answer is not None:
+        line |= {"r": answer.r, "routing": answer.routing}
+    return line | {"model": served.name}
+
+
+def _show(served: Served, answer: Either, reasons: dict[str, str]) -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -70,6 +209,50 @@ def _show(served: Served, answer: Either, problems: dict[str, str]) -> None:
     if answer.routing is not None:
         used = sorted(((share, i + 1) for i, share in enumerate(answer.routing) if share >= 0.005), reverse=True)
         out.print("experts  " + "  ".join(f"{number}: {share:.0%}" for share, number in used))
-    for modality, reason in problems.items():
-        out.print(f"{modality}: {reason}", style="yellow", markup=False)
+    for line in _told(reasons):
+        out.print(_printable(line), style="yellow", markup=False)
     out.print(served.name, style="dim", markup=False)
+
+
+def _show_table(served: Served, rows: Sequence[Row]) -> None:
+    """A line a row: the clip, what is said of it, the trust in each modality, and why one is missing."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    config = served.trained.config
+    of_classes = config["task"]["kind"] == "classification"
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    table.add_column("\nclip", overflow="fold")
+    for name in ("class", "probability") if of_classes else ("score", "90 % interval"):
+        table.add_column(f"\n{name}", justify="right", no_wrap=True)
+    for place, modality in enumerate(config["modalities"]):
+        table.add_column(f"{'' if place else 'trust'}\n{modality}", justify="right", no_wrap=True)
+    table.add_column("\nreasons", overflow="fold", style="yellow")
+    for row in rows:
+        trusts = [_trusted(row.answer, modality) for modality in config["modalities"]]
+        cells = [row.name, *_said(row.answer), *trusts, "; ".join(_told(row.reasons))]
+        table.add_row(*(Text(_printable(cell)) for cell in cells))
+    out = Console(highlight=False)
+    out.print(table)
+    out.print(served.name, style="dim", markup=False)
+
+
+def _said(answer: Either | None) -> tuple[str, str]:
+    if answer is None:
+        return "-", ""
+    if isinstance(answer, ClassAnswer):
+        return answer.label, f"{answer.probabilities[answer.label]:.0%}"
+    return f"{answer.score:+.2f}", f"{answer.low_90:+.2f} to {answer.high_90:+.2f}"
+
+
+def _trusted(answer: Either | None, modality: str) -> str:
+    if answer is None:
+        return ""
+    trust = answer.trust[modality]
+    return "none" if trust is None else f"{trust:.0%}"
+
+
+def _printable(text: str) -> str:
+    """Names and words come from anywhere, and a terminal obeys what does not print."""
+    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)

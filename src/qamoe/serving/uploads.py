@@ -9,7 +9,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -31,6 +31,10 @@ _WAITING = 8  # files that are being extracted or wait for it
 
 class Busy(Refused):
     """Too many files are waiting already."""
+
+
+class Lost(Refused):
+    """A file that ended its worker, or took too long; another one may do."""
 
 
 @dataclass(frozen=True)
@@ -57,10 +61,11 @@ class Extracted:
 class Extraction:
     """One worker process that extracts one file after the other; a worker that died has a successor. `close` ends it.
 
-    A worker loads the extractors that the first file is likely to need before it says that it is ready.
+    A worker loads the extractors that the first file is likely to need before it says that it is ready. Files of one's
+    own are read without limits (None).
     """
 
-    def __init__(self, limits: Limits, likely: dict[str, Block]) -> None:
+    def __init__(self, limits: Limits | None, likely: dict[str, Block]) -> None:
         self.limits = limits
         self._likely = likely
         self._places = threading.BoundedSemaphore(_WAITING)
@@ -71,7 +76,8 @@ class Extraction:
     def extract(
         self, path: Path, extractors: dict[str, Block], start_s: float = 0.0, end_s: float | None = None
     ) -> Extracted:
-        """The features of a file. Raises Refused for a file beyond the limits or without anything usable."""
+        """The features of a file. Raises Refused for a file beyond the limits or, where there are limits, without
+        anything usable; Lost where the worker did not survive it."""
         if not self._places.acquire(blocking=False):
             raise Busy(f"{_WAITING} files are waiting already; send this one again in a while.")
         try:
@@ -92,7 +98,9 @@ class Extraction:
     def _start(self) -> None:
         context = get_context("spawn")
         self._pipe, its_end = context.Pipe()
-        self._process = context.Process(target=_work, args=(its_end, self._likely), daemon=True)
+        self._process = context.Process(
+            target=_work, args=(its_end, self._likely, self.limits is not None), daemon=True
+        )
         self._process.start()
         its_end.close()  # so that the pipe ends when the worker does
         self._ready = False
@@ -106,35 +114,40 @@ class Extraction:
         if self._closed:
             raise Refused("The server is about to end.")
         late = "The extractors could not be loaded in time; send the file again."
+        limit_s = self.limits.work_s if self.limits else None
         try:
             if not self._ready:
-                self._received(_START_S)
+                if refusal := self._received(_START_S):
+                    raise Refused(refusal)
                 self._ready = True
-            late = f"The file took longer than {self.limits.work_s:g} s to read; send a shorter clip."
+            if limit_s is not None:
+                late = f"The file took longer than {limit_s:g} s to read; send a shorter clip."
             self._pipe.send(work)
-            found: Extracted = self._received(self.limits.work_s)
+            found: Extracted = self._received(limit_s)
             return found
         except (EOFError, OSError) as error:
             self._end()
             if not self._closed:
                 self._start()
             ended = "Reading the file failed beyond recovery; it may be damaged."
-            raise Refused(late if isinstance(error, TimeoutError) else ended) from None
+            raise Lost(late if isinstance(error, TimeoutError) else ended) from None
 
-    def _received(self, limit_s: float) -> Any:
+    def _received(self, limit_s: float | None) -> Any:
         if not self._pipe.poll(limit_s):
             raise TimeoutError
         return self._pipe.recv()
 
 
-def in_process(path: Path, extractors: dict[str, Block]) -> Extracted:
+def in_process(path: Path, extractors: dict[str, Block], start_s: float = 0.0, end_s: float | None = None) -> Extracted:
     """The same for a file of one's own: here, and without limits."""
     frames, problems = {}, {}
     for modality, chosen in extractors.items():
         try:
-            frames[modality] = extractor(chosen).extract(path, 0.0, None)
+            frames[modality] = extractor(chosen).extract(path, start_s, end_s)
         except Problem as problem:
             problems[modality] = str(problem)
+        except Exception as error:  # a codec is foreign code
+            problems[modality] = f"cannot be decoded ({type(error).__name__})"
     return Extracted(frames, problems)
 
 
@@ -146,12 +159,22 @@ def _bound_memory() -> None:
         resource.setrlimit(resource.RLIMIT_DATA, (_MEMORY, _MEMORY))
 
 
-def _work(pipe: Connection, likely: dict[str, Block]) -> None:
-    """What the worker does: load, say so, then answer one file after the other until the pipe closes."""
+def _work(pipe: Connection, likely: dict[str, Block], bounded: bool) -> None:
+    """What the worker does: load, say so, then answer one file after the other until the pipe closes.
+
+    An extractor that cannot be made at all is told to a person at the terminal, and to no client of a server.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the server, which then ends its worker
-    _bound_memory()
-    for chosen in likely.values():
-        extractor(chosen).warm_up()
+    if bounded:
+        _bound_memory()
+    try:
+        for chosen in likely.values():
+            extractor(chosen).warm_up()
+    except Refused as refusal:
+        if bounded:
+            raise
+        pipe.send(str(refusal))
+        return
     with suppress(EOFError, OSError):  # the server is gone
         pipe.send(None)
         while True:
@@ -159,26 +182,21 @@ def _work(pipe: Connection, likely: dict[str, Block]) -> None:
 
 
 def _extract(
-    path: Path, extractors: dict[str, Block], limits: Limits, start_s: float, end_s: float | None
+    path: Path, extractors: dict[str, Block], limits: Limits | None, start_s: float, end_s: float | None
 ) -> Extracted:
     """Runs in the worker. What goes wrong becomes a sentence, since no exception of a codec travels well."""
+    if limits is None:
+        return in_process(path, extractors, start_s, end_s)
     try:
         seconds = _measured(path, limits) if end_s is None else end_s - start_s
     except Problem as problem:
         return Extracted({}, {}, refusal=str(problem))
-    frames, problems = {}, {}
     last_s = start_s + limits.seconds if end_s is None else end_s  # packets may lie about time, decoded frames not
-    for modality, chosen in extractors.items():
-        try:
-            frames[modality] = extractor(chosen).extract(path, start_s, last_s)
-        except Problem as problem:
-            problems[modality] = str(problem)
-        except Exception as error:  # a codec is foreign code
-            problems[modality] = f"cannot be decoded ({type(error).__name__})"
-    if not frames:
-        why = "; ".join(f"{modality}: {reason}" for modality, reason in problems.items())
+    found = in_process(path, extractors, start_s, last_s)
+    if not found.frames:
+        why = "; ".join(f"{modality}: {reason}" for modality, reason in found.problems.items())
         return Extracted({}, {}, refusal=f"The file has nothing that can be used ({why}).")
-    return Extracted(frames, problems, seconds)
+    return replace(found, seconds=seconds)
 
 
 @contextmanager
