@@ -118,6 +118,37 @@ def test_a_missing_column_is_named(write: Write, column: str) -> None:
         read(write({}, columns=columns), REGRESSION)
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "sentence"),
+    [
+        ("label,split", "label,l,split", r"manifest\.csv, line 2: fewer cells than the header has columns\."),
+        ("label,split", "label,split,split", r"manifest\.csv has the column 'split' twice; each stands once\."),
+        (
+            '"not bad, I\'d say"',
+            "not bad, I'd say",
+            r"manifest\.csv, line 2: more cells than the header has columns; a",
+        ),
+        ("b,anna", '"b,anna', r"manifest\.csv is no csv file: line 3, "),
+        ("b,anna", '"b",anna"', None),
+        ("train\n", "train,,,\n", None),
+    ],
+)
+def test_cells_that_would_move_or_swallow_others_are_refused(
+    write: Write, old: str, new: str, sentence: str | None
+) -> None:
+    """A stray quote takes in the rows up to the next one, and a stray comma moves every cell behind it."""
+    path = write({}, {"clip_id": "b", "text": "well"}, {"clip_id": "c", "text": 'with "quotes"'}) / "manifest.csv"
+    whole = path.read_text()
+    assert old in whole
+    path.write_text(whole.replace(old, new))
+    if sentence is None:
+        assert [clip.clip_id for clip in read(path.parent, REGRESSION).clips] == ["clip-1", "b", "c"]
+        return
+    with pytest.raises(Refused, match=sentence) as refusal:
+        read(path.parent, REGRESSION)
+    assert "\n" not in str(refusal.value)
+
+
 def test_a_manifest_without_even_a_header_is_refused(write: Write) -> None:
     folder = write()
     (folder / "manifest.csv").write_text("")

@@ -90,6 +90,20 @@ def test_a_memo_slot_that_no_pickler_names_is_refused_before_it_is_made(tmp_path
         resource.setrlimit(resource.RLIMIT_AS, before)
 
 
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (b"P\n.", "it asks for an object that is kept elsewhere; only arrays"),
+        (b"\x80\x04\x8c\x05two\nl\x8c\x02os\x93.", r"it asks for 'two\\nl\.os'; only arrays"),
+    ],
+)
+def test_what_damage_makes_of_a_name_is_still_one_sentence(tmp_path: Path, content: bytes, sentence: str) -> None:
+    (tmp_path / "p.pkl").write_bytes(content)
+    with pytest.raises(Refused, match=sentence) as refusal:
+        unpickle.read(tmp_path / "p.pkl")
+    assert "\n" not in str(refusal.value)
+
+
 def test_an_encoding_that_may_take_forever_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "p.pkl"
     path.write_bytes(pickle.dumps(Attack(codecs.encode, "a" * 100, "idna"), protocol=2))

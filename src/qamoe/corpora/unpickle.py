@@ -45,7 +45,7 @@ _OPCODES = {op.code.encode("latin-1"): op for op in pickletools.opcodes}
 def _encode(text: str, encoding: str) -> bytes:
     """How protocols 0 to 2 spell bytes; other encodings than latin1 may take very long, so none is asked for."""
     if encoding not in ("latin1", "latin-1"):
-        raise pickle.UnpicklingError(f"it asks for the encoding {encoding!r}")
+        raise pickle.UnpicklingError(f"it asks for the encoding {encoding[:40]!r}")
     return text.encode("latin-1")
 
 
@@ -88,8 +88,12 @@ class _Arrays(pickle.Unpickler):
         if (module, name) in _REPLACED:
             return _REPLACED[module, name]
         if (module, name) not in _ALLOWED:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+            asked = f"{module}.{name}"[:80]
+            raise pickle.UnpicklingError(f"it asks for {asked if asked.isprintable() else repr(asked)}")
         return super().find_class(module, name)
+
+    def persistent_load(self, pid: Any) -> Any:
+        raise pickle.UnpicklingError("it asks for an object that is kept elsewhere")
 
 
 def read(path: Path, encoding: str = "ASCII") -> Any:
@@ -116,6 +120,7 @@ def read(path: Path, encoding: str = "ASCII") -> Any:
         IndexError,
         KeyError,
         MemoryError,
+        RecursionError,
         TypeError,
         UnicodeDecodeError,
     ):
