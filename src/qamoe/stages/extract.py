@@ -44,8 +44,7 @@ def run(params: Params, out: Path) -> None:
     folder = out / "extract"
     problems: Problems = []
     digest = cache(_digest)
-    for left in (folder / "parts").glob("*/*/.copy-*"):  # of a worker that was killed
-        shutil.rmtree(left, ignore_errors=True)
+    _clear(folder)
     parts = _extracted(clips, settings_, folder / "parts", digest, problems)
     _refuse_too_many(problems, len(clips), settings_.max_problem_share)
     signals.write(clips, settings_, folder / "signals", digest, partial(_made, settings_))
@@ -54,6 +53,14 @@ def run(params: Params, out: Path) -> None:
     _write_clips(clips, corpus, settings_, seconds, folder)
     _write_problems(problems, folder / "problems.csv")
     entry.log.info(json.dumps({"stage": "extract", "clips": len(clips), "problems": len(problems)}))
+
+
+def _clear(folder: Path) -> None:
+    """Remove what a stage or a worker that was killed had begun: copies of media, and files written aside."""
+    for left in (folder / "parts").glob("*/*/.copy-*"):
+        shutil.rmtree(left, ignore_errors=True)
+    for left in (*folder.glob(".*.[0-9]*"), *(folder / "parts").glob("*/*/.*.[0-9]*")):
+        left.unlink(missing_ok=True)
 
 
 def _extracted(
