@@ -1,8 +1,10 @@
 """Extraction that is killed, and a corpus that grows: nothing is made twice, and no store is ever wrong."""
 
 import csv
+import io
 import os
 import random
+import re
 import select
 import signal
 import subprocess
@@ -16,10 +18,13 @@ import pytest
 
 from qamoe import params as parameters
 from qamoe.corpora.clips import COLUMNS
+from qamoe.features.executor import Job
 from qamoe.features.openface import COLUMNS as MEASURED
+from qamoe.features.store import Store
 from qamoe.stages import extract
 
 RATE = 16_000  # Hz
+STREAMS = ("audio", "vision")
 KILLS = 20
 WORKERS = 2
 CHANGES: dict[str, Any] = {
@@ -127,3 +132,67 @@ def test_a_stage_that_is_killed_again_and_again_loses_what_was_in_flight_and_not
     assert list(out.rglob(".*")) == [], "what was begun and not ended is cleared away"
     same = {path.name: path.read_bytes() for path in finished(tmp_path / "whole/extract")}
     assert {path.name: path.read_bytes() for path in finished(out)} == same
+
+
+@pytest.mark.slow
+def test_ten_clips_more_extract_ten(
+    params_file: Any, tmp_path: Path, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    params = parameters.load(params_file(CHANGES))
+    corpus(tmp_path / "data", count=1000, seconds=0.1)
+    extract.run(params, tmp_path / "out")
+    out = tmp_path / "out/extract"
+    before = parts(out)
+    assert len(before) == 2000
+    first = {m: [Store(out / f"{m}.arrow").sequence("frames", row).tobytes() for row in range(1000)] for m in STREAMS}
+
+    corpus(tmp_path / "data", count=1010, seconds=0.1)
+    asked: list[tuple[str, str]] = []
+    real = extract.make_parts
+
+    def watched(jobs: list[tuple[Job, Path]], *rest: Any) -> dict[tuple[str, str], str]:
+        asked.extend((job.clip_id, job.modality) for job, _ in jobs)
+        return real(jobs, *rest)
+
+    monkeypatch.setattr(extract, "make_parts", watched)
+    extract.run(params, tmp_path / "out")
+    assert sorted(asked) == [(f"{number:04d}", m) for number in range(1000, 1010) for m in STREAMS]
+    after = parts(out)
+    assert {name: after[name] for name in before} == before
+    assert len(after) == 2020
+    for modality, frames in first.items():
+        store = Store(out / f"{modality}.arrow")
+        assert len(store) == 1010
+        assert [store.sequence("frames", row).tobytes() for row in range(1000)] == frames
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_the_bar_of_progress_shows_how_many_how_fast_and_how_long_still(
+    params_file: Any,
+    tmp_path: Path,
+    environment: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    caplog.set_level("INFO", logger="qamoe")
+    monkeypatch.setattr(sys, "stderr", terminal := Terminal())
+    corpus(tmp_path / "data", count=6, seconds=0.1)
+    for quiet in (False, True):
+        if quiet:
+            caplog.set_level("WARNING", logger="qamoe")
+        waiting = [
+            (Job(f"{i:04d}", "vision", tmp_path / f"data/{i:04d}.wav", 0.0, None), tmp_path / f"{quiet}/{i}")
+            for i in range(6)
+        ]
+        lost = extract._made(parameters.load(params_file(CHANGES)).extract, waiting)
+        assert lost == {}
+        shown = terminal.getvalue()
+        terminal.truncate(0)
+        assert (re.search(r"extract .*6/6 .*\d\.\d/s.* 0:00:00", shown) is not None) is not quiet
+        assert not (quiet and shown)
