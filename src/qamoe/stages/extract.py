@@ -23,7 +23,7 @@ from qamoe.corpora import READERS
 from qamoe.corpora.clip import Clip, Corpus, check_text
 from qamoe.errors import Refused
 from qamoe.features import store
-from qamoe.features.executor import Job, make_parts, part_key, read_part
+from qamoe.features.executor import Job, make_parts, make_parts_on_ray, part_key, read_part
 from qamoe.features.extractors import extractor
 from qamoe.features.minilm import MiniLM
 from qamoe.files import written_aside
@@ -115,7 +115,8 @@ def _made(params: Extract, waiting: list[tuple[Job, Path]]) -> dict[tuple[str, s
     console = Console(file=sys.stderr)
     with Progress(*columns, console=console, disable=quiet or not console.is_terminal) as progress:
         task = progress.add_task("extract", total=len(waiting))
-        return make_parts(waiting, chosen, settings.workers(), params.seconds_per_clip, lambda: progress.advance(task))
+        make = make_parts_on_ray if settings.executor() == "ray" else make_parts
+        return make(waiting, chosen, settings.workers(), params.seconds_per_clip, lambda: progress.advance(task))
 
 
 def _refuse_too_many(problems: Problems, clips: int, allowed: float) -> None:
