@@ -2,7 +2,7 @@
 
 import csv
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -89,10 +89,9 @@ def rows_of(file: Path, **how: Any) -> Iterator["csv.DictReader[str]"]:
         raise Refused(f"{file} is no {file.suffix.lstrip('.')} file: line {read + 1}, {error}.") from None
 
 
-def refuse_ragged(row: dict[str, str | None], where: str) -> None:
+def refuse_ragged(row: Mapping[Any, Any], where: str) -> None:
     """Refuse a row of more or fewer cells than the header has: they would stand under the wrong names."""
-    behind: Any = row.get(None)  # type: ignore[call-overload]  # where csv.DictReader puts what is too much
-    if any(behind or ()):
+    if any(row.get(None) or ()):  # where csv.DictReader puts what is too much
         raise Refused(f"{where}: more cells than the header has columns; a text with a comma stands in quotes.")
     if None in row.values():
         raise Refused(f"{where}: fewer cells than the header has columns.")
