@@ -26,7 +26,7 @@ help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name text; do \
 		printf '  make %-14s %s\n' "$$name" "$$text"; done
 
-setup: $(VENV)/.installed ## the environment in .venv, from requirements.lock (PYTHON=python3.12 picks another Python)
+setup: $(VENV)/.installed ## the environment in .venv, of the versions of requirements.lock (PYTHON=python3.12 picks another Python)
 
 check:
 	@$(PYTHON) -c "$$CHECK"
@@ -35,7 +35,7 @@ check:
 $(VENV)/.installed: requirements.lock pyproject.toml
 	@$(MAKE) --no-print-directory check
 	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install --quiet --disable-pip-version-check --requirement requirements.lock --editable '.[sample,dev]'
+	$(PY) -m pip install --quiet --disable-pip-version-check --constraint requirements.lock --editable '.[sample,dev]'
 	@touch $@
 
 demo: setup ## generated corpus -> features -> models -> spectrum report -> champion, about six minutes

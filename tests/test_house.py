@@ -75,7 +75,7 @@ def test_what_is_imported_is_asked_for() -> None:
     unasked = {
         (name, path)
         for name, path in foreign
-        if name not in own and not wanted_names & {canonicalize_name(of) for of in brought_by.get(name, ())}
+        if name not in own and not wanted_names & {canonicalize_name(of) for of in brought_by.get(name, [name])}
     }
     assert unasked == set()
 

@@ -26,3 +26,13 @@ def test_a_number_of_workers_that_is_none_is_refused(monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("QAMOE_WORKERS", asked)
     with pytest.raises(Refused, match=r"QAMOE_WORKERS is .*; allowed is a whole number from 1 on"):
         settings.workers()
+
+
+def test_an_executor_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("QAMOE_EXECUTOR", raising=False)
+    assert settings.executor() == "processes"
+    monkeypatch.setenv("QAMOE_EXECUTOR", "ray")
+    assert settings.executor() == "ray"
+    monkeypatch.setenv("QAMOE_EXECUTOR", "dask")
+    with pytest.raises(Refused, match=r"QAMOE_EXECUTOR is 'dask'; allowed are processes and ray\."):
+        settings.executor()

@@ -18,6 +18,7 @@ QUIET = {
     "HF_HUB_OFFLINE": "1",
     "TRANSFORMERS_OFFLINE": "1",
     "TOKENIZERS_PARALLELISM": "false",
+    "RAY_USAGE_STATS_ENABLED": "0",
 }
 
 
@@ -40,6 +41,19 @@ def workers() -> int:
     if not asked.isdecimal() or int(asked) < 1:
         raise Refused(f"QAMOE_WORKERS is {asked!r}; allowed is a whole number from 1 on.")
     return int(asked)
+
+
+def executor() -> str:
+    """Where clips are extracted (`QAMOE_EXECUTOR`): `processes` of this machine, or `ray`."""
+    asked = os.environ.get("QAMOE_EXECUTOR") or "processes"
+    if asked not in ("processes", "ray"):
+        raise Refused(f"QAMOE_EXECUTOR is {asked!r}; allowed are processes and ray.")
+    return asked
+
+
+def ray_address() -> str | None:
+    """Ray's own `RAY_ADDRESS`, a cluster that runs already, or None for one of this machine and this process alone."""
+    return os.environ.get("RAY_ADDRESS") or None
 
 
 def side_by_side(jobs: int) -> int:

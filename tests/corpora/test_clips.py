@@ -12,7 +12,7 @@ from qamoe.corpora.clip import Clip, drawn_split
 from qamoe.corpora.clips import COLUMNS, GENERATOR_VERSION, read, read_generated
 from qamoe.errors import Refused
 from qamoe.params import Task
-from tests.corpora.damage import mutated
+from tests.corpora.damage import mutated, ruined
 
 REGRESSION = Task(kind="regression", low=-3, high=3)
 CLASSES = Task(kind="classification", classes=("joy", "anger"))
@@ -116,6 +116,37 @@ def test_a_missing_column_is_named(write: Write, column: str) -> None:
     columns = tuple(c for c in COLUMNS if c != column)
     with pytest.raises(Refused, match=rf"manifest\.csv lacks the column {column}; its header is clip_id,source,"):
         read(write({}, columns=columns), REGRESSION)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "sentence"),
+    [
+        ("label,split", "label,l,split", r"manifest\.csv, line 2: fewer cells than the header has columns\."),
+        ("label,split", "label,split,split", r"manifest\.csv has the column 'split' twice; each stands once\."),
+        (
+            '"not bad, I\'d say"',
+            "not bad, I'd say",
+            r"manifest\.csv, line 2: more cells than the header has columns; a",
+        ),
+        ("b,anna", '"b,anna', r"manifest\.csv is no csv file: line 3, "),
+        ("b,anna", '"b",anna"', None),
+        ("train\n", "train,,,\n", None),
+    ],
+)
+def test_cells_that_would_move_or_swallow_others_are_refused(
+    write: Write, old: str, new: str, sentence: str | None
+) -> None:
+    """A stray quote takes in the rows up to the next one, and a stray comma moves every cell behind it."""
+    path = write({}, {"clip_id": "b", "text": "well"}, {"clip_id": "c", "text": 'with "quotes"'}) / "manifest.csv"
+    whole = path.read_text()
+    assert old in whole
+    path.write_text(whole.replace(old, new))
+    if sentence is None:
+        assert [clip.clip_id for clip in read(path.parent, REGRESSION).clips] == ["clip-1", "b", "c"]
+        return
+    with pytest.raises(Refused, match=sentence) as refusal:
+        read(path.parent, REGRESSION)
+    assert "\n" not in str(refusal.value)
 
 
 def test_a_manifest_without_even_a_header_is_refused(write: Write) -> None:
@@ -227,18 +258,24 @@ def test_a_list_for_faults_gets_all_of_them_and_the_good_rows_are_read(write: Wr
     ]
 
 
-def test_a_damaged_manifest_is_read_or_refused_and_nothing_else(write: Write) -> None:
-    folder = write({}, {"clip_id": "b", "text": 'with "quotes"'}, {"clip_id": "c", "split": "", "source": "ben"})
+def test_a_damaged_manifest_is_read_or_refused_and_moves_no_row_that_it_left_alone(write: Write) -> None:
+    """A clip that stays the same one has the same features: they come from its media and its span alone."""
+    texts = ("well", "with, comma", 'with "quotes"', "not bad, I'd say")
+    folder = write(*({"clip_id": f"clip-{i}", "source": f"person-{i}", "text": t} for i, t in enumerate(texts)))
     path = folder / "manifest.csv"
     whole = path.read_bytes()
+    lines = {f"clip-{i}": line for i, line in enumerate(whole.splitlines()[1:])}
+    first = {clip.clip_id: clip for clip in read(folder, REGRESSION).clips}
     refused = []
-    for seed in range(200):
-        path.write_bytes(mutated(whole, seed))
+    for seed in range(400):
+        path.write_bytes(ruined(whole, whole, seed) if seed % 2 else mutated(whole, seed))
         try:
-            corpus = read(folder, REGRESSION)
+            now = {clip.clip_id: clip for clip in read(folder, REGRESSION).clips}
         except Refused as refusal:
             refused.append(str(refusal))
-        else:
-            assert all(clip.media == folder.resolve() / "media/one.mp4" for clip in corpus.clips)
-    assert 50 < len(refused) < 200
+            continue
+        assert all(clip.media == folder.resolve() / "media/one.mp4" for clip in now.values())
+        left_alone = {name for name, line in lines.items() if line in path.read_bytes().splitlines()}
+        assert {name: now.get(name) for name in left_alone} == {name: first[name] for name in left_alone}
+    assert 200 < len(refused) < 400
     assert not any("\n" in sentence for sentence in refused)

@@ -90,6 +90,36 @@ def test_a_memo_slot_that_no_pickler_names_is_refused_before_it_is_made(tmp_path
         resource.setrlimit(resource.RLIMIT_AS, before)
 
 
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (b"P\n.", "it asks for an object that is kept elsewhere; only arrays"),
+        (b"\x80\x04\x8c\x05two\nl\x8c\x02os\x93.", r"it asks for 'two\\nl\.os'; only arrays"),
+    ],
+)
+def test_what_damage_makes_of_a_name_is_still_one_sentence(tmp_path: Path, content: bytes, sentence: str) -> None:
+    (tmp_path / "p.pkl").write_bytes(content)
+    with pytest.raises(Refused, match=sentence) as refusal:
+        unpickle.read(tmp_path / "p.pkl")
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"}" + b")" + b"\x85" * 300_000 + b"K\x01s.",  # a key
+        b"\x80\x04\x8f(" + b")" + b"\x85\x94" * 300_000 + b"\x90.",  # a member of a set
+        b"}" + b")q\x00" + b"0h\x00\x85q\x00" * 300_000 + b"K\x01s.",  # by way of the memo
+        b"}" + b")" + b"K\x01\x86" * 300_000 + b"K\x01s.",  # in pairs
+    ],
+)
+def test_tuples_in_tuples_without_an_end_are_refused_before_they_are_hashed(tmp_path: Path, content: bytes) -> None:
+    """Python hashes them one within the other until its stack is full, and dies."""
+    (tmp_path / "p.pkl").write_bytes(content)
+    with pytest.raises(Refused, match=r"p\.pkl is refused: it holds more than 100 tuples in each other"):
+        unpickle.read(tmp_path / "p.pkl")
+
+
 def test_an_encoding_that_may_take_forever_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "p.pkl"
     path.write_bytes(pickle.dumps(Attack(codecs.encode, "a" * 100, "idna"), protocol=2))

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from qamoe.errors import Refused
 from qamoe.features import executor
 from qamoe.features.executor import Job, make_parts, part_key, read_part
 from qamoe.features.media import NoStream, Problem
@@ -202,3 +204,9 @@ def test_a_part_is_named_by_all_that_its_content_depends_on(tmp_path: Path) -> N
 
 def test_an_unmade_part_is_none(tmp_path: Path) -> None:
     assert read_part(tmp_path / "part") is None
+
+
+def test_ray_that_is_not_installed_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(Refused, match=r"QAMOE_EXECUTOR is ray, which is not installed: pip install -e '\.\[ray\]'\."):
+        executor.make_parts_on_ray([], {}, 1, 60, lambda: None)

@@ -206,6 +206,74 @@ def test_sound_that_changes_its_rate_on_the_way_is_a_problem(tmp_path: Path, mon
         sound(tmp_path / "both.aac", 8_000)
 
 
+def late(path: Path, at_s: float) -> Path:
+    """A film of three pictures and, `at_s` seconds in, a fourth and the first sound."""
+    with av.open(str(path), "w") as container:
+        video = container.add_stream("mpeg4", rate=10)
+        video.width, video.height, video.pix_fmt = 64, 48, "yuv420p"
+        audio = container.add_stream("aac", rate=RATE, layout="mono")
+        for pts in (0, 1, 2, round(at_s * 10)):
+            frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), 90, np.uint8), format="rgb24")
+            frame.pts, frame.time_base = pts, Fraction(1, 10)
+            container.mux(video.encode(frame))
+        container.mux(video.encode(None))
+        wave = av.AudioFrame.from_ndarray(np.full((1, 4096), 0.1, np.float32), format="fltp", layout="mono")
+        wave.sample_rate, wave.pts, wave.time_base = RATE, round(at_s * RATE), Fraction(1, RATE)
+        container.mux(audio.encode(wave))
+        container.mux(audio.encode(None))
+    return path
+
+
+def test_what_begins_late_is_in_its_place_and_a_time_that_damage_gave_fills_no_memory(tmp_path: Path) -> None:
+    path = late(tmp_path / "late.mkv", 8.0)
+    assert len(sound(path, 8_000)) == pytest.approx(8 * 8_000 + 4096 * 8_000 / RATE, abs=1200)
+    assert len(list(pictures(path, 5))) == 41
+    path = late(tmp_path / "damaged.mkv", 10_000)
+    with pytest.raises(Problem, match="cannot be decoded: nothing between 0 s and 10000 s"):
+        sound(path, 8_000)
+    with pytest.raises(Problem, match="cannot be decoded: nothing between 0 s and 10000 s"):
+        list(pictures(path, 5))
+
+
+@pytest.mark.parametrize("rate", [1, 999])
+def test_a_rate_that_no_sound_has_is_a_problem_before_it_is_resampled(tmp_path: Path, rate: int) -> None:
+    path = film(tmp_path / "slow.wav", seconds=0.5, streams="a")
+    content = bytearray(path.read_bytes())
+    struct.pack_into("<I", content, content.index(b"fmt ") + 12, rate)
+    path.write_bytes(content)
+    with pytest.raises(Problem, match=f"cannot be decoded: sound of {rate} samples a second"):
+        sound(path, 16_000)
+
+
+def test_a_file_that_lost_both_its_streams_is_a_problem_and_not_one_without_them(tmp_path: Path) -> None:
+    path = film(tmp_path / "clip.mp4", seconds=0.5)
+    path.write_bytes(path.read_bytes().replace(b"trak", b"free"))
+    for look in (lambda: sound(path, RATE), lambda: next(pictures(path, 5)), lambda: contents(path)):
+        with pytest.raises(Problem, match="neither an audio nor a video stream") as seen:
+            look()
+        assert not isinstance(seen.value, NoStream)
+
+
+def test_a_stream_that_begins_on_the_way_is_a_problem(tmp_path: Path) -> None:
+    """A transport stream names its streams again and again: here those of another film, after the first have begun."""
+    one = film(tmp_path / "one.ts", seconds=0.5).read_bytes()
+    two = film(tmp_path / "two.ts", seconds=6, size=(320, 240)).read_bytes()
+    moved = bytearray(two)
+    for place in range(0, len(moved), 188):  # packets of 188 bytes, whose second and third name the stream
+        pid = int.from_bytes(moved[place + 1 : place + 3], "big")
+        if pid & 0x1FFF in (0x100, 0x101):
+            moved[place + 1 : place + 3] = (pid + 0x10).to_bytes(2, "big")
+    (tmp_path / "both.ts").write_bytes(one + two + bytes(moved))
+    looks = (
+        lambda: sound(tmp_path / "both.ts", RATE),
+        lambda: list(pictures(tmp_path / "both.ts", 5)),
+        lambda: contents(tmp_path / "both.ts"),
+    )
+    for look in looks:
+        with pytest.raises(Problem, match="cannot be decoded: a stream begins on the way"):
+            look()
+
+
 def test_a_span_behind_the_end_is_a_problem(clip: Path) -> None:
     with pytest.raises(Problem, match="no sound between 5 s and 6 s"):
         sound(clip, RATE, 5.0, 6.0)

@@ -90,5 +90,10 @@ def test_times_that_go_backwards_and_a_span_without_a_face_are_problems(tmp_path
         OpenFace(5).extract(path, 3.0)
 
 
+def test_a_time_that_damage_gave_fills_no_memory(tmp_path: Path) -> None:
+    with pytest.raises(Problem, match=r"clip\.csv, line 3: nothing before it for 3600 s"):
+        OpenFace(5).extract(write(tmp_path, [(0.0, 1, 1.0), (2e9, 1, 2.0)]))
+
+
 def test_what_is_read_is_the_csv_so_that_a_new_one_makes_new_parts(tmp_path: Path) -> None:
     assert OpenFace(5).reads(tmp_path / "clip.mp4") == tmp_path / "clip.csv"

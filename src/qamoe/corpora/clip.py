@@ -2,7 +2,7 @@
 
 import csv
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -68,15 +68,33 @@ def noted(faults: list[str] | None) -> Iterator[None]:
 def rows_of(file: Path, **how: Any) -> Iterator["csv.DictReader[str]"]:
     """The rows of a table with a header, in UTF-8; `how` goes to csv.DictReader.
 
-    Raises Refused for another encoding and for what is no table, also while the rows are read.
+    Raises Refused for another encoding, for a column that stands twice and for what is no table, also while the rows
+    are read.
     """
+    read = 0
     try:
         with file.open(newline="", encoding="utf-8-sig") as lines:
-            yield csv.DictReader(lines, **how)
+            reader = csv.DictReader(lines, **how)
+            names = reader.fieldnames or []
+            twice = [name for name in names if names.count(name) > 1 and name]
+            if twice:
+                raise Refused(f"{file} has the column {twice[0]!r} twice; each stands once.")
+            try:
+                yield reader
+            finally:
+                read = reader.line_num
     except UnicodeDecodeError:
         raise Refused(f"{file} is not UTF-8 text; save it in that encoding.") from None
     except csv.Error as error:
-        raise Refused(f"{file} is no {file.suffix.lstrip('.')} file: {error}.") from None
+        raise Refused(f"{file} is no {file.suffix.lstrip('.')} file: line {read + 1}, {error}.") from None
+
+
+def refuse_ragged(row: Mapping[Any, Any], where: str) -> None:
+    """Refuse a row of more or fewer cells than the header has: they would stand under the wrong names."""
+    if any(row.get(None) or ()):  # where csv.DictReader puts what is too much
+        raise Refused(f"{where}: more cells than the header has columns; a text with a comma stands in quotes.")
+    if None in row.values():
+        raise Refused(f"{where}: fewer cells than the header has columns.")
 
 
 def drawn_split(source: str) -> str:

@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from qamoe.corpora.clip import Clip, Corpus, check_clips, drawn_split, label_value, noted, rows_of
+from qamoe.corpora.clip import Clip, Corpus, check_clips, drawn_split, label_value, noted, refuse_ragged, rows_of
 from qamoe.errors import Refused
 from qamoe.features.store import SPLITS
 from qamoe.params import Task
@@ -57,7 +57,7 @@ def read_generated(path: Path, task: Task, faults: list[str] | None = None) -> C
 
 def _rows(manifest: Path, root: Path, task: Task, faults: list[str] | None) -> list[Clip]:
     clips = []
-    with rows_of(manifest) as reader:
+    with rows_of(manifest, strict=True) as reader:  # a stray quote would swallow the rows up to the next one
         lacking = [c for c in COLUMNS if c not in (reader.fieldnames or [])]
         if lacking:
             raise Refused(f"{manifest} lacks the column {lacking[0]}; its header is {','.join(COLUMNS)}.")
@@ -104,6 +104,7 @@ def media_of(path: str, root: Path, where: str) -> Path:
 
 
 def _clip(row: dict[str, str | None], root: Path, task: Task, where: str) -> Clip:
+    refuse_ragged(row, where)
     cell = {name: (row.get(name) or "").strip() for name in COLUMNS}
     for name in ("clip_id", "source", "path", "label"):
         if not cell[name]:

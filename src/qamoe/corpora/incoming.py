@@ -7,7 +7,7 @@ Columns: path; clip_id, start_s, end_s and text may be left out (the path is the
 from pathlib import Path
 
 from qamoe.corpora.check import MEDIA
-from qamoe.corpora.clip import Clip, noted, rows_of
+from qamoe.corpora.clip import Clip, noted, refuse_ragged, rows_of
 from qamoe.corpora.clips import media_of, span
 from qamoe.errors import Refused
 
@@ -29,7 +29,7 @@ def read(path: Path, faults: list[str]) -> list[Clip]:
         found = sorted(file for file in root.rglob("*") if file.suffix.lower() in MEDIA and file.is_file())
         clips = {clip.clip_id: clip for clip in (_bare(file, root) for file in found)}
         return [clips[name] for name in sorted(clips)]
-    with rows_of(manifest) as reader:
+    with rows_of(manifest, strict=True) as reader:
         if "path" not in (reader.fieldnames or []):
             raise Refused(f"{manifest} lacks the column path; {', '.join(OPTIONAL)} may stand beside it.")
         for row in reader:
@@ -48,6 +48,7 @@ def _bare(media: Path, root: Path) -> Clip:
 
 
 def _clip(row: dict[str, str | None], root: Path, where: str) -> Clip:
+    refuse_ragged(row, where)
     cell = {name: (row.get(name) or "").strip() for name in ("path", *OPTIONAL)}
     if not cell["path"]:
         raise Refused(f"{where}: path is empty.")

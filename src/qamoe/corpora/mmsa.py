@@ -171,7 +171,7 @@ def _frames(columns: Columns, modality: str, padding: str) -> Callable[[int], np
     bert = columns.get("text_bert")
 
     def of(i: int) -> np.ndarray:
-        filled = np.flatnonzero(x[i].any(1))
+        filled = np.flatnonzero(_filled(x[i]))
         first, n = 0, int(filled[-1]) + 1 if len(filled) else 0
         if padding == "front":
             first, n = int(filled[0]) if len(filled) else 0, x.shape[1] if len(filled) else 0
@@ -181,7 +181,7 @@ def _frames(columns: Columns, modality: str, padding: str) -> Callable[[int], np
             n = 1
         elif bert is not None and bert.shape[2] == x.shape[1]:
             n = max(int((bert[i, 1] > 0).sum()), 1)
-        with np.errstate(over="ignore"):  # beyond float32 is infinite, which preprocess counts
+        with np.errstate(over="ignore", invalid="ignore"):  # beyond float32 is infinite, which preprocess counts
             return np.asarray(x[i, first:n], np.float32)
 
     return of
@@ -194,12 +194,18 @@ def _padding(splits: Iterable[Columns], modality: str) -> str:
     """
     front = end = clips = 0
     for columns in splits:
-        filled = columns[modality].any(2)
+        filled = _filled(columns[modality])
         some = filled.any(1)
         front += int(filled.argmax(1)[some].sum())
         end += int(filled[:, ::-1].argmax(1)[some].sum())
         clips += int(some.sum())
     return "front" if front > end + clips else "end"
+
+
+def _filled(x: np.ndarray) -> np.ndarray:
+    """Which frames (..., D) are not all zero -> (...)."""
+    with np.errstate(invalid="ignore"):  # a damaged number may be a NaN that numpy warns of
+        return np.asarray(x.any(-1))
 
 
 def _is_chinese(clips: list[Clip]) -> bool:

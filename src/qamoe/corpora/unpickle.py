@@ -39,13 +39,17 @@ _LENGTH_WIDTH = {
     pickletools.TAKEN_FROM_ARGUMENT4U: 4,
     pickletools.TAKEN_FROM_ARGUMENT8U: 8,
 }
+_PUT = ("PUT", "BINPUT", "LONG_BINPUT")
+_GET = ("GET", "BINGET", "LONG_BINGET")
+_TUPLES = ("TUPLE", "TUPLE1", "TUPLE2", "TUPLE3")
+_DEEPEST = 100  # tuples in tuples; arrays need a handful
 _OPCODES = {op.code.encode("latin-1"): op for op in pickletools.opcodes}
 
 
 def _encode(text: str, encoding: str) -> bytes:
     """How protocols 0 to 2 spell bytes; other encodings than latin1 may take very long, so none is asked for."""
     if encoding not in ("latin1", "latin-1"):
-        raise pickle.UnpicklingError(f"it asks for the encoding {encoding!r}")
+        raise pickle.UnpicklingError(f"it asks for the encoding {encoding[:40]!r}")
     return text.encode("latin-1")
 
 
@@ -88,8 +92,12 @@ class _Arrays(pickle.Unpickler):
         if (module, name) in _REPLACED:
             return _REPLACED[module, name]
         if (module, name) not in _ALLOWED:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+            asked = f"{module}.{name}"[:80]
+            raise pickle.UnpicklingError(f"it asks for {asked if asked.isprintable() else repr(asked)}")
         return super().find_class(module, name)
+
+    def persistent_load(self, pid: Any) -> Any:
+        raise pickle.UnpicklingError("it asks for an object that is kept elsewhere")
 
 
 def read(path: Path, encoding: str = "ASCII") -> Any:
@@ -116,6 +124,7 @@ def read(path: Path, encoding: str = "ASCII") -> Any:
         IndexError,
         KeyError,
         MemoryError,
+        RecursionError,
         TypeError,
         UnicodeDecodeError,
     ):
@@ -123,12 +132,16 @@ def read(path: Path, encoding: str = "ASCII") -> Any:
 
 
 def _look_at_opcodes(file: IO[bytes]) -> None:
-    """Raises UnpicklingError for a memo slot that no pickler would name, EOFError for an argument beyond the end.
+    """Raises UnpicklingError for a memo slot that no pickler would name and for tuples in tuples without an end,
+    EOFError for an argument beyond the end.
 
-    Picklers number their memo one by one, so a slot above the count of opcodes so far is none of theirs.
+    Picklers number their memo one by one, so a slot above the count of opcodes so far is none of theirs. A tuple that
+    is a key is hashed with all that lies in it, which Python does without a look at its stack: it would crash.
     """
     size = os.fstat(file.fileno()).st_size
     count = 0
+    stack: list[int | None] = []
+    memo: dict[int, int] = {}
     while True:
         op = _OPCODES.get(file.read(1))
         if op is None:
@@ -146,11 +159,35 @@ def _look_at_opcodes(file: IO[bytes]) -> None:
             if length > size - file.tell():
                 raise EOFError
             file.seek(length, os.SEEK_CUR)
-        if op.name in ("PUT", "BINPUT", "LONG_BINPUT"):
-            slot = int(argument) if op.name == "PUT" else int.from_bytes(argument, "little")
-            if not 0 <= slot <= count:
+        slot = len(memo)  # of MEMOIZE
+        if op.name in _PUT or op.name in _GET:
+            slot = int(argument) if op.name in ("PUT", "GET") else int.from_bytes(argument, "little")
+            if op.name in _PUT and not 0 <= slot <= count:
                 raise pickle.UnpicklingError(f"it names memo slot {slot} after {count} opcodes")
         if op.name == "FRAME" and int.from_bytes(argument, "little") > size - file.tell():
             raise EOFError
         if op.name == "STOP":
             return
+        if _depth(op, stack, memo, slot) > _DEEPEST:
+            raise pickle.UnpicklingError(f"it holds more than {_DEEPEST} tuples in each other")
+
+
+def _depth(op: pickletools.OpcodeInfo, stack: list[int | None], memo: dict[int, int], slot: int) -> int:
+    """Follow an opcode, and say how many tuples lie in each other in what it makes.
+
+    The stack and the memo hold that number of each value; a mark on the stack is None.
+    """
+    if op.name in _PUT or op.name == "MEMOIZE":
+        memo[slot] = (stack[-1] if stack else 0) or 0
+        return 0
+    taken = [memo.get(slot, 0) if op.name in _GET else 0]
+    wanted = op.stack_before
+    if pickletools.markobject in wanted:
+        while stack and (value := stack.pop()) is not None:
+            taken.append(value)
+        wanted = wanted[: wanted.index(pickletools.markobject)]
+    for _ in wanted[: len(stack)]:
+        taken.append(stack.pop() or 0)
+    depth = max(taken) + (op.name in _TUPLES)
+    stack.extend(None if made is pickletools.markobject else depth for made in op.stack_after)
+    return depth

@@ -1,12 +1,15 @@
-"""Extraction over many clips: processes, incremental by content, one bad clip at a time.
+"""Extraction over many clips: processes or a Ray cluster, incremental by content, one bad clip at a time.
 
 Each (clip, modality) becomes a part, a file named by the hash of what made it: the media's bytes, the span and the
 extractor with its settings. A part that exists is never made again. A worker that dies or takes too long
 costs its own clip; nothing is kept of it, so the next run tries again. Each worker has a pipe of its own and one
 job at a time, so it is always plain whose work it was, and there is no lock that a dead worker could take with it.
+On Ray a worker is an actor with one call at a time, which writes the same parts by the same code.
 """
 
 import hashlib
+import math
+import os
 import signal
 import time
 from collections import deque
@@ -22,8 +25,10 @@ from typing import Any
 
 import numpy as np
 
+from qamoe import settings
 from qamoe.degradation.copies import Signal
 from qamoe.degradation.copies import write as write_copy
+from qamoe.errors import Refused
 from qamoe.features.extractors import Extractor, extractor
 from qamoe.features.media import NoStream, Problem
 from qamoe.files import write_text, written_aside
@@ -31,6 +36,7 @@ from qamoe.params import Block
 
 _START_S = 120.0  # given to a new worker to import what it needs
 _END_S = 10.0  # given to a worker that has no more work
+_RAY_STORE = 80_000_000  # bytes of shared memory, about the least that Ray starts with: jobs are messages and no data
 
 
 @dataclass(frozen=True)
@@ -93,14 +99,18 @@ def _work(pipe: Connection, extractors: dict[str, Block], make: Callable[..., No
         pipe.send(None)
         while True:
             job, part = pipe.recv()
-            try:
-                make(extractors[job.modality], job, part)
-            except Exception as error:  # an extractor is foreign code: whatever it raises costs its clip alone
-                pipe.send(f"the extractor failed: {type(error).__name__}: {error}")
-            else:
-                pipe.send(None)
+            pipe.send(_failure(make, extractors[job.modality], job, part))
     except (EOFError, OSError):
         return  # the stage is done, or gone
+
+
+def _failure(make: Callable[..., None], chosen: Block, job: Job, part: Path) -> str | None:
+    """Make a part; returns why it could not be made, or None."""
+    try:
+        make(chosen, job, part)
+    except Exception as error:  # an extractor is foreign code: whatever it raises costs its clip alone
+        return f"the extractor failed: {type(error).__name__}: {error}"
+    return None
 
 
 @dataclass
@@ -199,3 +209,117 @@ def _exit_code(worker: _Worker) -> int | None:
     worker.process.kill()
     worker.process.join()
     return worker.process.exitcode
+
+
+class _Actor:
+    """A worker on Ray. It works in the stage's own folder, which every machine of a cluster sees under one path."""
+
+    def __init__(self, folder: Path, extractors: dict[str, Block], make: Callable[..., None]) -> None:
+        os.chdir(folder)
+        self.extractors = extractors
+        self.part = make
+
+    def ready(self) -> None:
+        """Answers as soon as the worker is there."""
+
+    def make(self, job: Job, part: Path) -> str | None:
+        return _failure(self.part, self.extractors[job.modality], job, part)
+
+
+@dataclass
+class _OnRay:
+    """An actor, the job and part that it has, and until when (monotonic seconds) it may take."""
+
+    actor: Any
+    task: tuple[Job, Path]
+    until: float = math.inf  # Ray starts it when there is room
+    ready: bool = False
+
+
+def make_parts_on_ray(
+    jobs: list[tuple[Job, Path]],
+    extractors: dict[str, Block],
+    workers: int,
+    seconds_per_clip: float,
+    advance: Callable[[], Any],
+) -> dict[tuple[str, str], str]:
+    """As make_parts, by `workers` actors of one core each: on the cluster of RAY_ADDRESS, else on this machine.
+
+    Ray does not say how a worker died. Raises Refused where Ray is not installed or its cluster does not answer.
+    """
+    ray = _joined(workers)
+    actor = ray.remote(num_cpus=1, max_restarts=0)(_Actor)
+    waiting = deque(jobs)
+    lost: dict[tuple[str, str], str] = {}
+    pool: dict[Any, _OnRay] = {}  # by the answer that is awaited
+
+    def ended(worker: _OnRay, reason: str | None) -> None:
+        job, _ = worker.task
+        if reason is not None:
+            lost[job.clip_id, job.modality] = reason
+        advance()
+
+    try:
+        while waiting or pool:
+            while waiting and len(pool) < workers:
+                worker = _OnRay(actor.remote(Path.cwd(), extractors, _make_part), waiting.popleft())
+                pool[worker.actor.ready.remote()] = worker
+            until = min(worker.until for worker in pool.values())
+            patience = None if until == math.inf else max(0.0, until - time.monotonic())
+            spoken, _ = ray.wait(list(pool), timeout=patience)
+            for answer, worker in list(pool.items()):
+                if answer in spoken:
+                    del pool[answer]
+                    try:
+                        reason = ray.get(answer)
+                    except ray.exceptions.RayError as error:
+                        why = "the extractor died" if worker.ready else f"no worker on Ray: {_last_line(error)}"
+                        ended(worker, why)
+                        continue
+                    if worker.ready:
+                        ended(worker, reason)
+                        if not waiting:
+                            ray.kill(worker.actor)
+                            continue
+                        worker.task = waiting.popleft()
+                    worker.ready, worker.until = True, time.monotonic() + seconds_per_clip
+                    pool[worker.actor.make.remote(*worker.task)] = worker
+                elif time.monotonic() >= worker.until:
+                    del pool[answer]
+                    ray.kill(worker.actor)
+                    ended(worker, f"took longer than {seconds_per_clip:g} s")
+    finally:
+        for worker in pool.values():
+            ray.kill(worker.actor)
+    return lost
+
+
+def _joined(workers: int) -> Any:
+    """The module ray, connected to a cluster; it stays so until this process ends."""
+    try:
+        import ray
+    except ModuleNotFoundError:
+        raise Refused("QAMOE_EXECUTOR is ray, which is not installed: pip install -e '.[ray]'.") from None
+    address = settings.ray_address()
+    if ray.is_initialized():
+        return ray
+    if address is None:
+        ray.init(
+            "local",
+            num_cpus=workers,
+            include_dashboard=False,
+            object_store_memory=_RAY_STORE,
+            log_to_driver=False,
+            logging_level="ERROR",
+        )
+        return ray
+    try:
+        ray.init(address, log_to_driver=False, logging_level="ERROR")
+    except ConnectionError:
+        raise Refused(f"RAY_ADDRESS is {address!r}, and no Ray cluster answers there.") from None
+    return ray
+
+
+def _last_line(error: Exception) -> str:
+    """Ray's errors are pages; the last line says what happened."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()[:200]

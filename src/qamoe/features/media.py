@@ -19,6 +19,11 @@ _HEADER_STATES_LENGTH = ("mov", "matroska")
 _CUT_SHORT_S = 0.5
 _RUN_UP_S = 0.5  # decoded and thrown away before a span: codecs need a few frames to settle after a jump
 _SAME_TIME_S = 1e-4
+_NEITHER = "neither an audio nor a video stream"
+# Beyond these a header is damaged; the memory and the time that it asks for would follow a number in it, not its size.
+LONGEST_GAP_S = 3600.0
+_LOWEST_RATE = 1000  # Hz
+_MOST_PIXELS = 1 << 26  # 8192 x 8192
 
 
 class Problem(Exception):
@@ -46,12 +51,12 @@ def contents(path: Path) -> Contents:
     with _opened(path) as container:
         streams = [*container.streams.audio[:1], *_films(container)[:1]]
         if not streams:
-            raise Problem("neither an audio nor a video stream")
+            raise Problem(_NEITHER)
         if any(stream.codec_context is None for stream in streams):
             raise Problem("cannot be decoded: its codec is unknown")
         begin_s = (container.start_time or 0) / 1_000_000
         ends = dict.fromkeys(streams, 0.0)
-        for packet in container.demux(streams):
+        for packet in _read(container.demux(streams)):
             if packet.pts is not None and packet.time_base is not None:
                 end_s = float((packet.pts + (packet.duration or 0)) * packet.time_base) - begin_s
                 ends[packet.stream] = max(ends[packet.stream], end_s)
@@ -71,7 +76,7 @@ def sound(path: Path, rate: int, start_s: float = 0.0, end_s: float | None = Non
 
     with _opened(path) as container:
         if not container.streams.audio:
-            raise NoStream("no audio stream")
+            raise _absent("audio", _films(container))
         stream = container.streams.audio[0]
         resampler = av.AudioResampler(format="flt", layout="mono", rate=rate)
         chunks: list[np.ndarray] = []
@@ -110,7 +115,7 @@ def pictures(path: Path, rate: float, start_s: float = 0.0, end_s: float | None 
     with _opened(path) as container:
         streams = _films(container)
         if not streams:
-            raise NoStream("no video stream")
+            raise _absent("video", container.streams.audio)
         stream = streams[0]
         shown: Any = None
         shown_s = 0.0
@@ -124,7 +129,7 @@ def pictures(path: Path, rate: float, start_s: float = 0.0, end_s: float | None 
             shown, shown_s = frame, time_s
         if shown is None:
             raise Problem(_nothing("picture", start_s, end_s))
-        frame_s = 1 / float(stream.average_rate or stream.guessed_rate or 25)
+        frame_s = min(1 / float(stream.average_rate or stream.guessed_rate or 25), LONGEST_GAP_S)
         _refuse_cut_short(container, stream, shown_s + frame_s, end_s)
         last_s = shown_s + frame_s if end_s is None else min(end_s, shown_s + frame_s)
         while start_s + count / rate < last_s - _SAME_TIME_S:
@@ -139,6 +144,11 @@ def _films(container: Any) -> list[Any]:
     from av.stream import Disposition
 
     return [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
+
+
+def _absent(kind: str, others: list[Any]) -> Problem:
+    """A file of sound or of pictures alone is none; one that holds neither lost them."""
+    return NoStream(f"no {kind} stream") if others else Problem(_NEITHER)
 
 
 def _nothing(what: str, start_s: float, end_s: float | None) -> str:
@@ -172,11 +182,31 @@ def _frames(container: Any, stream: Any, start_s: float) -> Iterator[tuple[Any, 
     if start_s > _RUN_UP_S:
         container.seek(int((start_s - _RUN_UP_S + begin_s) * 1_000_000), backward=True)
     expected_s = 0.0
-    for frame in container.decode(stream):
+    for frame in _read(container.decode(stream)):
         time_s = expected_s if frame.time is None else frame.time - begin_s
-        length = getattr(frame, "samples", 0) / frame.sample_rate if hasattr(frame, "samples") else 0.0
-        expected_s = time_s + length
+        if time_s - max(expected_s, start_s) > LONGEST_GAP_S:
+            raise Problem(f"cannot be decoded: nothing between {expected_s:.0f} s and {time_s:.0f} s")
+        expected_s = time_s + _length(frame)
         yield frame, time_s
+
+
+def _length(frame: Any) -> float:
+    """Seconds of sound in a frame, 0 for a picture. Raises Problem for a size that only damage gives."""
+    if not hasattr(frame, "samples"):
+        if frame.width * frame.height > _MOST_PIXELS:
+            raise Problem(f"cannot be decoded: pictures of {frame.width} x {frame.height}")
+        return 0.0
+    if frame.sample_rate < _LOWEST_RATE:
+        raise Problem(f"cannot be decoded: sound of {frame.sample_rate} samples a second")
+    return float(frame.samples / frame.sample_rate)
+
+
+def _read(packets: Iterator[Any]) -> Iterator[Any]:
+    """Packets or frames as they come. PyAV knows the streams that there were at the beginning and no later ones."""
+    try:
+        yield from packets
+    except IndexError:
+        raise Problem("cannot be decoded: a stream begins on the way") from None
 
 
 def _refuse_cut_short(container: Any, stream: Any, decoded_s: float | None, end_s: float | None) -> None:

@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field
 
-from qamoe.features.media import Problem
+from qamoe.features.media import LONGEST_GAP_S, Problem
 from qamoe.params import Block
 
 NAME = "openface"
@@ -95,6 +95,8 @@ def _table(path: Path) -> tuple[np.ndarray, np.ndarray]:
                     if time < times[-1] - _SAME_TIME_S:
                         raise Problem(f"{path.name}, line {reader.line_num}: its time goes backwards")
                     continue
+                if time - (times[-1] if times else 0.0) > LONGEST_GAP_S:
+                    raise Problem(f"{path.name}, line {reader.line_num}: nothing before it for {LONGEST_GAP_S:g} s")
                 row = np.array([*values, 1.0], np.float64)
                 found = success == 1 and bool((np.abs(row) < np.finfo(np.float32).max).all())
                 times.append(time)

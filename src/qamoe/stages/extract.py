@@ -23,7 +23,7 @@ from qamoe.corpora import READERS
 from qamoe.corpora.clip import Clip, Corpus, check_text
 from qamoe.errors import Refused
 from qamoe.features import store
-from qamoe.features.executor import Job, make_parts, part_key, read_part
+from qamoe.features.executor import Job, make_parts, make_parts_on_ray, part_key, read_part
 from qamoe.features.extractors import extractor
 from qamoe.features.tokens import Tokens
 from qamoe.files import written_aside
@@ -44,8 +44,7 @@ def run(params: Params, out: Path) -> None:
     folder = out / "extract"
     problems: Problems = []
     digest = cache(_digest)
-    for left in (folder / "parts").glob("*/*/.copy-*"):  # of a worker that was killed
-        shutil.rmtree(left, ignore_errors=True)
+    _clear(folder)
     parts = _extracted(clips, settings_, folder / "parts", digest, problems)
     _refuse_too_many(problems, len(clips), settings_.max_problem_share)
     signals.write(clips, settings_, folder / "signals", digest, partial(_made, settings_))
@@ -54,6 +53,14 @@ def run(params: Params, out: Path) -> None:
     _write_clips(clips, corpus, settings_, seconds, folder)
     _write_problems(problems, folder / "problems.csv")
     entry.log.info(json.dumps({"stage": "extract", "clips": len(clips), "problems": len(problems)}))
+
+
+def _clear(folder: Path) -> None:
+    """Remove what a stage or a worker that was killed had begun: copies of media, and files written aside."""
+    for left in (folder / "parts").glob("*/*/.copy-*"):
+        shutil.rmtree(left, ignore_errors=True)
+    for left in (*folder.glob(".*.[0-9]*"), *(folder / "parts").glob("*/*/.*.[0-9]*")):
+        left.unlink(missing_ok=True)
 
 
 def _extracted(
@@ -108,7 +115,8 @@ def _made(params: Extract, waiting: list[tuple[Job, Path]]) -> dict[tuple[str, s
     console = Console(file=sys.stderr)
     with Progress(*columns, console=console, disable=quiet or not console.is_terminal) as progress:
         task = progress.add_task("extract", total=len(waiting))
-        return make_parts(waiting, chosen, settings.workers(), params.seconds_per_clip, lambda: progress.advance(task))
+        make = make_parts_on_ray if settings.executor() == "ray" else make_parts
+        return make(waiting, chosen, settings.workers(), params.seconds_per_clip, lambda: progress.advance(task))
 
 
 def _refuse_too_many(problems: Problems, clips: int, allowed: float) -> None:
