@@ -279,6 +279,7 @@ class Registry(Block):
     tolerance: Share = 0.05  # how much worse than the champion's the error of a slice may be; of classes, in misses
 
 
+ABLATIONS = ("sampling", "probe", "fallback", "gate", "fusion")  # parts of QA-MoE: models/qamoe.py
 MODEL_NAMES = tuple(name for name in Models.model_fields if name != "encoders")
 
 
@@ -293,9 +294,15 @@ def specialist_cell(name: str) -> tuple[str, float] | None:
     return (found[1], int(found[2]) / 10) if found else None
 
 
+def ablated(name: str) -> str | None:
+    """The part that QA-MoE lacks in a model of this name, such as ablation-gate; None where it is another model's."""
+    part = name.removeprefix("ablation-")
+    return part if part != name and part in ABLATIONS else None
+
+
 def family(name: str) -> str:
-    """The name in MODEL_NAMES whose class and block a model has: a specialist is a qamoe, others are themselves."""
-    return "qamoe" if specialist_cell(name) else name
+    """The name in MODEL_NAMES whose class and block a model has: specialists and ablations are a qamoe."""
+    return "qamoe" if specialist_cell(name) or ablated(name) else name
 
 
 class Params(Block):
@@ -323,7 +330,8 @@ class Params(Block):
             if family(model) not in MODEL_NAMES:
                 known = ", ".join(MODEL_NAMES)
                 raise ValueError(
-                    f"unknown key {model}; the models are {known}, specialist-clean and specialist-<kind>-<tenths>"
+                    f"unknown key {model}; the models are {known}, specialist-clean, specialist-<kind>-<tenths> and "
+                    f"ablation-<{'|'.join(ABLATIONS)}>"
                 )
             if any(number < 0 for number in numbers):
                 raise ValueError(f"{model} has a negative seed in {list(numbers)}; seeds are 0 or above")

@@ -10,7 +10,7 @@ from qamoe.models.model import Model
 from qamoe.models.prediction import Targets
 from qamoe.models.qamoe import QAMoE
 from qamoe.models.reader import Reader
-from qamoe.params import Block, Encoders, family
+from qamoe.params import Block, Encoders, ablated, family
 
 MODELS: dict[str, type[Model]] = {
     "mean": baselines.Mean,
@@ -28,12 +28,14 @@ MODELS: dict[str, type[Model]] = {
 def build(
     name: str, features: dict[str, int], sizes: Encoders, block: Block, target: Targets, reader: Reader | None = None
 ) -> Model:
-    """A fresh model, or specialist, with its block of params.yaml.
+    """A fresh model, specialist or ablation, with its block of params.yaml.
 
     `features` is the frame dimension of each modality it gets, in the order of MODALITIES; that of text is the width
     of the `reader`'s states where there is one, a text encoder of the model's own.
     """
-    model: Any = MODELS[family(name)](features, sizes, block, target)
+    part = ablated(name)
+    how = {} if part is None else {"without": part}
+    model: Any = MODELS[family(name)](features, sizes, block, target, **how)
     if reader is not None:
         model.encode.reader = reader
     return model

@@ -163,7 +163,7 @@ class MoE(Model):
         self.head = Head(self.mixture.width, sizes.dropout, target.outputs)
 
     def fuse(self, h_BMD: Tensor, target: Tensor | None = None, quality: Tensor | None = None) -> Prediction:
-        fused = self.mixture(self.mu(h_BMD), None)
+        fused = self.mixture(self.mu(h_BMD), None, None)
         guess, log_variance = self.head(fused.vector)
         prediction = self.target.prediction(guess, log_variance, target, fusion=fused.fusion, routing=fused.routing)
         if target is not None:

@@ -88,11 +88,12 @@ class Mixture(nn.Module):
         self.experts = Experts(self.width, block.hidden, block.experts)
         self.score = nn.Linear(self.width, 1) if block.fusion == "tokens" else None
 
-    def forward(self, z_BMD: Tensor, r_BM: Tensor | None) -> Fused:
-        scores = torch.zeros_like(z_BMD[..., 0]) if r_BM is None else r_BM.clamp(min=_SMALLEST_R).log()
+    def forward(self, z_BMD: Tensor, gate_BM: Tensor | None, trust_BM: Tensor | None) -> Fused:
+        """The reliabilities that the router sees, and those that weigh the modalities, are the same or None."""
+        scores = torch.zeros_like(z_BMD[..., 0]) if trust_BM is None else trust_BM.clamp(min=_SMALLEST_R).log()
         z_BND = z_BMD.flatten(1)[:, None] if self.score is None else z_BMD
         tokens_BND = self.norm(z_BND)
-        logits = self.router(tokens_BND, r_BM)
+        logits = self.router(tokens_BND, gate_BM)
         weights = top_k_weights(logits, self.active)
         y_BND = z_BND + self.experts(tokens_BND, weights)
         if self.score is None:

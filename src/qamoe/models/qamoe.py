@@ -16,16 +16,25 @@ from qamoe.params import QAMoE as Block
 
 
 class QAMoE(Model):
-    """Encoders -> Gaussian features and r -> fallback z' = r z + (1 - r) prior -> routed experts -> heads."""
+    """Encoders -> Gaussian features and r -> fallback z' = r z + (1 - r) prior -> routed experts -> heads.
 
-    def __init__(self, features: dict[str, int], sizes: Encoders, block: Block, target: Targets) -> None:
+    `without` names a part that an ablation lacks: `sampling` (z is mu in training too, the probe alone sees a sample),
+    `probe` (its loss, so that nothing teaches the variance), `fallback` (z' is z), `gate` (the quality logits of the
+    router), `fusion` (ln r in the weights of the modalities).
+    """
+
+    def __init__(
+        self, features: dict[str, int], sizes: Encoders, block: Block, target: Targets, without: str | None = None
+    ) -> None:
         super().__init__()
         modalities, width = len(features), sizes.width
         self.target: Targets = target
         self.encode = ModalityEncoders(features, sizes)
+        self.without = without
         self.quality = Quality(modalities, width, block.max_log_variance, block.initial_log_variance, target)
+        self.quality.sampled = without != "sampling"
         self.prior = nn.Parameter(torch.zeros(modalities, width))
-        self.mixture = Mixture(modalities, width, block, quality=True)
+        self.mixture = Mixture(modalities, width, block, quality=without != "gate")
         self.head = Head(self.mixture.width, sizes.dropout, target.outputs)
 
     def fuse(self, h_BMD: Tensor, target: Tensor | None = None, quality: Tensor | None = None) -> Prediction:
@@ -35,11 +44,15 @@ class QAMoE(Model):
         if quality is not None:
             r_BM = quality
         fallback_BMD = r_BM[..., None] * z_BMD + (1 - r_BM[..., None]) * self.prior
-        fused = self.mixture(fallback_BMD, r_BM)
+        if self.without == "fallback":
+            fallback_BMD = z_BMD
+        fused = self.mixture(fallback_BMD, r_BM, None if self.without == "fusion" else r_BM)
         guess, log_variance = self.head(fused.vector)
         prediction = self.target.prediction(
             guess, log_variance, target, r=r_BM, fusion=fused.fusion, routing=fused.routing
         )
         if probe_loss is not None:
-            prediction.losses.update(probe=probe_loss, **fused.losses)
+            if self.without != "probe":
+                prediction.losses["probe"] = probe_loss
+            prediction.losses.update(fused.losses)
         return prediction

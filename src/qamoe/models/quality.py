@@ -20,6 +20,7 @@ class Quality(nn.Module):
     ) -> None:
         super().__init__()
         self.probe_loss = target.probe_loss
+        self.sampled = True  # whether z is a sample in training; else it is mu, and the probe's alone is one
         self.limit = max_log_variance
         self.mu = PerModality(modalities, width, width)
         self.log_variance = PerModality(modalities, width, width)
@@ -31,14 +32,14 @@ class Quality(nn.Module):
         mu = self.mu(h_BMD)
         log_variance = self.log_variance(h_BMD).clamp(-self.limit, self.limit)
         variance = log_variance.exp()
-        z = mu + variance.sqrt() * torch.randn_like(mu) if self.training else mu
+        sample = mu + variance.sqrt() * torch.randn_like(mu) if self.training else mu
         mean_variance_BM = variance.mean(-1)
         loss = None
         if standard_target is not None:
-            guess = self.probe(z)
+            guess = self.probe(sample)
             guess = guess[..., 0] if guess.shape[-1] == 1 else guess
             loss = self.probe_loss(guess, mean_variance_BM.log(), standard_target)
-        return z, 1 / (1 + mean_variance_BM), loss
+        return sample if self.sampled else mu, 1 / (1 + mean_variance_BM), loss
 
 
 class PerModality(nn.Module):

@@ -1,0 +1,90 @@
+"""QA-MoE without one of its parts: that part has no effect any more, and the others have theirs."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from qamoe.models import build
+from qamoe.models.prediction import Target
+from qamoe.models.qamoe import QAMoE
+from qamoe.params import ABLATIONS, ablated, family
+
+FEATURES = {"text": 6, "audio": 3, "vision": 2}
+QUALITY = torch.tensor([[1.0, 0.0, 1.0], [0.2, 0.9, 0.5], [0.7, 0.7, 0.1]])
+
+
+@pytest.fixture
+def model(sizes: Any, block: Any) -> Any:
+    def make(name: str = "qamoe") -> QAMoE:
+        torch.manual_seed(0)
+        made: Any = build(name, FEATURES, sizes, block(), Target(0.5, 2.0))
+        with torch.no_grad():
+            torch.manual_seed(1)
+            made.prior.normal_()
+        for module in made.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+        return made.eval()
+
+    return make
+
+
+def test_an_ablation_is_a_qamoe_that_names_what_it_lacks() -> None:
+    assert [ablated(f"ablation-{part}") for part in ABLATIONS] == list(ABLATIONS)
+    assert {family(f"ablation-{part}") for part in ABLATIONS} == {"qamoe"}
+    assert [ablated(name) for name in ("qamoe", "gate", "ablation-", "ablation-head")] == [None] * 4
+    assert family("ablation-head") == "ablation-head", "which params.yaml refuses"
+
+
+def test_without_the_gate_the_router_does_not_see_quality(model: Any, batch_of: Any) -> None:
+    batch = batch_of(range(3))
+    whole, less = model(), model("ablation-gate")
+    assert not any(name.startswith("mixture.router.quality") for name, _ in less.named_parameters())
+    less.without = whole.without = "fallback"  # so that the tokens do not depend on quality either
+    one, other = less(batch, QUALITY).routing, less(batch, QUALITY.flip(0)).routing
+    assert torch.equal(one, other)
+    assert not torch.equal(whole(batch, QUALITY).routing, whole(batch, QUALITY.flip(0)).routing)
+
+
+def test_without_fallback_the_prior_is_of_no_use(model: Any, batch_of: Any) -> None:
+    for name, used in (("qamoe", True), ("ablation-fallback", False)):
+        made = model(name)
+        before = made(batch_of(range(3)), QUALITY).value
+        torch.nn.init.normal_(made.prior)
+        assert torch.equal(made(batch_of(range(3)), QUALITY).value, before) != used
+
+
+def test_without_fusion_a_modality_of_no_quality_keeps_its_weight(model: Any, batch_of: Any) -> None:
+    weights = {name: model(name)(batch_of(range(3)), QUALITY).fusion for name in ("qamoe", "ablation-fusion")}
+    assert weights["qamoe"][0, 1] < 0.01
+    assert weights["ablation-fusion"][0, 1] > 0.05
+
+
+def test_without_the_probe_nothing_teaches_it(model: Any, batch_of: Any) -> None:
+    losses = {name: model(name)(batch_of(range(3))).losses for name in ("qamoe", "ablation-probe")}
+    assert list(losses["qamoe"]) == ["task", "variance", "probe", "balance", "router_z"]
+    assert list(losses["ablation-probe"]) == ["task", "variance", "balance", "router_z"]
+    for name, kept in losses["ablation-probe"].items():
+        assert torch.equal(kept, losses["qamoe"][name])
+
+
+def test_without_sampling_only_the_probe_sees_a_sample(model: Any, batch_of: Any) -> None:
+    for name, sampled in (("qamoe", True), ("ablation-sampling", False)):
+        made = model(name).train()
+        made.encode.eval()  # attention has a dropout of its own
+        one, other = made(batch_of(range(8))), made(batch_of(range(8)))
+        assert torch.equal(one.value, other.value) != sampled
+        assert not torch.equal(one.losses["probe"], other.losses["probe"])
+        assert torch.equal(made.eval()(batch_of(range(8))).value, model()(batch_of(range(8))).value), "mu, as ever"
+
+
+@pytest.mark.parametrize("part", ABLATIONS)
+def test_every_ablation_has_finite_losses_and_learns(model: Any, batch_of: Any, part: str) -> None:
+    made = model(f"ablation-{part}").train()
+    losses = made(batch_of(range(16), {1: ("text",), 2: ("audio", "vision")})).losses
+    torch.stack(list(losses.values())).sum().backward()
+    gradients = {name: p.grad for name, p in made.named_parameters()}
+    idle = {name.split(".")[0] for name, gradient in gradients.items() if gradient is None}
+    assert idle == {"fallback": {"prior"}, "probe": {"quality"}}.get(part, set())
+    assert all(torch.isfinite(gradient).all() for gradient in gradients.values() if gradient is not None)
