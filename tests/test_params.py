@@ -157,7 +157,11 @@ def test_parameters_are_frozen() -> None:
             "seeds: unknown key qamo; the models are mean, text, concat, cross_attention, ",
         ),
         ("seeds", {"specialist-missing-11": [1]}, "seeds: unknown key specialist-missing-11; the models are mean"),
-        ("seeds", {"specialist-fog-03": [1]}, "moe, oracle, qamoe, specialist-clean and specialist-<kind>-<tenths>."),
+        (
+            "seeds",
+            {"specialist-fog-03": [1]},
+            "qamoe, specialist-clean, specialist-<kind>-<tenths> and ablation-<sampling|probe|fallback|gate|fusion>.",
+        ),
         ("models.moe.active", 9, "models.moe: active (9) must not exceed experts (8)."),
         ("models.tensor.low", 17, "models.tensor.low is 17: input should be less than or equal to 16."),
         ("seeds.qamoe", [], "seeds: qamoe needs at least one seed, each once, not []."),
