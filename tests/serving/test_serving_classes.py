@@ -113,6 +113,6 @@ def test_a_folder_of_clips_gets_classes(folder: Path, tmp_path: Path, monkeypatc
         assert rows.loc["a", "class"] == CLASSES[int(np.argmax(shares))]
         assert shares.sum() == pytest.approx(1)
         assert rows.loc["b", [f"p_{name}" for name in CLASSES]].isna().all(), "nothing of it can be used"
-        assert rows.loc["b", "class"] is None
+        assert pd.isna(rows.loc["b", "class"])
         assert rows.loc["a", "text.length"] == pytest.approx(np.log1p(3))
         assert rows.loc["b", "text.absent"] == 1

@@ -94,7 +94,7 @@ def test_encoded_text_is_made_anew_when_what_makes_it_is_edited(
     from qamoe.models import text
     from qamoe.training import states, views
 
-    def encoded(ids: Any, path: Path, device: str) -> None:
+    def encoded(ids: Any, path: Path, device: str, encoder: str) -> None:
         path.parent.mkdir(exist_ok=True)
         np.save(path, np.zeros((1, text.WIDTH), np.float32))
         np.savez(path.with_suffix(".npz"), offsets=np.zeros(2, int), index=np.zeros((1, 6), int))

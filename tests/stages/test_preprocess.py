@@ -42,7 +42,7 @@ def preprocessed(tmp_path: Path, params_file: Any) -> Any:
         clips: list[dict[str, Any]], modalities: tuple[str, ...] = ("text", "audio", "vision"), **limits: int
     ) -> SimpleNamespace:
         folder = tmp_path / "out/extract"
-        about = {"unk": 100, "special": [0, 101, 102], "vocabulary": 30522, "rate": 20.0}
+        about = {"unk": 100, "special": [0, 101, 102], "vocabulary": 30522, "rate": 20.0, "vocabulary_sha256": "v" * 64}
         store.write(folder / "text.arrow", IDS, clips, about)
         for m in ("audio", "vision"):
             rows = [{"clip_id": c["clip_id"], "frames": c[m]} for c in clips] if m in modalities else []

@@ -94,7 +94,8 @@ def test_the_life_of_a_champion(corpus, capsys):
     assert version.tags["qamoe.artifact_digest"] == checkpoint.digest(corpus.out / "train" / "qamoe" / "1")
     assert "`beats_the_champion`" in version.description
     files = [file.path for file in corpus.client.list_artifacts(version.run_id, "promote")]
-    assert len(files) == 4  # two decisions, each as JSON and as a page
+    assert len(files) == 4 + 1  # two decisions, each as JSON and as a page, and what the clips are like
+    assert "promote/reference.parquet" in files
     for path in (path for path in files if path.endswith(".json")):
         content = json.loads(mlflow.artifacts.load_text(f"runs:/{version.run_id}/{path}"))
         assert content["decision"] == "refused"
