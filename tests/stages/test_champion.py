@@ -127,7 +127,7 @@ def test_a_folder_is_scored_by_content(champion: Any, tmp_path: Path, capsys: py
 def test_scored_clips_are_compared_with_those_that_the_champion_was_made_of(
     champion: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    made = promote._reference(checkpoint.load(Path("artifacts/train/qamoe/1")), Path("artifacts"))
+    made = promote.reference_of(checkpoint.load(Path("artifacts/train/qamoe/1")), Path("artifacts"))
     assert {"source", "text.rarity", "audio.level", "vision.r"} <= set(made)
     assert len(made) == len(Store(Path("artifacts/preprocess/train.arrow"))) + 12
     run = champion.get_model_version_by_alias("qa-moe", registry.CHAMPION).run_id

@@ -84,11 +84,11 @@ def decide(params: Params, out: Path, dry: bool = False) -> "Decision":
     about = {"protocol": PROTOCOL, "data_digest": config["digests"]["data"], "gate_digest": gate_digest}
     with answering():
         run_id = record_training(client, folder, name)
-        registry.keep_reference(client, run_id, _reference(rivals[0], out))
+        registry.keep_reference(client, run_id, reference_of(rivals[0], out))
         return registry.submit(client, name, run_id, evidence, key, against, about)
 
 
-def _reference(candidate: "Trained", out: Path) -> "pd.DataFrame":
+def reference_of(candidate: "Trained", out: Path) -> "pd.DataFrame":
     """What the clips that the candidate was made of are like, training and validation, undamaged (records/drift.py)."""
     import pandas as pd
 
