@@ -11,29 +11,11 @@ import numpy as np
 import pandas as pd
 import torch
 
-from qamoe.degradation.views import View, alike, references
-from qamoe.evaluation.spectrum import predicted
+from qamoe.degradation.views import alike
 from qamoe.features.store import Store
 from qamoe.records import drift
-from qamoe.stages.promote import reference_of
+from qamoe.stages.promote import described, reference_of
 from qamoe.training import checkpoint
-from qamoe.training.checkpoint import Trained
-from qamoe.training.views import Views
-
-BATCH = 64
-
-
-def described(trained: Trained, store: Store, view: View) -> pd.DataFrame:
-    """The test clips under a view, as scoring describes clips."""
-    modalities, stats = tuple(trained.config["modalities"]), trained.config["stats"]
-    split = Views(store, (view,), modalities, references(stats), None)
-    clips, found = [], []
-    for start in range(0, len(store), BATCH):
-        batch, _, _ = split.degraded(0, range(start, min(start + BATCH, len(store))))
-        clips += [{m: batch.x[m][i][batch.mask[m][i]].numpy() for m in modalities} for i in range(len(batch))]
-        present = {m: mask.any(1) for m, mask in batch.mask.items()}
-        found.append(pd.DataFrame(predicted(trained, trained.vectors(batch), present)))
-    return drift.with_reliability(drift.describe(clips, stats), pd.concat(found, ignore_index=True))
 
 
 def alarms(reference: pd.DataFrame, clips: pd.DataFrame, sources: np.ndarray, looks: int, at_once: int) -> int:

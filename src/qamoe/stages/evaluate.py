@@ -70,8 +70,7 @@ def _evaluate(params: Params, stats: dict[str, Any], out: Path, name: str) -> No
     timed = [m for m in modalities if m in stats and stats[m].get("rate")]
     cells = spectrum.plan(params.evaluate.slices, params.evaluate, modalities, timed)
     of_signals = signals.plan(severities, params.evaluate.seed, modalities)
-    encoders = {trained.frozen_encoder for _, trained, _ in waiting}
-    encoder = encoders.pop() if len(encoders) == 1 else None
+    encoder = checkpoint.shared_encoder([trained for _, trained, _ in waiting])
 
     def opened(path: Path, views: list[View]) -> Views:
         about = (modalities, references(stats), out / "evaluate" / "states", file_digest(path), settings.device())

@@ -18,6 +18,7 @@ from qamoe.stages.data import data_digest, file_digest, read_stats
 if TYPE_CHECKING:
     import pandas as pd
 
+    from qamoe.degradation.views import View
     from qamoe.features.store import Store
     from qamoe.records.registry import Decision
     from qamoe.training.checkpoint import Trained
@@ -92,23 +93,34 @@ def reference_of(candidate: "Trained", out: Path) -> "pd.DataFrame":
     """What the clips that the candidate was made of are like, training and validation, undamaged (records/drift.py)."""
     import pandas as pd
 
-    from qamoe.evaluation.spectrum import predicted
-    from qamoe.features.batch import collate
+    from qamoe.degradation.views import alike
     from qamoe.features.store import Store
     from qamoe.records import drift
 
-    stats, modalities = candidate.config["stats"], candidate.config["modalities"]
-    parts = []
-    for store in (Store(out / "preprocess" / f"{split}.arrow") for split in ("train", "valid")):
-        clips = ({m: store.sequence(m, row) for m in modalities} for row in range(len(store)))
-        columns = []
-        for start in range(0, len(store), _AT_ONCE):
-            batch = collate(store, range(start, min(start + _AT_ONCE, len(store))), modalities).to(settings.device())
-            present = {m: mask.any(1).cpu() for m, mask in batch.mask.items()}
-            columns.append(pd.DataFrame(predicted(candidate, candidate.vectors(batch), present)))
-        found = drift.with_reliability(drift.describe(clips, stats), pd.concat(columns, ignore_index=True))
-        parts.append(found.assign(**{drift.SOURCE: store.sources}))
+    clean = alike("clean", 0.0, 0, 0)
+    stores = [Store(out / "preprocess" / f"{split}.arrow") for split in ("train", "valid")]
+    parts = [described(candidate, store, clean).assign(**{drift.SOURCE: store.sources}) for store in stores]
     return pd.concat(parts, ignore_index=True)
+
+
+def described(trained: "Trained", store: "Store", view: "View") -> "pd.DataFrame":
+    """The clips of a split under a view as drift sees them, a row a clip: their inputs, and r of a model."""
+    import pandas as pd
+
+    from qamoe.degradation.views import references
+    from qamoe.evaluation.spectrum import predicted
+    from qamoe.records import drift
+    from qamoe.training.views import Views
+
+    stats, modalities = trained.config["stats"], tuple(trained.config["modalities"])
+    split = Views(store, (view,), modalities, references(stats), None)
+    clips, found = [], []
+    for start in range(0, len(store), _AT_ONCE):
+        batch, _, _ = split.degraded(0, range(start, min(start + _AT_ONCE, len(store))))
+        clips += [{m: batch.x[m][i][batch.mask[m][i]].numpy() for m in modalities} for i in range(len(batch))]
+        present = {m: mask.any(1) for m, mask in batch.mask.items()}
+        found.append(pd.DataFrame(predicted(trained, trained.vectors(batch.to(settings.device())), present)))
+    return drift.with_reliability(drift.describe(clips, stats), pd.concat(found, ignore_index=True))
 
 
 def best_candidate(params: Params, out: Path) -> tuple[Path, dict[str, Any]]:
@@ -166,6 +178,7 @@ def _measured(
     """Predictions on the gate's slices, each model reading frames that its own training split standardised."""
     from qamoe.degradation.views import references
     from qamoe.evaluation import spectrum
+    from qamoe.training.checkpoint import shared_encoder
     from qamoe.training.views import open_views
 
     device = settings.device()
@@ -179,8 +192,7 @@ def _measured(
         place = temporary / str(number)
         standard = store if same_columns(own, stats) else restandardised(store, stats, own, place / "own.arrow")
         views = spectrum.views(cells)
-        encoders = {trained.frozen_encoder for trained in group}
-        encoder = encoders.pop() if len(encoders) == 1 else None
+        encoder = shared_encoder(group)
         digest = file_digest(standard.path)
         split = open_views(standard, views, modalities, references(own), place, digest, device, encoder=encoder)
         found += spectrum.measure(group, split, cells, device)

@@ -7,6 +7,7 @@ model.json is written last: a folder that has one is finished.
 import hashlib
 import json
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,12 @@ class Trained:
                 column = (column - anchors["worthless"]) / (anchors["clean"] - anchors["worthless"])
             columns.append(column.clamp(0, 1))
         return torch.stack(columns, 1) * present
+
+
+def shared_encoder(trained: Iterable[Trained]) -> str | None:
+    """The frozen text encoder of all of them; None, for token ids, where they have several or one of its own."""
+    encoders = {each.frozen_encoder for each in trained}
+    return encoders.pop() if len(encoders) == 1 else None
 
 
 def make(name: str, config: dict[str, Any]) -> Model:
