@@ -12,8 +12,17 @@ from qamoe.errors import Refused
 )
 def test_no_core_idles_in_the_last_round(monkeypatch: pytest.MonkeyPatch, cores: int, jobs: int, at_once: int) -> None:
     monkeypatch.delenv("QAMOE_WORKERS", raising=False)
+    monkeypatch.setenv("QAMOE_DEVICE", "cpu")
     monkeypatch.setattr(settings, "workers", lambda: cores)
     assert settings.side_by_side(jobs) == at_once
+
+
+def test_a_gpu_takes_one_job_at_a_time_unless_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QAMOE_DEVICE", "cuda")
+    monkeypatch.delenv("QAMOE_WORKERS", raising=False)
+    assert settings.side_by_side(5) == 1
+    monkeypatch.setenv("QAMOE_WORKERS", "3")
+    assert settings.side_by_side(5) == 3
 
 
 def test_a_number_that_was_asked_for_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -60,10 +60,15 @@ def side_by_side(jobs: int) -> int:
     """How many of some long jobs work at once: where nobody asked for a number, more than cores if a core would idle.
 
     Three jobs on two cores take two rounds in pairs, and the time of one and a half when all three share the cores.
+    On a GPU one job at a time, where nobody asked for a number: its memory is not known to be enough for more.
     """
+    if os.environ.get("QAMOE_WORKERS"):
+        return min(workers(), jobs)
+    if device() != "cpu":
+        return 1
     most = workers()
-    if jobs <= most or os.environ.get("QAMOE_WORKERS"):
-        return min(most, jobs)
+    if jobs <= most:
+        return jobs
     return math.ceil(jobs / (jobs // most))
 
 

@@ -49,7 +49,7 @@ def _train_all(params: Params, stats: dict[str, Any], out: Path, jobs: list[tupl
     for name in {_states(out, name): name for name, _, _ in jobs}.values():
         open_splits(params, stats, out, name)  # made once, before the workers map it
     side_by_side = settings.side_by_side(len(jobs))
-    if settings.device() != "cpu" or side_by_side == 1:
+    if side_by_side == 1:
         for job in jobs:
             train_one(params, out, *job)
         return

@@ -1,7 +1,7 @@
 """Search over the training parameters of QA-MoE: artifacts/tune/best_params.yaml, an overlay on params.yaml.
 
 A leaf of the pipeline: nothing depends on it; a person takes its result over as a change of params.yaml.
-`QAMOE_WORKERS` trials run side by side (one on a GPU). With `QAMOE_STUDY_URL`, the same command on other machines, on
+`QAMOE_WORKERS` trials run side by side (on a GPU one, where it is not set). With `QAMOE_STUDY_URL`, the same command on other machines, on
 the same data and parameters, works on the same study.
 """
 
@@ -75,7 +75,7 @@ def _search(params: Params, out: Path, name: str, parent: str | None, study: Any
     from qamoe.training import search
 
     side_by_side = settings.side_by_side(params.tune.trials)
-    if settings.device() != "cpu" or side_by_side == 1:
+    if side_by_side == 1:
         _work(params, out, name, parent)
         return
     at_work = [_started(params, out, name, parent) for _ in range(side_by_side)]
