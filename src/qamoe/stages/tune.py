@@ -122,6 +122,7 @@ def _work(params: Params, out: Path, name: str, parent: str | None) -> None:
     from qamoe.training import search
     from qamoe.training.checkpoint import read_config
     from qamoe.training.fit import fit
+    from qamoe.training.parts import Parts
     from qamoe.training.views import feature_sizes, restrict_threads
 
     restrict_threads()
@@ -141,7 +142,8 @@ def _work(params: Params, out: Path, name: str, parent: str | None) -> None:
                 record(line)
                 on_epoch(line)
 
-            fit(_MODEL, seed, changed, stats, inputs, train, valid, cells, {}, place, settings.device(), both)
+            parts = Parts(each=settings.batch_parts())
+            fit(_MODEL, seed, changed, stats, inputs, train, valid, cells, {}, place, settings.device(), both, parts)
         config = read_config(place)
         assert config is not None
         return config["selection"]
