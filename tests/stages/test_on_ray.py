@@ -100,22 +100,18 @@ def test_the_spectrum_is_the_same_bytes_on_ray(
     assert made["ray"] == made["processes"]
 
 
-def killed_at_first(folder: Path, number: int) -> int:
-    """A task whose worker dies once."""
-    marker = folder / str(number)
-    if number % 2 and not marker.exists():
-        marker.touch()
-        os.kill(os.getpid(), signal.SIGKILL)
-    return number
-
-
-def refused(number: int) -> int:
-    raise Refused(f"{number} is not allowed.")
-
-
 def test_tasks_come_in_order_whoever_dies(tmp_path: Path) -> None:
-    tasks = [(tmp_path, number) for number in range(6)]
-    assert list(cluster.in_order(killed_at_first, tasks, 2)) == [0, 1, 2, 3, 4, 5]
+    def killed_once(number: int) -> int:
+        marker = tmp_path / str(number)
+        if number % 2 and not marker.exists():
+            marker.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return number
+
+    def refused(number: int) -> int:
+        raise Refused(f"{number} is not allowed.")
+
+    assert list(cluster.in_order(killed_once, [(number,) for number in range(6)], 2)) == [0, 1, 2, 3, 4, 5]
     assert len(list(tmp_path.iterdir())) == 3
     with pytest.raises(Refused, match=r"^3 is not allowed\.$"):
         list(cluster.in_order(refused, [(3,)], 2))
