@@ -18,8 +18,8 @@ from prefect.states import Completed, Failed
 from flows import _workspace
 from flows._group import run
 
-# As data flows; `tune` comes last, since nothing depends on it and the report need not wait for it.
-STAGES = ("extract", "preprocess", "train", "evaluate", "report", "tune")
+# As data flows. Nothing depends on `tune`; it comes before the report, which shows the study that it finds.
+STAGES = ("extract", "preprocess", "train", "evaluate", "tune", "report")
 # DVC waits 3 s for its lock and gives up; a stage that hashes a large output holds it for longer.
 _LOCKED = "Unable to acquire lock"
 _LOST = "The records at http"  # a server may come back; a file that cannot be used stays so

@@ -26,7 +26,7 @@ ONLY = {
     "dvc": (),
     "mlflow": ("src/qamoe/records/", "src/qamoe/serving/"),
     "optuna": ("src/qamoe/training/search.py",),
-    "ray": ("src/qamoe/features/executor.py",),
+    "ray": ("src/qamoe/cluster.py",),
     "espeakng_loader": ("src/qamoe/corpora/sample",),
 }
 CORE = ("corpora", "degradation", "evaluation", "features", "models", "reporting", "training")

@@ -35,16 +35,30 @@ def device() -> str:
     return os.environ.get("QAMOE_DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def workers() -> int:
-    """How many processes may work side by side (`QAMOE_WORKERS`; by default the cores this process may use)."""
-    asked = os.environ.get("QAMOE_WORKERS") or str(len(os.sched_getaffinity(0)))
-    if not asked.isdecimal() or int(asked) < 1:
-        raise Refused(f"QAMOE_WORKERS is {asked!r}; allowed is a whole number from 1 on.")
+def _counted(name: str, lowest: int, otherwise: int) -> int:
+    asked = os.environ.get(name) or str(otherwise)
+    if not asked.isdecimal() or int(asked) < lowest:
+        raise Refused(f"{name} is {asked!r}; allowed is a whole number from {lowest} on.")
     return int(asked)
 
 
+def workers() -> int:
+    """How many processes may work side by side (`QAMOE_WORKERS`; by default the cores this process may use)."""
+    return _counted("QAMOE_WORKERS", 1, len(os.sched_getaffinity(0)))
+
+
+def processes() -> tuple[int, int, int]:
+    """Which of how many processes torchrun started this one as, and which of its machine (its own variables)."""
+    return _counted("RANK", 0, 0), _counted("WORLD_SIZE", 1, 1), _counted("LOCAL_RANK", 0, 0)
+
+
+def batch_parts() -> int:
+    """In how many parts (`QAMOE_BATCH_PARTS`) a training process computes its share of a batch, one after the other."""
+    return _counted("QAMOE_BATCH_PARTS", 1, 1)
+
+
 def executor() -> str:
-    """Where clips are extracted (`QAMOE_EXECUTOR`): `processes` of this machine, or `ray`."""
+    """Where clips are extracted and a spectrum evaluated (`QAMOE_EXECUTOR`): `processes` of this machine, or `ray`."""
     asked = os.environ.get("QAMOE_EXECUTOR") or "processes"
     if asked not in ("processes", "ray"):
         raise Refused(f"QAMOE_EXECUTOR is {asked!r}; allowed are processes and ray.")
@@ -83,8 +97,11 @@ def study_url() -> str | None:
 
 
 def untracked() -> bool:
-    """True where `QAMOE_TRACKING=off`: training writes its plain files alone, to be recorded later."""
-    return os.environ.get("QAMOE_TRACKING", "on") == "off"
+    """True where `QAMOE_TRACKING=off`: training writes its plain files alone, to be recorded later.
+
+    True too in all but the first of torchrun's processes.
+    """
+    return os.environ.get("QAMOE_TRACKING", "on") == "off" or processes()[0] > 0
 
 
 def under_dvc() -> bool:

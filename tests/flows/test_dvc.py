@@ -37,8 +37,8 @@ def test_stages_are_those_of_dvc_yaml_and_in_an_order_in_which_they_can_run() ->
         ("{}", ()),
         ('{"data.dvc": [{"changed outs": {"data": "modified"}}]}', ()),
         ('{"tune": ["changed command"]}', ("tune",)),
-        ('{"evaluate@mean": ["changed command"]}', ("evaluate", "report", "tune")),
-        ('{"report": [], "preprocess": []}', ("preprocess", "train", "evaluate", "report", "tune")),
+        ('{"evaluate@mean": ["changed command"]}', ("evaluate", "tune", "report")),
+        ('{"report": [], "preprocess": []}', ("preprocess", "train", "evaluate", "tune", "report")),
     ],
 )
 def test_the_first_stale_stage_and_all_after_it_run(status: str, expected: tuple[str, ...]) -> None:

@@ -1,12 +1,18 @@
-"""Extraction on a Ray of two processes on this machine: the rules and the bytes of extraction in processes."""
+"""Extraction and evaluation on a Ray of two processes on this machine: the rules and the bytes of processes."""
 
+import os
+import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
+from qamoe import cluster
 from qamoe import params as parameters
+from qamoe.errors import Refused
 from qamoe.features import executor
 from qamoe.features.executor import Job, make_parts_on_ray, read_part
 from qamoe.params import Block
@@ -68,3 +74,44 @@ def test_the_stage_gives_the_same_bytes_on_ray(
         made[how] = {path.relative_to(out): path.read_bytes() for path in finished(out)}
     assert len(made["ray"]) == 2 * 12 + 5
     assert made["ray"] == made["processes"]
+
+
+def test_the_spectrum_is_the_same_bytes_on_ray(
+    preprocessed: Path, tiny_params: Any, tiny_checkpoint: Any, environment: dict[str, str], stage: Any, tmp_path: Path
+) -> None:
+    shutil.copy(preprocessed / "preprocess/valid.arrow", preprocessed / "preprocess/test.arrow")
+    content = tiny_params.model_dump(mode="json")
+    content["seeds"] = {"mean": [1], "qamoe": [1, 2]}
+    slices = ["clean", "missing", "mixed", "subsets", "swap"]
+    content["evaluate"] |= {"draws": 2, "mixed_draws": 2, "slices": slices, "broken_permutations": 2}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(content))
+    for model, seeds in content["seeds"].items():
+        for seed in seeds:
+            tiny_checkpoint(preprocessed / "train" / model / str(seed), model=model, seed=seed)
+    made = {}
+    for how in ("processes", "ray"):
+        environment |= {"QAMOE_EXECUTOR": how, "QAMOE_WORKERS": "2"}
+        out = tmp_path / how
+        shutil.copytree(preprocessed, out)
+        done = stage("evaluate", "--params", tmp_path / "params.yaml", "--out", how)
+        assert done.returncode == 0, done.stderr
+        made[how] = {p.relative_to(out): p.read_bytes() for p in (out / "evaluate").rglob("*") if p.is_file()}
+    assert len(made["ray"]) == 2 * 4 + 3 + 2, "of qamoe, of mean, and the encoded text"
+    assert made["ray"] == made["processes"]
+
+
+def test_tasks_come_in_order_whoever_dies(tmp_path: Path) -> None:
+    def killed_once(number: int) -> int:
+        marker = tmp_path / str(number)
+        if number % 2 and not marker.exists():
+            marker.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return number
+
+    def refused(number: int) -> int:
+        raise Refused(f"{number} is not allowed.")
+
+    assert list(cluster.in_order(killed_once, [(number,) for number in range(6)], 2)) == [0, 1, 2, 3, 4, 5]
+    assert len(list(tmp_path.iterdir())) == 3
+    with pytest.raises(Refused, match=r"^3 is not allowed\.$"):
+        list(cluster.in_order(refused, [(3,)], 2))

@@ -80,14 +80,16 @@ def setting(tmp_path_factory: pytest.TempPathFactory, tiny_params: Any, tiny_sta
 
 @pytest.fixture(scope="session")
 def train(setting: Any) -> Callable[..., None]:
-    """Train into a folder: train(folder, model="qamoe", seed=1, on_epoch=..., digests=..., common={...})."""
+    """Train into a folder: train(folder, model="qamoe", seed=1, on_epoch=..., digests=..., common={...}, ...)."""
     from qamoe.training.fit import fit
+    from qamoe.training.parts import WHOLE
 
     def run(
         folder: Path, model: str = "qamoe", seed: int = 1, on_epoch: Any = lambda line: None, **changes: Any
     ) -> None:
         content = setting.params.model_dump(mode="json")
         content["train"]["common"] |= changes.get("common", {})
+        content["models"]["encoders"] |= {"dropout": changes["dropout"]} if "dropout" in changes else {}
         folder.mkdir(parents=True, exist_ok=True)
         fit(
             model,
@@ -102,6 +104,7 @@ def train(setting: Any) -> Callable[..., None]:
             folder,
             "cpu",
             on_epoch,
+            changes.get("parts", WHOLE),
         )
 
     return run

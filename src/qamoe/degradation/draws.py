@@ -16,6 +16,7 @@ from torch import Tensor
 
 MODALITIES = ("text", "audio", "vision")
 STREAMS = ("state", "missing", "noise", "burst", "swap", "additive", "desync")
+OF_TRAINING = ("sample", "probe", "task")  # what models draw: a stream each, for all modalities together
 
 _WORD = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
@@ -49,12 +50,12 @@ def clip_key(clip_id: str) -> tuple[int, int]:
 
 
 @cache
-def _normal_table() -> Tensor:
+def _normal_table(device: torch.device | None = None) -> Tensor:
     """Standard normal quantiles at the 2^16 mid-points, rounded to 2^-16 so that no libm can differ by a bit."""
     size = 1 << _NORMAL_BITS
     inverse = NormalDist().inv_cdf
     upper = [round(inverse((i + 0.5) / size) * 65536) for i in range(size // 2, size)]
-    return torch.tensor([-v for v in reversed(upper)] + upper, dtype=torch.float32) / 65536
+    return (torch.tensor([-v for v in reversed(upper)] + upper, dtype=torch.float32) / 65536).to(device)
 
 
 @dataclass(frozen=True)
@@ -62,12 +63,12 @@ class Draws:
     """The random numbers of one batch for one modality and one stream.
 
     `clips` (B, 2) int64 holds `clip_key` of each clip, `number` the draw number as an int or (B,) int64
-    (training: the view; evaluation: the draw), `stream` one of STREAMS.
+    (training: the view; evaluation: the draw), `stream` one of STREAMS, or with no modality one of OF_TRAINING.
     """
 
     seed: int
     clips: Tensor
-    modality: str
+    modality: str | None
     stream: str
     number: int | Tensor
 
@@ -76,7 +77,10 @@ class Draws:
         device = self.clips.device
         blocks = torch.arange((elements + 3) // 4, device=device)[None, :]
         number = torch.as_tensor(self.number, device=device).expand(len(self.clips))[:, None]
-        place = len(STREAMS) * MODALITIES.index(self.modality) + STREAMS.index(self.stream)
+        if self.modality is None:
+            place = len(STREAMS) * len(MODALITIES) + OF_TRAINING.index(self.stream)
+        else:
+            place = len(STREAMS) * MODALITIES.index(self.modality) + STREAMS.index(self.stream)
         counter = (blocks, number & _WORD, torch.full_like(number, place), self.clips[:, 1:2])
         key = (torch.full_like(number, self.seed & _WORD), self.clips[:, 0:1])
         return torch.stack(philox(counter, key), dim=-1).flatten(1)[:, :elements]
@@ -89,4 +93,4 @@ class Draws:
         """(B, elements) float32, standard normal at 2^16 levels (largest 4.3): two a word, by table."""
         words = self.words((elements + 1) // 2)
         index = torch.stack((words & 0xFFFF, words >> 16), dim=-1).flatten(1)[:, :elements]
-        return _normal_table().to(index.device)[index]
+        return _normal_table(index.device)[index]

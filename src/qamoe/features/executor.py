@@ -25,10 +25,9 @@ from typing import Any
 
 import numpy as np
 
-from qamoe import settings
+from qamoe.cluster import joined, last_line
 from qamoe.degradation.copies import Signal
 from qamoe.degradation.copies import write as write_copy
-from qamoe.errors import Refused
 from qamoe.features.extractors import Extractor, extractor
 from qamoe.features.media import NoStream, Problem
 from qamoe.files import write_text, written_aside
@@ -36,7 +35,6 @@ from qamoe.params import Block
 
 _START_S = 120.0  # given to a new worker to import what it needs
 _END_S = 10.0  # given to a worker that has no more work
-_RAY_STORE = 80_000_000  # bytes of shared memory, about the least that Ray starts with: jobs are messages and no data
 
 
 @dataclass(frozen=True)
@@ -247,7 +245,7 @@ def make_parts_on_ray(
 
     Ray does not say how a worker died. Raises Refused where Ray is not installed or its cluster does not answer.
     """
-    ray = _joined(workers)
+    ray = joined(workers)
     actor = ray.remote(num_cpus=1, max_restarts=0)(_Actor)
     waiting = deque(jobs)
     lost: dict[tuple[str, str], str] = {}
@@ -273,7 +271,7 @@ def make_parts_on_ray(
                     try:
                         reason = ray.get(answer)
                     except ray.exceptions.RayError as error:
-                        why = "the extractor died" if worker.ready else f"no worker on Ray: {_last_line(error)}"
+                        why = "the extractor died" if worker.ready else f"no worker on Ray: {last_line(error)}"
                         ended(worker, why)
                         continue
                     if worker.ready:
@@ -292,34 +290,3 @@ def make_parts_on_ray(
         for worker in pool.values():
             ray.kill(worker.actor)
     return lost
-
-
-def _joined(workers: int) -> Any:
-    """The module ray, connected to a cluster; it stays so until this process ends."""
-    try:
-        import ray
-    except ModuleNotFoundError:
-        raise Refused("QAMOE_EXECUTOR is ray, which is not installed: pip install -e '.[ray]'.") from None
-    address = settings.ray_address()
-    if ray.is_initialized():
-        return ray
-    if address is None:
-        ray.init(
-            "local",
-            num_cpus=workers,
-            include_dashboard=False,
-            object_store_memory=_RAY_STORE,
-            log_to_driver=False,
-            logging_level="ERROR",
-        )
-        return ray
-    try:
-        ray.init(address, log_to_driver=False, logging_level="ERROR")
-    except ConnectionError:
-        raise Refused(f"RAY_ADDRESS is {address!r}, and no Ray cluster answers there.") from None
-    return ray
-
-
-def _last_line(error: Exception) -> str:
-    """Ray's errors are pages; the last line says what happened."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()[:200]

@@ -17,6 +17,7 @@ from qamoe.models.moe import Mixture
 from qamoe.models.prediction import Head, Prediction, Targets
 from qamoe.models.qamoe import QAMoE
 from qamoe.models.quality import PerModality
+from qamoe.models.step import Step
 
 
 class Mean(Model):
@@ -27,9 +28,11 @@ class Mean(Model):
         self.target: Targets = target
         self.encode = ModalityEncoders({}, sizes)
 
-    def fuse(self, h_BMD: Tensor, target: Tensor | None = None, quality: Tensor | None = None) -> Prediction:
+    def fuse(
+        self, h_BMD: Tensor, target: Tensor | None = None, quality: Tensor | None = None, step: Step | None = None
+    ) -> Prediction:
         device = next(self.target.buffers()).device
-        return self.target.prediction(*self.target.nothing(len(h_BMD), device), target)
+        return self.target.prediction(*self.target.nothing(len(h_BMD), device), target, step)
 
 
 def _mix(width: int, hidden: int) -> nn.Sequential:
@@ -47,9 +50,11 @@ class Concat(Model):
         self.mix = _mix(sizes.width * len(features), block.hidden)
         self.head = Head(block.hidden, sizes.dropout, target.outputs)
 
-    def fuse(self, h_BMD: Tensor, target: Tensor | None = None, quality: Tensor | None = None) -> Prediction:
+    def fuse(
+        self, h_BMD: Tensor, target: Tensor | None = None, quality: Tensor | None = None, step: Step | None = None
+    ) -> Prediction:
         guess, log_variance = self.head(self.mix(h_BMD.flatten(1)))
-        return self.target.prediction(guess, log_variance, target)
+        return self.target.prediction(guess, log_variance, target, step)
 
 
 class Text(Concat):
@@ -80,10 +85,12 @@ class CrossAttention(Model):
         self.mix = _mix(width * len(features), block.hidden)
         self.head = Head(block.hidden, sizes.dropout, target.outputs)
 
-    def fuse(self, h_BMD: Tensor, target: Tensor | None = None, quality: Tensor | None = None) -> Prediction:
+    def fuse(
+        self, h_BMD: Tensor, target: Tensor | None = None, quality: Tensor | None = None, step: Step | None = None
+    ) -> Prediction:
         attended_BMD = self.attend(h_BMD + self.place)
         guess, log_variance = self.head(self.mix(attended_BMD.flatten(1)))
-        return self.target.prediction(guess, log_variance, target)
+        return self.target.prediction(guess, log_variance, target, step)
 
 
 class TensorFusion(Model):
@@ -103,14 +110,16 @@ class TensorFusion(Model):
         self.mix = _mix((block.low + 1) ** len(features), block.hidden)
         self.head = Head(block.hidden, sizes.dropout, target.outputs)
 
-    def fuse(self, h_BMD: Tensor, target: Tensor | None = None, quality: Tensor | None = None) -> Prediction:
+    def fuse(
+        self, h_BMD: Tensor, target: Tensor | None = None, quality: Tensor | None = None, step: Step | None = None
+    ) -> Prediction:
         low_BML = torch.tanh(self.lower(h_BMD))
         with_one = torch.cat([torch.ones_like(low_BML[..., :1]), low_BML], -1)
         products = with_one[:, 0]
         for place in range(1, with_one.shape[1]):
             products = torch.einsum("bi,bj->bij", products, with_one[:, place]).flatten(1)
         guess, log_variance = self.head(self.mix(products))
-        return self.target.prediction(guess, log_variance, target)
+        return self.target.prediction(guess, log_variance, target, step)
 
 
 class Precision(Model):
@@ -131,7 +140,9 @@ class Precision(Model):
             for _ in features
         )
 
-    def fuse(self, h_BMD: Tensor, target: Tensor | None = None, quality: Tensor | None = None) -> Prediction:
+    def fuse(
+        self, h_BMD: Tensor, target: Tensor | None = None, quality: Tensor | None = None, step: Step | None = None
+    ) -> Prediction:
         guesses = [expert(h_BMD[:, place]) for place, expert in enumerate(self.experts)]
         guess_BM, own_BM = (torch.stack(part, 1) for part in zip(*guesses, strict=True))
         log_precision_BM = -own_BM if quality is None else torch.logit(quality, eps=1e-4)
@@ -141,12 +152,13 @@ class Precision(Model):
             (weights * guess_BM).sum(1),
             -log_precision_BM.logsumexp(1),
             target,
+            step,
             r=log_precision_BM.sigmoid(),
             fusion=weights_BM,
         )
         if target is not None:
             standard = self.target.standard(target)
-            prediction.losses["probe"] = self.target.probe_loss(guess_BM, own_BM, standard)
+            prediction.losses["probe"] = self.target.probe_loss(guess_BM, own_BM, standard, step)
         return prediction
 
 
@@ -162,10 +174,14 @@ class MoE(Model):
         self.mixture = Mixture(modalities, width, block, quality=False)
         self.head = Head(self.mixture.width, sizes.dropout, target.outputs)
 
-    def fuse(self, h_BMD: Tensor, target: Tensor | None = None, quality: Tensor | None = None) -> Prediction:
-        fused = self.mixture(self.mu(h_BMD), None, None)
+    def fuse(
+        self, h_BMD: Tensor, target: Tensor | None = None, quality: Tensor | None = None, step: Step | None = None
+    ) -> Prediction:
+        fused = self.mixture(self.mu(h_BMD), None, None, step)
         guess, log_variance = self.head(fused.vector)
-        prediction = self.target.prediction(guess, log_variance, target, fusion=fused.fusion, routing=fused.routing)
+        prediction = self.target.prediction(
+            guess, log_variance, target, step, fusion=fused.fusion, routing=fused.routing
+        )
         if target is not None:
             prediction.losses.update(fused.losses)
         return prediction
@@ -174,11 +190,13 @@ class MoE(Model):
 class Oracle(QAMoE):
     """QA-MoE that is told the truth in place of its own r, in training, choice and evaluation: what a gate can give."""
 
-    def fuse(self, h_BMD: Tensor, target: Tensor | None = None, quality: Tensor | None = None) -> Prediction:
+    def fuse(
+        self, h_BMD: Tensor, target: Tensor | None = None, quality: Tensor | None = None, step: Step | None = None
+    ) -> Prediction:
         """Raises Refused without quality: where nobody knows it there is no oracle."""
         if quality is None:
             raise Refused("The model oracle is told how each clip was degraded; it predicts under a known view alone.")
-        return super().fuse(h_BMD, target, quality)
+        return super().fuse(h_BMD, target, quality, step)
 
     def quality_of(self, state: State) -> Tensor:
         """1 - severity (B, M) of the modalities that the model has; 1 where a modality is clean."""

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from qamoe.features.batch import Batch
 from qamoe.models.encoders import ModalityEncoders
 from qamoe.models.prediction import Prediction
+from qamoe.models.step import Step
 
 
 class Model(nn.Module, ABC):
@@ -18,9 +19,14 @@ class Model(nn.Module, ABC):
     encode: ModalityEncoders
 
     @abstractmethod
-    def fuse(self, h_BMD: Tensor, target: Tensor | None = None, quality: Tensor | None = None) -> Prediction:
-        """Vectors -> a Prediction, with losses where a target (B,) is given. `quality` (B, M) overrides r."""
+    def fuse(
+        self, h_BMD: Tensor, target: Tensor | None = None, quality: Tensor | None = None, step: Step | None = None
+    ) -> Prediction:
+        """Vectors -> a Prediction, with losses where a target (B,) is given. `quality` (B, M) overrides r.
 
-    def forward(self, batch: Batch, quality: Tensor | None = None) -> Prediction:
+        Without a `step`, what is drawn comes from torch's own stream.
+        """
+
+    def forward(self, batch: Batch, quality: Tensor | None = None, step: Step | None = None) -> Prediction:
         """Predict a batch, with losses where it has targets."""
-        return self.fuse(self.encode(batch), batch.target, quality)
+        return self.fuse(self.encode(batch), batch.target, quality, step)

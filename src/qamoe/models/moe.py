@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from qamoe.models.step import Step
 from qamoe.params import MoE as Block
 
 _SMALLEST_R = 1e-4
@@ -37,11 +38,17 @@ def top_k_weights(logits_BNE: Tensor, active: int) -> Tensor:
     return torch.zeros_like(logits_BNE).scatter(-1, top.indices, top.values.softmax(-1))
 
 
-def balance_loss(logits_BNE: Tensor, weights_BNE: Tensor) -> Tensor:
-    """E * sum of (share of routed tokens) * (mean probability) an expert, 1 at balance (Fedus et al. 2022, eq. 4)."""
-    share_E = (weights_BNE > 0).float().flatten(0, 1).mean(0)
+def balance_loss(logits_BNE: Tensor, weights_BNE: Tensor, step: Step | None = None) -> Tensor:
+    """E * sum of (share of routed tokens) * (mean probability) an expert, 1 at balance (Fedus et al. 2022, eq. 4).
+
+    The shares are those of the step's whole batch. They have no gradient, so that the loss is linear in the
+    probabilities: the mean over parts, weighted by their clips, is the loss of the whole, and so is its gradient.
+    """
+    chosen_E = (weights_BNE > 0).float().flatten(0, 1).sum(0)
+    if step is not None:
+        chosen_E = step.summed(chosen_E)
     probability_E = logits_BNE.softmax(-1).flatten(0, 1).mean(0)
-    return logits_BNE.shape[-1] * (share_E / share_E.sum() * probability_E).sum()
+    return logits_BNE.shape[-1] * (chosen_E / chosen_E.sum() * probability_E).sum()
 
 
 def router_z_loss(logits_BNE: Tensor) -> Tensor:
@@ -88,7 +95,9 @@ class Mixture(nn.Module):
         self.experts = Experts(self.width, block.hidden, block.experts)
         self.score = nn.Linear(self.width, 1) if block.fusion == "tokens" else None
 
-    def forward(self, z_BMD: Tensor, gate_BM: Tensor | None, trust_BM: Tensor | None) -> Fused:
+    def forward(
+        self, z_BMD: Tensor, gate_BM: Tensor | None, trust_BM: Tensor | None, step: Step | None = None
+    ) -> Fused:
         """The reliabilities that the router sees, and those that weigh the modalities, are the same or None."""
         scores = torch.zeros_like(z_BMD[..., 0]) if trust_BM is None else trust_BM.clamp(min=_SMALLEST_R).log()
         z_BND = z_BMD.flatten(1)[:, None] if self.score is None else z_BMD
@@ -102,5 +111,5 @@ class Mixture(nn.Module):
         else:
             fusion = (self.score(y_BND)[..., 0] + scores).softmax(1)
             vector = (fusion[..., None] * y_BND).sum(1)
-        losses = {"balance": balance_loss(logits, weights), "router_z": router_z_loss(logits)}
+        losses = {"balance": balance_loss(logits, weights, step), "router_z": router_z_loss(logits)}
         return Fused(vector, fusion, weights, losses)

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from qamoe.models.step import Step
+
 _LOG_VARIANCE = 5.0
 _SAMPLES = 8  # of perturbed logits
 _LEAST_SHARE = 1e-4  # of a class; one that training lacks is unlikely, not impossible
@@ -56,11 +58,13 @@ class Target(nn.Module):
         nothing = torch.zeros(clips, device=device)
         return nothing, nothing
 
-    def probe_loss(self, guess: Tensor, log_variance: Tensor, standard: Tensor) -> Tensor:
+    def probe_loss(self, guess: Tensor, log_variance: Tensor, standard: Tensor, step: Step | None = None) -> Tensor:
         """What teaches a modality's variance: guesses and log variances (B, M) of standardised targets (B,)."""
         return gaussian_nll(guess, log_variance, standard[:, None].expand_as(guess))
 
-    def prediction(self, guess: Tensor, log_variance: Tensor, target: Tensor | None, **rest: Any) -> Prediction:
+    def prediction(
+        self, guess: Tensor, log_variance: Tensor, target: Tensor | None, step: Step | None = None, **rest: Any
+    ) -> Prediction:
         """A Prediction from standardised outputs (B,), with the losses of the head where a target is given.
 
         Our decision: the value is fitted by absolute error; the variance by the Gaussian likelihood of that value,
@@ -95,7 +99,7 @@ class Classes(nn.Module):
         """Likewise, the guess being (B, C); the training frequencies are nothing to be in doubt of."""
         return torch.zeros(clips, self.outputs, device=device), torch.full((clips,), -math.inf, device=device)
 
-    def probe_loss(self, guess: Tensor, log_variance: Tensor, standard: Tensor) -> Tensor:
+    def probe_loss(self, guess: Tensor, log_variance: Tensor, standard: Tensor, step: Step | None = None) -> Tensor:
         """What teaches a modality's variance: guesses (B, M, C), log variances (B, M), class numbers (B,).
 
         The perturbed cross-entropy of guesses that are brought to one spread over classes. Our decision: a probe that
@@ -105,9 +109,11 @@ class Classes(nn.Module):
         if self.outputs > 2:
             guess = _SPREAD * F.layer_norm(guess, (self.outputs,))
         target_BM = standard[:, None].expand(guess.shape[:2])
-        return perturbed_cross_entropy(guess + self.log_shares, log_variance, target_BM)
+        return perturbed_cross_entropy(guess + self.log_shares, log_variance, target_BM, _noise("probe", guess, step))
 
-    def prediction(self, guess: Tensor, log_variance: Tensor, target: Tensor | None, **rest: Any) -> Prediction:
+    def prediction(
+        self, guess: Tensor, log_variance: Tensor, target: Tensor | None, step: Step | None = None, **rest: Any
+    ) -> Prediction:
         """A Prediction from guesses (B, C) and log variances (B,), with the loss of the head where a target is given.
 
         Probabilities are those expected of the perturbed logits, by the probit approximation (MacKay 1992), which is
@@ -116,7 +122,8 @@ class Classes(nn.Module):
         logits = guess + self.log_shares
         losses = {}
         if target is not None:
-            losses["task"] = perturbed_cross_entropy(logits, log_variance, self.standard(target))
+            noise = _noise("task", logits, step)
+            losses["task"] = perturbed_cross_entropy(logits, log_variance, self.standard(target), noise)
         shrunk = logits / (1 + math.pi / 4 * log_variance.exp())[:, None].sqrt()
         return Prediction(losses=losses, probabilities=shrunk.softmax(-1), **rest)
 
@@ -136,12 +143,21 @@ def gaussian_nll(value: Tensor, log_variance: Tensor, target: Tensor) -> Tensor:
     return 0.5 * (log_variance + (value - target) ** 2 * (-log_variance).exp()).mean()
 
 
-def perturbed_cross_entropy(logits: Tensor, log_variance: Tensor, target: Tensor) -> Tensor:
+def _noise(stream: str, logits: Tensor, step: Step | None) -> Tensor | None:
+    """What perturbs logits (B, ..., C) in a training step: (samples, B, ..., C)."""
+    return None if step is None else step.normal(stream, _SAMPLES, *logits.shape[1:]).transpose(0, 1)
+
+
+def perturbed_cross_entropy(
+    logits: Tensor, log_variance: Tensor, target: Tensor, noise: Tensor | None = None
+) -> Tensor:
     """Mean of -log of the mean softmax of logits (..., C) with Gaussian noise (Kendall & Gal 2017, equation 12).
 
-    log_variance and target (class numbers) are (...): the noise has one variance for all logits of a clip.
+    log_variance and target (class numbers) are (...): the noise has one variance for all logits of a clip. `noise`
+    (samples, ..., C) is standard normal, by default drawn from torch's own stream.
     """
-    noise = torch.randn(_SAMPLES, *logits.shape, device=logits.device)
+    if noise is None:
+        noise = torch.randn(_SAMPLES, *logits.shape, device=logits.device)
     drawn = logits + (log_variance / 2).exp()[..., None] * noise
     of_target = drawn.log_softmax(-1).gather(-1, target.expand(_SAMPLES, *target.shape)[..., None])
     return (math.log(_SAMPLES) - of_target.logsumexp(0)).mean()

@@ -11,6 +11,7 @@ from qamoe.models.model import Model
 from qamoe.models.moe import Mixture
 from qamoe.models.prediction import Head, Prediction, Targets
 from qamoe.models.quality import Quality
+from qamoe.models.step import Step
 from qamoe.params import Encoders
 from qamoe.params import QAMoE as Block
 
@@ -37,19 +38,21 @@ class QAMoE(Model):
         self.mixture = Mixture(modalities, width, block, quality=without != "gate")
         self.head = Head(self.mixture.width, sizes.dropout, target.outputs)
 
-    def fuse(self, h_BMD: Tensor, target: Tensor | None = None, quality: Tensor | None = None) -> Prediction:
+    def fuse(
+        self, h_BMD: Tensor, target: Tensor | None = None, quality: Tensor | None = None, step: Step | None = None
+    ) -> Prediction:
         """`quality` (B, M) overrides r, for oracle and broken quality."""
         standard = None if target is None else self.target.standard(target)
-        z_BMD, r_BM, probe_loss = self.quality(h_BMD, standard)
+        z_BMD, r_BM, probe_loss = self.quality(h_BMD, standard, step)
         if quality is not None:
             r_BM = quality
         fallback_BMD = r_BM[..., None] * z_BMD + (1 - r_BM[..., None]) * self.prior
         if self.without == "fallback":
             fallback_BMD = z_BMD
-        fused = self.mixture(fallback_BMD, r_BM, None if self.without == "fusion" else r_BM)
+        fused = self.mixture(fallback_BMD, r_BM, None if self.without == "fusion" else r_BM, step)
         guess, log_variance = self.head(fused.vector)
         prediction = self.target.prediction(
-            guess, log_variance, target, r=r_BM, fusion=fused.fusion, routing=fused.routing
+            guess, log_variance, target, step, r=r_BM, fusion=fused.fusion, routing=fused.routing
         )
         if probe_loss is not None:
             if self.without != "probe":

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from qamoe.models.prediction import Targets
+from qamoe.models.step import Step
 
 
 class Quality(nn.Module):
@@ -27,18 +28,23 @@ class Quality(nn.Module):
         nn.init.constant_(self.log_variance.bias, initial_log_variance)
         self.probe = PerModality(modalities, width, target.outputs)
 
-    def forward(self, h_BMD: Tensor, standard_target: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    def forward(
+        self, h_BMD: Tensor, standard_target: Tensor | None, step: Step | None = None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Returns z (B, M, D), r (B, M), and the probes' loss where a target is given."""
         mu = self.mu(h_BMD)
         log_variance = self.log_variance(h_BMD).clamp(-self.limit, self.limit)
         variance = log_variance.exp()
-        sample = mu + variance.sqrt() * torch.randn_like(mu) if self.training else mu
+        sample = mu
+        if self.training:
+            noise = torch.randn_like(mu) if step is None else step.normal("sample", *mu.shape[1:]).to(mu.dtype)
+            sample = mu + variance.sqrt() * noise
         mean_variance_BM = variance.mean(-1)
         loss = None
         if standard_target is not None:
             guess = self.probe(sample)
             guess = guess[..., 0] if guess.shape[-1] == 1 else guess
-            loss = self.probe_loss(guess, mean_variance_BM.log(), standard_target)
+            loss = self.probe_loss(guess, mean_variance_BM.log(), standard_target, step)
         return sample if self.sampled else mu, 1 / (1 + mean_variance_BM), loss
 
 

@@ -270,4 +270,9 @@ def data_uri(figure: "Figure") -> str:
     with _styled():
         nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
         figure.savefig(drawn, format="svg", metadata=nothing)
-    return "data:image/svg+xml;base64," + base64.b64encode(drawn.getvalue()).decode()
+    return svg_uri(drawn.getvalue())
+
+
+def svg_uri(drawn: bytes) -> str:
+    """An SVG as a data: address."""
+    return "data:image/svg+xml;base64," + base64.b64encode(drawn).decode()

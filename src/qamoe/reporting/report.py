@@ -1,6 +1,6 @@
 """The report: one page that stands alone, and every number on it as a file.
 
-Reads what evaluate and train wrote, opens no store and no model, and writes
+Reads what evaluate and train wrote, and tune where there was a search, opens no store and no model, and writes
 - index.html    the page: figures inside it, nothing loaded from anywhere, every string of a corpus escaped
 - summary.json  every number that the page shows, under flat names such as qamoe.missing.mae.area.mean:
                 <model>.<slice>.<metric>.<statistic>.<mean|sd|seedN>; s03 is severity 0.3, shares are 0..1
@@ -25,15 +25,15 @@ from qamoe.reporting.tables import number
 COMMAND = "dvc repro report"
 
 
-def write(evaluated: Path, trained: Path, out: Path) -> dict[str, Any]:
+def write(evaluated: Path, trained: Path, out: Path, tuned: Path | None = None) -> dict[str, Any]:
     """Write the report's folder and return what a terminal shows.
 
-    evaluated, trained: artifacts/evaluate and artifacts/train. out: artifacts/report, replaced as a whole at the
-    end. Returns `headline` (tables.headline), `comparison` (rows of controls.rows), `page` and `summary`
-    (paths). Raises Refused where a run is not complete.
+    evaluated, trained, tuned: artifacts/evaluate, artifacts/train, and artifacts/tune, which need not be there. out:
+    artifacts/report, replaced as a whole at the end. Returns `headline` (tables.headline), `comparison` (rows of
+    controls.rows), `page` and `summary` (paths). Raises Refused where a run is not complete.
     """
     results = read(evaluated, trained)
-    summary, page = build(results)
+    summary, page = build(results, tuned)
     curves = tables.curves(results.cells)
     error = tables.error_metric(results.cells)
     aside = out.with_name(f".{out.name}.{os.getpid()}")
@@ -87,7 +87,7 @@ def metrics(summary: Summary, cells: pd.DataFrame) -> dict[str, Any]:
     return made
 
 
-def build(results: Results) -> tuple[Summary, dict[str, Any]]:
+def build(results: Results, tuned: Path | None = None) -> tuple[Summary, dict[str, Any]]:
     """Everything that the report says: the flat summary, and the page (html, headline, comparison)."""
     summary: Summary = {}
     runs = tables.summaries(results.cells)
@@ -116,6 +116,7 @@ def build(results: Results) -> tuple[Summary, dict[str, Any]]:
             sections.within_slices(results, summary),
             sections.trust(results, summary),
             sections.experts(results, summary),
+            sections.search(tuned, summary),
         ],
         "reliability": evidence.reliability_rows(results, summary),
         "broken": evidence.broken(results, summary),

@@ -4,6 +4,7 @@ Each function takes the results, returns what the template prints, and puts ever
 flat summary, rounded nowhere.
 """
 
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -318,6 +319,38 @@ def training(results: Results, summary: Summary) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+SEARCHED = {  # plots of a study
+    "history": "Each trial's validation error, and the best so far",
+    "importances": "How much of the difference between good and other trials each parameter explains (PED-ANOVA)",
+    "slice": "Each trial's validation error against what it tried; dark trials are late ones",
+}
+
+
+def search(tuned: Path | None, summary: Summary) -> dict[str, Any]:
+    """Optuna's plots of the search whose results lie in artifacts/tune; no figure where there was none."""
+    about: dict[str, Any] = {"title": "Search", "text": "", "figures": [], "small": False}
+    if tuned is None or not (tuned / "trials.csv").is_file():
+        return about
+    trials = pd.read_csv(tuned / "trials.csv")
+    ended = trials["state"].value_counts()
+    summary["tune.trials.complete"], summary["tune.trials.pruned"] = (
+        int(ended.get(state, 0)) for state in ("COMPLETE", "PRUNED")
+    )
+    summary["tune.selection.best"] = _plain(trials.loc[trials["state"] == "COMPLETE", "value"].min())
+    about["text"] = (
+        f"{summary['tune.trials.complete']} trials ran to their end and {summary['tune.trials.pruned']} were pruned; "
+        f"the best has a validation error of {number(trials['value'].min(), 'mae')}. "
+        "What it tried is in best_params.yaml, which nothing above was trained with until somebody accepts it."
+    )
+    drawn = {name: tuned / "plots" / f"{name}.svg" for name in SEARCHED}
+    about["figures"] = [
+        {"uri": figures.svg_uri(path.read_bytes()), "alt": SEARCHED[name], "caption": f"{SEARCHED[name]}."}
+        for name, path in drawn.items()
+        if path.is_file()
+    ]
+    return about
 
 
 def references(cells: pd.DataFrame, summary: Summary) -> list[dict[str, str]]:

@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from qamoe import settings
@@ -20,8 +20,11 @@ log = logging.getLogger("qamoe")
 _PR_SET_PDEATHSIG = 1
 
 
-def main(stage: str, run: Callable[..., None], *, selects_model: bool = False) -> None:
-    """Run a stage as a command; a refusal becomes one sentence on stderr and exit code 2."""
+def main(stage: str, run: Callable[..., None], *, selects_model: bool = False, spreads: bool = False) -> None:
+    """Run a stage as a command; a refusal becomes one sentence on stderr and exit code 2.
+
+    `spreads` is for a stage that torchrun may start in several processes.
+    """
     parser = argparse.ArgumentParser(prog=f"python -m qamoe.stages.{stage}")
     parser.add_argument("--params", type=Path, default=Path("params.yaml"))
     parser.add_argument("--out", type=Path, default=Path("artifacts"))
@@ -30,12 +33,17 @@ def main(stage: str, run: Callable[..., None], *, selects_model: bool = False) -
         parser.add_argument("--model", help="only this model of params.yaml (default: all)")
     arguments = vars(parser.parse_args())
     settings.go_offline()
-    if settings.under_dvc():
-        die_with_parent()  # a killed dvc leaves no stage behind
     quiet = arguments.pop("quiet")
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     log.setLevel(logging.WARNING if quiet else logging.INFO)
     try:
+        process, processes, _ = settings.processes()
+        if processes > 1 and not spreads:
+            raise Refused(f"WORLD_SIZE is {processes}, as torchrun sets it; of all stages train alone runs under it.")
+        if settings.under_dvc() or processes > 1:
+            die_with_parent()  # a killed dvc or torchrun leaves no stage behind
+        if process > 0:
+            log.setLevel(logging.WARNING)  # the first process speaks for all
         params: Params = load(arguments.pop("params"))
         model = arguments.get("model")
         if model is not None and model not in params.seeds:
@@ -43,7 +51,7 @@ def main(stage: str, run: Callable[..., None], *, selects_model: bool = False) -
                 f"--model {model!r} has no seeds in params.yaml; allowed are {', '.join(sorted(params.seeds))}."
             )
         name = stage if model is None else f"{stage}-{model}"
-        with alone(arguments["out"] / f".{name}.lock"):
+        with alone(arguments["out"] / f".{name}.lock") if process == 0 else nullcontext():
             run(params, **arguments)
     except Refused as refusal:
         print(f"{stage}: {refusal}", file=sys.stderr)

@@ -1,16 +1,19 @@
 """Checkpoints -> the reliability spectrum on the test split: artifacts/evaluate/<model>/<seed>/.
 
-The only stage that opens the test split. All seeds of a model see the same degraded clips.
+The only stage that opens the test split. All seeds of a model see the same degraded clips. With `QAMOE_EXECUTOR=ray`
+the cells are measured on a Ray cluster, in chunks, and written here in the same order.
 """
 
 import json
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
-from itertools import chain
+from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from qamoe import cluster, settings
 from qamoe import params as parameters
-from qamoe import settings
 from qamoe.errors import Refused
 from qamoe.files import write_text, written_aside
 from qamoe.params import Params, specialist_cell
@@ -18,9 +21,18 @@ from qamoe.stages import entry
 from qamoe.stages.closure import code_digest
 from qamoe.stages.data import file_digest, read_stats, remove_other_seeds
 
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from qamoe.evaluation.spectrum import Cell
+    from qamoe.training.checkpoint import Trained
+    from qamoe.training.views import Views
+
 PREDICTIONS = "predictions.parquet"
 BROKEN = "broken.parquet"
 OF_SPECIALISTS = ("clean", "missing", "noise", "burst")
+_CHUNKS = 2  # of cells, a worker of Ray: cells beside each other share encodings
+T = TypeVar("T")
 
 
 def run(params: Params, out: Path, model: str | None = None) -> None:
@@ -31,54 +43,88 @@ def run(params: Params, out: Path, model: str | None = None) -> None:
 
 
 def _evaluate(params: Params, stats: dict[str, Any], out: Path, name: str) -> None:
-    from qamoe.degradation.views import View, references
     from qamoe.evaluation import signals, spectrum
-    from qamoe.evaluation.spectrum import Cell
-    from qamoe.features.store import Store
     from qamoe.records.tracking import record_evaluation
     from qamoe.training import checkpoint
-    from qamoe.training.views import Views, open_views, restrict_threads
 
     folder = out / "evaluate" / name
     seeds = params.seeds[name]
     remove_other_seeds(folder, seeds)
-    test = out / "preprocess" / "test.arrow"
-    severities = _signal_severities(params)
-    of_cells = [out / "preprocess" / "signals" / f"{cell}.arrow" for cell, _, _ in signals.cells(severities)]
+    of_cells = [_of_signals(out, cell) for cell, _, _ in signals.cells(_signal_severities(params))]
     for path in of_cells:
         if not path.is_file():
             raise Refused(f"There is no {path}; run the stages extract and preprocess first.")
-    waiting = []
+    digests = {}
     for seed in seeds:
         source = out / "train" / name / str(seed)
-        trained = checkpoint.load(source, settings.device())
+        checkpoint.load(source)
         digest = parameters.digest(
             checkpoint.digest(source),
             params.evaluate,
-            [file_digest(path) for path in (test, *of_cells)],
+            [file_digest(path) for path in (_test(out), *of_cells)],
             code_digest("qamoe.stages.evaluate"),
         )
         if _read_digest(folder / str(seed)) != digest:
-            waiting.append((seed, trained, digest))
-    entry.log.info(json.dumps({"stage": "evaluate", "model": name, "seeds": len(waiting)}))
-    if not waiting:
+            digests[seed] = digest
+    entry.log.info(json.dumps({"stage": "evaluate", "model": name, "seeds": len(digests)}))
+    if not digests:
         return
-    store = Store(test)
-    if not len(store):
+    grid = _grid(params, stats, out, name, tuple(digests))
+    places = [folder / str(seed) for seed in digests]
+    with ExitStack() as files:
+        for place in places:
+            place.mkdir(parents=True, exist_ok=True)
+            (place / "digest").unlink(missing_ok=True)
+        sinks = [files.enter_context(spectrum.predictions_file(place / PREDICTIONS)) for place in places]
+        for found in _measured(grid):
+            for append, rows in zip(sinks, found, strict=True):
+                append(rows)
+    for _ in _spread(_finish, grid, range(len(places))):
+        pass
+    for place, trained, digest in zip(places, grid.models, digests.values(), strict=True):
+        write_text(place / "digest", digest)
+        record_evaluation(trained.folder, place, params.registry.name)
+
+
+@dataclass(frozen=True)
+class _Grid:
+    """The checkpoints of a model, the cells that they are measured on, and the split under all views of these.
+
+    `asked` is what it was made of: what goes to another machine, which makes it there anew from the same files.
+    """
+
+    asked: tuple[Params, dict[str, Any], Path, str, tuple[int, ...]]
+    models: list["Trained"]
+    cells: list["Cell"]
+    split: "Views"
+    degraded: Callable[["Cell"], "Views"]
+    at_once: int
+
+
+def _grid(params: Params, stats: dict[str, Any], out: Path, name: str, seeds: tuple[int, ...]) -> _Grid:
+    from qamoe.degradation.views import View, references
+    from qamoe.evaluation import signals, spectrum
+    from qamoe.evaluation.spectrum import Cell
+    from qamoe.features.store import Store
+    from qamoe.training import checkpoint
+    from qamoe.training.views import Views, open_views, restrict_threads
+
+    models = [checkpoint.load(out / "train" / name / str(seed), settings.device()) for seed in seeds]
+    test = _test(out)
+    if not len(Store(test)):
         raise Refused("The test split is empty; there is nothing to evaluate on.")
     modalities = tuple(stats["modalities"])
     timed = [m for m in modalities if m in stats and stats[m].get("rate")]
     cells = spectrum.plan(params.evaluate.slices, params.evaluate, modalities, timed)
-    of_signals = signals.plan(severities, params.evaluate.seed, modalities)
-    encoder = checkpoint.shared_encoder([trained for _, trained, _ in waiting])
+    of_signals = signals.plan(_signal_severities(params), params.evaluate.seed, modalities)
+    encoder = checkpoint.shared_encoder(models)
 
     def opened(path: Path, views: list[View]) -> Views:
         about = (modalities, references(stats), out / "evaluate" / "states", file_digest(path), settings.device())
         return open_views(Store(path), views, *about, encoder=encoder)
 
     def degraded(cell: Cell) -> Views:
-        path = out / "preprocess" / "signals" / f"{cell.name}.arrow"
-        return opened(path, list(cell.views)) if cell.severity else split
+        return opened(_of_signals(out, cell.name), list(cell.views)) if cell.severity else split
 
     split = opened(test, spectrum.views([*cells, *of_signals]))
     if name == "oracle":  # nobody can tell it the severity of a kind that it never saw
@@ -87,26 +133,66 @@ def _evaluate(params: Params, stats: dict[str, Any], out: Path, name: str) -> No
         cells, of_signals = [cell for cell in cells if cell.slice in OF_SPECIALISTS], []
     if encoder is not None:
         restrict_threads()  # the models are small: a second thread only waits
-    places = [folder / str(seed) for seed, _, _ in waiting]
-    with ExitStack() as files:
-        for place in places:
-            place.mkdir(parents=True, exist_ok=True)
-            (place / "digest").unlink(missing_ok=True)
-        sinks = [files.enter_context(spectrum.predictions_file(place / PREDICTIONS)) for place in places]
-        models = [trained for _, trained, _ in waiting]
-        alone = encoder is None or settings.device() != "cpu"  # then one model uses all cores, or the GPU
-        at_once = 1 if alone else min(settings.workers(), len(models))
-        for found in chain(
-            spectrum.by_view(models, split, cells, settings.device(), at_once),
-            signals.by_cell(models, degraded, of_signals, settings.device()),
-        ):
-            for append, rows in zip(sinks, found, strict=True):
-                append(rows)
-    for place, (_, trained, digest) in zip(places, waiting, strict=True):
-        aggregate(trained, [*cells, *of_signals], place)
-        _break(params, trained, split, cells, place)
-        write_text(place / "digest", digest)
-        record_evaluation(trained.folder, place, params.registry.name)
+    alone = encoder is None or settings.device() != "cpu"  # then one model uses all cores, or the GPU
+    at_once = 1 if alone else min(settings.workers(), len(models))
+    return _Grid((params, stats, out, name, seeds), models, [*cells, *of_signals], split, degraded, at_once)
+
+
+def _measured(grid: _Grid) -> Iterator[list["pd.DataFrame"]]:
+    """The rows of every checkpoint, a frame each, cell by cell and view by view."""
+    if settings.executor() == "processes":
+        yield from _rows(grid, range(len(grid.cells)))
+        return
+    count = min(len(grid.cells), _CHUNKS * settings.workers())
+    starts = [len(grid.cells) * place // count for place in range(count + 1)]
+    chunks = [range(start, stop) for start, stop in pairwise(starts)]
+    for frames in _spread(_rows_at_once, grid, chunks):
+        yield from frames
+
+
+def _rows(grid: _Grid, places: range) -> Iterator[list["pd.DataFrame"]]:
+    """Those of some of the cells."""
+    from qamoe.evaluation import signals, spectrum
+
+    cells = grid.cells[places.start : places.stop]
+    of_signals = [cell for cell in cells if cell.slice == signals.SLICE]
+    drawn = [cell for cell in cells if cell.slice != signals.SLICE]
+    yield from spectrum.by_view(grid.models, grid.split, drawn, settings.device(), grid.at_once)
+    yield from signals.by_cell(grid.models, grid.degraded, of_signals, settings.device())
+
+
+def _rows_at_once(grid: _Grid, places: range) -> list[list["pd.DataFrame"]]:
+    return list(_rows(grid, places))
+
+
+def _finish(grid: _Grid, place: int) -> None:
+    """The files of a checkpoint that are made of its predictions."""
+    params, _, out, name, seeds = grid.asked
+    folder, trained = out / "evaluate" / name / str(seeds[place]), grid.models[place]
+    aggregate(trained, grid.cells, folder)
+    _break(params, trained, grid.split, grid.cells, folder)
+
+
+def _spread(work: Callable[[_Grid, Any], T], grid: _Grid, tasks: Iterable[Any]) -> Iterator[T]:
+    """What `work(grid, task)` returns, task by task: here, or on Ray with one worker for each task at work."""
+    if settings.executor() == "processes":
+        yield from (work(grid, task) for task in tasks)
+        return
+    everything = ((work, grid.asked, task) for task in tasks)
+    yield from cluster.in_order(_elsewhere, everything, settings.workers())
+
+
+def _elsewhere(work: Callable[[_Grid, Any], T], asked: tuple[Any, ...], task: Any) -> T:
+    """Runs in a worker of Ray, on the files that the stage has made."""
+    return work(_grid(*asked), task)
+
+
+def _test(out: Path) -> Path:
+    return out / "preprocess" / "test.arrow"
+
+
+def _of_signals(out: Path, cell: str) -> Path:
+    return out / "preprocess" / "signals" / f"{cell}.arrow"
 
 
 def _signal_severities(params: Params) -> dict[str, tuple[float, ...]]:

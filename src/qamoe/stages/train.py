@@ -2,6 +2,7 @@
 
 Every model x seed of params.yaml, or one model's seeds; seeds run side by side, one thread each. A seed already
 finished under the same digests is kept; a killed one goes on after its last whole epoch. The test split is not read.
+Started by torchrun, its processes train one seed after the other, each on its share of every batch.
 
 All models are trained by the same function on the same views, specialists on those of their own cell.
 """
@@ -9,9 +10,10 @@ All models are trained by the same function on the same views, specialists on th
 import json
 import shutil
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qamoe import params as parameters
 from qamoe import settings
@@ -21,16 +23,34 @@ from qamoe.stages import entry
 from qamoe.stages.closure import code_digest
 from qamoe.stages.data import data_digest, read_stats, remove_other_seeds
 
+if TYPE_CHECKING:
+    from qamoe.training.parts import Parts
+
+Job = tuple[str, int, dict[str, str]]  # model, seed, digests
+
 
 def run(params: Params, out: Path, model: str | None = None) -> None:
     """Train what params.yaml lists and is not finished. Raises Refused where a stage before it has not run."""
     from qamoe.models import reader
+    from qamoe.training.parts import Parts, joined
 
     stats = read_stats(out)
     if "text" in stats["modalities"]:  # refuses an encoder that cannot be
         limit = params.preprocess.max_frames.text
         reader.architecture(params.models.encoders.text, limit, reader.vocabulary(stats))
     names = [model] if model else list(params.seeds)
+    process, processes, place = settings.processes()
+    parts = Parts(process, processes, settings.batch_parts())
+    with joined(parts, settings.device(), place):
+        jobs = parts.once(partial(_prepared, params, stats, out, names))
+        if jobs:
+            _train_all(params, out, jobs, parts)
+        for name in filter(specialist_cell, names) if parts.first else ():
+            shutil.rmtree(_states(out, name), ignore_errors=True)  # large, and of no use to another model
+
+
+def _prepared(params: Params, stats: dict[str, Any], out: Path, names: list[str]) -> list[Job]:
+    """What is not finished yet; the text of its views is encoded, so that whoever trains finds it."""
     folder = out / "train"
     for name in names:
         remove_other_seeds(folder / name, params.seeds[name])
@@ -38,24 +58,21 @@ def run(params: Params, out: Path, model: str | None = None) -> None:
     jobs = [(name, seed, training_digests(params, name, data)) for name in names for seed in params.seeds[name]]
     waiting = [job for job in jobs if not _finished(folder / job[0] / str(job[1]), job[2])]
     entry.log.info(json.dumps({"stage": "train", "seeds": len(waiting), "kept": len(jobs) - len(waiting)}))
-    if waiting:
-        _train_all(params, stats, out, waiting)
-    for name in filter(specialist_cell, names):
-        shutil.rmtree(_states(out, name), ignore_errors=True)  # large, and of no use to another model
+    for name in {_states(out, name): name for name, _, _ in waiting}.values():
+        open_splits(params, stats, out, name)
+    return waiting
 
 
-def _train_all(params: Params, stats: dict[str, Any], out: Path, jobs: list[tuple[str, int, dict[str, str]]]) -> None:
-    """Train each (model, seed, digests)."""
-    for name in {_states(out, name): name for name, _, _ in jobs}.values():
-        open_splits(params, stats, out, name)  # made once, before the workers map it
+def _train_all(params: Params, out: Path, jobs: list[Job], parts: "Parts") -> None:
+    """Train each of the jobs, side by side where there is room."""
     side_by_side = settings.side_by_side(len(jobs))
-    if side_by_side == 1:
+    if side_by_side == 1 or parts.processes > 1:
         for job in jobs:
-            train_one(params, out, *job)
+            train_one(params, out, *job, parts)
         return
     level = entry.log.level
     with ProcessPoolExecutor(side_by_side, get_context("spawn"), worker_started, (level,)) as pool:
-        for future in [pool.submit(train_one, params, out, *job) for job in jobs]:
+        for future in [pool.submit(train_one, params, out, *job, parts) for job in jobs]:
             future.result()
 
 
@@ -112,7 +129,7 @@ def open_splits(params: Params, stats: dict[str, Any], out: Path, name: str) -> 
     return train, open_views(split["valid"], cells.views, *shared, encoder=encoder), cells
 
 
-def train_one(params: Params, out: Path, name: str, seed: int, digests: dict[str, str]) -> None:
+def train_one(params: Params, out: Path, name: str, seed: int, digests: dict[str, str], parts: "Parts") -> None:
     """Train one seed of one model into its folder, recording as it goes; runs in a process of its own."""
     from qamoe.records.tracking import training_run
     from qamoe.training.fit import fit
@@ -137,6 +154,7 @@ def train_one(params: Params, out: Path, name: str, seed: int, digests: dict[str
             folder,
             settings.device(),
             record.epoch,
+            parts,
         )
         record.finish(folder)
 
@@ -159,4 +177,4 @@ def _finished(folder: Path, digests: dict[str, str]) -> bool:
 
 
 if __name__ == "__main__":
-    entry.main("train", run, selects_model=True)
+    entry.main("train", run, selects_model=True, spreads=True)

@@ -1,4 +1,4 @@
-"""Search over the training parameters of QA-MoE: artifacts/tune/best_params.yaml, an overlay on params.yaml.
+"""Search over the training parameters of QA-MoE: artifacts/tune/best_params.yaml, an overlay on params.yaml, and plots.
 
 A leaf of the pipeline: nothing depends on it; a person takes its result over as a change of params.yaml.
 `QAMOE_WORKERS` trials run side by side (on a GPU one, where it is not set). With `QAMOE_STUDY_URL`, the same command on other machines, on
@@ -57,6 +57,11 @@ def run(params: Params, out: Path) -> None:
     studies.finish(parent, trials, best, value)
     text = yaml.safe_dump(search.overlay(best), sort_keys=False)
     write_text(folder / "best_params.yaml", f"# validation error {value:.4f}, best of {len(trials)} trials\n{text}")
+    shutil.rmtree(folder / "plots", ignore_errors=True)
+    (folder / "plots").mkdir()
+    for plot, drawn in search.plots(study).items():
+        with written_aside(folder / "plots" / f"{plot}.svg") as aside:
+            aside.write_bytes(drawn)
     with written_aside(folder / "trials.csv") as aside, aside.open("w", newline="") as file:
         writer = csv.DictWriter(file, ["number", "state", "value", "lr", "weight_decay", "dropout"])
         writer.writeheader()
@@ -122,6 +127,7 @@ def _work(params: Params, out: Path, name: str, parent: str | None) -> None:
     from qamoe.training import search
     from qamoe.training.checkpoint import read_config
     from qamoe.training.fit import fit
+    from qamoe.training.parts import Parts
     from qamoe.training.views import feature_sizes, restrict_threads
 
     restrict_threads()
@@ -141,7 +147,8 @@ def _work(params: Params, out: Path, name: str, parent: str | None) -> None:
                 record(line)
                 on_epoch(line)
 
-            fit(_MODEL, seed, changed, stats, inputs, train, valid, cells, {}, place, settings.device(), both)
+            parts = Parts(each=settings.batch_parts())
+            fit(_MODEL, seed, changed, stats, inputs, train, valid, cells, {}, place, settings.device(), both, parts)
         config = read_config(place)
         assert config is not None
         return config["selection"]

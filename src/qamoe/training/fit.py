@@ -1,11 +1,15 @@
-"""The training loop, the same for every model: seeded, resumable bit for bit on a CPU, chosen on validation alone."""
+"""The training loop, the same for every model: seeded, resumable bit for bit on a CPU, chosen on validation alone.
+
+Under torchrun every process runs it, on its share of each batch and of the validation views; the first one writes.
+"""
 
 import copy
 import json
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +18,13 @@ import torch
 from torch import Tensor, nn
 
 from qamoe.errors import Refused
+from qamoe.features.batch import Batch
 from qamoe.models import reader, text
 from qamoe.models.model import Model
+from qamoe.models.step import Step
 from qamoe.params import Params, TrainCommon, family
 from qamoe.training import checkpoint
+from qamoe.training.parts import WHOLE, Parts
 from qamoe.training.selection import Cells, calibration, predictions, selection_value, told
 from qamoe.training.views import Views, rows_in_batches
 
@@ -38,11 +45,13 @@ def fit(
     folder: Path,
     device: str,
     on_epoch: Callable[[dict[str, Any]], None],
+    parts: Parts = WHOLE,
 ) -> None:
     """Train one model with one seed and write its checkpoint into `folder`.
 
     A state of the same digests found there is resumed; one of other digests is said so in a line and left behind.
-    `on_epoch` gets one flat dict an epoch. Raises Refused where the training diverges.
+    `on_epoch` gets one flat dict an epoch. `parts` says how batches are spread. Raises Refused where the training
+    diverges.
     """
     common = params.train.common
     torch.manual_seed(seed)
@@ -55,23 +64,23 @@ def fit(
     optimiser = torch.optim.AdamW(_groups(model, common.lr, encoder.lr), common.lr, weight_decay=common.weight_decay)
     history: list[dict[str, Any]] = []
     best: dict[str, Any] = {"value": math.inf, "epoch": 0, "weights": copy.deepcopy(model.state_dict())}
-    for half_written in folder.glob(".*"):
+    for half_written in folder.glob(".*") if parts.first else ():
         half_written.unlink()  # by a kill; the folder is an output
     state = _matching_state(folder / RESUME, digests, name, seed)
     if state is not None:
         model.load_state_dict(state["model"], strict=True)
         optimiser.load_state_dict(state["optimiser"])
         history, best = state["history"], state["best"]
-        torch.set_rng_state(state["rng"])
-        if device == "cuda":
-            torch.cuda.set_rng_state(state["cuda_rng"])
+    wrapped = parts.wrapped(model)
     epochs = common.epochs if trainable else 1
     for epoch in range(len(history) + 1, epochs + 1):
         if epoch - best["epoch"] > common.patience:
             break
         started = time.perf_counter()
-        losses = _one_epoch(model, optimiser, trainable, train, seed, epoch, common, device) if trainable else {}
-        value = selection_value(predictions(model, valid, cells.selection, common.batch_size, device), cells)
+        losses = {}
+        if trainable:
+            losses = _one_epoch(model, wrapped, optimiser, trainable, train, seed, epoch, common, device, parts)
+        value = selection_value(_predictions(model, valid, cells.selection, common.batch_size, device, parts), cells)
         line = {"epoch": epoch, **losses, "valid": value, "seconds": round(time.perf_counter() - started, 3)}
         if not math.isfinite(value):
             raise Refused(
@@ -83,22 +92,21 @@ def fit(
             best = {"value": value, "epoch": epoch, "weights": copy.deepcopy(model.state_dict())}
         on_epoch(line)
         log.info(json.dumps({"model": name, "seed": seed, **_short(line)}))
-        state = {  # resumable
+        state = {  # resumable; random numbers are drawn anew in every epoch
             "digests": digests,
             "model": model.state_dict(),
             "optimiser": optimiser.state_dict(),
             "history": history,
             "best": best,
-            "rng": torch.get_rng_state(),
         }
-        if device == "cuda":
-            state["cuda_rng"] = torch.cuda.get_rng_state()
-        checkpoint.save_state(folder / RESUME, state)
+        if parts.first:
+            checkpoint.save_state(folder / RESUME, state)
     model.load_state_dict(best["weights"], strict=True)
     config |= {"selection": best["value"], "best_epoch": best["epoch"]}
-    config |= _after_training(model, valid, cells, config["modalities"], common.batch_size, device)
-    checkpoint.save(folder, model, config, history)
-    (folder / RESUME).unlink(missing_ok=True)
+    config |= _after_training(model, valid, cells, config["modalities"], common.batch_size, device, parts)
+    if parts.first:
+        checkpoint.save(folder, model, config, history)
+        (folder / RESUME).unlink(missing_ok=True)
 
 
 def _config(
@@ -170,6 +178,7 @@ def objective(losses: dict[str, Tensor], common: TrainCommon) -> Tensor:
 
 def _one_epoch(
     model: Model,
+    wrapped: nn.Module,
     optimiser: torch.optim.Optimizer,
     trainable: list[nn.Parameter],
     train: Views,
@@ -177,26 +186,83 @@ def _one_epoch(
     epoch: int,
     common: TrainCommon,
     device: str,
+    parts: Parts,
 ) -> dict[str, float]:
+    """`wrapped` gives its losses (Parts.wrapped). Returns their means over the epoch by name."""
     model.train()
+    # Dropout alone draws from torch's stream; it begins anew, so that a resumed training needs no state of it.
+    torch.manual_seed(int(np.random.SeedSequence([seed, epoch, parts.process]).generate_state(1)[0]))
     random = np.random.default_rng([seed, epoch])
     order = rows_in_batches(len(train.store), common.batch_size, random, train.lengths)
     steps = common.epochs * len(order)
     sums: dict[str, float] = {}
+    view = (epoch - 1) % len(train.views)
     for i, rows in enumerate(order):
         for group in optimiser.param_groups:
             group["lr"] = learning_rate((epoch - 1) * len(order) + i, steps, common, group["peak"])
-        batch, quality = told(model, train.degraded((epoch - 1) % len(train.views), rows), device)
-        with torch.autocast(device, torch.bfloat16, enabled=common.precision == "bfloat16"):
-            losses = model(batch, quality).losses
-            loss = objective(losses, common)
+        own = [(told(model, train.degraded(view, some), device), weight) for some, weight in parts.of(rows)]
+        forward = partial(_forward, seed=seed, epoch=epoch, device=device, common=common)
+        alone = getattr(wrapped, "module", wrapped)
+        summed = _summing([partial(forward, alone, batch) for batch, _ in own], parts)
         optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        for batch, weight in own:
+            losses, loss = forward(wrapped, batch, summed)
+            (weight * loss).backward()
+            for name, value in {"loss": loss, **{f"losses.{k}": v for k, v in losses.items()}}.items():
+                sums[name] = sums.get(name, 0.0) + weight * float(value.detach()) * len(rows)
         nn.utils.clip_grad_norm_(trainable, common.clip_norm)
         optimiser.step()
-        for name, value in {"loss": loss, **{f"losses.{k}": v for k, v in losses.items()}}.items():
-            sums[name] = sums.get(name, 0.0) + float(value.detach()) * len(rows)
-    return {name: total / len(train.store) for name, total in sums.items()}
+    totals = parts.summed(torch.tensor(list(sums.values()), dtype=torch.float64, device=device))
+    return dict(zip(sums, (totals / (len(train.store) * parts.processes)).tolist(), strict=True))
+
+
+def _forward(
+    wrapped: nn.Module,
+    told_batch: tuple[Batch, Tensor | None],
+    summed: Callable[[Tensor], Tensor],
+    seed: int,
+    epoch: int,
+    device: str,
+    common: TrainCommon,
+) -> tuple[dict[str, Tensor], Tensor]:
+    """The losses by name and their weighted sum; `summed` as Step has it."""
+    batch, quality = told_batch
+    with torch.autocast(device, torch.bfloat16, enabled=common.precision == "bfloat16"):
+        losses = wrapped(batch, quality, Step(seed, epoch, batch.keys, summed))
+        return losses, objective(losses, common)
+
+
+def _summing(forwards: Sequence[Callable[..., Any]], parts: Parts) -> Callable[[Tensor], Tensor]:
+    """What sums a count over all parts of a batch, for the forwards that follow.
+
+    Several parts one after the other go forward twice, the first time without gradient and with the random state put
+    back: what is counted in all of them is a factor of the loss of each. Models that count nothing are spared it.
+    """
+    if parts.each == 1:
+        return parts.summed
+    seen: list[Tensor] = []
+
+    def note(own: Tensor) -> Tensor:
+        seen.append(own)
+        return own
+
+    devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
+    with torch.no_grad(), torch.random.fork_rng(devices):
+        for forward in forwards:
+            forward(note)
+            if not seen:
+                return parts.summed
+    total = parts.summed(torch.stack(seen).sum(0))
+    return lambda own: total
+
+
+def _predictions(
+    model: Model, valid: Views, places: tuple[int, ...], batch_size: int, device: str, parts: Parts
+) -> dict[str, Any]:
+    """`predictions`, to which each process brings its share of the views."""
+    own = predictions(model, valid, parts.share(places), batch_size, device)
+    target = own.pop("target")
+    return {**parts.gathered(own, len(places)), "target": target}
 
 
 def _short(line: dict[str, Any]) -> dict[str, Any]:
@@ -204,12 +270,12 @@ def _short(line: dict[str, Any]) -> dict[str, Any]:
 
 
 def _after_training(
-    model: Model, valid: Views, cells: Cells, modalities: list[str], batch_size: int, device: str
+    model: Model, valid: Views, cells: Cells, modalities: list[str], batch_size: int, device: str, parts: Parts
 ) -> dict[str, Any]:
     """Calibration over the selection cells, and each modality's trust anchors: median r clean and under noise 1."""
-    fitted = calibration(predictions(model, valid, cells.selection, batch_size, device))
-    clean = predictions(model, valid, cells.clean, batch_size, device)["r"]
-    worthless = predictions(model, valid, cells.worthless, batch_size, device)["r"]
+    fitted = calibration(_predictions(model, valid, cells.selection, batch_size, device, parts))
+    clean = _predictions(model, valid, cells.clean, batch_size, device, parts)["r"]
+    worthless = _predictions(model, valid, cells.worthless, batch_size, device, parts)["r"]
     trust: dict[str, Any] = {}
     if clean is not None and worthless is not None:
         for place, modality in enumerate(modalities):

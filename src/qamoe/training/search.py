@@ -5,6 +5,7 @@ goes on where it was, and a trial whose worker died is tried again. A study's na
 over, so changed parameters start a new one.
 """
 
+import io
 import time
 import warnings
 from collections import Counter
@@ -149,6 +150,31 @@ def work(params: Params, study: "Study", worker: str, train_one: TrainOne) -> No
             time.sleep(_LOOK_S)  # the last trials are run by other workers, and a study tells nobody of their end
             with _without_warnings():
                 optuna.storages.fail_stale_trials(study)
+
+
+def plots(study: "Study") -> dict[str, bytes]:
+    """Optuna's own plots of a study by name, as SVG: `history`, `slice`, and `importances` of two trials or more."""
+    import matplotlib
+    from matplotlib import pyplot
+    from optuna.trial import TrialState
+    from optuna.visualization import matplotlib as drawn
+
+    draw: dict[str, Callable[..., Any]] = {"history": drawn.plot_optimization_history, "slice": drawn.plot_slice}
+    if len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))) > 1:
+        draw["importances"] = drawn.plot_param_importances
+    made = {}
+    pyplot.switch_backend("agg")  # these plots know pyplot alone, and there may be no screen
+    for name, plot in draw.items():
+        with matplotlib.rc_context({"svg.hashsalt": "qamoe"}), _without_warnings(), io.BytesIO() as file:
+            plot(study, target_name="validation error")
+            if name == "slice":  # its axes are narrow, and their labels would lie on each other
+                pyplot.gcf().set_size_inches(11, 4.5)
+                for axis in pyplot.gcf().axes[:3]:
+                    axis.tick_params(axis="x", which="both", labelsize=9, labelrotation=45)
+            pyplot.savefig(file, format="svg", bbox_inches="tight", metadata=dict.fromkeys(("Creator", "Date")))
+            pyplot.close("all")
+            made[name] = file.getvalue()
+    return made
 
 
 def found(study: "Study") -> tuple[dict[str, float], float, list[dict[str, Any]]]:
