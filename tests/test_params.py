@@ -160,7 +160,8 @@ def test_parameters_are_frozen() -> None:
         (
             "seeds",
             {"specialist-fog-03": [1]},
-            "qamoe, specialist-clean, specialist-<kind>-<tenths> and ablation-<sampling|probe|fallback|gate|fusion>.",
+            "qamoe, specialist-clean, specialist-<kind>-<tenths> and "
+            "ablation-<severity|others|probe|fallback|gate|fusion>.",
         ),
         ("models.moe.active", 9, "models.moe: active (9) must not exceed experts (8)."),
         ("models.tensor.low", 17, "models.tensor.low is 17: input should be less than or equal to 16."),

@@ -131,6 +131,7 @@ class Degrade(Block):
 class LossWeights(Block):
     variance: Annotated[float, Field(ge=0)]
     probe: Annotated[float, Field(ge=0)]
+    severity: Annotated[float, Field(ge=0)]
     balance: Annotated[float, Field(ge=0)]
     router_z: Annotated[float, Field(ge=0)]
 
@@ -218,6 +219,8 @@ class MoE(Block):
 
 class QAMoE(MoE):
     max_log_variance: Positive
+    sampled: bool  # whether the main path reads a sample of the Gaussian in training; else its mean
+    sees: Literal["own", "all"]  # what a modality's variance is estimated from: its own vector, or those of all
     initial_log_variance: float  # of the Gaussian features
 
     @model_validator(mode="after")
@@ -279,7 +282,7 @@ class Registry(Block):
     tolerance: Share = 0.05  # how much worse than the champion's the error of a slice may be; of classes, in misses
 
 
-ABLATIONS = ("sampling", "probe", "fallback", "gate", "fusion")  # parts of QA-MoE: models/qamoe.py
+ABLATIONS = ("severity", "others", "probe", "fallback", "gate", "fusion")  # parts of QA-MoE: models/qamoe.py
 MODEL_NAMES = tuple(name for name in Models.model_fields if name != "encoders")
 
 

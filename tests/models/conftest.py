@@ -25,7 +25,9 @@ def sizes() -> Encoders:
 
 @pytest.fixture
 def block() -> Callable[..., QAMoE]:
-    def make(fusion: str = "tokens", experts: int = 5, active: int = 2) -> QAMoE:
+    def make(
+        fusion: str = "tokens", experts: int = 5, active: int = 2, sampled: bool = False, sees: str = "all"
+    ) -> QAMoE:
         return QAMoE.model_validate(
             {
                 "experts": experts,
@@ -34,6 +36,8 @@ def block() -> Callable[..., QAMoE]:
                 "fusion": fusion,
                 "max_log_variance": 4.0,
                 "initial_log_variance": 0.0,
+                "sampled": sampled,
+                "sees": sees,
             }
         )
 

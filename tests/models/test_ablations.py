@@ -8,6 +8,7 @@ import torch
 from qamoe.models import build
 from qamoe.models.prediction import Target
 from qamoe.models.qamoe import QAMoE
+from qamoe.models.step import Step
 from qamoe.params import ABLATIONS, ablated, family
 
 FEATURES = {"text": 6, "audio": 3, "vision": 2}
@@ -69,14 +70,20 @@ def test_without_the_probe_nothing_teaches_it(model: Any, batch_of: Any) -> None
         assert torch.equal(kept, losses["qamoe"][name])
 
 
-def test_without_sampling_only_the_probe_sees_a_sample(model: Any, batch_of: Any) -> None:
-    for name, sampled in (("qamoe", True), ("ablation-sampling", False)):
-        made = model(name).train()
-        made.encode.eval()  # attention has a dropout of its own
-        one, other = made(batch_of(range(8))), made(batch_of(range(8)))
-        assert torch.equal(one.value, other.value) != sampled
-        assert not torch.equal(one.losses["probe"], other.losses["probe"])
-        assert torch.equal(made.eval()(batch_of(range(8))).value, model()(batch_of(range(8))).value), "mu, as ever"
+def test_without_severity_the_damage_teaches_nothing(model: Any, batch_of: Any) -> None:
+    batch = batch_of(range(3))
+    step = Step(1, 1, batch.keys, lambda own: own, torch.rand(3, 3))
+    losses = {name: model(name)(batch, None, step).losses for name in ("qamoe", "ablation-severity")}
+    assert set(losses["qamoe"]) - set(losses["ablation-severity"]) == {"severity"}
+    assert set(losses["ablation-severity"]) < set(losses["qamoe"])
+
+
+def test_without_others_a_modalitys_quality_is_its_own(model: Any, batch_of: Any) -> None:
+    batch, other = batch_of(range(3)), batch_of(range(3, 6))
+    mixed = batch.with_x(audio=other.x["audio"]).with_mask(audio=other.mask["audio"])
+    for name, seen in (("qamoe", True), ("ablation-others", False)):
+        made = model(name)
+        assert torch.equal(made(batch).r[:, 0], made(mixed).r[:, 0]) != seen
 
 
 @pytest.mark.parametrize("part", ABLATIONS)

@@ -35,7 +35,7 @@ def model(sizes: Any, block: Any) -> Callable[..., Any]:
     def make(name: str, modalities: tuple[str, ...] = CORPORA[0], fusion: str = "tokens") -> Any:
         qamoe = block(fusion)
         hidden = Hidden(hidden=6)
-        moe = MoE.model_validate(qamoe.model_dump(exclude={"max_log_variance", "initial_log_variance"}))
+        moe = MoE.model_validate(qamoe.model_dump(include=set(MoE.model_fields)))
         own = {"mean": Mean(), "tensor": TensorFusion(hidden=6, low=2), "moe": moe, "oracle": qamoe, "qamoe": qamoe}
         torch.manual_seed(0)
         features = {m: FEATURES[m] for m in modalities}
@@ -227,7 +227,7 @@ def test_moe_is_qamoe_that_trusts_everything(model: Any, batch_of: Any, fusion: 
     assert set(missing) == {
         "prior",
         "mixture.router.quality.weight",
-        *(f"quality.{part}.{kind}" for part in ("log_variance", "probe") for kind in ("weight", "bias")),
+        *(part for part in qamoe.state_dict() if re.match(r"quality\.(log_variance|probe|others)\.", part)),
     }
     nn.init.zeros_(qamoe.mixture.router.quality.weight)
     batch = batch_of(range(6), {2: ("audio",)})

@@ -22,7 +22,7 @@ every = pytest.mark.parametrize("name", MODELS)
 def model(sizes: Any, block: Any) -> Callable[..., Any]:
     def make(name: str) -> Any:
         qamoe = block()
-        moe = MoE.model_validate(qamoe.model_dump(exclude={"max_log_variance", "initial_log_variance"}))
+        moe = MoE.model_validate(qamoe.model_dump(include=set(MoE.model_fields)))
         own = {"mean": Mean(), "tensor": TensorFusion(hidden=6, low=2), "moe": moe, "oracle": qamoe, "qamoe": qamoe}
         torch.manual_seed(0)
         return build(name, FEATURES, sizes, own.get(name, Hidden(hidden=6)), Classes(SHARES))

@@ -1,33 +1,57 @@
-"""Reliability: one minus how uncertain a modality's features are, taught by the target alone."""
+"""Reliability: one minus how uncertain a modality's features are, taught by the target and by the damage injected."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
 from torch import Tensor
 
+from qamoe.degradation.draws import clip_key
 from qamoe.models.prediction import Classes, Target, Targets, gaussian_nll
 from qamoe.models.quality import Quality
+from qamoe.models.step import Step
+from qamoe.params import QAMoE
 
 
-def quality(limit: float = 4.0, target: Targets | None = None) -> Quality:
+def quality(
+    limit: float = 4.0,
+    target: Targets | None = None,
+    start: float = 0.0,
+    sampled: bool = True,
+    sees: Literal["own", "all"] = "own",
+) -> Quality:
     torch.manual_seed(0)
-    return Quality(3, 8, limit, 0.0, target or Target(0.0, 1.0))
+    block = QAMoE(
+        experts=2,
+        active=1,
+        hidden=4,
+        fusion="tokens",
+        max_log_variance=limit,
+        initial_log_variance=start,
+        sampled=sampled,
+        sees=sees,
+    )
+    return Quality(3, 8, block, target or Target(0.0, 1.0))
+
+
+def step(severity: Tensor) -> Step:
+    keys = torch.tensor([clip_key(f"clip-{place}") for place in range(len(severity))])
+    return Step(1, 1, keys, lambda own: own, severity)
 
 
 def test_r_is_one_over_one_plus_the_mean_variance() -> None:
     made = quality().eval()
     h = torch.randn(5, 3, 8)
-    z, r, loss = made(h, None)
+    z, r, losses = made(h, None)
     variance = torch.einsum("bmd,mdo->bmo", h, made.log_variance.weight).exp()
     assert torch.allclose(r, 1 / (1 + variance.mean(-1)), atol=1e-6)
     assert torch.equal(z, made.mu(h)), "in evaluation z is the mean"
-    assert loss is None
+    assert losses == {}
 
 
 def test_features_start_as_certain_as_asked_for() -> None:
-    made = Quality(3, 8, 4.0, -3.0, Target(0.0, 1.0)).eval()
+    made = quality(start=-3.0).eval()
     _, r, _ = made(torch.zeros(2, 3, 8), None)
     assert torch.allclose(r, 1 / (1 + torch.tensor(-3.0).exp()))
 
@@ -68,11 +92,10 @@ def test_samples_have_the_spread_that_the_variance_says() -> None:
 def test_the_probes_loss_is_the_heteroscedastic_likelihood() -> None:
     made, h = quality().eval(), torch.randn(6, 3, 8)
     target = torch.randn(6)
-    z, r, loss = made(h, target)
+    z, r, losses = made(h, target)
     guess, variance = made.probe(z)[..., 0], 1 / r - 1
     expected = 0.5 * (variance.log() + (guess - target[:, None]) ** 2 / variance).mean()
-    assert loss is not None
-    assert loss.item() == pytest.approx(expected.item(), rel=1e-4)
+    assert losses["probe"].item() == pytest.approx(expected.item(), rel=1e-4)
 
 
 def test_the_likelihood_is_smallest_at_the_true_variance() -> None:
@@ -88,8 +111,7 @@ def learned_r(made: Any, draw: Callable[[], tuple[Tensor, Tensor]], steps: int) 
     optimiser = torch.optim.Adam(made.parameters(), 0.02)
     for _ in range(steps):
         h, target = draw()
-        loss = made(h, target)[2]
-        assert loss is not None
+        loss = made(h, target)[2]["probe"]
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
@@ -125,3 +147,45 @@ def test_a_modality_that_tells_nothing_of_the_class_loses_trust() -> None:
     r = learned_r(quality(target=Classes([0.25] * 4)), draw, 400)
     assert r[0] > 0.8
     assert r[1:].max() < 0.5
+
+
+def test_without_sampling_the_probe_alone_sees_a_sample() -> None:
+    made, h, target = quality(sampled=False), torch.randn(4, 3, 8), torch.randn(4)
+    z, _, losses = made(h, target)
+    assert torch.equal(z, made.mu(h))
+    assert not torch.equal(made(h, target)[2]["probe"], losses["probe"])
+
+
+def test_the_damages_loss_is_the_cross_entropy_of_r_with_what_is_left() -> None:
+    made, h, severity = quality(), torch.randn(6, 3, 8), torch.rand(6, 3)
+    _, r, losses = made(h, None, step(severity))
+    expected = -((1 - severity) * r.log() + severity * (1 - r).log()).mean()
+    assert losses["severity"].item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize(("sees", "least", "most"), [("own", 0.4, 0.6), ("all", 0.9, 1.0)])
+def test_who_sees_all_modalities_finds_the_one_that_contradicts_the_others(
+    sees: Literal["own", "all"], least: float, most: float
+) -> None:
+    """Each modality alone looks the same whether it was swapped or not; only beside the others it does not."""
+    made = quality(sees=sees)
+    random = torch.Generator().manual_seed(1)
+    optimiser = torch.optim.Adam(made.parameters(), 0.01)
+
+    def draw() -> tuple[Tensor, Tensor]:
+        told = torch.randint(0, 2, (128, 1), generator=random) * 2.0 - 1
+        swapped = (torch.rand(128, generator=random) < 0.5).float()
+        h = told[:, None].expand(-1, 3, 8) + 0.1 * torch.randn(128, 3, 8, generator=random)
+        h[:, 0] *= (1 - 2 * swapped)[:, None]
+        return h, torch.stack([swapped, torch.zeros(128), torch.zeros(128)], 1)
+
+    for _ in range(200):
+        h, severity = draw()
+        loss = made(h, None, step(severity))[2]["severity"]
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    h, severity = draw()
+    r, clean = made(h, None)[1][:, 0], severity[:, 0] == 0
+    found = (r[clean][:, None] > r[~clean]).float().mean().item()
+    assert least <= found <= most

@@ -13,7 +13,7 @@ KEYS = torch.tensor([clip_key(f"clip-{i}") for i in range(7)])
 
 
 def step(keys: torch.Tensor = KEYS, seed: int = 1, epoch: int = 1) -> Step:
-    return Step(seed, epoch, keys, lambda own: own)
+    return Step(seed, epoch, keys, lambda own: own, torch.zeros(len(keys), 3))
 
 
 def test_a_clip_draws_the_same_in_every_batch() -> None:

@@ -19,9 +19,9 @@ from qamoe.params import QAMoE as Block
 class QAMoE(Model):
     """Encoders -> Gaussian features and r -> fallback z' = r z + (1 - r) prior -> routed experts -> heads.
 
-    `without` names a part that an ablation lacks: `sampling` (z is mu in training too, the probe alone sees a sample),
-    `probe` (its loss, so that nothing teaches the variance), `fallback` (z' is z), `gate` (the quality logits of the
-    router), `fusion` (ln r in the weights of the modalities).
+    `without` names a part that an ablation lacks: `severity` or `probe` (the loss), `others` (a variance sees its own
+    modality alone), `fallback` (z' is z), `gate` (the quality logits of the router), `fusion` (ln r in the weights of
+    the modalities).
     """
 
     def __init__(
@@ -32,8 +32,9 @@ class QAMoE(Model):
         self.target: Targets = target
         self.encode = ModalityEncoders(features, sizes)
         self.without = without
-        self.quality = Quality(modalities, width, block.max_log_variance, block.initial_log_variance, target)
-        self.quality.sampled = without != "sampling"
+        if without == "others":
+            block = block.model_copy(update={"sees": "own"})
+        self.quality = Quality(modalities, width, block, target)
         self.prior = nn.Parameter(torch.zeros(modalities, width))
         self.mixture = Mixture(modalities, width, block, quality=without != "gate")
         self.head = Head(self.mixture.width, sizes.dropout, target.outputs)
@@ -43,7 +44,7 @@ class QAMoE(Model):
     ) -> Prediction:
         """`quality` (B, M) overrides r, for oracle and broken quality."""
         standard = None if target is None else self.target.standard(target)
-        z_BMD, r_BM, probe_loss = self.quality(h_BMD, standard, step)
+        z_BMD, r_BM, losses = self.quality(h_BMD, standard, step)
         if quality is not None:
             r_BM = quality
         fallback_BMD = r_BM[..., None] * z_BMD + (1 - r_BM[..., None]) * self.prior
@@ -54,8 +55,7 @@ class QAMoE(Model):
         prediction = self.target.prediction(
             guess, log_variance, target, step, r=r_BM, fusion=fused.fusion, routing=fused.routing
         )
-        if probe_loss is not None:
-            if self.without != "probe":
-                prediction.losses["probe"] = probe_loss
+        if target is not None:
+            prediction.losses.update({name: value for name, value in losses.items() if name != self.without})
             prediction.losses.update(fused.losses)
         return prediction

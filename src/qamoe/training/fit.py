@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from qamoe.degradation.frames import State
 from qamoe.errors import Refused
 from qamoe.features.batch import Batch
 from qamoe.models import reader, text
@@ -25,7 +26,7 @@ from qamoe.models.step import Step
 from qamoe.params import Params, TrainCommon, family
 from qamoe.training import checkpoint
 from qamoe.training.parts import WHOLE, Parts
-from qamoe.training.selection import Cells, calibration, predictions, selection_value, told
+from qamoe.training.selection import Cells, calibration, injected, predictions, selection_value, told
 from qamoe.training.views import Views, rows_in_batches
 
 log = logging.getLogger("qamoe")
@@ -200,7 +201,7 @@ def _one_epoch(
     for i, rows in enumerate(order):
         for group in optimiser.param_groups:
             group["lr"] = learning_rate((epoch - 1) * len(order) + i, steps, common, group["peak"])
-        own = [(told(model, train.degraded(view, some), device), weight) for some, weight in parts.of(rows)]
+        own = [(_given(model, train.degraded(view, some), device), weight) for some, weight in parts.of(rows)]
         forward = partial(_forward, seed=seed, epoch=epoch, device=device, common=common)
         alone = getattr(wrapped, "module", wrapped)
         summed = _summing([partial(forward, alone, batch) for batch, _ in own], parts)
@@ -216,9 +217,14 @@ def _one_epoch(
     return dict(zip(sums, (totals / (len(train.store) * parts.processes)).tolist(), strict=True))
 
 
+def _given(model: Model, degraded: tuple[Batch, Tensor, State], device: str) -> tuple[Batch, Tensor | None, Tensor]:
+    """A degraded batch, the quality that the model is told of it, and the damage that teaches it."""
+    return *told(model, degraded, device), injected(model, degraded[2], device)
+
+
 def _forward(
     wrapped: nn.Module,
-    told_batch: tuple[Batch, Tensor | None],
+    given: tuple[Batch, Tensor | None, Tensor],
     summed: Callable[[Tensor], Tensor],
     seed: int,
     epoch: int,
@@ -226,9 +232,9 @@ def _forward(
     common: TrainCommon,
 ) -> tuple[dict[str, Tensor], Tensor]:
     """The losses by name and their weighted sum; `summed` as Step has it."""
-    batch, quality = told_batch
+    batch, quality, severity = given
     with torch.autocast(device, torch.bfloat16, enabled=common.precision == "bfloat16"):
-        losses = wrapped(batch, quality, Step(seed, epoch, batch.keys, summed))
+        losses = wrapped(batch, quality, Step(seed, epoch, batch.keys, summed, severity))
         return losses, objective(losses, common)
 
 

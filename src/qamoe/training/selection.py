@@ -13,7 +13,7 @@ from torch import Tensor
 from qamoe.degradation.frames import State
 from qamoe.degradation.views import View, alike
 from qamoe.evaluation.calibration import fit_conformal, fit_temperature
-from qamoe.features.batch import Batch
+from qamoe.features.batch import Batch, present
 from qamoe.models import told_quality
 from qamoe.models.model import Model
 from qamoe.params import Selection, TrainCommon
@@ -72,6 +72,12 @@ def told(model: Model, degraded: tuple[Batch, Tensor, State], device: str) -> tu
     batch, _, state = degraded
     quality = told_quality(model, state)
     return batch.to(device), None if quality is None else quality.to(device)
+
+
+def injected(model: Model, state: State, device: str) -> Tensor:
+    """How much damage each modality that the model has took, (B, M): its severity, 0 where it is clean."""
+    places = list(present(list(model.encode.encoders)))
+    return torch.where(state.kind[:, places] < 0, 0.0, state.severity[:, places]).to(device)
 
 
 @torch.no_grad()
