@@ -254,12 +254,13 @@ def drawn_state(
     own = {m: Draws(seed, clips, m, "state", number).uniform(5) for m in MODALITIES}
     alike = own[MODALITIES[0]][:, 3:4] < alike_share
     places = torch.tensor([KINDS.index(kind) for kind in kinds], device=clips.device)
+    graded = torch.tensor(1 - whole_share, device=clips.device)  # a GPU divides by a number otherwise than by a tensor
     states = []
     for modality in MODALITIES:
         u = torch.where(alike, own[MODALITIES[0]], own[modality])
         clean = u[:, 0] < clean_share
         kind = places[(u[:, 1] * len(kinds)).long().clamp(max=len(kinds) - 1)]
-        severity = (u[:, 2] / (1 - whole_share)).clamp(max=1.0)
+        severity = (u[:, 2] / graded).clamp(max=1.0)
         kind, severity = torch.where(clean, -1, kind), torch.where(clean, 0.0, severity)
         states.append((kind, severity, _whole(kind, severity) & (u[:, 4] < announced_share)))
     return State(*(torch.stack(part, 1) for part in zip(*states, strict=True)))
