@@ -42,7 +42,7 @@ def test_experts_are_glu_and_mixed_by_weight() -> None:
     for e in range(5):
         value, gate = (x @ experts.up[e]).chunk(2, dim=-1)
         expected += weights[..., e : e + 1] * ((value * F.silu(gate)) @ experts.down[e])
-    assert torch.allclose(experts(x, weights), expected, atol=1e-6)
+    assert torch.allclose(experts(x, weights, 2), expected, atol=1e-6)
 
 
 def test_an_expert_without_weight_does_nothing() -> None:
@@ -50,10 +50,10 @@ def test_an_expert_without_weight_does_nothing() -> None:
     experts, x = Experts(4, 3, 5), torch.randn(2, 1, 4)
     weights = torch.zeros(2, 1, 5)
     weights[..., 0] = 1
-    before = experts(x, weights)
+    before = experts(x, weights, 2)
     with torch.no_grad():
         experts.down[1:] *= 100
-    assert torch.equal(experts(x, weights), before)
+    assert torch.equal(experts(x, weights, 2), before)
 
 
 @pytest.mark.parametrize("active", [1, 2, 3])

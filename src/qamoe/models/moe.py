@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from qamoe.params import MoE as Block
 
 _SMALLEST_R = 1e-4
+_ALIGNED = 8  # numbers: rows of a grouped product begin on 16 bytes
 
 
 class Router(nn.Module):
@@ -49,18 +50,42 @@ def router_z_loss(logits_BNE: Tensor) -> Tensor:
     return logits_BNE.logsumexp(-1).square().mean()
 
 
+def grouped_matmul(x_SD: Tensor, weight_EDO: Tensor, ends_E: Tensor) -> Tensor:
+    """Rows sorted by expert, each times its expert's matrix: (S, O). Those of expert e end before ends[e] (int32).
+
+    Of the type that autocast asks for.
+    """
+    device, out = x_SD.device.type, weight_EDO.shape[2]
+    if torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+        x_SD, weight_EDO = x_SD.to(dtype), weight_EDO.to(dtype)
+    short, narrow = -weight_EDO.shape[1] % _ALIGNED, -out % _ALIGNED
+    if short or narrow:
+        x_SD, weight_EDO = F.pad(x_SD, (0, short)), F.pad(weight_EDO, (0, narrow, 0, short))
+    return F.grouped_mm(x_SD, weight_EDO, offs=ends_E)[:, :out]
+
+
 class Experts(nn.Module):
-    """GLU experts applied to every token and mixed by the routing weights: (B, N, D) -> (B, N, D)."""
+    """GLU experts, each applied to the tokens that are routed to it, mixed by the weights: (B, N, D) -> (B, N, D).
+
+    Tokens are sorted by expert and multiplied in one go, so that work and memory grow with the active experts alone.
+    """
 
     def __init__(self, width: int, hidden: int, experts: int) -> None:
         super().__init__()
         self.up = nn.Parameter(torch.empty(experts, width, 2 * hidden).uniform_(-(width**-0.5), width**-0.5))
         self.down = nn.Parameter(torch.empty(experts, hidden, width).uniform_(-(hidden**-0.5), hidden**-0.5))
 
-    def forward(self, x_BND: Tensor, weights_BNE: Tensor) -> Tensor:
-        value, gate = torch.einsum("bnd,edh->bneh", x_BND, self.up).chunk(2, dim=-1)
-        mixed = value * F.silu(gate) * weights_BNE[..., None]
-        return torch.einsum("bneh,ehd->bnd", mixed, self.down)
+    def forward(self, x_BND: Tensor, weights_BNE: Tensor, active: int) -> Tensor:
+        """`weights` are zero but for `active` experts a token."""
+        top = weights_BNE.flatten(0, 1).topk(active, sorted=False)
+        expert, order = top.indices.flatten().sort(stable=True)
+        every = torch.arange(len(self.up), device=expert.device)
+        ends = torch.searchsorted(expert, every, right=True, out_int32=True)
+        value, gate = grouped_matmul(x_BND.flatten(0, 1)[order // active], self.up, ends).chunk(2, dim=-1)
+        mixed = value * F.silu(gate) * top.values.flatten()[order, None]
+        back = grouped_matmul(mixed, self.down, ends)[order.argsort()]
+        return back.unflatten(0, (-1, active)).sum(1).view(x_BND.shape)
 
 
 class Fused(NamedTuple):
@@ -95,7 +120,7 @@ class Mixture(nn.Module):
         tokens_BND = self.norm(z_BND)
         logits = self.router(tokens_BND, gate_BM)
         weights = top_k_weights(logits, self.active)
-        y_BND = z_BND + self.experts(tokens_BND, weights)
+        y_BND = z_BND + self.experts(tokens_BND, weights, self.active)
         if self.score is None:
             fusion = scores.softmax(1)
             vector = y_BND[:, 0]
