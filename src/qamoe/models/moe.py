@@ -51,14 +51,8 @@ def router_z_loss(logits_BNE: Tensor) -> Tensor:
 
 
 def grouped_matmul(x_SD: Tensor, weight_EDO: Tensor, ends_E: Tensor) -> Tensor:
-    """Rows sorted by expert, each times its expert's matrix: (S, O). Those of expert e end before ends[e] (int32).
-
-    Of the type that autocast asks for.
-    """
-    device, out = x_SD.device.type, weight_EDO.shape[2]
-    if torch.is_autocast_enabled(device):
-        dtype = torch.get_autocast_dtype(device)
-        x_SD, weight_EDO = x_SD.to(dtype), weight_EDO.to(dtype)
+    """Rows sorted by expert, each times its expert's matrix: (S, O). Those of expert e end before ends[e] (int32)."""
+    out, weight_EDO = weight_EDO.shape[2], weight_EDO.to(x_SD.dtype)
     short, narrow = -weight_EDO.shape[1] % _ALIGNED, -out % _ALIGNED
     if short or narrow:
         x_SD, weight_EDO = F.pad(x_SD, (0, short)), F.pad(weight_EDO, (0, narrow, 0, short))
@@ -66,9 +60,11 @@ def grouped_matmul(x_SD: Tensor, weight_EDO: Tensor, ends_E: Tensor) -> Tensor:
 
 
 class Experts(nn.Module):
-    """GLU experts, each applied to the tokens that are routed to it, mixed by the weights: (B, N, D) -> (B, N, D).
+    """GLU experts mixed by the routing weights: (B, N, D) -> (B, N, D).
 
-    Tokens are sorted by expert and multiplied in one go, so that work and memory grow with the active experts alone.
+    Tokens are sorted by expert and multiplied by their own alone, so that work and memory grow with the active experts.
+    Where torch has no such kernel that neither waits for the device nor breaks a graph (float32 on a GPU, and compiled),
+    all experts see all tokens in one product.
     """
 
     def __init__(self, width: int, hidden: int, experts: int) -> None:
@@ -78,13 +74,27 @@ class Experts(nn.Module):
 
     def forward(self, x_BND: Tensor, weights_BNE: Tensor, active: int) -> Tensor:
         """`weights` are zero but for `active` experts a token."""
+        device = x_BND.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x_BND.dtype
+        if torch.compiler.is_compiling() or (device == "cuda" and dtype != torch.bfloat16):
+            return self.of_all(x_BND, weights_BNE)
+        return self.of_active(x_BND.to(dtype), weights_BNE, active)
+
+    def of_all(self, x_BND: Tensor, weights_BNE: Tensor) -> Tensor:
+        """Every expert on every token."""
+        value, gate = torch.einsum("bnd,edh->bneh", x_BND, self.up).chunk(2, dim=-1)
+        mixed = value * F.silu(gate) * weights_BNE[..., None]
+        return torch.einsum("bneh,ehd->bnd", mixed, self.down)
+
+    def of_active(self, x_BND: Tensor, weights_BNE: Tensor, active: int) -> Tensor:
+        """The experts of each token."""
         top = weights_BNE.flatten(0, 1).topk(active, sorted=False)
         expert, order = top.indices.flatten().sort(stable=True)
         every = torch.arange(len(self.up), device=expert.device)
         ends = torch.searchsorted(expert, every, right=True, out_int32=True)
         value, gate = grouped_matmul(x_BND.flatten(0, 1)[order // active], self.up, ends).chunk(2, dim=-1)
         mixed = value * F.silu(gate) * top.values.flatten()[order, None]
-        back = grouped_matmul(mixed, self.down, ends)[order.argsort()]
+        back = grouped_matmul(mixed.to(x_BND.dtype), self.down, ends)[order.argsort()]
         return back.unflatten(0, (-1, active)).sum(1).view(x_BND.shape)
 
 
