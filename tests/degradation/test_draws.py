@@ -111,7 +111,7 @@ def test_the_largest_word_stays_below_one(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_the_normal_table_is_symmetric_rising_and_normal() -> None:
-    table = _normal_table().double()
+    table = _normal_table(torch.device("cpu")).double()
     assert len(table) == 2**16
     assert torch.equal(table, -table.flip(0))
     assert (table.diff() > 0).all()

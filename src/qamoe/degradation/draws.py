@@ -7,8 +7,11 @@ arithmetic in torch, and what turns integers into floats is exact.
 """
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import cache
+from importlib.util import find_spec
+from shutil import which
 from statistics import NormalDist
 
 import torch
@@ -31,9 +34,23 @@ def _multiply(constant: int, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
-    """Philox4x32-10 of broadcastable int64 tensors that hold 32-bit words; returns four such tensors."""
-    c0, c1, c2, c3 = torch.broadcast_tensors(*counter)
-    k0, k1 = key
+    """Philox4x32-10 of broadcastable int64 tensors that hold 32-bit words; returns four such tensors.
+
+    On a GPU its two hundred small kernels would take longer than a training step, so there they are made one: integers
+    come out the same.
+    """
+    return (_one_kernel() if counter[0].is_cuda else _rounds)(*torch.broadcast_tensors(*counter), *key)
+
+
+@cache
+def _one_kernel() -> Callable[..., tuple[Tensor, ...]]:
+    """The rounds compiled, where what that takes is there."""
+    if find_spec("triton") is None or not any(map(which, ("cc", "gcc", "clang"))):
+        return _rounds
+    return torch.compile(_rounds, dynamic=True)
+
+
+def _rounds(c0: Tensor, c1: Tensor, c2: Tensor, c3: Tensor, k0: Tensor, k1: Tensor) -> tuple[Tensor, ...]:
     for _ in range(10):
         high0, low0 = _multiply(_MULTIPLIERS[0], c0)
         high1, low1 = _multiply(_MULTIPLIERS[1], c2)
@@ -49,12 +66,12 @@ def clip_key(clip_id: str) -> tuple[int, int]:
 
 
 @cache
-def _normal_table() -> Tensor:
+def _normal_table(device: torch.device) -> Tensor:
     """Standard normal quantiles at the 2^16 mid-points, rounded to 2^-16 so that no libm can differ by a bit."""
     size = 1 << _NORMAL_BITS
     inverse = NormalDist().inv_cdf
     upper = [round(inverse((i + 0.5) / size) * 65536) for i in range(size // 2, size)]
-    return torch.tensor([-v for v in reversed(upper)] + upper, dtype=torch.float32) / 65536
+    return (torch.tensor([-v for v in reversed(upper)] + upper, dtype=torch.float32) / 65536).to(device)
 
 
 @dataclass(frozen=True)
@@ -70,6 +87,11 @@ class Draws:
     modality: str
     stream: str
     number: int | Tensor
+
+    def of(self, rows: Tensor) -> "Draws":
+        """Those of some of the clips (R,), the same numbers."""
+        number = self.number[rows] if isinstance(self.number, Tensor) and self.number.ndim else self.number
+        return replace(self, clips=self.clips[rows], number=number)
 
     def words(self, elements: int) -> Tensor:
         """(B, elements) int64 in [0, 2^32)."""
@@ -89,4 +111,4 @@ class Draws:
         """(B, elements) float32, standard normal at 2^16 levels (largest 4.3): two a word, by table."""
         words = self.words((elements + 1) // 2)
         index = torch.stack((words & 0xFFFF, words >> 16), dim=-1).flatten(1)[:, :elements]
-        return _normal_table().to(index.device)[index]
+        return _normal_table(index.device)[index]

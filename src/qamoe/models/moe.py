@@ -63,8 +63,8 @@ class Experts(nn.Module):
     """GLU experts mixed by the routing weights: (B, N, D) -> (B, N, D).
 
     Tokens are sorted by expert and multiplied by their own alone, so that work and memory grow with the active experts.
-    Where torch has no such kernel that neither waits for the device nor breaks a graph (float32 on a GPU, and compiled),
-    all experts see all tokens in one product.
+    Where torch has no such kernel (compiled) or one that waits for the device (float32 on a GPU), all experts see all
+    tokens in one product.
     """
 
     def __init__(self, width: int, hidden: int, experts: int) -> None:
