@@ -10,7 +10,6 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -362,6 +361,8 @@ def load(path: Path) -> Params:
 
 def read(path: Path) -> Any:
     """The content of a YAML file, unchecked. Raises Refused where there is none."""
+    import yaml  # a model needs its blocks and no file of them
+
     try:
         return yaml.safe_load(path.read_text())
     except FileNotFoundError:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from qamoe.degradation.draws import MODALITIES, STREAMS, Draws, _normal_table, clip_key, philox
+from qamoe.degradation.draws import MODALITIES, STREAMS, Draws, _normal_table, _rounds, clip_key, philox
 
 # Random123's kat_vectors: counter, key, what comes out.
 PUBLISHED = [
@@ -39,7 +39,15 @@ def test_philox_gives_its_published_vectors(counter: str, key: str, expected: st
     c = [torch.tensor([word]) for word in numbers(counter)]
     k = [torch.tensor([word]) for word in numbers(key)]
     assert [int(word) for word in philox(tuple(c), tuple(k))] == numbers(expected)
+    assert [int(word) for word in _rounds(*c, *k)] == numbers(expected), "what a GPU runs"
     assert by_integers(numbers(counter), numbers(key)) == numbers(expected)
+
+
+def test_a_gpus_rounds_give_what_a_cpus_give() -> None:
+    words = [torch.randint(0, 2**32, shape) for shape in ((1, 40), (9, 1), (9, 1), (9, 1), (9, 1), (9, 1))]
+    mine, other = philox(tuple(words[:4]), tuple(words[4:])), _rounds(*torch.broadcast_tensors(*words[:4]), *words[4:])
+    for here, there in zip(mine, other, strict=True):
+        assert torch.equal(here, there)
 
 
 def test_the_protocols_numbers_never_change() -> None:
@@ -111,7 +119,7 @@ def test_the_largest_word_stays_below_one(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_the_normal_table_is_symmetric_rising_and_normal() -> None:
-    table = _normal_table().double()
+    table = _normal_table(torch.device("cpu")).double()
     assert len(table) == 2**16
     assert torch.equal(table, -table.flip(0))
     assert (table.diff() > 0).all()

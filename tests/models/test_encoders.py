@@ -31,6 +31,14 @@ def test_padding_and_batch_mates_change_nothing(sizes: Encoders, stride: int, la
     assert (alone[:-1] - alone[1:]).abs().max() > 0.01
 
 
+@torch.no_grad()
+def test_evaluation_is_training_without_dropout(sizes: Encoders) -> None:
+    """Their attention runs by two ways through torch."""
+    encode = encoder(2, sizes.model_copy(update={"dropout": 0.0, "layers": 2}))
+    x, mask = torch.randn(6, 9, 4), torch.arange(9) < torch.tensor([9, 7, 4, 1, 0, 8])[:, None]
+    assert torch.allclose(encode.eval()(x, mask), encode.train()(x, mask), atol=1e-6)
+
+
 @pytest.mark.parametrize("stride", [1, 3])
 def test_a_clip_without_frames_gives_the_learned_vector(sizes: Encoders, stride: int) -> None:
     encode = encoder(stride, sizes)

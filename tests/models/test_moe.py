@@ -42,7 +42,46 @@ def test_experts_are_glu_and_mixed_by_weight() -> None:
     for e in range(5):
         value, gate = (x @ experts.up[e]).chunk(2, dim=-1)
         expected += weights[..., e : e + 1] * ((value * F.silu(gate)) @ experts.down[e])
-    assert torch.allclose(experts(x, weights), expected, atol=1e-6)
+    assert torch.allclose(experts(x, weights, 2), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("width", [4, 8])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_active_experts_alone_give_what_all_give(width: int, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    experts, logits = Experts(width, 7, 6), torch.randn(9, 3, 6)
+    found = []
+    for of in ("of_active", "of_all"):
+        x = torch.randn(9, 3, width, generator=torch.Generator().manual_seed(1)).to(dtype).requires_grad_()
+        weights = top_k_weights(logits.clone().requires_grad_(), 2)
+        experts.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+            y = experts.of_active(x, weights, 2) if of == "of_active" else experts.of_all(x, weights)
+        y.float().square().sum().backward()
+        found.append([y.float(), x.grad, experts.up.grad.clone(), experts.down.grad.clone()])
+    limit = 1e-5 if dtype == torch.float32 else 0.05
+    for mine, other in zip(*found, strict=True):
+        assert torch.allclose(mine, other, atol=limit * float(other.detach().abs().max()))
+
+
+def test_what_is_kept_for_the_gradient_grows_with_the_active_experts_alone() -> None:
+    x = torch.randn(16, 3, 8)
+
+    def kept(experts: int, active: int) -> int:
+        mixture, weights = Experts(8, 64, experts), top_k_weights(torch.randn(16, 3, experts), active)
+        own, sizes = {p.data_ptr() for p in mixture.parameters()}, []
+
+        def keep(saved: torch.Tensor) -> torch.Tensor:
+            if saved.data_ptr() not in own and saved.is_floating_point():
+                sizes.append(saved.numel())
+            return saved
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda saved: saved):
+            mixture(x.clone().requires_grad_(), weights, active)
+        return sum(sizes)
+
+    assert kept(64, 2) < 1.1 * kept(8, 2)
+    assert kept(8, 4) > 1.8 * kept(8, 2)
 
 
 def test_an_expert_without_weight_does_nothing() -> None:
@@ -50,10 +89,10 @@ def test_an_expert_without_weight_does_nothing() -> None:
     experts, x = Experts(4, 3, 5), torch.randn(2, 1, 4)
     weights = torch.zeros(2, 1, 5)
     weights[..., 0] = 1
-    before = experts(x, weights)
+    before = experts(x, weights, 2)
     with torch.no_grad():
         experts.down[1:] *= 100
-    assert torch.equal(experts(x, weights), before)
+    assert torch.equal(experts(x, weights, 2), before)
 
 
 @pytest.mark.parametrize("active", [1, 2, 3])

@@ -5,7 +5,7 @@ severity 0 gives it back bit for bit. A new one is one function and one line in 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -34,6 +34,11 @@ class Reference:
     unk: int = 0
     special: tuple[int, ...] = ()
     partner: tuple[Tensor, Tensor] | None = None
+
+    def to(self, device: str) -> "Reference":
+        """The same on a device; a partner is made where it is asked for."""
+        parts = {name: getattr(self, name) for name in ("mean", "deviation", "frequencies")}
+        return replace(self, **{name: part.to(device) for name, part in parts.items() if part is not None})
 
 
 @dataclass(frozen=True)
@@ -199,12 +204,19 @@ def degrade(
     gives the random numbers of a kind's stream. After a swap T may be larger.
     """
     table = FRAMES if x.is_floating_point() else TOKENS
-    lost = torch.zeros_like(severity)
+    given, lost = x, torch.zeros_like(severity)
     for index, name in enumerate(KINDS):
-        here = torch.where(kind == index, severity, torch.zeros_like(severity))
-        if name in table and bool((here > 0).any()):
+        rows = ((kind == index) & (severity > 0)).nonzero()[:, 0]
+        if name not in table or not len(rows):
+            continue
+        if name == "swap" or len(rows) == len(x):
+            here = torch.where(kind == index, severity, torch.zeros_like(severity))
             result = table[name](x, mask, here, draws(name), reference)
             x, mask, lost = result.x, result.mask, torch.where(kind == index, result.lost, lost)
+        else:  # its numbers are drawn for its own clips alone, which is most of the work
+            result = table[name](x[rows], mask[rows], severity[rows], draws(name).of(rows), reference)
+            x = (x.clone() if x is given else x).index_copy_(0, rows, result.x)
+            lost = lost.index_copy(0, rows, result.lost)
     return Degraded(x, mask, lost)
 
 
@@ -254,12 +266,13 @@ def drawn_state(
     own = {m: Draws(seed, clips, m, "state", number).uniform(5) for m in MODALITIES}
     alike = own[MODALITIES[0]][:, 3:4] < alike_share
     places = torch.tensor([KINDS.index(kind) for kind in kinds], device=clips.device)
+    graded = torch.tensor(1 - whole_share, device=clips.device)  # a GPU divides by a number otherwise than by a tensor
     states = []
     for modality in MODALITIES:
         u = torch.where(alike, own[MODALITIES[0]], own[modality])
         clean = u[:, 0] < clean_share
         kind = places[(u[:, 1] * len(kinds)).long().clamp(max=len(kinds) - 1)]
-        severity = (u[:, 2] / (1 - whole_share)).clamp(max=1.0)
+        severity = (u[:, 2] / graded).clamp(max=1.0)
         kind, severity = torch.where(clean, -1, kind), torch.where(clean, 0.0, severity)
         states.append((kind, severity, _whole(kind, severity) & (u[:, 4] < announced_share)))
     return State(*(torch.stack(part, 1) for part in zip(*states, strict=True)))

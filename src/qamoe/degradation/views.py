@@ -49,15 +49,8 @@ class View:
         return [fixed_state(*step, len(keys), announced=self.announced) for step in steps]
 
     def state(self, keys: Tensor) -> State:
-        """All steps as one: the first kind of the two, and the severity of both, 1 - (1 - s)(1 - s')."""
-        state, *others = self.states(keys)
-        for other in others:
-            state = State(
-                torch.where(state.kind < 0, other.kind, state.kind),
-                1 - (1 - state.severity) * (1 - other.severity),
-                state.announced | other.announced,
-            )
-        return state
+        """All steps as one."""
+        return _as_one(self.states(keys))
 
     def of(self, modality: str) -> "View":
         """What this view does to one modality: equal for two views that degrade it alike, the others aside."""
@@ -76,6 +69,18 @@ class View:
         if not any(severities[place] for _, severities in steps):
             return View(self.seed, 0, *steps[0])
         return replace(self, kinds=steps[0][0], severities=steps[0][1], then=steps[1] if self.then else None)
+
+
+def _as_one(steps: list[State]) -> State:
+    """The first kind of the two, and the severity of both, 1 - (1 - s)(1 - s')."""
+    state, *others = steps
+    for other in others:
+        state = State(
+            torch.where(state.kind < 0, other.kind, state.kind),
+            1 - (1 - state.severity) * (1 - other.severity),
+            state.announced | other.announced,
+        )
+    return state
 
 
 def alike(kind: str, severity: float, seed: int, number: int) -> View:
@@ -112,7 +117,7 @@ def apply(
             result = degrade(x, mask, kind, severity, draws, reference)
             x, mask, lost[:, place] = result.x, result.mask & ~announced[:, None], result.lost
         xs[modality], masks[modality] = x, mask
-    return replace(batch, x=xs, mask=masks), lost, view.state(batch.keys)
+    return replace(batch, x=xs, mask=masks), lost, _as_one(steps)
 
 
 def references(stats: dict[str, Any]) -> dict[str, Reference]:

@@ -69,8 +69,8 @@ class Encodings:
             batch, gone, _ = self.split.degraded(self.places[view], rows, modalities)
             on_device = batch.to(self.device)
             vectors.append(list(self.every(lambda model, b=on_device: model.vectors(b), self.trained)))
-            lost.append(gone)
-            present.append({m: mask.any(1) for m, mask in batch.mask.items()})
+            lost.append(gone.cpu())
+            present.append({m: mask.any(1).cpu() for m, mask in batch.mask.items()})
         return {
             m: Encoding(
                 torch.cat(lost)[:, MODALITIES.index(m)],

@@ -51,10 +51,11 @@ class Batch:
 def pad(sequences: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
     """Sequences (T_i, ...) -> (B, T, ...) with zeros behind, and the mask (B, T); T is at least 1."""
     length = max(1, max(len(s) for s in sequences))
-    padded = np.zeros((len(sequences), length, *sequences[0].shape[1:]), sequences[0].dtype)
+    padded = np.empty((len(sequences), length, *sequences[0].shape[1:]), sequences[0].dtype)  # written once below
     mask = np.zeros((len(sequences), length), bool)
     for i, sequence in enumerate(sequences):
         padded[i, : len(sequence)] = sequence
+        padded[i, len(sequence) :] = 0
         mask[i, : len(sequence)] = True
     return torch.from_numpy(padded), torch.from_numpy(mask)
 
@@ -66,8 +67,8 @@ def collate(store: Store, rows: Sequence[int], modalities: Sequence[str]) -> Bat
         x[modality], mask[modality] = pad([store.sequence(modality, row) for row in rows])
         if not x[modality].is_floating_point():
             x[modality] = x[modality].long()
-    keys = torch.tensor([clip_key(store.clip_ids[row]) for row in rows], dtype=torch.int64)
-    target = torch.tensor([store.labels[row] for row in rows], dtype=torch.float32)
+    keys = torch.tensor([clip_key(store.value("clip_id", row)) for row in rows], dtype=torch.int64)
+    target = torch.tensor([store.value("label", row) for row in rows], dtype=torch.float32)
     return Batch(keys, x, mask, target)
 
 

@@ -86,6 +86,11 @@ class Store:
         """A whole column as Python values: for ids, sources and labels, not for frames."""
         return [value for batch in self._batches for value in batch.column(name).to_pylist()]
 
+    def value(self, name: str, row: int) -> Any:
+        """One value of a column that holds no sequences, without a list of them all."""
+        index, place = divmod(row, BATCH_ROWS)
+        return self._batches[index].column(name)[place].as_py()
+
     @cached_property
     def clip_ids(self) -> list[str]:
         return self.column("clip_id")

@@ -12,6 +12,29 @@ from qamoe.models.reader import Reader
 from qamoe.params import Encoders
 
 
+class Layer(nn.TransformerEncoderLayer):
+    """torch's pre-norm layer, with attention by the fused kernel in evaluation.
+
+    torch's own shortcut for evaluation makes all T x T weights of a padded batch, which takes four times as long at
+    T 500. Training drops such weights, so it needs them, and stays torch's own.
+    """
+
+    def __init__(self, sizes: Encoders) -> None:
+        width = sizes.width
+        super().__init__(width, sizes.heads, 2 * width, sizes.dropout, "gelu", batch_first=True, norm_first=True)
+
+    def forward(self, x_BTD: Tensor, mask_BT: Tensor) -> Tensor:  # type: ignore[override]
+        """No clip's mask may be empty: attention over nothing is NaN."""
+        if self.training:
+            return super().forward(x_BTD, src_key_padding_mask=~mask_BT)
+        own = self.self_attn
+        projected = F.linear(self.norm1(x_BTD), own.in_proj_weight, own.in_proj_bias)  # type: ignore[arg-type]
+        query, key, value = projected.unflatten(-1, (3, own.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        seen = F.scaled_dot_product_attention(query, key, value, mask_BT[:, None, None])
+        x_BTD = x_BTD + own.out_proj(seen.transpose(1, 2).flatten(2))
+        return x_BTD + self.linear2(F.gelu(self.linear1(self.norm2(x_BTD))))
+
+
 class SequenceEncoder(nn.Module):
     """Projection, temporal convolution with stride, pre-norm transformer, attention pooling: (B, T, F) -> (B, D)."""
 
@@ -21,12 +44,7 @@ class SequenceEncoder(nn.Module):
         self.stride = stride
         self.project = nn.Linear(features, width)
         self.convolve = nn.Conv1d(width, width, kernel_size=2 * stride + 1, stride=stride, padding=stride)
-        self.layers = nn.ModuleList(
-            nn.TransformerEncoderLayer(
-                width, sizes.heads, 2 * width, sizes.dropout, "gelu", batch_first=True, norm_first=True
-            )
-            for _ in range(sizes.layers)
-        )
+        self.layers = nn.ModuleList(Layer(sizes) for _ in range(sizes.layers))
         self.norm = nn.LayerNorm(width)
         self.score = nn.Linear(width, 1)
         self.absent = nn.Parameter(torch.zeros(width))
@@ -39,7 +57,7 @@ class SequenceEncoder(nn.Module):
         mask = F.max_pool1d(mask_BT.float()[:, None], self.stride, ceil_mode=True)[:, 0] > 0
         mask = torch.cat([mask[:, :1] | ~here_B[:, None], mask[:, 1:]], dim=1)  # never attend to nothing
         for layer in self.layers:
-            x = layer(x, src_key_padding_mask=~mask)
+            x = layer(x, mask)
         x = self.norm(x)
         weight = self.score(x)[..., 0].masked_fill(~mask, float("-inf")).softmax(1)
         pooled = (weight[..., None] * x).sum(1)

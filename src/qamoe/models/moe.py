@@ -13,6 +13,7 @@ from qamoe.models.step import Step
 from qamoe.params import MoE as Block
 
 _SMALLEST_R = 1e-4
+_ALIGNED = 8  # numbers: rows of a grouped product begin on 16 bytes
 
 
 class Router(nn.Module):
@@ -56,18 +57,52 @@ def router_z_loss(logits_BNE: Tensor) -> Tensor:
     return logits_BNE.logsumexp(-1).square().mean()
 
 
+def grouped_matmul(x_SD: Tensor, weight_EDO: Tensor, ends_E: Tensor) -> Tensor:
+    """Rows sorted by expert, each times its expert's matrix: (S, O). Those of expert e end before ends[e] (int32)."""
+    out, weight_EDO = weight_EDO.shape[2], weight_EDO.to(x_SD.dtype)
+    short, narrow = -weight_EDO.shape[1] % _ALIGNED, -out % _ALIGNED
+    if short or narrow:
+        x_SD, weight_EDO = F.pad(x_SD, (0, short)), F.pad(weight_EDO, (0, narrow, 0, short))
+    return F.grouped_mm(x_SD, weight_EDO, offs=ends_E)[:, :out]
+
+
 class Experts(nn.Module):
-    """GLU experts applied to every token and mixed by the routing weights: (B, N, D) -> (B, N, D)."""
+    """GLU experts mixed by the routing weights: (B, N, D) -> (B, N, D).
+
+    Tokens are sorted by expert and multiplied by their own alone, so that work and memory grow with the active experts.
+    Where torch has no such kernel (compiled) or one that waits for the device (float32 on a GPU), all experts see all
+    tokens in one product.
+    """
 
     def __init__(self, width: int, hidden: int, experts: int) -> None:
         super().__init__()
         self.up = nn.Parameter(torch.empty(experts, width, 2 * hidden).uniform_(-(width**-0.5), width**-0.5))
         self.down = nn.Parameter(torch.empty(experts, hidden, width).uniform_(-(hidden**-0.5), hidden**-0.5))
 
-    def forward(self, x_BND: Tensor, weights_BNE: Tensor) -> Tensor:
+    def forward(self, x_BND: Tensor, weights_BNE: Tensor, active: int) -> Tensor:
+        """`weights` are zero but for `active` experts a token."""
+        device = x_BND.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x_BND.dtype
+        if torch.compiler.is_compiling() or (device == "cuda" and dtype != torch.bfloat16):
+            return self.of_all(x_BND, weights_BNE)
+        return self.of_active(x_BND.to(dtype), weights_BNE, active)
+
+    def of_all(self, x_BND: Tensor, weights_BNE: Tensor) -> Tensor:
+        """Every expert on every token."""
         value, gate = torch.einsum("bnd,edh->bneh", x_BND, self.up).chunk(2, dim=-1)
         mixed = value * F.silu(gate) * weights_BNE[..., None]
         return torch.einsum("bneh,ehd->bnd", mixed, self.down)
+
+    def of_active(self, x_BND: Tensor, weights_BNE: Tensor, active: int) -> Tensor:
+        """The experts of each token."""
+        top = weights_BNE.flatten(0, 1).topk(active, sorted=False)
+        expert, order = top.indices.flatten().sort(stable=True)
+        every = torch.arange(len(self.up), device=expert.device)
+        ends = torch.searchsorted(expert, every, right=True, out_int32=True)
+        value, gate = grouped_matmul(x_BND.flatten(0, 1)[order // active], self.up, ends).chunk(2, dim=-1)
+        mixed = value * F.silu(gate) * top.values.flatten()[order, None]
+        back = grouped_matmul(mixed.to(x_BND.dtype), self.down, ends)[order.argsort()]
+        return back.unflatten(0, (-1, active)).sum(1).view(x_BND.shape)
 
 
 class Fused(NamedTuple):
@@ -104,7 +139,7 @@ class Mixture(nn.Module):
         tokens_BND = self.norm(z_BND)
         logits = self.router(tokens_BND, gate_BM)
         weights = top_k_weights(logits, self.active)
-        y_BND = z_BND + self.experts(tokens_BND, weights)
+        y_BND = z_BND + self.experts(tokens_BND, weights, self.active)
         if self.score is None:
             fusion = scores.softmax(1)
             vector = y_BND[:, 0]

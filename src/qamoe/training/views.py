@@ -5,7 +5,7 @@ For models that fine-tune their text encoder there are no such states: a batch t
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +32,21 @@ _KEPT = 256 << 20  # bytes of batches that are asked for again and again
 
 @dataclass(frozen=True)
 class Views:
-    """A split and its views; `states` holds the encoded text of all of them, None where models read ids or nothing."""
+    """A split and its views; `states` holds the encoded text of all of them, None where models read ids or nothing.
+
+    Clips are degraded on `device`, and stay there.
+    """
 
     store: Store
     views: tuple[View, ...]
     modalities: tuple[str, ...]
     references: dict[str, Reference]
     states: TextStates | None
+    device: str = "cpu"
+
+    @cached_property
+    def _references(self) -> dict[str, Reference]:
+        return {m: reference.to(self.device) for m, reference in self.references.items()}
 
     @cached_property
     def partners(self) -> Partners:
@@ -60,10 +68,11 @@ class Views:
 
         Text is encoded states (B, T, W), or token ids (B, T) where there are none.
         """
-        partner = _partner(self.store, self.partners, rows)
-        batch, lost, state = apply(self.clean(rows, modalities), self.views[view], self.references, partner)
+        partner = _partner(self.store, lambda: self.partners, rows)
+        clean = self.clean(rows, modalities).to(self.device)
+        batch, lost, state = apply(clean, self.views[view], self._references, partner)
         if self.states is not None and "text" in batch.x:
-            x, mask = pad([self.states.of(view, row) for row in rows])
+            x, mask = (part.to(self.device) for part in pad([self.states.of(view, row) for row in rows]))
             batch = batch.with_x(text=x).with_mask(text=mask)
         return batch, lost, state
 
@@ -85,11 +94,16 @@ class Views:
         return self.degraded(view, rows)[0]
 
 
-def _partner(store: Store, among: Partners, rows: Sequence[int]) -> Callable[[str, Draws], tuple[Tensor, Tensor]]:
-    """What gives a modality's frames (B, T, ...) and mask (B, T) of the clips that `rows` are swapped with."""
+def _partner(
+    store: Store, among: Callable[[], Partners], rows: Sequence[int]
+) -> Callable[[str, Draws], tuple[Tensor, Tensor]]:
+    """What gives a modality's frames (B, T, ...) and mask (B, T) of the clips that `rows` are swapped with.
+
+    `among` lists all clips, which most views never ask for.
+    """
 
     def load(modality: str, draws: Draws) -> tuple[Tensor, Tensor]:
-        batch = collate(store, among.of(rows, draws), (modality,))
+        batch = collate(store, among().of(rows, draws), (modality,)).to(str(draws.clips.device))
         return batch.x[modality], batch.mask[modality]
 
     return load
@@ -111,7 +125,7 @@ def open_views(
     `encoder` is that of models that have a frozen one; None leaves text as token ids.
     """
     if "text" not in modalities or encoder is None:
-        return Views(store, tuple(views), modalities, references, None)
+        return Views(store, tuple(views), modalities, references, None, device)
     made_by = (draws, frames, partners, degradation_views, text, text_states)
     code = [Path(str(module.__file__)).read_text() for module in made_by]
     weights = None if encoder == NAME else text.digest(encoder)
@@ -122,14 +136,15 @@ def open_views(
     for other in folder.glob(f"text-{store.path.stem}-*"):
         if other.stem != path.stem:
             other.unlink(missing_ok=True)
-    return Views(store, tuple(views), modalities, references, text_states.load(path))
+    return Views(store, tuple(views), modalities, references, text_states.load(path), device)
 
 
 def _ids(store: Store, views: Sequence[View], references: dict[str, Reference]) -> Iterator[list[np.ndarray]]:
     """The token ids (T,) of every clip, view by view; none of a clip whose text is announced as missing."""
     rows = range(len(store))
     clean = collate(store, rows, ("text",))
-    partner = _partner(store, Partners(store.clip_ids, store.sources), rows)
+    partners = cache(lambda: Partners(store.clip_ids, store.sources))
+    partner = _partner(store, partners, rows)
     for view in views:
         batch, _, _ = apply(clean, view, references, partner)
         lengths = batch.mask["text"].sum(1).tolist()
@@ -144,12 +159,12 @@ def feature_sizes(stats: dict[str, Any]) -> dict[str, int]:
 
 def rows_in_batches(
     count: int, size: int, generator: np.random.Generator | None = None, lengths: np.ndarray | None = None
-) -> list[list[int]]:
+) -> list[np.ndarray]:
     """Row numbers in batches, shuffled where a generator is given; with `lengths` (N,) a batch holds alike ones."""
     order = np.arange(count) if generator is None else generator.permutation(count)
     if lengths is not None:
         order = order[np.argsort(lengths[order], kind="stable")]
-    batches = [order[start : start + size].tolist() for start in range(0, count, size)]
+    batches = [order[start : start + size] for start in range(0, count, size)]
     if lengths is not None and generator is not None:
         batches = [batches[place] for place in generator.permutation(len(batches))]
     return batches

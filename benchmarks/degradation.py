@@ -1,0 +1,79 @@
+"""What degrading a training batch costs, and whether its bits are every machine's: `python benchmarks/degradation.py`.
+
+One core, the training views of params.yaml, batches of CMU-MOSEI's and of the sample corpus's shape; a minute. The
+inputs whose degraded bits are compared are made by integers too; benchmarks/gpu.py compares a GPU's with the CPU's.
+"""
+
+import hashlib
+import time
+from functools import partial
+
+import shapes
+import torch
+from figures import alternated, figure, milliseconds, ratio
+from model import SAMPLE, cut, loss
+from torch import Tensor
+
+from qamoe.degradation.draws import Draws
+from qamoe.degradation.frames import KINDS
+from qamoe.degradation.views import alike, apply
+from qamoe.features.batch import Batch
+
+DIGEST = "a61b7b19d389a42e9ded917b7e85b29eb821778c00e3769a0b527dbb86f5b6f9"
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    for name, clips, encoded, rounds in (
+        ("MOSEI's shape", shapes.frames(32), shapes.encoded(32), 7),
+        ("sample corpus's shape", cut(shapes.frames(32), SAMPLE), cut(shapes.encoded(32), SAMPLE), 40),
+    ):
+        share(name, clips, encoded, rounds)
+    made = digest()
+    figure("degradation: the bits of every machine (1 yes)", float(made == DIGEST), at_least=1)
+    if made != DIGEST:
+        print(f"SHA-256 {made}")
+
+
+def share(name: str, clips: Batch, encoded: Batch, rounds: int) -> None:
+    """Degrading token ids, sound and pictures of a batch, against a training step on it."""
+    network, references = shapes.model("qamoe", shapes.QAMOE), shapes.references()
+    sides = {
+        "degrade": lambda: apply(clips, shapes.TRAINING, references),
+        "step": shapes.stepping(network, partial(loss, network, encoded)),
+    }
+    taken = alternated(sides, rounds, clock=time.process_time)
+    here = f"degradation, {name}, {len(clips)} clips"
+    figure(f"{here}: a training view", milliseconds(taken["degrade"]), "ms")
+    figure(f"{here}: share of QA-MoE's step", 100 * ratio(taken, "degrade", "step"), "%", at_most=10)
+
+
+def digest() -> str:
+    """SHA-256 of batches under every kind of frames and tokens, and under a training view."""
+    batch = by_integers(shapes.frames(8))
+    references, result = shapes.references(), hashlib.sha256()
+    other = batch.x, batch.mask
+
+    def partner(modality: str, draws: Draws) -> tuple[Tensor, Tensor]:
+        return other[0][modality].roll(1, 0), other[1][modality].roll(1, 0)
+
+    for view in (shapes.TRAINING, *(alike(kind, 0.37, 7, 1) for kind in KINDS)):
+        degraded, lost, _ = apply(batch, view, references, partner)
+        for part in (*degraded.x.values(), *degraded.mask.values(), lost):
+            result.update(part.contiguous().numpy().tobytes())
+    return result.hexdigest()
+
+
+def by_integers(batch: Batch) -> Batch:
+    """The batch with frames and ids that no machine rounds otherwise, and clips of several lengths."""
+    x: dict[str, Tensor] = {}
+    for m, frames in batch.x.items():
+        drawn = Draws(1, batch.keys, m, "state", 1).words(frames[0].numel()).view(frames.shape)
+        x[m] = drawn % shapes.VOCABULARY if m == "text" else (drawn >> 8).float() * 2.0**-23 - 1
+    lengths = torch.arange(1, len(batch) + 1)[:, None] / len(batch)
+    mask = {m: torch.arange(here.shape[1]) < lengths * here.shape[1] for m, here in batch.mask.items()}
+    return batch.with_x(**x).with_mask(**mask)
+
+
+if __name__ == "__main__":
+    main()

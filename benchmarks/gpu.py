@@ -1,0 +1,167 @@
+"""What the model costs on the GPU there is: `PYTHONPATH=src python3 benchmarks/gpu.py`, a minute.
+
+Batches of CMU-MOSEI's shape, every clip at full length, already on the device. Needs torch, numpy, pandas, pyarrow and
+pydantic alone. Without a GPU it measures the CPU, which tries the script out.
+"""
+
+import statistics
+import time
+from collections.abc import Callable
+from functools import partial
+
+import shapes
+import torch
+from figures import alternated, figure, machine, milliseconds, ratio
+from mult import MulT
+
+from qamoe.degradation.views import apply
+from qamoe.features.batch import Batch
+from qamoe.params import Encoders, PerModality
+
+SECONDS = 60
+LARGE = Encoders(width=256, layers=4, heads=8, dropout=0.2, stride=PerModality(text=1, audio=2, vision=1))
+STARTED = time.monotonic()
+
+
+def left() -> float:
+    """Seconds until the script should be done."""
+    return SECONDS - (time.monotonic() - STARTED)
+
+
+def main() -> None:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    on_gpu = device == "cuda"
+    print(f"{torch.cuda.get_device_name() if on_gpu else 'no GPU'}; {machine()}", flush=True)
+    torch.set_num_threads(1 if not on_gpu else torch.get_num_threads())
+    wait = torch.cuda.synchronize if on_gpu else lambda: None
+    rounds = 30 if on_gpu else 2
+    for clips in (32, 256) if on_gpu else (4,):
+        steps(clips, device, rounds if clips < 256 else rounds // 3, wait)
+    degradation(32 if on_gpu else 4, device, rounds, wait)
+    large(64 if on_gpu else 2, device, 10 if on_gpu else 1, wait)
+    memory(32 if on_gpu else 4, device)
+    one_clip(device, wait)
+    for bfloat16 in (False, True):
+        if left() > 20:
+            compiled(32 if on_gpu else 4, device, rounds, wait, bfloat16=bfloat16)
+    figure("gpu: seconds of this script", time.monotonic() - STARTED, "s")
+
+
+def steps(clips: int, device: str, rounds: int, wait: Callable[[], object]) -> None:
+    """Training steps of QA-MoE, concatenation, twice the experts and MulT, in alternation."""
+    batch = shapes.encoded(clips, device)
+    assert batch.target is not None
+    target = batch.target
+    sides = {}
+    doubled = shapes.QAMOE.model_copy(update={"experts": 2 * shapes.QAMOE.experts})
+    for name, model, block in (
+        ("concat", "concat", shapes.CONCAT),
+        ("qamoe", "qamoe", shapes.QAMOE),
+        ("doubled", "qamoe", doubled),
+    ):
+        network = shapes.model(model, block, device)
+        sides[name] = shapes.stepping(network, partial(_loss, network, batch), device)
+    network = shapes.model("qamoe", shapes.QAMOE, device)
+    sides["bfloat16"] = shapes.stepping(network, partial(_loss, network, batch), device, bfloat16=True)
+    mult = MulT(shapes.FEATURES).to(device)
+    sides["mult"] = shapes.stepping(mult, lambda: (mult(batch.x) - target).abs().mean(), device)
+    taken = alternated(sides, rounds, wait=wait)
+    here = f"gpu: {clips} clips"
+    figure(f"{here}: QA-MoE, float32", 1 / statistics.median(taken["qamoe"]), "steps/s")
+    figure(f"{here}: QA-MoE, bfloat16", 1 / statistics.median(taken["bfloat16"]), "steps/s")
+    figure(f"{here}: QA-MoE, clips trained on", clips / statistics.median(taken["qamoe"]), "clips/s")
+    figure(f"{here}: float32 step by bfloat16 step", ratio(taken, "qamoe", "bfloat16"), "times")
+    figure(f"{here}: QA-MoE step by concatenation's", ratio(taken, "qamoe", "concat"), "times", at_most=1.25)
+    figure(f"{here}: MulT's step by QA-MoE's", ratio(taken, "mult", "qamoe"), "times", at_least=5)
+    figure(f"{here}: step with twice the experts", ratio(taken, "doubled", "qamoe"), "times", at_most=1.15)
+
+
+def _loss(network: torch.nn.Module, batch: Batch) -> torch.Tensor:
+    return shapes.objective(network(batch).losses)
+
+
+def degradation(clips: int, device: str, rounds: int, wait: Callable[[], object]) -> None:
+    """Degrading a training batch on the device against a training step, and its bits against the CPU's."""
+    batch, on_cpu = shapes.frames(clips, device), shapes.frames(clips)
+    network, ready = shapes.model("qamoe", shapes.QAMOE, device), shapes.encoded(clips, device)
+    here, there = shapes.references(device), shapes.references()
+    taken = alternated(
+        {
+            "degrade": lambda: apply(batch, shapes.TRAINING, here),
+            "step": shapes.stepping(network, partial(_loss, network, ready), device),
+        },
+        rounds,
+        wait=wait,
+    )
+    figure("gpu: degradation, share of a training step", 100 * ratio(taken, "degrade", "step"), "%", at_most=10)
+    figure("gpu: degradation of a batch", milliseconds(taken["degrade"]), "ms")
+    made, expected = apply(batch, shapes.TRAINING, here), apply(on_cpu, shapes.TRAINING, there)
+    same = torch.equal(made[1].cpu(), expected[1]) and all(
+        torch.equal(made[0].x[m].cpu(), expected[0].x[m]) and torch.equal(made[0].mask[m].cpu(), expected[0].mask[m])
+        for m in expected[0].x
+    )
+    figure("gpu: degradation, the CPU's bits (1 yes)", float(same), at_least=1)
+
+
+def large(clips: int, device: str, rounds: int, wait: Callable[[], object]) -> None:
+    """A model large enough to fill a GPU: what bfloat16 gives."""
+    batch = shapes.encoded(clips, device)
+    sides = {}
+    for name, bfloat16 in (("float32", False), ("bfloat16", True)):
+        network = shapes.model("qamoe", shapes.QAMOE, device, LARGE)
+        sides[name] = shapes.stepping(network, partial(_loss, network, batch), device, bfloat16=bfloat16)
+    taken = alternated(sides, rounds, wait=wait)
+    name = f"gpu: width {LARGE.width}, {LARGE.layers} layers, {clips} clips"
+    figure(f"{name}: float32", 1 / statistics.median(taken["float32"]), "steps/s")
+    figure(f"{name}: float32 step by bfloat16 step", ratio(taken, "float32", "bfloat16"), "times")
+
+
+def memory(clips: int, device: str) -> None:
+    """The most that a step allocates, and what eight times the experts add to it beyond their weights."""
+    if device != "cuda":
+        return
+    batch = shapes.encoded(clips, device)
+    peaks = {}
+    for experts in (shapes.QAMOE.experts, 8 * shapes.QAMOE.experts):
+        network = shapes.model("qamoe", shapes.QAMOE.model_copy(update={"experts": experts}), device)
+        step = shapes.stepping(network, partial(_loss, network, batch), device)
+        step()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        step()
+        peaks[experts] = torch.cuda.max_memory_allocated() - before
+        del network, step
+        torch.cuda.empty_cache()
+        figure(f"gpu: {clips} clips: a step's memory, {experts} experts", peaks[experts] / 2**20, "MiB")
+
+
+@torch.no_grad()
+def one_clip(device: str, wait: Callable[[], object]) -> None:
+    """The latency of a single clip from features."""
+    network, batch = shapes.model("qamoe", shapes.QAMOE, device).eval(), shapes.encoded(1, device)
+    taken = alternated({"clip": lambda: network(batch).value}, 50, wait=wait)
+    figure("gpu: a single clip from features, p50", milliseconds(taken["clip"]), "ms")
+
+
+def compiled(clips: int, device: str, rounds: int, wait: Callable[[], object], *, bfloat16: bool) -> None:
+    """torch.compile against eager, and the graph breaks that it would hide."""
+    batch, precision = shapes.encoded(clips, device), "bfloat16" if bfloat16 else "float32"
+    eager = shapes.model("qamoe", shapes.QAMOE, device)
+    sides = {"eager": shapes.stepping(eager, partial(_loss, eager, batch), device, bfloat16=bfloat16)}
+    network = shapes.model("qamoe", shapes.QAMOE, device)
+    whole = torch.compile(network, fullgraph=True)
+    sides["compiled"] = shapes.stepping(network, partial(_loss, whole, batch), device, bfloat16=bfloat16)
+    begin = time.monotonic()
+    try:
+        sides["compiled"]()
+    except Exception as error:
+        print(f"gpu: torch.compile, {precision}: {' '.join(f'{type(error).__name__}: {error}'.split())[:300]}")
+        return
+    figure(f"gpu: compiling, {precision}", time.monotonic() - begin, "s")
+    taken = alternated(sides, rounds, wait=wait)
+    figure(f"gpu: {clips} clips: compiled, {precision}", 1 / statistics.median(taken["compiled"]), "steps/s")
+    figure(f"gpu: {clips} clips: eager step by compiled, {precision}", ratio(taken, "eager", "compiled"), "times")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,86 @@
+"""Batches of CMU-MOSEI's shape and models of params.yaml's sizes: 50 tokens, 500 x 74 and 500 x 35 frames a clip."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from qamoe.degradation.draws import clip_key
+from qamoe.degradation.frames import Reference
+from qamoe.degradation.views import View
+from qamoe.features.batch import Batch
+from qamoe.models import build
+from qamoe.models.model import Model
+from qamoe.models.prediction import Target
+from qamoe.models.text import WIDTH
+from qamoe.params import Block, Encoders, Hidden, LossWeights, PerModality, QAMoE
+
+CLIPS = 22_856
+FRAMES = {"text": 50, "audio": 500, "vision": 500}
+COLUMNS = {"audio": 74, "vision": 35}
+FEATURES = {"text": WIDTH, **COLUMNS}
+VOCABULARY = 30_522
+
+# Those of params.yaml, which benchmarks/model.py compares: a GPU machine needs no YAML.
+ENCODERS = Encoders(width=64, layers=1, heads=4, dropout=0.2, stride=PerModality(text=1, audio=2, vision=1))
+CONCAT = Hidden(hidden=128)
+QAMOE = QAMoE(experts=8, active=3, hidden=64, fusion="tokens", max_log_variance=4.0, initial_log_variance=-3.0)
+LOSS = LossWeights(variance=0.5, probe=0.3, balance=0.01, router_z=0.001)
+TRAINING = View(2026, 0, clean_share=0.3, alike_share=0.5, whole_share=0.25, announced_share=0.5)
+CLIP_NORM, LR = 1.0, 0.001
+
+
+def frames(clips: int, device: str = "cpu") -> Batch:
+    """Clips of full length as a store gives them: text as token ids."""
+    draws = torch.Generator().manual_seed(clips)
+    x = {m: torch.randn(clips, FRAMES[m], size, generator=draws) for m, size in COLUMNS.items()}
+    ids = torch.randint(1000, VOCABULARY, (clips, FRAMES["text"]), generator=draws)
+    mask = {m: torch.ones(clips, length, dtype=torch.bool) for m, length in FRAMES.items()}
+    keys = torch.tensor([clip_key(f"clip-{number}") for number in range(clips)])
+    return Batch(keys, {"text": ids, **x}, mask, torch.randn(clips, generator=draws)).to(device)
+
+
+def encoded(clips: int, device: str = "cpu") -> Batch:
+    """The same with a frozen text encoder's states in place of ids."""
+    states = torch.randn(clips, FRAMES["text"], WIDTH, generator=torch.Generator().manual_seed(clips))
+    return frames(clips, device).with_x(text=states.to(device))
+
+
+def references(device: str = "cpu") -> dict[str, Reference]:
+    """What degradations need: standardised frames and a vocabulary of even shares."""
+    shares = torch.arange(1, VOCABULARY + 1, dtype=torch.float32) / VOCABULARY
+    found = {"text": Reference(frequencies=shares.to(device), unk=100, special=(0, 101, 102))}
+    for modality, size in COLUMNS.items():
+        zero, one = torch.zeros(size, device=device), torch.ones(size, device=device)
+        found[modality] = Reference(mean=zero, deviation=one, rate=20.0)
+    return found
+
+
+def model(name: str, block: Block, device: str = "cpu", encoders: Encoders = ENCODERS) -> Model:
+    """A fresh model by name."""
+    torch.manual_seed(1)
+    return build(name, FEATURES, encoders, block, Target(0.0, 1.0)).to(device).train()
+
+
+def objective(losses: dict[str, Tensor]) -> Tensor:
+    """The weighted sum that training takes."""
+    weights = {"task": 1.0, **LOSS.model_dump()}
+    return torch.stack([weights[name] * value for name, value in losses.items()]).sum()
+
+
+def stepping(
+    network: nn.Module, loss: Callable[[], Tensor], device: str = "cpu", *, bfloat16: bool = False
+) -> Callable[[], None]:
+    """What makes one training step: forward, backward, clipping and AdamW, as training/fit.py does."""
+    trainable = [p for p in network.parameters() if p.requires_grad]
+    optimiser = torch.optim.AdamW(trainable, LR, weight_decay=0.01)
+
+    def step() -> None:
+        with torch.autocast(device, torch.bfloat16, enabled=bfloat16):
+            value = loss()
+        optimiser.zero_grad(set_to_none=True)
+        value.backward()
+        nn.utils.clip_grad_norm_(trainable, CLIP_NORM)
+        optimiser.step()
+
+    return step
