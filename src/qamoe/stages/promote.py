@@ -125,7 +125,7 @@ def described(trained: "Trained", store: "Store", view: "View") -> "pd.DataFrame
 
 def best_candidate(params: Params, out: Path) -> tuple[Path, dict[str, Any]]:
     """The seed with the lowest validation selection value. Raises Refused where a seed is missing or of other data."""
-    from qamoe.training.checkpoint import read_config
+    from qamoe.training.config import read_config
 
     data = data_digest(out)
     found = []

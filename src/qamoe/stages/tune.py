@@ -120,7 +120,7 @@ def _as_worker(level: int, params: Params, out: Path, name: str, parent: str | N
 def _work(params: Params, out: Path, name: str, parent: str | None) -> None:
     from qamoe.records import studies
     from qamoe.training import search
-    from qamoe.training.checkpoint import read_config
+    from qamoe.training.config import read_config
     from qamoe.training.fit import fit
     from qamoe.training.views import feature_sizes, restrict_threads
 

@@ -23,7 +23,7 @@ from qamoe.degradation.views import View, apply
 from qamoe.features.batch import Batch, collate, pad
 from qamoe.features.minilm import NAME
 from qamoe.features.store import Store
-from qamoe.models import text
+from qamoe.models import bert, text
 from qamoe.training import states as text_states
 from qamoe.training.states import TextStates
 
@@ -112,7 +112,7 @@ def open_views(
     """
     if "text" not in modalities or encoder is None:
         return Views(store, tuple(views), modalities, references, None)
-    made_by = (draws, frames, partners, degradation_views, text, text_states)
+    made_by = (draws, frames, partners, degradation_views, bert, text, text_states)
     code = [Path(str(module.__file__)).read_text() for module in made_by]
     weights = None if encoder == NAME else text.digest(encoder)
     key = parameters.digest(data_digest, code, weights, store.path.name, [repr(view) for view in views])[:16]
