@@ -16,6 +16,7 @@ from torch import Tensor
 
 MODALITIES = ("text", "audio", "vision")
 STREAMS = ("state", "missing", "noise", "burst", "swap", "additive", "desync")
+_SHARED = {"missing_features": "missing"}  # a further stream would change every draw of protocol 1
 
 _WORD = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
@@ -62,7 +63,7 @@ class Draws:
     """The random numbers of one batch for one modality and one stream.
 
     `clips` (B, 2) int64 holds `clip_key` of each clip, `number` the draw number as an int or (B,) int64
-    (training: the view; evaluation: the draw), `stream` one of STREAMS.
+    (training: the view; evaluation: the draw), `stream` one of STREAMS, or missing_features, which draws as missing.
     """
 
     seed: int
@@ -76,7 +77,7 @@ class Draws:
         device = self.clips.device
         blocks = torch.arange((elements + 3) // 4, device=device)[None, :]
         number = torch.as_tensor(self.number, device=device).expand(len(self.clips))[:, None]
-        place = len(STREAMS) * MODALITIES.index(self.modality) + STREAMS.index(self.stream)
+        place = len(STREAMS) * MODALITIES.index(self.modality) + STREAMS.index(_SHARED.get(self.stream, self.stream))
         counter = (blocks, number & _WORD, torch.full_like(number, place), self.clips[:, 1:2])
         key = (torch.full_like(number, self.seed & _WORD), self.clips[:, 0:1])
         return torch.stack(philox(counter, key), dim=-1).flatten(1)[:, :elements]

@@ -63,7 +63,8 @@ class Served:
         """Predict once, so that the first clip with words does not wait for the text encoder."""
         import pandas as pd
 
-        self.predict(pd.DataFrame({"text": ["ready"]}))
+        if "vocabulary" in self.trained.config["stats"]["text"]:
+            self.predict(pd.DataFrame({"text": ["ready"]}))
 
     def extractors(self) -> dict[str, Block]:
         return extractors_of(self.trained.config)

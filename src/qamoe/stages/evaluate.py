@@ -16,16 +16,17 @@ from qamoe.files import write_text, written_aside
 from qamoe.params import Params, specialist_cell
 from qamoe.stages import entry
 from qamoe.stages.closure import code_digest
-from qamoe.stages.data import file_digest, read_stats, remove_other_seeds
+from qamoe.stages.data import file_digest, read_stats, refuse_other_kinds, remove_other_seeds
 
 PREDICTIONS = "predictions.parquet"
 BROKEN = "broken.parquet"
-OF_SPECIALISTS = ("clean", "missing", "noise", "burst")
+OF_SPECIALISTS = ("clean", "missing", "noise", "burst", "missing_features")
 
 
 def run(params: Params, out: Path, model: str | None = None) -> None:
     """Evaluate what params.yaml lists and is not evaluated under the same digests."""
     stats = read_stats(out)
+    refuse_other_kinds(stats, params.evaluate.slices, "evaluate.slices")
     for name in [model] if model else list(params.seeds):
         _evaluate(params, stats, out, name)
 

@@ -25,7 +25,7 @@ from qamoe.files import write_text, written_aside
 from qamoe.params import Params
 from qamoe.stages import entry
 from qamoe.stages.data import data_digest, read_stats
-from qamoe.stages.train import open_splits, worker_started
+from qamoe.stages.train import open_splits, refuse_kinds, worker_started
 
 if TYPE_CHECKING:
     from multiprocessing.context import SpawnProcess
@@ -40,6 +40,7 @@ def run(params: Params, out: Path) -> None:
     from qamoe.training import search
 
     stats = read_stats(out)
+    refuse_kinds(params, stats)
     open_splits(params, stats, out, _MODEL)  # made once, before the workers map it
     folder = out / "tune"
     folder.mkdir(parents=True, exist_ok=True)
