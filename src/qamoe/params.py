@@ -28,7 +28,7 @@ Severity = Annotated[float, Field(gt=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 Modality = Literal["text", "audio", "vision"]
-Kind = Literal["missing", "noise", "burst"]  # that a checkpoint may be chosen by
+Kind = Literal["missing", "noise", "burst", "missing_features"]  # that a checkpoint may be chosen by
 
 
 def _ascending(bounds: tuple[float, float]) -> tuple[float, float]:
@@ -244,7 +244,8 @@ class Models(Block):
 
 
 Slice = Literal[
-    "clean", "missing", "noise", "burst", "mixed", "alone", "joint", "subsets", "swap", "held_out", "signals"
+    "clean", "missing", "noise", "burst", "mixed", "alone", "joint", "subsets", "swap", "held_out", "signals",
+    "missing_features",
 ]  # fmt: skip
 
 

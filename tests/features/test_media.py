@@ -69,6 +69,22 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return film(tmp_path_factory.mktemp("film") / "clip.mp4")
 
 
+@pytest.mark.parametrize("suffix", [".mp4", ".mov"])
+def test_what_fills_up_the_last_frame_of_sound_is_no_sound(tmp_path: Path, suffix: str) -> None:
+    path = film(tmp_path / f"clip{suffix}", seconds=1.5, streams="a")
+    with av.open(str(path)) as container:
+        decoded = sum(frame.samples for frame in container.decode(audio=0))
+    assert decoded > 1.5 * RATE, "the codec filled up nothing, so that this shows nothing"
+    whole = sound(path, RATE)
+    assert len(whole) == 1.5 * RATE
+    for end_s in (1.5, 60.0):
+        np.testing.assert_array_equal(sound(path, RATE, end_s=end_s), whole)
+    np.testing.assert_array_equal(sound(path, RATE, end_s=1.49), whole[: round(1.49 * RATE)])
+    assert len(sound(path, RATE, 1.0)) == 0.5 * RATE
+    with pytest.raises(Problem, match="no sound between"):
+        sound(path, RATE, 1.5)
+
+
 def test_pictures_are_those_on_show_at_each_time(clip: Path) -> None:
     assert shades(clip, 10) == list(range(20))
     assert shades(clip, 5) == list(range(0, 20, 2))

@@ -100,10 +100,3 @@ def test_files_folders_and_csv_files_are_clips_in_a_stable_order(talk: Path, tmp
     ]
     assert [asked.one_file([path]) for path in (talk, folder, listed)] == [True, False, False]
     assert not asked.one_file([talk, talk])
-
-
-def test_a_file_that_says_where_it_ends_is_read_up_to_there(film: Path) -> None:
-    """Its last packet of sound is filled up; a clip of a corpus, bounded by its manifest, ends before that."""
-    assert spans(asked.pieces(clip(film), How())) == [("film.mp4", 0.0, pytest.approx(1.5))]
-    film_words = asked.pieces(clip(film, text="said"), How())
-    assert [(piece.words, piece.silent) for piece in film_words] == [("said", "")]

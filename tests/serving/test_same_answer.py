@@ -5,15 +5,39 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 
+from qamoe.corpora.clip import Clip
 from qamoe.corpora.sample import generate
-from qamoe.serving import terminal
+from qamoe.features.store import Store
+from qamoe.serving import asked, terminal
+from qamoe.serving.uploads import in_process
 from qamoe.stages import evaluate, extract, preprocess
 from qamoe.training import checkpoint
 from qamoe.training.fit import _config
+
+
+def test_a_film_without_a_span_has_the_frames_that_extract_gives_it(
+    corpus: Path, tiny_params: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("QAMOE_WORKERS", "1")
+    content = tiny_params.model_dump(mode="json")
+    content["extract"]["corpus"] = {"kind": "clips", "path": str(corpus)}
+    params = type(tiny_params).model_validate(content)
+    extract.run(params, tmp_path)
+    film = Clip("a", "", "", 0.0, "", corpus / "film.mp4")
+    (piece,) = asked.pieces(film, asked.How())
+    assert piece.clip is not None
+    assert piece.clip.media is not None
+    extractors = {m: getattr(params.extract, m) for m in ("audio", "vision")}
+    found = in_process(piece.clip.media, extractors, piece.clip.start_s, piece.clip.end_s)
+    for modality, frames in found.frames.items():
+        store = Store(tmp_path / "extract" / f"{modality}.arrow")
+        np.testing.assert_array_equal(frames, store.sequence("frames", store.clip_ids.index("a")))
+    assert {modality: len(frames) for modality, frames in found.frames.items()} == {"audio": 29, "vision": 8}
 
 
 def test_one_clip_is_answered_as_extract_preprocess_and_evaluate_answered_it(

@@ -139,13 +139,10 @@ def check_clips(clips: list[Clip], where: str, faults: list[str] | None = None) 
 
 
 def check_text(corpus: Corpus, tokens: Tokens, where: str) -> None:
-    """Refuse text that means nothing to the text extractor: vectors in the place of words, another one's ids without
-    words, or Chinese where it reads English."""
+    """Refuse text that means nothing to the text extractor: another one's ids without words, or Chinese where it reads
+    English. Stored vectors are taken as given."""
     if corpus.vocabulary is None:
-        raise Refused(
-            f"{where} has neither text_bert nor raw_text, only stored text vectors; the text extractor {tokens.name} "
-            "needs words or token ids."
-        )
+        return
     fits = corpus.vocabulary == tokens.vocabulary
     words = any(clip.text.strip() for clip in corpus.clips)
     if not fits and (not words or (corpus.vocabulary, tokens.vocabulary) == (CHINESE, ENGLISH)):

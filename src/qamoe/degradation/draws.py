@@ -21,6 +21,7 @@ from torch import Tensor
 MODALITIES = ("text", "audio", "vision")
 STREAMS = ("state", "missing", "noise", "burst", "swap", "additive", "desync")
 OF_TRAINING = ("sample", "probe", "task")  # what models draw: a stream each, for all modalities together
+_SHARED = {"missing_features": "missing"}  # a further stream would change every draw of protocol 1
 
 _WORD = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
@@ -96,7 +97,8 @@ class Draws:
     """The random numbers of one batch for one modality and one stream.
 
     `clips` (B, 2) int64 holds `clip_key` of each clip, `number` the draw number as an int or (B,) int64
-    (training: the view; evaluation: the draw), `stream` one of STREAMS, or with no modality one of OF_TRAINING.
+    (training: the view; evaluation: the draw), `stream` one of STREAMS, or missing_features, which draws as missing;
+    with no modality one of OF_TRAINING.
     """
 
     seed: int
@@ -118,7 +120,8 @@ class Draws:
         if self.modality is None:
             place = len(STREAMS) * len(MODALITIES) + OF_TRAINING.index(self.stream)
         else:
-            place = len(STREAMS) * MODALITIES.index(self.modality) + STREAMS.index(self.stream)
+            stream = STREAMS.index(_SHARED.get(self.stream, self.stream))
+            place = len(STREAMS) * MODALITIES.index(self.modality) + stream
         counter = (blocks, number & _WORD, torch.full_like(number, place), self.clips[:, 1:2])
         key = (torch.full_like(number, self.seed & _WORD), self.clips[:, 0:1])
         return torch.stack(philox(counter, key), dim=-1).flatten(1)[:, :elements]

@@ -15,7 +15,8 @@ from qamoe.degradation.draws import MODALITIES, Draws
 
 DRAWN = ("missing", "noise", "burst")  # the kinds that clips draw in training and in slice mixed
 HELD_OUT = ("additive", "desync")  # of frames, on the test side alone
-KINDS = (*DRAWN, "swap", *HELD_OUT)
+FEATURES = "missing_features"  # missing, of a corpus whose text is stored vectors: frames that are lost and no words
+KINDS = (*DRAWN, "swap", *HELD_OUT, FEATURES)
 
 
 @dataclass(frozen=True)
@@ -181,6 +182,7 @@ FRAMES: dict[str, Degradation] = {
     "swap": swap,
     "additive": additive_frames,
     "desync": desync_frames,
+    FEATURES: missing_frames,
 }
 TOKENS: dict[str, Degradation] = {
     "missing": missing_tokens,
@@ -235,7 +237,7 @@ class State:
 
 def _whole(kind: Tensor, severity: Tensor) -> Tensor:
     """Which modalities are wholly missing."""
-    return (kind == KINDS.index("missing")) & (severity >= 1)
+    return ((kind == KINDS.index("missing")) | (kind == KINDS.index(FEATURES))) & (severity >= 1)
 
 
 def fixed_state(kinds: tuple[str, ...], severities: tuple[float, ...], batch: int, *, announced: bool = False) -> State:

@@ -122,13 +122,16 @@ def apply(
 
 def references(stats: dict[str, Any]) -> dict[str, Reference]:
     """What degradations need from the training split, out of stats.json; stored frames are standardised."""
-    counts = torch.zeros(stats["text"]["vocabulary"], dtype=torch.float64)
-    for token, count in stats["text"]["frequencies"]:
-        counts[token] = count
-    shares = (counts.cumsum(0) / counts.sum().clamp(min=1)).float()
-    found = {"text": Reference(frequencies=shares, unk=stats["text"]["unk"], special=tuple(stats["text"]["special"]))}
-    for modality in ("audio", "vision"):
-        if modality in stats:
+    found = {}
+    if "vocabulary" in stats["text"]:
+        counts = torch.zeros(stats["text"]["vocabulary"], dtype=torch.float64)
+        for token, count in stats["text"]["frequencies"]:
+            counts[token] = count
+        shares = (counts.cumsum(0) / counts.sum().clamp(min=1)).float()
+        unk, special = stats["text"]["unk"], tuple(stats["text"]["special"])
+        found["text"] = Reference(frequencies=shares, unk=unk, special=special)
+    for modality in MODALITIES:
+        if "dimension" in stats.get(modality, {}):
             size = stats[modality]["dimension"]
             rate = stats[modality].get("rate")
             found[modality] = Reference(mean=torch.zeros(size), deviation=torch.ones(size), rate=rate)

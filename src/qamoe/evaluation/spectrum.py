@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from qamoe.degradation.draws import MODALITIES, clip_key
-from qamoe.degradation.frames import DRAWN, HELD_OUT, KINDS, State, valid_tokens
+from qamoe.degradation.frames import DRAWN, FEATURES, HELD_OUT, KINDS, State, valid_tokens
 from qamoe.degradation.views import View, alike
 from qamoe.errors import Refused
 from qamoe.evaluation import metrics
@@ -76,7 +76,7 @@ def plan(
             cells += _held_out(modalities, timed, params)
         elif name == "signals":  # its clips are others: evaluation/signals.py
             continue
-        elif name in DRAWN:
+        elif name in (*DRAWN, FEATURES):
             cells += _curve(name, name, name, modalities, params)
         else:
             cells += {"alone": _alone, "joint": _joint, "subsets": _subsets, "swap": _swap}[name](modalities, params)

@@ -28,6 +28,7 @@ import numpy as np
 from qamoe.cluster import joined, last_line
 from qamoe.degradation.copies import Signal
 from qamoe.degradation.copies import write as write_copy
+from qamoe.features import media
 from qamoe.features.extractors import Extractor, extractor
 from qamoe.features.media import NoStream, Problem
 from qamoe.files import write_text, written_aside
@@ -52,7 +53,7 @@ class Job:
 def part_key(job: Job, digest: str, made_by: Extractor) -> str:
     """The name of a part: SHA-256 of all that its content depends on. `digest` is that of the file that is read."""
     made = f"{made_by.name} {made_by.version} {made_by.rate!r} {made_by.made_with}"
-    identity = f"{digest} {job.start_s!r} {job.end_s!r} {made}"
+    identity = f"{media.VERSION} {digest} {job.start_s!r} {job.end_s!r} {made}"
     if job.signal is not None:
         identity += f" {job.signal.identity}"
     return hashlib.sha256(identity.encode()).hexdigest()

@@ -12,10 +12,12 @@ from typing import Any
 
 import numpy as np
 
+VERSION = 2  # other samples or pictures of the same span need another one, since what was made of them is kept
 # FFmpeg's names of container formats; playlists (hls, concat, dash) are left out on purpose.
 FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,avi,flv,matroska,webm,mpeg,mpegts,asf,ogg,wav,w64,flac,mp3,aac,aiff,caf,au,amr,gif"
 # Formats whose header states how long each stream is, so that a file cut short gives itself away.
 _HEADER_STATES_LENGTH = ("mov", "matroska")
+_HEADER_STATES_END = "mov"  # likewise to the sample, so that what fills up the last frame of sound is known
 _CUT_SHORT_S = 0.5
 _RUN_UP_S = 0.5  # decoded and thrown away before a span: codecs need a few frames to settle after a jump
 _SAME_TIME_S = 1e-4
@@ -69,8 +71,9 @@ def contents(path: Path) -> Contents:
 def sound(path: Path, rate: int, start_s: float = 0.0, end_s: float | None = None) -> np.ndarray:
     """Sound of a span, mixed down and resampled to `rate` Hz -> (N,) float32 in about [-1, 1].
 
-    Sample 0 lies at `start_s`; a stream that begins later is preceded by zeros. `end_s` None means to the end.
-    Raises NoStream without an audio stream, Problem for a file that cannot be decoded or has no sound in the span.
+    Sample 0 lies at `start_s`; a stream that begins later is preceded by zeros. `end_s` None means to the end, which in
+    a file of the mp4 family is where it says that its sound ends. Raises NoStream without an audio stream, Problem for
+    a file that cannot be decoded or has no sound in the span.
     """
     import av
 
@@ -96,11 +99,12 @@ def sound(path: Path, rate: int, start_s: float = 0.0, end_s: float | None = Non
             raise Problem(_nothing("sound", start_s, end_s))
         chunks += [_samples(part) for part in resampler.resample(None)]
         _refuse_cut_short(container, stream, end_of_frame, end_s)
+        ends = [s for s in (end_s, _filled_from(container, stream, time_s, end_of_frame)) if s is not None]
     wave = np.concatenate(chunks)
     begin = round((start_s - first_s) * rate)
     wave = wave[begin:] if begin >= 0 else np.concatenate([np.zeros(-begin, np.float32), wave])
-    if end_s is not None:
-        wave = wave[: round((end_s - start_s) * rate)]
+    if ends:
+        wave = wave[: max(0, round((min(ends) - start_s) * rate))]
     if not len(wave):
         raise Problem(_nothing("sound", start_s, end_s))
     return np.ascontiguousarray(wave, np.float32)
@@ -218,6 +222,18 @@ def _refuse_cut_short(container: Any, stream: Any, decoded_s: float | None, end_
     wanted_s = promised_s if end_s is None else min(end_s, promised_s)
     if decoded_s < wanted_s - _CUT_SHORT_S:
         raise Problem(f"cannot be decoded: ends after {decoded_s:.1f} s of {promised_s:.1f} s")
+
+
+def _filled_from(container: Any, stream: Any, begin_s: float, end_s: float) -> float | None:
+    """Where a stream ends by its header, if that lies within its last frame (seconds); None where it does not say so.
+
+    Codecs store sound in frames of one length, and the last one is filled up.
+    """
+    if stream.duration is None or _HEADER_STATES_END not in container.format.name:
+        return None
+    first_s = (container.start_time or 0) / 1_000_000
+    stated_s = float(((stream.start_time or 0) + stream.duration) * stream.time_base) - first_s
+    return stated_s if begin_s < stated_s < end_s else None
 
 
 def _samples(frame: Any) -> np.ndarray:

@@ -117,6 +117,10 @@ class Store:
         offsets, flat = self._flat[name, index]
         return flat[offsets[place] : offsets[place + 1]]
 
+    def holds_vectors(self, name: str) -> bool:
+        """Whether a list column holds frames, and not ids."""
+        return pa.types.is_fixed_size_list(self.schema.field(name).type.value_type)
+
     def lengths(self, name: str) -> np.ndarray:
         """(N,) the number of frames of each row."""
         parts = [np.diff(batch.column(name).offsets.to_numpy()) for batch in self._batches]

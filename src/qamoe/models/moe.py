@@ -36,7 +36,8 @@ class Router(nn.Module):
 def top_k_weights(logits_BNE: Tensor, active: int) -> Tensor:
     """Softmax over the `active` largest logits of each token, zero elsewhere: (B, N, E)."""
     top = logits_BNE.topk(active, dim=-1)
-    return torch.zeros_like(logits_BNE).scatter(-1, top.indices, top.values.softmax(-1))
+    weights = top.values.softmax(-1)  # in float32, where a GPU computes the logits in bfloat16
+    return weights.new_zeros(logits_BNE.shape).scatter(-1, top.indices, weights)
 
 
 def balance_loss(logits_BNE: Tensor, weights_BNE: Tensor, step: Step | None = None) -> Tensor:

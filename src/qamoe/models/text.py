@@ -3,7 +3,7 @@
 import hashlib
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from qamoe.errors import Refused
 from qamoe.features.minilm import NAME, model_folder
+from qamoe.models import bert
 
 KEY = "models.encoders.text.encoder"
 WIDTH = 384  # of NAME's states
@@ -54,15 +55,19 @@ def without_pooler(encoder: Any) -> Any:
 
 
 @cache
-def _encoder(encoder: str, device: str) -> Any:
+def _encoder(encoder: str, device: str) -> Callable[[Tensor, Tensor], Tensor]:
+    folder = folder_of(encoder)
+    plain = bert.load(folder, device)
+    if plain is not None:
+        return plain
     from transformers import AutoModel
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()  # it reports the pooler that is left out on purpose
-    folder = folder_of(encoder)
     model = AutoModel.from_pretrained(folder, local_files_only=True, trust_remote_code=False, dtype=torch.float32)
-    return without_pooler(model).eval().requires_grad_(False).to(device)
+    model = without_pooler(model).eval().requires_grad_(False).to(device)
+    return lambda ids, mask: model(input_ids=ids, attention_mask=mask.long()).last_hidden_state
 
 
 @torch.no_grad()
@@ -72,7 +77,7 @@ def encode(ids: Tensor, mask: Tensor, encoder: str = NAME) -> Tensor:
         return torch.zeros(*mask.shape, width(encoder), device=ids.device)
     attended = mask.clone()
     attended[:, 0] |= ~mask.any(1)  # attention over nothing is NaN
-    states = _encoder(encoder, str(ids.device))(input_ids=ids, attention_mask=attended.long()).last_hidden_state
+    states = _encoder(encoder, str(ids.device))(ids, attended)
     return states.float() * mask[..., None]
 
 

@@ -12,12 +12,12 @@ from qamoe import settings
 from qamoe.errors import Refused
 from qamoe.records.origin import main_checkout
 
-_SQLITE = "sqlite:///"
+SQLITE = "sqlite:///"
 
 
 def uri() -> str:
     """Where records go: MLFLOW_TRACKING_URI, or one SQLite file at the root of the main checkout."""
-    return settings.tracking_uri() or f"{_SQLITE}{main_checkout()}/mlflow.db"
+    return settings.tracking_uri() or f"{SQLITE}{main_checkout()}/mlflow.db"
 
 
 def masked(text: str) -> str:
@@ -42,8 +42,8 @@ def connect(advice: str = "") -> Any:
         if not variable.is_set():
             variable.set(value)
     with answering(advice):
-        if uri().startswith(_SQLITE):
-            _make_database(Path(uri().removeprefix(_SQLITE)))
+        if uri().startswith(SQLITE):
+            _make_database(Path(uri().removeprefix(SQLITE)))
         mlflow.set_tracking_uri(uri())
         mlflow.set_registry_uri(uri())
         client = mlflow.MlflowClient(uri(), uri())
@@ -67,7 +67,7 @@ def _make_database(path: Path) -> None:
         if not path.exists():
             aside = path.with_name(f"{path.name}.making")
             aside.unlink(missing_ok=True)
-            mlflow.MlflowClient(f"{_SQLITE}{aside}").search_experiments(max_results=1)
+            mlflow.MlflowClient(f"{SQLITE}{aside}").search_experiments(max_results=1)
             aside.replace(path)
     finally:
         os.close(folder)
@@ -115,8 +115,8 @@ def _artifact_location(name: str) -> str | None:
     """Beside the database where it is a file; a server knows its own place. MLflow's default depends on the folder
     that a process runs in, and a folder `mlruns` would make it take files for its store."""
     store = uri()
-    if store.startswith(_SQLITE):
-        return (Path(store.removeprefix(_SQLITE)).resolve().parent / "mlartifacts" / name).as_uri()
+    if store.startswith(SQLITE):
+        return (Path(store.removeprefix(SQLITE)).resolve().parent / "mlartifacts" / name).as_uri()
     if store.startswith(("http://", "https://")):
         return None
     return (main_checkout() / "mlartifacts" / name).as_uri()

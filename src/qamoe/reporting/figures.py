@@ -36,6 +36,7 @@ OTHERS: tuple[Line, ...] = (
 AXES = {
     "missing": "share of frames missing, η",
     "noise": "noise level, λ",
+    "missing_features": "share of feature frames missing, η",
     "burst": "share of frames lost in one burst, s",
     "additive": "added noise, share of 2 SD",
     "desync": "shift (s)",

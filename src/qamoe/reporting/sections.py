@@ -17,6 +17,7 @@ from qamoe.reporting.tables import number, spread
 SHOWN = ("mean", "concat", "moe", "qamoe", "oracle")  # in the figures of curves
 MEANINGS = {  # of slices, in a reader's words
     "missing": "every word and frame is dropped with probability η, in all modalities alike",
+    "missing_features": "every stored frame is dropped with probability η, text vectors too; no word is",
     "noise": "every frame is mixed with noise, and every word swapped for a random one, by λ, in all modalities alike",
     "burst": "one block of the frames is lost, in all modalities alike",
     "mixed": "every clip and modality has its own kind of degradation and its own severity",

@@ -14,9 +14,6 @@ from qamoe.features.media import Problem, contents
 
 SHORTEST_WINDOW = 0.5  # seconds; less holds hardly a syllable
 LONGEST = 2.0  # a clip may last this many times the longest of training
-# Their sound is stored in packets of one length, the last one filled up, and their header says where it ends. Clips of
-# a corpus end there too, where their manifest bounds them.
-_BOUNDED = {".mp4", ".m4v", ".mov", ".m4a", ".3gp"}
 _REST = 0.1  # of a window: less than that at the end belongs to the window before
 
 
@@ -62,8 +59,6 @@ def pieces(clip: Clip, how: How) -> list[Piece]:
     try:
         whole = contents(clip.media).seconds
         lasts = (whole if end_s is None else min(whole, end_s)) - clip.start_s
-        if end_s is None and clip.media.suffix.lower() in _BOUNDED and lasts > 0:
-            end_s = whole
     except Problem as problem:
         unreadable = str(problem)
     if how.window is None and how.longest is not None and lasts > LONGEST * how.longest:

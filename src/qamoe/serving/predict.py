@@ -108,7 +108,11 @@ def _prepared(config: dict[str, Any], row: dict[str, Any], number: int) -> dict[
     limits = config["max_frames"]
     made = {}
     for modality in config["modalities"]:
-        if modality == "text":
+        if modality == "text" and "vocabulary" not in config["stats"]["text"]:
+            if _given(row, "text") is not None or _given(row, "tokens") is not None:
+                raise Refused(f"Row {number}: this model reads stored text vectors, which words cannot be made into.")
+            made[modality] = np.zeros((0, len(config["stats"]["text"]["kept"])), np.float32)
+        elif modality == "text":
             made[modality] = _ids(config, row, number)[: limits["text"]]
         else:
             columns = Columns.from_json(config["stats"][modality])

@@ -1,40 +1,58 @@
-"""Where a served model comes from: a training folder, or a version of the registry."""
+"""Where a served model comes from: a training folder, or a version of the registry.
+
+It is found before it is loaded: loading takes seconds, in which its extractors can get ready.
+"""
 
 import re
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from qamoe import settings
-from qamoe.degradation.frames import Reference
-from qamoe.degradation.views import View, apply, references
 from qamoe.errors import Refused
 from qamoe.features import extractors
 from qamoe.params import Block
-from qamoe.serving import predict
-from qamoe.training import checkpoint
-from qamoe.training.checkpoint import Trained
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from qamoe.degradation.frames import Reference
+    from qamoe.training.checkpoint import Trained
 
 CHAMPION = "models:/qa-moe@champion"
 _SEED = 2026  # of the degradations that the page shows; a clip's draws are otherwise its own
 _REGISTERED = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<version>\d+))")
+_ADVICE = "; --folder artifacts/train/qamoe/1 serves a trained checkpoint without records"
+
+
+@dataclass(frozen=True)
+class Found:
+    """A checkpoint's folder, what people may see of where it came from, and name and version of a registered one."""
+
+    folder: Path
+    name: str
+    registered: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True)
 class Served:
-    """A model in use. `name` is what people may see of where it came from; `digest` is the checkpoint's."""
+    """A model in use. `name` and `registered` are those of Found; `digest` is the checkpoint's."""
 
-    trained: Trained
-    references: dict[str, Reference]
+    trained: "Trained"
+    references: dict[str, "Reference"]
     device: str
     name: str
     digest: str
-    reference: pd.DataFrame | None = None  # what the clips it was made of are like, of a version that has it
+    registered: tuple[str, str] | None = None
 
-    def predict(self, rows: pd.DataFrame, damage: dict[str, tuple[str, float]] | None = None) -> pd.DataFrame:
+    def predict(self, rows: "pd.DataFrame", damage: dict[str, tuple[str, float]] | None = None) -> "pd.DataFrame":
         """qamoe.serving.predict; `damage` names kind and severity of the modalities that are degraded before it."""
+        from qamoe.degradation.views import View, apply
+        from qamoe.serving import predict
+
         if not damage:
             return predict.predict(self.trained, rows, self.device)
         both = [damage.get(m, ("clean", 0.0)) for m in predict.MODALITIES]
@@ -43,46 +61,82 @@ class Served:
 
     def warm_up(self) -> None:
         """Predict once, so that the first clip with words does not wait for the text encoder."""
-        self.predict(pd.DataFrame({"text": ["ready"]}))
+        import pandas as pd
+
+        if "vocabulary" in self.trained.config["stats"]["text"]:
+            self.predict(pd.DataFrame({"text": ["ready"]}))
 
     def extractors(self) -> dict[str, Block]:
-        """The settings of each extractor that media can be given to; none where a corpus brought its features."""
-        config = self.trained.config
-        streams = [m for m in config["modalities"] if m != "text" and config["stats"][m]["rate"]]
-        return {m: extractors.settings(m, config["extract"][m]) for m in streams}
+        return extractors_of(self.trained.config)
+
+    def reference(self) -> "pd.DataFrame | None":
+        """What the clips it was made of are like, of a registered version that has it."""
+        from qamoe.records import registry
+        from qamoe.records.store import answering, connect
+
+        if self.registered is None:
+            return None
+        client = connect(_ADVICE)
+        with answering(_ADVICE), tempfile.TemporaryDirectory() as temporary:
+            return registry.reference(client, *self.registered, Path(temporary))
+
+
+def extractors_of(config: dict[str, Any]) -> dict[str, Block]:
+    """The settings of each extractor that media can be given to; none where a corpus brought its features. `config` is
+    a model.json."""
+    streams = [m for m in config["modalities"] if m != "text" and config["stats"][m]["rate"]]
+    return {m: extractors.settings(m, config["extract"][m]) for m in streams}
 
 
 def open_model(model: str, folder: Path | None) -> Served:
-    """Load a model.
+    """Find and load a model. Raises Refused where there is no such thing."""
+    with found(model, folder) as place:
+        return load(place)
 
-    `folder` wins over `model`, which is models:/NAME@ALIAS or models:/NAME/VERSION. Raises Refused where there is
-    no such thing.
-    """
+
+def load(place: Found) -> Served:
+    """Load the checkpoint that was found. Raises Refused where it is none."""
+    from qamoe.degradation.views import references
+    from qamoe.training import checkpoint
+
     device = settings.device()
+    trained = checkpoint.load(place.folder, device)
+    digest = checkpoint.digest(place.folder)
+    return Served(trained, references(trained.config["stats"]), device, place.name, digest, place.registered)
+
+
+@contextmanager
+def found(model: str, folder: Path | None) -> Iterator[Found]:
+    """Where a model is, as long as the block lasts.
+
+    `folder` wins over `model`, which is models:/NAME@ALIAS or models:/NAME/VERSION. Raises Refused where the registry
+    has no such thing.
+    """
     if folder is not None:
-        trained, name = checkpoint.load(folder, device), "/".join(folder.resolve().parts[-2:])
-        digest, reference = checkpoint.digest(folder), None
-    else:
-        with tempfile.TemporaryDirectory() as temporary:
-            place, name, reference = _fetched(model, Path(temporary))
-            trained, digest = checkpoint.load(place, device), checkpoint.digest(place)
-    return Served(trained, references(trained.config["stats"]), device, name, digest, reference)
+        yield Found(folder, "/".join(folder.resolve().parts[-2:]))
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        yield _registered(model, Path(temporary))
 
 
-def _fetched(model: str, folder: Path) -> tuple[Path, str, pd.DataFrame | None]:
-    from qamoe.records import registry
-    from qamoe.records.store import answering, connect
+def _registered(model: str, temporary: Path) -> Found:
+    from qamoe.records import local
 
     asked = _REGISTERED.fullmatch(model)
     if asked is None:
         raise Refused(f"--model {model!r} is none of models:/NAME@ALIAS and models:/NAME/VERSION.")
-    name, version = asked["name"], asked["version"]
-    advice = "; --folder artifacts/train/qamoe/1 serves a trained checkpoint without records"
-    client = connect(advice)
-    with answering(advice):
-        if version is None:
-            version = client.get_model_version_by_alias(name, asked["alias"]).version
-        place = registry.fetch(name, version, folder)
-        reference = registry.reference(client, name, version, folder)
+    name, version, alias = asked["name"], asked["version"], asked["alias"]
+    version, place = local.version_and_folder(name, version, alias) or _fetched(name, version, alias, temporary)
     label = f"{name} version {version}"
-    return place, f"{label} ({asked['alias']})" if asked["alias"] else label, reference
+    return Found(place, f"{label} ({alias})" if alias else label, (name, version))
+
+
+def _fetched(name: str, version: str | None, alias: str, temporary: Path) -> tuple[str, Path]:
+    from qamoe.records import registry
+    from qamoe.records.store import answering, connect
+
+    client = connect(_ADVICE)
+    with answering(_ADVICE):
+        if version is None:
+            version = str(client.get_model_version_by_alias(name, alias).version)
+        return version, registry.fetch(name, version, temporary)

@@ -3,18 +3,19 @@
 import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from qamoe.errors import Refused
-from qamoe.serving import asked
-from qamoe.serving.messages import ClassAnswer, Either, answers
-from qamoe.serving.source import Served, open_model
+from qamoe.serving import asked, source
+from qamoe.serving.source import Found, Served
 from qamoe.serving.uploads import Extracted, Extraction, Lost
+from qamoe.training.config import read_config
+
+if TYPE_CHECKING:
+    from qamoe.serving.messages import Either
 
 _BAR = 20  # characters
 
@@ -24,7 +25,7 @@ class Row:
     """What is said of one clip, or of one window of it; `reasons` are by modality, or for the "clip" as a whole."""
 
     name: str
-    answer: Either | None
+    answer: "Either | None"
     reasons: dict[str, str]
 
 
@@ -45,10 +46,42 @@ def predict(
     only = clips[0] if asked.one_file(paths) else None
     if isinstance(only, asked.Piece):
         raise Refused(only.fault)
-    served = open_model(model, folder)
-    how = asked.How(text, window, served.trained.config["stats"].get("seconds_max"))
-    _check_window(served, how)
-    rows = _rows(served, clips, how, single=only is not None) if paths else _words_alone(served, text or "")
+    with source.found(model, folder) as place, _extraction(place, needed=bool(paths)) as extraction:
+        served = source.load(place)
+        how = asked.How(text, window, served.trained.config["stats"].get("seconds_max"))
+        _check_window(served, how)
+        if extraction is None:
+            rows = _words_alone(served, text or "")
+        else:
+            rows = _rows(served, extraction, clips, how, single=only is not None)
+        return _shown(served, rows, as_json, alone=only is not None or not paths)
+
+
+@contextmanager
+def _extraction(place: Found, *, needed: bool) -> Iterator[Extraction | None]:
+    """What reads media, in a process of its own that gets ready while the model is loaded. Raises Refused where the
+    model knows no media."""
+    config = read_config(place.folder) if needed else None
+    if config is None:  # words alone; a folder without a checkpoint is refused when it is loaded
+        yield None
+        return
+    try:
+        extractors = source.extractors_of(config)
+    except (KeyError, TypeError, AttributeError):
+        source.load(place)  # says what is wrong with such a model.json
+        raise
+    if not extractors:
+        raise Refused(f"{place.name} knows no media: its corpus came with ready features.")
+    extraction = Extraction(None, extractors)
+    try:
+        yield extraction
+    finally:
+        extraction.close()
+
+
+def _shown(served: Served, rows: Iterable[tuple[int, Row]], as_json: bool, alone: bool) -> bool:
+    """Print the rows, each with its clip's number; a clip `alone` has no table around it. Returns whether every clip
+    has an answer."""
     shown: list[Row] = []
     answered: dict[int, bool] = {}
     for number, row in rows:
@@ -59,7 +92,7 @@ def predict(
             print(json.dumps(_line(served, row), allow_nan=False), flush=True)
         else:
             shown.append(row)
-    if len(shown) == 1 and shown[0].answer is not None and (only or not paths):
+    if len(shown) == 1 and shown[0].answer is not None and alone:
         _show(served, shown[0].answer, shown[0].reasons)
     elif shown:
         _show_table(served, shown)
@@ -86,22 +119,20 @@ def _check_window(served: Served, how: asked.How) -> None:
                       f" longest clip that {served.name} was trained on.")  # fmt: skip
 
 
-def _rows(served: Served, clips: Sequence[Any], how: asked.How, single: bool) -> Iterator[tuple[int, Row]]:
+def _rows(
+    served: Served, extraction: Extraction, clips: Sequence[Any], how: asked.How, single: bool
+) -> Iterator[tuple[int, Row]]:
     """The rows of each clip, with the clip's number. A `single` file that cannot be answered is refused."""
-    extractors = served.extractors()
-    if not extractors:
-        raise Refused(f"{served.name} knows no media: its corpus came with ready features.")
-    with closing(Extraction(None, extractors)) as extraction:  # its worker starts while the text encoder is loaded
-        for number, clip in enumerate(_watched(clips)):
-            pieces = [clip] if isinstance(clip, asked.Piece) else asked.pieces(clip, how)
-            if number == 0 and any(piece.words for piece in pieces):
-                served.warm_up()
-            for piece in pieces:
-                row = _row(served, extraction, piece)
-                if single and len(pieces) == 1 and row.answer is None:
-                    why = "; ".join(_told(row.reasons))
-                    raise Refused(piece.fault or f"{piece.name} has nothing that can be used ({why}).")
-                yield number, row
+    for number, clip in enumerate(_watched(clips)):
+        pieces = [clip] if isinstance(clip, asked.Piece) else asked.pieces(clip, how)
+        if number == 0 and any(piece.words for piece in pieces):
+            served.warm_up()  # while the extraction gets ready
+        for piece in pieces:
+            row = _row(served, extraction, piece)
+            if single and len(pieces) == 1 and row.answer is None:
+                why = "; ".join(_told(row.reasons))
+                raise Refused(piece.fault or f"{piece.name} has nothing that can be used ({why}).")
+            yield number, row
 
 
 def _watched(clips: Sequence[Any]) -> Iterable[Any]:
@@ -151,7 +182,11 @@ def _reasons(served: Served, piece: asked.Piece, found: Extracted) -> dict[str, 
     return reasons
 
 
-def _answer(served: Served, words: str, frames: dict[str, Any]) -> Either:
+def _answer(served: Served, words: str, frames: dict[str, Any]) -> "Either":
+    import pandas as pd
+
+    from qamoe.serving.messages import answers
+
     row = {"text": words, **frames}
     return answers(served.predict(pd.DataFrame({name: pd.Series([v], dtype=object) for name, v in row.items()})))[0]
 
@@ -168,6 +203,8 @@ def _told(reasons: dict[str, str]) -> list[str]:
 
 def _line(served: Served, row: Row) -> dict[str, Any]:
     """The row as JSON: clip, score or class, interval, trust and reasons come first; no answer is null."""
+    from qamoe.serving.messages import ClassAnswer
+
     answer = row.answer
     of_classes = served.trained.config["task"]["kind"] == "classification"
     line: dict[str, Any] = {"clip": row.name or None, "class" if of_classes else "score": None}
@@ -181,9 +218,11 @@ def _line(served: Served, row: Row) -> dict[str, Any]:
     return line | {"model": served.name}
 
 
-def _show(served: Served, answer: Either, reasons: dict[str, str]) -> None:
+def _show(served: Served, answer: "Either", reasons: dict[str, str]) -> None:
     from rich.console import Console
     from rich.table import Table
+
+    from qamoe.serving.messages import ClassAnswer
 
     task = served.trained.config["task"]
     out = Console(highlight=False)
@@ -238,7 +277,9 @@ def _show_table(served: Served, rows: Sequence[Row]) -> None:
     out.print(served.name, style="dim", markup=False)
 
 
-def _said(answer: Either | None) -> tuple[str, str]:
+def _said(answer: "Either | None") -> tuple[str, str]:
+    from qamoe.serving.messages import ClassAnswer
+
     if answer is None:
         return "-", ""
     if isinstance(answer, ClassAnswer):
@@ -246,7 +287,7 @@ def _said(answer: Either | None) -> tuple[str, str]:
     return f"{answer.score:+.2f}", f"{answer.low_90:+.2f} to {answer.high_90:+.2f}"
 
 
-def _trusted(answer: Either | None, modality: str) -> str:
+def _trusted(answer: "Either | None", modality: str) -> str:
     if answer is None:
         return ""
     trust = answer.trust[modality]

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,20 @@ def read_stats(out: Path) -> dict[str, Any]:
         return json.loads(path.read_text())
     except FileNotFoundError:
         raise Refused(f"There is no {path}; run the stage preprocess first.") from None
+
+
+def refuse_other_kinds(stats: dict[str, Any], asked: Iterable[str], key: str) -> None:
+    """Refuse kinds (or slices) that are not those of the corpus's text: of stored vectors `missing_features` alone,
+    since a clean sentence's vectors still carry the words that are lost; of words all others. `key` is who asked."""
+    vectors = "dimension" in stats["text"]
+    allowed = ("clean", "missing_features")
+    wrong = [kind for kind in asked if (kind not in allowed if vectors else kind == "missing_features")]
+    if wrong and vectors:
+        raise Refused(f"{key} names {wrong[0]}; the text of this corpus is stored vectors, and allowed with them are"
+                      f" {' and '.join(allowed)} (experiments/vectors.yaml).")  # fmt: skip
+    if wrong:
+        raise Refused(f"{key} names {wrong[0]}, which is for a corpus whose text is stored vectors; this one has words"
+                      " or token ids, which missing takes away.")  # fmt: skip
 
 
 def data_digest(out: Path) -> str:

@@ -19,7 +19,7 @@ from qamoe.files import write_text, written_aside
 from qamoe.params import Params, specialist_cell
 from qamoe.stages import entry
 from qamoe.stages.closure import code_digest
-from qamoe.stages.data import file_digest, read_stats, remove_other_seeds
+from qamoe.stages.data import file_digest, read_stats, refuse_other_kinds, remove_other_seeds
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 PREDICTIONS = "predictions.parquet"
 BROKEN = "broken.parquet"
-OF_SPECIALISTS = ("clean", "missing", "noise", "burst")
+OF_SPECIALISTS = ("clean", "missing", "noise", "burst", "missing_features")
 _CHUNKS = 2  # of cells, a worker of Ray: cells beside each other share encodings
 T = TypeVar("T")
 
@@ -38,6 +38,7 @@ T = TypeVar("T")
 def run(params: Params, out: Path, model: str | None = None) -> None:
     """Evaluate what params.yaml lists and is not evaluated under the same digests."""
     stats = read_stats(out)
+    refuse_other_kinds(stats, params.evaluate.slices, "evaluate.slices")
     for name in [model] if model else list(params.seeds):
         _evaluate(params, stats, out, name)
 

@@ -1,7 +1,8 @@
 """Corpus -> features: artifacts/extract/{text,audio,vision}.arrow, clips.parquet and problems.csv.
 
-Token ids and frames as they are, one row a clip in clip-id order, whatever the number of workers. What cannot be
-extracted from a clip is a problem with its reason; the modality then has no frames. Too many fail the stage.
+Token ids (stored text vectors, of a corpus that has nothing else) and frames as they are, one row a clip in clip-id
+order, whatever the number of workers. What cannot be extracted from a clip is a problem with its reason; the modality
+then has no frames. Too many fail the stage.
 """
 
 import csv
@@ -49,7 +50,10 @@ def run(params: Params, out: Path) -> None:
     _refuse_too_many(problems, len(clips), settings_.max_problem_share)
     signals.write(clips, settings_, folder / "signals", digest, partial(_made, settings_))
     seconds = _write_streams(clips, corpus, settings_, parts, folder)
-    _write_text(clips, tokeniser, folder, ready=corpus.vocabulary == tokeniser.vocabulary)
+    if corpus.vocabulary is None:
+        _write_vectors(clips, folder)
+    else:
+        _write_text(clips, tokeniser, folder, ready=corpus.vocabulary == tokeniser.vocabulary)
     _write_clips(clips, corpus, settings_, seconds, folder)
     _write_problems(problems, folder / "problems.csv")
     entry.log.info(json.dumps({"stage": "extract", "clips": len(clips), "problems": len(problems)}))
@@ -146,13 +150,7 @@ def _write_streams(
         ready = next((clip.frames[modality] for clip in clips if modality in clip.frames), None)
         about: dict[str, Any]
         if ready is not None:
-            about = {
-                "extractor": "as given",
-                "version": "",
-                "rate": None,
-                "dimension": ready.shape[1],
-                "columns": [],
-            }
+            about = _as_given(ready.shape[1])
         elif modality in corpus.modalities:
             made_by = extractor(getattr(params, modality))
             about = {"extractor": made_by.name, "version": made_by.version, "rate": made_by.rate}
@@ -186,6 +184,18 @@ def _write_text(clips: list[Clip], tokeniser: Tokens, folder: Path, *, ready: bo
         return {"clip_id": clip.clip_id, "ids": ids, "words": words}
 
     store.write(folder / "text.arrow", signals.TEXT_SCHEMA, map(row, clips), about)
+
+
+def _write_vectors(clips: list[Clip], folder: Path) -> None:
+    """Write text.arrow of a corpus whose text is stored vectors alone, as frames without a rate."""
+    size = clips[0].frames["text"].shape[1]
+    schema = pa.schema([("clip_id", pa.string()), ("frames", store.frames_type(size))])
+    rows = ({"clip_id": clip.clip_id, "frames": clip.frames["text"]} for clip in clips)
+    store.write(folder / "text.arrow", schema, rows, _as_given(size))
+
+
+def _as_given(dimension: int) -> dict[str, Any]:
+    return {"extractor": "as given", "version": "", "rate": None, "dimension": dimension, "columns": []}
 
 
 def _write_clips(clips: list[Clip], corpus: Corpus, params: Extract, seconds: list[float | None], folder: Path) -> None:

@@ -42,13 +42,14 @@ def run(params: Params, out: Path) -> None:
     train_rows = np.flatnonzero(clips["split"] == "train")
     if not len(train_rows):
         raise Refused("The training split is empty; at least one source must be in split train.")
-    fitted = {m: fit_columns(stores[m], train_rows) for m in STREAMS if len(stores[m])}
+    text = stores["text"]
+    vectors = "ids" not in text.schema.names  # a corpus whose text is stored vectors alone
+    streams = ("text", *STREAMS) if vectors else STREAMS
+    fitted = {m: fit_columns(stores[m], train_rows) for m in streams if len(stores[m])}
     columns = {m: found for m, found in fitted.items() if len(found.kept)}  # the rest tells nothing in training
-    modalities = [m for m in about["modalities"] if m == "text" or m in columns]
+    modalities = [m for m in about["modalities"] if m not in streams or m in columns]
     limits = params.preprocess.max_frames.model_dump()
     folder = out / "preprocess"
-    text = stores["text"]
-    frequencies = _token_frequencies(text, train_rows, limits["text"])
     labels = clips["label"].to_numpy()
     seconds = clips["seconds"].iloc[train_rows].max()
     seconds_max = None if np.isnan(seconds) else float(seconds)  # corpora of ready features do not tell
@@ -57,13 +58,7 @@ def run(params: Params, out: Path) -> None:
         "modalities": modalities,
         "generated": about["generated"],
         "about": about["about"],
-        "text": {
-            "unk": text.metadata["unk"],
-            "special": text.metadata["special"],
-            "vocabulary": text.metadata["vocabulary"],
-            "vocabulary_sha256": text.metadata["vocabulary_sha256"],
-            "frequencies": frequencies,
-        },
+        "text": {} if vectors else _of_tokens(text, train_rows, limits["text"]),
         **{m: c.to_json() | {"rate": stores[m].metadata["rate"]} for m, c in columns.items()},
         **_target(labels[train_rows], about["task"]),
         "clips": {split: int((clips["split"] == split).sum()) for split in store.SPLITS},
@@ -76,9 +71,9 @@ def run(params: Params, out: Path) -> None:
                 ("clip_id", pa.string()),
                 ("source", pa.string()),
                 ("label", pa.float64()),
-                ("text", pa.list_(pa.int32())),
             ]
-            + [(m, store.frames_type(len(columns[m].kept) if m in columns else 1)) for m in STREAMS]
+            + [("text", pa.list_(pa.int32()))] * (not vectors)
+            + [(m, store.frames_type(len(columns[m].kept) if m in columns else 1)) for m in streams]
         )
         made = _rows(rows, clips, stores, columns, limits)
         store.write(folder / f"{split}.arrow", schema, made, {"split": split, "modalities": modalities})
@@ -113,6 +108,12 @@ def _target(labels: np.ndarray, task: dict[str, Any]) -> dict[str, Any]:
     return {"target_mean": float(labels.mean()), "target_std": float(labels.std()) or 1.0}
 
 
+def _of_tokens(text: store.Store, rows: np.ndarray, limit: int) -> dict[str, Any]:
+    """What degradations and encoders have to know of token ids."""
+    known = ("unk", "special", "vocabulary", "vocabulary_sha256")
+    return {key: text.metadata[key] for key in known} | {"frequencies": _token_frequencies(text, rows, limit)}
+
+
 def _token_frequencies(text: store.Store, rows: np.ndarray, limit: int) -> list[tuple[int, int]]:
     """(token id, count) over the training split, special tokens left out."""
     special = set(text.metadata["special"])
@@ -129,8 +130,11 @@ def _rows(
 ) -> Iterator[dict[str, Any]]:
     for row in rows:
         made: dict[str, Any] = {name: clips[name].iloc[row] for name in ("clip_id", "source", "label")}
-        made["text"] = stores["text"].sequence("ids", int(row))[: limits["text"]]
-        for m in STREAMS:
+        if "ids" in stores["text"].schema.names:
+            made["text"] = stores["text"].sequence("ids", int(row))[: limits["text"]]
+        for m in ("text", *STREAMS):
+            if m in made:
+                continue
             if m in columns:
                 made[m] = clean(stores[m].sequence("frames", int(row))[: limits[m]], columns[m])
             else:

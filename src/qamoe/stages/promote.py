@@ -13,7 +13,7 @@ from qamoe import settings
 from qamoe.errors import Refused
 from qamoe.params import Params
 from qamoe.stages import entry
-from qamoe.stages.data import data_digest, file_digest, read_stats
+from qamoe.stages.data import data_digest, file_digest, read_stats, refuse_other_kinds
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -50,6 +50,7 @@ def decide(params: Params, out: Path, dry: bool = False) -> "Decision":
     from qamoe.training import checkpoint
 
     stats = read_stats(out)
+    refuse_other_kinds(stats, ("mixed",), "The gate")
     folder, config = best_candidate(params, out)
     split, store = gate_split(out)
     name = params.registry.name
@@ -125,7 +126,7 @@ def described(trained: "Trained", store: "Store", view: "View") -> "pd.DataFrame
 
 def best_candidate(params: Params, out: Path) -> tuple[Path, dict[str, Any]]:
     """The seed with the lowest validation selection value. Raises Refused where a seed is missing or of other data."""
-    from qamoe.training.checkpoint import read_config
+    from qamoe.training.config import read_config
 
     data = data_digest(out)
     found = []

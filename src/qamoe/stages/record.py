@@ -19,7 +19,7 @@ def run(folders: list[Path], experiment: str) -> None:
     """
     from qamoe.records.store import answering, connect
     from qamoe.records.tracking import log_evaluation, record_training
-    from qamoe.training.checkpoint import CONFIG
+    from qamoe.training.config import CONFIG
 
     for folder in folders:
         if not (folder / CONFIG).is_file():

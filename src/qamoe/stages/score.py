@@ -83,10 +83,11 @@ def run(source: Path, out: Path, model: str) -> None:
     unusable = f", {len(faults)} rows that cannot be used" if faults else ""
     print(f"scored {len(waiting)} new clips of {source}, {len(clips) - len(waiting)} kept{unusable}", flush=True)
     (out / DRIFT).unlink(missing_ok=True)
-    if served.reference is None:
+    reference = served.reference()
+    if reference is None:
         print("drift: this model has no reference to compare with", flush=True)
         return
-    compared = drift.drift(served.reference, drift.with_reliability(table[inputs].astype(float), table))
+    compared = drift.drift(reference, drift.with_reliability(table[inputs].astype(float), table))
     with written_aside(out / DRIFT) as aside:
         compared.features.to_csv(aside, index=False)
     print(compared.sentence, flush=True)

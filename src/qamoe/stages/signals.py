@@ -84,8 +84,10 @@ def _check(test: list[Clip], params: Extract) -> None:
         raise Refused("extract.signals degrades the test split, which is empty.")
     for modality in sorted({signals.MODALITY[kind] for kind in params.signals.severities}):
         for clip in test:
-            if modality == "text" and clip.tokens is not None and not clip.text:
-                raise Refused(f"{clip.where}: extract.signals needs words, and this clip has token ids alone.")
+            if modality == "text" and (clip.tokens is not None or "text" in clip.frames) and not clip.text:
+                raise Refused(
+                    f"{clip.where}: extract.signals needs words, and this clip has token ids or vectors alone."
+                )
             if modality != "text" and clip.media is None:
                 raise Refused(f"{clip.where}: extract.signals needs media, and this clip has features alone.")
             if modality != "text" and clip.media is not None:

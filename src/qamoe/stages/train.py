@@ -21,7 +21,7 @@ from qamoe.errors import Refused
 from qamoe.params import Params, family, specialist_cell
 from qamoe.stages import entry
 from qamoe.stages.closure import code_digest
-from qamoe.stages.data import data_digest, read_stats, remove_other_seeds
+from qamoe.stages.data import data_digest, read_stats, refuse_other_kinds, remove_other_seeds
 
 if TYPE_CHECKING:
     from qamoe.training.parts import Parts
@@ -35,7 +35,10 @@ def run(params: Params, out: Path, model: str | None = None) -> None:
     from qamoe.training.parts import Parts, joined
 
     stats = read_stats(out)
-    if "text" in stats["modalities"]:  # refuses an encoder that cannot be
+    refuse_kinds(params, stats)
+    for name, cell in ((name, specialist_cell(name)) for name in ([model] if model else params.seeds)):
+        refuse_other_kinds(stats, [cell[0]] if cell else [], f"seeds.{name}")
+    if "vocabulary" in stats["text"] and "text" in stats["modalities"]:  # refuses an encoder that cannot be
         limit = params.preprocess.max_frames.text
         reader.architecture(params.models.encoders.text, limit, reader.vocabulary(stats))
     names = [model] if model else list(params.seeds)
@@ -61,6 +64,13 @@ def _prepared(params: Params, stats: dict[str, Any], out: Path, names: list[str]
     for name in {_states(out, name): name for name, _, _ in waiting}.values():
         open_splits(params, stats, out, name)
     return waiting
+
+
+def refuse_kinds(params: Params, stats: dict[str, Any]) -> None:
+    """Refuse degradations of training and selection that are not those of the corpus's text."""
+    common = params.train.common
+    refuse_other_kinds(stats, common.degrade.kinds, "train.common.degrade.kinds")
+    refuse_other_kinds(stats, common.selection.severities, "train.common.selection.severities")
 
 
 def _train_all(params: Params, out: Path, jobs: list[Job], parts: "Parts") -> None:

@@ -1,8 +1,8 @@
 """Search over the training parameters of QA-MoE: artifacts/tune/best_params.yaml, an overlay on params.yaml, and plots.
 
 A leaf of the pipeline: nothing depends on it; a person takes its result over as a change of params.yaml.
-`QAMOE_WORKERS` trials run side by side (on a GPU one, where it is not set). With `QAMOE_STUDY_URL`, the same command on other machines, on
-the same data and parameters, works on the same study.
+`QAMOE_WORKERS` trials run side by side (on a GPU one, where it is not set). With `QAMOE_STUDY_URL`, the same command
+on other machines, on the same data and parameters, works on the same study.
 """
 
 import csv
@@ -25,7 +25,7 @@ from qamoe.files import write_text, written_aside
 from qamoe.params import Params
 from qamoe.stages import entry
 from qamoe.stages.data import data_digest, read_stats
-from qamoe.stages.train import open_splits, worker_started
+from qamoe.stages.train import open_splits, refuse_kinds, worker_started
 
 if TYPE_CHECKING:
     from multiprocessing.context import SpawnProcess
@@ -40,6 +40,7 @@ def run(params: Params, out: Path) -> None:
     from qamoe.training import search
 
     stats = read_stats(out)
+    refuse_kinds(params, stats)
     open_splits(params, stats, out, _MODEL)  # made once, before the workers map it
     folder = out / "tune"
     folder.mkdir(parents=True, exist_ok=True)
@@ -125,7 +126,7 @@ def _as_worker(level: int, params: Params, out: Path, name: str, parent: str | N
 def _work(params: Params, out: Path, name: str, parent: str | None) -> None:
     from qamoe.records import studies
     from qamoe.training import search
-    from qamoe.training.checkpoint import read_config
+    from qamoe.training.config import read_config
     from qamoe.training.fit import fit
     from qamoe.training.parts import Parts
     from qamoe.training.views import feature_sizes, restrict_threads

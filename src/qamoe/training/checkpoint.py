@@ -24,8 +24,8 @@ from qamoe.models.model import Model
 from qamoe.models.prediction import Prediction, target_of
 from qamoe.models.reader import Reader
 from qamoe.params import Models, Params, family
+from qamoe.training.config import CONFIG, read_config
 
-CONFIG = "model.json"
 WEIGHTS = "weights.safetensors"
 HISTORY = "history.jsonl"
 
@@ -135,20 +135,6 @@ def save(folder: Path, model: Model, config: dict[str, Any], history: list[dict[
         save_file({k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}, aside)
     write_text(folder / HISTORY, "".join(json.dumps(line) + "\n" for line in history))
     write_text(folder / CONFIG, json.dumps(config, indent=1, sort_keys=True, allow_nan=False))
-
-
-def read_config(folder: Path) -> dict[str, Any] | None:
-    """model.json of a finished checkpoint, or None. Raises Refused where it is damaged."""
-    path = folder / CONFIG
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except (ValueError, RecursionError):
-        config = None
-    if not isinstance(config, dict):
-        raise Refused(f"{path} is damaged: it is no JSON object; train this model again.")
-    return config
 
 
 def load(folder: Path, device: str = "cpu") -> Trained:

@@ -121,10 +121,11 @@ def _config(
     config = checkpoint.described(params, name, seed, digests)
     config |= {key: stats[key] for key in ("target_mean", "target_std", "class_shares") if key in stats}
     encoder = params.models.encoders.text
-    if "text" in inputs and encoder.finetune and family(name) != "mean":
+    ids = "text" in inputs and "vocabulary" in stats["text"]
+    if ids and encoder.finetune and family(name) != "mean":
         limit = params.preprocess.max_frames.text
         config["text_encoder"] = reader.architecture(encoder, limit, reader.vocabulary(stats))
-    elif "text" in inputs and encoder.encoder != text.NAME:
+    elif ids and encoder.encoder != text.NAME:
         config["text_states"] = text.width(encoder.encoder)
     return config | {
         "stats": stats,

@@ -16,14 +16,14 @@ from torch import Tensor
 from qamoe import params as parameters
 from qamoe.degradation import draws, frames, partners
 from qamoe.degradation import views as degradation_views
-from qamoe.degradation.draws import Draws
+from qamoe.degradation.draws import MODALITIES, Draws
 from qamoe.degradation.frames import Reference, State
 from qamoe.degradation.partners import Partners
 from qamoe.degradation.views import View, apply
 from qamoe.features.batch import Batch, collate, pad
 from qamoe.features.minilm import NAME
 from qamoe.features.store import Store
-from qamoe.models import text
+from qamoe.models import bert, text
 from qamoe.training import states as text_states
 from qamoe.training.states import TextStates
 
@@ -55,7 +55,8 @@ class Views:
     @property
     def lengths(self) -> np.ndarray | None:
         """Tokens of each clip (N,) where models read them, which takes longest: batches go by them then."""
-        return self.store.lengths("text") if self.states is None and "text" in self.modalities else None
+        reads_ids = self.states is None and "text" in self.modalities and not self.store.holds_vectors("text")
+        return self.store.lengths("text") if reads_ids else None
 
     def clean(self, rows: Sequence[int], modalities: Sequence[str] | None = None) -> Batch:
         """Rows of the split as they are stored, all modalities or those named, text as token ids (B, T)."""
@@ -122,11 +123,12 @@ def open_views(
 ) -> Views:
     """Make (or find again) the text of all views, encoded, in `folder`, and map it.
 
-    `encoder` is that of models that have a frozen one; None leaves text as token ids.
+    `encoder` is that of models that have a frozen one; None leaves text as token ids. Stored text vectors stay as they
+    are.
     """
-    if "text" not in modalities or encoder is None:
+    if "text" not in modalities or encoder is None or store.holds_vectors("text"):
         return Views(store, tuple(views), modalities, references, None, device)
-    made_by = (draws, frames, partners, degradation_views, text, text_states)
+    made_by = (draws, frames, partners, degradation_views, bert, text, text_states)
     code = [Path(str(module.__file__)).read_text() for module in made_by]
     weights = None if encoder == NAME else text.digest(encoder)
     key = parameters.digest(data_digest, code, weights, store.path.name, [repr(view) for view in views])[:16]
@@ -153,8 +155,7 @@ def _ids(store: Store, views: Sequence[View], references: dict[str, Reference]) 
 
 def feature_sizes(stats: dict[str, Any]) -> dict[str, int]:
     """Frame dimension of each modality that the corpus has, as models see it."""
-    sizes = {m: stats[m]["dimension"] for m in stats["modalities"] if m != "text"}
-    return {"text": text.WIDTH, **sizes} if "text" in stats["modalities"] else sizes
+    return {m: stats[m].get("dimension", text.WIDTH) for m in MODALITIES if m in stats["modalities"]}
 
 
 def rows_in_batches(
