@@ -9,6 +9,7 @@ import select
 import signal
 import sys
 import threading
+from pathlib import Path
 
 
 def end_with_worker() -> None:
@@ -30,7 +31,7 @@ def _worker() -> int | None:
     parent = os.getppid()
     try:
         descriptor = os.pidfd_open(parent)
-        if os.getppid() == parent and os.path.samefile(f"/proc/{parent}/exe", "/proc/self/exe"):
+        if os.getppid() == parent and Path(f"/proc/{parent}/exe").samefile("/proc/self/exe"):
             return descriptor
     except OSError:  # it has just ended, or is somebody else's
         return None
