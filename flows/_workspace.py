@@ -21,6 +21,8 @@ from prefect.client.orchestration import get_client
 from prefect.runtime import flow_run
 from prefect.states import Failed
 
+from flows._worker import end_with_worker
+
 REPORT = Path("artifacts/report/index.html")
 _METRICS = Path("artifacts/report/metrics.json")
 _RUN = "run: "  # how a stage's output names its MLflow run
@@ -89,6 +91,7 @@ def run(doing: str, work: Callable[[], State[Any]], *, scheduled: bool = False, 
     doing: what the run is named by until the work knows better. scheduled: refuse tracked files that have changed, so
     that the commit says what ran. reads_only: the work changes nothing in the checkout and does not wait for others.
     """
+    end_with_worker()
     if scheduled and (changed := changed_files()):
         told = ", ".join(changed)
         return Failed(message=f"Changed but not committed: {told}; a scheduled run takes commits only.")

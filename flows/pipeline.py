@@ -13,6 +13,8 @@ from flows import _workspace
 from flows._dvc import command, run_stage, stale, start
 from flows.promote import ask_gate, decision
 
+_BEGUN = Path(".dvc/tmp/pull-begun")  # dvc fills data/ file by file
+
 
 @flow(name="pipeline")
 def pipeline(scheduled: bool = False, ingest_from: str | None = None) -> State[Any]:
@@ -55,10 +57,16 @@ def _line(ingest_from: str | None) -> State[Any]:
 
 
 def _pull() -> State[Any]:
-    """Fetch the corpus where there is none."""
-    if not Path("data").exists() and Path("data.dvc").exists():
-        return command("pull", "dvc", "pull", "data.dvc")
-    return Completed(message="data/ is there")
+    """Fetch the corpus where there is none, or where a kill left half of one."""
+    begun = _BEGUN.exists()
+    if not begun and (Path("data").exists() or not Path("data.dvc").exists()):
+        return Completed(message="data/ is there")
+    _BEGUN.parent.mkdir(parents=True, exist_ok=True)
+    _BEGUN.touch()
+    state = command("pull", "dvc", "pull", *(["--force"] if begun else []), "data.dvc")
+    if state.is_completed():
+        _BEGUN.unlink()
+    return state
 
 
 def _ingest(folder: str | None) -> State[Any]:

@@ -10,6 +10,9 @@ import signal
 import sys
 from pathlib import Path
 
+from qamoe import settings
+from qamoe.files import write_text
+
 FOLDER = Path(".run")
 ORDER = ("schedule", "worker", "server")  # a worker that loses its server does not end by itself
 PREFECT = ("-m", "prefect", "--no-prompt")
@@ -18,6 +21,9 @@ COMMANDS = {
     "worker": (*PREFECT, "worker", "start", "--pool", "qamoe", "--type", "process"),
     "schedule": ("-m", "flows.schedule"),
 }
+# By itself the server holds leases of concurrency limits in memory: one that is killed would leave the slots of the
+# runs of that moment taken for ever, and every later run of those deployments cancelled.
+LEASES = ("PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE", "prefect.server.concurrency.lease_storage.filesystem")
 PATIENCE_S = (30, 30, 10)  # after the first SIGTERM, the second, and SIGKILL
 
 
@@ -42,8 +48,9 @@ def start(name: str, arguments: list[str]) -> None:
     """Become that process. Exits with a sentence where it runs already."""
     if (pid := alive(name)) is not None:
         sys.exit(f"{name}: runs already as process {pid}; make stop ends it.")
-    FOLDER.mkdir(exist_ok=True)
-    (FOLDER / f"{name}.json").write_text(json.dumps({"pid": os.getpid(), "started": started(os.getpid())}))
+    write_text(FOLDER / f"{name}.json", json.dumps({"pid": os.getpid(), "started": started(os.getpid())}))
+    settings.go_offline()
+    os.environ.setdefault(*LEASES)
     os.execv(sys.executable, [sys.executable, *COMMANDS[name], *arguments])
 
 

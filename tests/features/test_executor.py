@@ -2,7 +2,9 @@
 
 import multiprocessing
 import os
+import select
 import signal
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -165,6 +167,32 @@ def test_what_a_stage_breaks_off_leaves_no_worker(extracted: Any) -> None:
     with pytest.raises(KeyboardInterrupt):
         extracted("1", "hang", "hang", "2", advance=stop)
     assert set(multiprocessing.active_children()) <= before
+
+
+KILLED = """
+import os, signal, sys
+from tests.features.test_executor import *
+executor._make_part = make_part_obediently
+folder = Path(sys.argv[1])
+(folder / "0.txt").write_text(f"tell {folder / 'here'};hang")
+job = (Job("clip", "audio", folder / "0.txt", 0.0, None), folder / "part")
+make_parts([job], {"audio": Block()}, 1, 600, lambda: None)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel ties a process to its parent on Linux only")
+def test_a_stage_that_is_killed_takes_a_hanging_worker_along(tmp_path: Path) -> None:
+    """The worker inherits the standard output, which ends with the last who holds it."""
+    os.mkfifo(tmp_path / "here")
+    here = os.open(tmp_path / "here", os.O_RDWR)
+    command = [sys.executable, "-c", KILLED, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as stage:
+        assert stage.stdout is not None
+        assert os.read(here, 1) == b".", "the worker has begun"
+        stage.kill()
+        assert select.select([stage.stdout], [], [], 60)[0], "the worker is there still"
+        assert stage.stdout.read() == b""
+    os.close(here)
 
 
 def test_a_clip_that_hangs_is_given_up_and_costs_its_clip_alone(extracted: Any) -> None:

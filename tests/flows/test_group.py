@@ -13,6 +13,7 @@ import pytest
 
 from flows import _group
 
+ROOT = Path(_group.__file__).parent.parent
 # Writes its sign of life into a named pipe and holds it open: whoever reads it sees the end of the last holder.
 HOLDER = """
 import os, signal, sys
@@ -103,13 +104,13 @@ def test_an_exception_ends_the_grandchild(pipe: Pipe, monkeypatch: pytest.Monkey
 @pytest.mark.parametrize("shell", [path for name in ("sh", "bash") if (path := shutil.which(name))])
 def test_a_killed_flow_leaves_no_stage_behind(repository: Path, pipe: Pipe, shell: str) -> None:
     """Flow -> dvc -> shell -> stage: the flow is killed outright, and each ends with the one above it."""
-    tied = "from qamoe.stages.entry import die_with_parent\ndie_with_parent()\n"
+    tied = "from qamoe.lifetime import die_with_parent\ndie_with_parent()\n"
     (repository / "stage.py").write_text(tied + HOLDER.format(deaf="", pipe=pipe.path))
     code = "import sys; from flows import _dvc, _group; _group.run(sys.argv[1:], print, _dvc.environment({}))"
     flow = subprocess.Popen(
         python(code, sys.executable, "-m", "dvc", "repro", "-q", "-s", "extract"),
         stdout=subprocess.DEVNULL,
-        env={**os.environ, "PYTHONPATH": str(Path(_group.__file__).parent.parent), "SHELL": shell},
+        env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'src'}", "SHELL": shell},
     )
     try:
         assert pipe.read() == b"here"

@@ -84,6 +84,15 @@ def test_absent_data_is_pulled_first(repository: Path, asked: list[str]) -> None
     assert state.is_completed(), state.message
     assert (repository / "data/clip.txt").read_text() == "clip"
 
+    # A kill in the middle leaves the folder without some of its files; what a person took out of it stays out.
+    (repository / "data/clip.txt").unlink()
+    assert pipeline.pipeline(return_state=True).is_completed()
+    assert not (repository / "data/clip.txt").exists()
+    pipeline._BEGUN.touch()
+    assert pipeline.pipeline(return_state=True).is_completed()
+    assert (repository / "data/clip.txt").read_text() == "clip"
+    assert not pipeline._BEGUN.exists()
+
 
 @pytest.mark.usefixtures("server")
 def test_a_scheduled_run_takes_commits_only(repository: Path, asked: list[str]) -> None:

@@ -105,13 +105,6 @@ def test_ending_what_is_gone_is_no_error(started: Started) -> None:
     entry.end(process.pid)
 
 
-def test_a_stage_under_dvc_ends_with_its_parent(started: Started) -> None:
-    stage = f"from qamoe.stages.entry import die_with_parent; die_with_parent(); {WAITING}"
-    parent = started(f"import subprocess, sys; subprocess.run([sys.executable, '-c', {stage!r}])")
-    parent.kill()
-    assert closed(parent), "the stage, which holds the other end, is there still"
-
-
 @pytest.fixture
 def command(tmp_path: Path, params_file: Any, environment: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """Call a stage's main with a run of the test's own: command(run, "--model", "mean")."""

@@ -32,6 +32,7 @@ from qamoe.features import media
 from qamoe.features.extractors import Extractor, extractor
 from qamoe.features.media import NoStream, Problem
 from qamoe.files import write_text, written_aside
+from qamoe.lifetime import die_with_parent
 from qamoe.params import Block
 
 _START_S = 120.0  # given to a new worker to import what it needs
@@ -94,6 +95,7 @@ def read_part(part: Path) -> np.ndarray | str | None:
 def _work(pipe: Connection, extractors: dict[str, Block], make: Callable[..., None]) -> None:
     """What a worker does: say that it is there, then make one part after the other until the pipe closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the stage, which then ends its workers
+    die_with_parent()  # a decoder that hangs would never see that the pipe has closed
     try:
         pipe.send(None)
         while True:

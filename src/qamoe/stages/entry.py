@@ -1,7 +1,6 @@
 """How every stage starts: arguments, quiet and offline, parameters checked before data, one run at a time."""
 
 import argparse
-import ctypes
 import json
 import logging
 import os
@@ -14,10 +13,10 @@ from pathlib import Path
 from qamoe import settings
 from qamoe.errors import Refused
 from qamoe.files import write_text
+from qamoe.lifetime import die_with_parent
 from qamoe.params import Params, load
 
 log = logging.getLogger("qamoe")
-_PR_SET_PDEATHSIG = 1
 
 
 def main(stage: str, run: Callable[..., None], *, selects_model: bool = False, spreads: bool = False) -> None:
@@ -59,12 +58,6 @@ def main(stage: str, run: Callable[..., None], *, selects_model: bool = False, s
     except KeyboardInterrupt:
         print(f"{stage}: stopped; start it again to go on.", file=sys.stderr)
         sys.exit(130)
-
-
-def die_with_parent() -> None:
-    """On Linux, end this process when its parent ends, however that ended."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _started(pid: int) -> str | None:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from qamoe import params as parameters
 from qamoe import settings
 from qamoe.errors import Refused
+from qamoe.lifetime import die_with_parent
 from qamoe.params import Params, family, specialist_cell
 from qamoe.stages import entry
 from qamoe.stages.closure import code_digest
@@ -176,7 +177,7 @@ def worker_started(level: int) -> None:
     settings.go_offline()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     entry.log.setLevel(level)
-    entry.die_with_parent()
+    die_with_parent()
 
 
 def _finished(folder: Path, digests: dict[str, str]) -> bool:
