@@ -54,21 +54,32 @@ def connect(advice: str = "") -> Any:
 def _make_database(path: Path) -> None:
     """Make the database aside and rename it: its migrations take seconds, and a kill within them would leave a file
     that MLflow can neither use nor repair. Whoever comes second waits."""
-    import fcntl
-
     import mlflow
 
     if path.exists():
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        fcntl.flock(folder, fcntl.LOCK_EX)  # ends with the process, however that ends
+    with one_at_a_time():
         if not path.exists():
             aside = path.with_name(f"{path.name}.making")
             aside.unlink(missing_ok=True)
             mlflow.MlflowClient(f"{_SQLITE}{aside}").search_experiments(max_results=1)
             aside.replace(path)
+
+
+@contextmanager
+def one_at_a_time() -> Iterator[None]:
+    """Keep other processes of this machine out while a store that is a file is changed in several steps; a server's
+    store has no such lock."""
+    import fcntl
+
+    if not uri().startswith(_SQLITE):
+        yield
+        return
+    folder = os.open(Path(uri().removeprefix(_SQLITE)).parent, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)  # ends with the process, however that ends
+        yield
     finally:
         os.close(folder)
 
