@@ -12,17 +12,19 @@ from qamoe import settings
 from qamoe.errors import Refused
 from qamoe.records.origin import main_checkout
 
-_SQLITE = "sqlite:///"
+SQLITE = "sqlite:///"
 
 
 def uri() -> str:
     """Where records go: MLFLOW_TRACKING_URI, or one SQLite file at the root of the main checkout."""
-    return settings.tracking_uri() or f"{_SQLITE}{main_checkout()}/mlflow.db"
+    return settings.tracking_uri() or f"{SQLITE}{main_checkout()}/mlflow.db"
 
 
 def masked(text: str) -> str:
-    """A text without the credentials of the addresses in it."""
-    return re.sub(r"://[^/@\s]+@", "://***@", text)
+    """A text without the credentials of the addresses in it: before an @, which a password may hold too, and in a
+    query."""
+    text = re.sub(r"://[^\s/?#]*@|://[^\s/:@]+:[^\s@]*@", "://***@", text)
+    return re.sub(r"([?&][^=&\s]*(?:password|secret|token|key)[^=&\s]*=)[^&\s]+", r"\1***", text, flags=re.IGNORECASE)
 
 
 def connect(advice: str = "") -> Any:
@@ -42,8 +44,8 @@ def connect(advice: str = "") -> Any:
         if not variable.is_set():
             variable.set(value)
     with answering(advice):
-        if uri().startswith(_SQLITE):
-            _make_database(Path(uri().removeprefix(_SQLITE)))
+        if uri().startswith(SQLITE):
+            _make_database(Path(uri().removeprefix(SQLITE)))
         mlflow.set_tracking_uri(uri())
         mlflow.set_registry_uri(uri())
         client = mlflow.MlflowClient(uri(), uri())
@@ -63,7 +65,7 @@ def _make_database(path: Path) -> None:
         if not path.exists():
             aside = path.with_name(f"{path.name}.making")
             aside.unlink(missing_ok=True)
-            mlflow.MlflowClient(f"{_SQLITE}{aside}").search_experiments(max_results=1)
+            mlflow.MlflowClient(f"{SQLITE}{aside}").search_experiments(max_results=1)
             aside.replace(path)
 
 
@@ -73,10 +75,10 @@ def one_at_a_time() -> Iterator[None]:
     store has no such lock."""
     import fcntl
 
-    if not uri().startswith(_SQLITE):
+    if not uri().startswith(SQLITE):
         yield
         return
-    folder = os.open(Path(uri().removeprefix(_SQLITE)).parent, os.O_RDONLY)
+    folder = os.open(Path(uri().removeprefix(SQLITE)).parent, os.O_RDONLY)
     try:
         fcntl.flock(folder, fcntl.LOCK_EX)  # ends with the process, however that ends
         yield
@@ -107,10 +109,12 @@ def experiment_id(client: Any, name: str) -> str:
     """The experiment of that name, made where there is none. Raises Refused where it was deleted."""
     from mlflow.exceptions import MlflowException
 
+    from qamoe.records import page
+
     found = client.get_experiment_by_name(name)
     if found is None:
         try:
-            return client.create_experiment(name, artifact_location=_artifact_location(name))
+            found = client.get_experiment(client.create_experiment(name, artifact_location=_artifact_location(name)))
         except MlflowException:  # another process was first
             found = client.get_experiment_by_name(name)
             if found is None:
@@ -119,6 +123,7 @@ def experiment_id(client: Any, name: str) -> str:
         raise Refused(
             f"Experiment {name!r} at {masked(uri())} was deleted; restore it, or choose another registry.name."
         )
+    page.arrange(client, found)
     return found.experiment_id
 
 
@@ -126,8 +131,8 @@ def _artifact_location(name: str) -> str | None:
     """Beside the database where it is a file; a server knows its own place. MLflow's default depends on the folder
     that a process runs in, and a folder `mlruns` would make it take files for its store."""
     store = uri()
-    if store.startswith(_SQLITE):
-        return (Path(store.removeprefix(_SQLITE)).resolve().parent / "mlartifacts" / name).as_uri()
+    if store.startswith(SQLITE):
+        return (Path(store.removeprefix(SQLITE)).resolve().parent / "mlartifacts" / name).as_uri()
     if store.startswith(("http://", "https://")):
         return None
     return (main_checkout() / "mlartifacts" / name).as_uri()

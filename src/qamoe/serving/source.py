@@ -4,6 +4,7 @@ import re
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -46,10 +47,14 @@ class Served:
         self.predict(pd.DataFrame({"text": ["ready"]}))
 
     def extractors(self) -> dict[str, Block]:
-        """The settings of each extractor that media can be given to; none where a corpus brought its features."""
-        config = self.trained.config
-        streams = [m for m in config["modalities"] if m != "text" and config["stats"][m]["rate"]]
-        return {m: extractors.settings(m, config["extract"][m]) for m in streams}
+        return extractors_of(self.trained.config)
+
+
+def extractors_of(config: dict[str, Any]) -> dict[str, Block]:
+    """The settings of each extractor that media can be given to; none where a corpus brought its features. `config` is
+    a model.json."""
+    streams = [m for m in config["modalities"] if m != "text" and config["stats"][m]["rate"]]
+    return {m: extractors.settings(m, config["extract"][m]) for m in streams}
 
 
 def open_model(model: str, folder: Path | None) -> Served:
