@@ -208,6 +208,20 @@ def predict(
 
 
 @app.command()
+def export(
+    path: Annotated[Path, typer.Argument(help="The file to write; its name ends in .pt2.")],
+    model: Model = "models:/qa-moe@champion",
+    folder: Folder = None,
+) -> None:
+    """Write a model as one file that torch reads without this project (torch.export)."""
+    from qamoe.serving.export import export
+    from qamoe.serving.source import open_model
+
+    export(open_model(model, folder).trained, path)
+    print(f"{path}: {path.stat().st_size >> 20} MiB; docs/operations.md says what it takes and gives")
+
+
+@app.command()
 def serve(
     model: Model = "models:/qa-moe@champion",
     folder: Folder = None,

@@ -58,11 +58,18 @@ def test_without_git_the_store_is_in_the_working_folder_and_the_environment_wins
     assert tracking.uri() == "http://somewhere:5000"
 
 
-def test_credentials_are_masked():
-    assert (
-        masked("no http://ann:se%40cret@host:5000/a, sqlite:////x/a.db")
-        == "no http://***@host:5000/a, sqlite:////x/a.db"
-    )
+@pytest.mark.parametrize(
+    ("told", "shown"),
+    [
+        ("no http://ann:se%40cret@host:5000/a, sqlite:////x/a.db", "no http://***@host:5000/a, sqlite:////x/a.db"),
+        ("postgresql://ann:p@ss@host/db", "postgresql://***@host/db"),
+        ("postgresql://ann:p/ss@host:5/db", "postgresql://***@host:5/db"),
+        ("postgresql://host/db?user=ann&password=secret&a=b", "postgresql://host/db?user=ann&password=***&a=b"),
+        ("http://host/path@v1 models:/qa-moe@champion", "http://host/path@v1 models:/qa-moe@champion"),
+    ],
+)
+def test_credentials_are_masked(told, shown):
+    assert masked(told) == shown
 
 
 def test_a_database_is_whole_or_absent(empty_records, tmp_path, monkeypatch, tiny_params):

@@ -54,7 +54,7 @@ class SequenceEncoder(nn.Module):
         here_B = mask_BT.any(1)
         x = self.project(self.dropout(x_BTF)) * mask_BT[..., None]
         x = F.gelu(self.convolve(x.transpose(1, 2))).transpose(1, 2) + x[:, :: self.stride]
-        mask = F.max_pool1d(mask_BT.float()[:, None], self.stride, ceil_mode=True)[:, 0] > 0
+        mask = any_of(mask_BT, self.stride)
         mask = torch.cat([mask[:, :1] | ~here_B[:, None], mask[:, 1:]], dim=1)  # never attend to nothing
         for layer in self.layers:
             x = layer(x, mask)
@@ -62,6 +62,16 @@ class SequenceEncoder(nn.Module):
         weight = self.score(x)[..., 0].masked_fill(~mask, float("-inf")).softmax(1)
         pooled = (weight[..., None] * x).sum(1)
         return torch.where(here_B[:, None], pooled, self.absent)
+
+
+def any_of(mask_BT: Tensor, stride: int) -> Tensor:
+    """Whether each run of `stride` frames has one that is there; the last run may be shorter: (B, ceil(T / stride)).
+
+    max_pool1d does the same, but fixes T where a model is exported.
+    """
+    time = mask_BT.shape[1]
+    longer = F.pad(mask_BT, (0, stride - 1))
+    return torch.stack([longer[:, place : time + place : stride] for place in range(stride)]).any(0)
 
 
 class ModalityEncoders(nn.Module):

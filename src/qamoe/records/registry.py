@@ -3,12 +3,15 @@
 A gate rule is one function of the evidence, named in NUMBERS or CLASSES, by the task that it judges. Every decision is
 kept with its reasons: as tags and description of the model version, and as promote/<gate>.json and .md in the run of
 the candidate.
+
+A kill may come between any two steps. The record says `promoting` until the aliases have moved, and `finish` ends what
+was begun: each promotion and rollback calls it first.
 """
 
 import json
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +21,7 @@ import pandas as pd
 from qamoe import params as parameters
 from qamoe.errors import Refused
 from qamoe.params import Registry
-from qamoe.records.store import reason
+from qamoe.records.store import one_at_a_time, reason
 from qamoe.records.tracking import ARTIFACT, MODEL_ID
 
 CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
@@ -26,6 +29,8 @@ SAME = 1e-5  # label units, or probability: how far the registered model may be 
 REFERENCE = "reference.parquet"
 ROLLED_BACK = "qamoe.rolled_back"  # tag of a version: when it stopped to be champion by hand
 _GATE = "qamoe.gate."  # tag of a version: what was decided about it at one gate
+_PROMOTING = "qamoe.promoting"  # tag of a version: the gate that let it pass, until all aliases have moved
+_ABOUT = ("protocol", "data_digest", "gate_digest")
 
 
 @dataclass(frozen=True)
@@ -83,7 +88,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Decision:
-    """promoted, refused or unchanged, about which version, and why."""
+    """promoted, refused, unchanged or overtaken (another became champion meanwhile), about which version, and why."""
 
     outcome: str
     version: str | None
@@ -329,8 +334,9 @@ def submit(
 ) -> Decision:
     """Register the checkpoint of a run, alias it challenger, ask every rule, record the answer, and move the aliases.
 
-    `about` goes into the record (protocol, digest of the data). Whatever stops this half-way, calling it again
-    brings it to its end: the champion's alias moves last, and a version is registered once.
+    `about` has the keys of _ABOUT and goes into the record. Whatever stops this half-way, `finish` and calling it
+    again bring it to its end: a version is registered once, and champion moves before previous. Where another has
+    become champion since `against` was measured, nothing moves and the outcome is `overtaken`.
     """
     import mlflow
 
@@ -343,13 +349,60 @@ def submit(
 
     verdicts = tuple(rule(evidence, registered) for rule in _rules(evidence, against))
     decision = _decided(verdicts, version, run_id)
-    _record(client, name, run, evidence, key, against, about, decision)
-    if decision.outcome == "promoted":
-        if against is not None:
-            client.set_registered_model_alias(name, PREVIOUS, against.version)
+    content = _content(name, run, evidence, against, about, decision)
+    if decision.outcome == "refused":
+        _write(client, content, key)
+        return decision
+    with one_at_a_time():
+        if champion(client, name) != against:
+            return replace(decision, outcome="overtaken")
+        _write(client, content | {"decision": "promoting"}, key)
+        client.set_model_version_tag(name, version, _PROMOTING, key)
         client.set_registered_model_alias(name, CHAMPION, version)
-        client.delete_registered_model_alias(name, CHALLENGER)
+        _complete(client, content, key)
     return decision
+
+
+def finish(client: Any, name: str) -> str | None:
+    """End a promotion or rollback that was killed half-way; returns the version that a rollback left for another, or
+    None where no rollback had to be ended."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        aliases = {alias: str(of) for alias, of in client.get_registered_model(name).aliases.items()}
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return None
+        raise
+    now = aliases.get(CHAMPION)
+    if now is None:
+        return None
+    version = client.get_model_version(name, now)
+    if _PROMOTING in version.tags:
+        key = version.tags[_PROMOTING]
+        _complete(client, _read(client, version.run_id, key) | {"decision": "promoted"}, key)
+        return None
+    left = None
+    if aliases.get(PREVIOUS) == now:  # of a rollback's two aliases one has moved
+        rolled = [v for v in client.search_model_versions(f"name = '{name}'") if ROLLED_BACK in v.tags]
+        rolled = [v for v in rolled if str(v.version) != now]
+        if rolled:
+            left = str(max(rolled, key=lambda v: (v.tags[ROLLED_BACK], int(v.version))).version)
+            client.set_registered_model_alias(name, PREVIOUS, left)
+    if ROLLED_BACK in version.tags:
+        client.delete_model_version_tag(name, now, ROLLED_BACK)
+    return left
+
+
+def _complete(client: Any, content: dict[str, Any], key: str) -> None:
+    """What is left to do once champion has moved: the other aliases, and last the record that says so."""
+    name, version, before = content["name"], content["version"], content["champion"]
+    if before:
+        client.set_registered_model_alias(name, PREVIOUS, before["version"])
+    if str(client.get_registered_model(name).aliases.get(CHALLENGER)) == version:
+        client.delete_registered_model_alias(name, CHALLENGER)
+    _write(client, content, key)
+    client.delete_model_version_tag(name, version, _PROMOTING)
 
 
 def foretold(evidence: Evidence, against: Champion | None) -> Decision:
@@ -367,7 +420,7 @@ def _rules(evidence: Evidence, against: Champion | None) -> tuple[Callable[[Evid
 
 
 def _decided(verdicts: tuple[Verdict, ...], version: str | None, run_id: str | None) -> Decision:
-    reasons = tuple(f"{'passed' if v.passed else 'failed'} {v.rule}: {v.sentence}" for v in verdicts)
+    reasons = tuple(_reason(asdict(verdict)) for verdict in verdicts)
     outcome = "promoted" if all(verdict.passed for verdict in verdicts) else "refused"
     return Decision(outcome, version, reasons, verdicts, run_id)
 
@@ -387,21 +440,16 @@ def _register(client: Any, name: str, run: Any) -> str:
     tags = {tag: run.data.tags[tag] for tag in (ARTIFACT, MODEL_ID, "qamoe.model", "qamoe.seed")}
     # By the logged model's id: a run's name could mean another step of it.
     source = f"models:/{run.data.tags[MODEL_ID]}"
-    return str(client.create_model_version(name, source, run.info.run_id, tags).version)
+    made = client.create_model_version(name, source, run.info.run_id, tags, model_id=run.data.tags[MODEL_ID])
+    return str(made.version)
 
 
-def _record(
-    client: Any,
-    name: str,
-    run: Any,
-    evidence: Evidence,
-    key: str,
-    against: Champion | None,
-    about: dict[str, Any],
-    decision: Decision,
-) -> None:
+def _content(
+    name: str, run: Any, evidence: Evidence, against: Champion | None, about: dict[str, Any], decision: Decision
+) -> dict[str, Any]:
+    """A decision as promote/<gate>.json holds it."""
     rows = evidence.candidate
-    content = {
+    return {
         "decision": decision.outcome,
         "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "name": name,
@@ -420,16 +468,33 @@ def _record(
         **about,
         "rules": [asdict(verdict) for verdict in decision.verdicts],
     }
-    told = markdown(content)
-    client.log_text(run.info.run_id, json.dumps(content, indent=1, default=float), f"promote/{key}.json")
-    client.log_text(run.info.run_id, told, f"promote/{key}.md")
-    client.update_model_version(name, decision.version, description=told)
-    tags = {f"qamoe.rule.{v.rule}": why for v, why in zip(decision.verdicts, decision.reasons, strict=True)}
-    tags |= {f"qamoe.{what}": str(value) for what, value in about.items()}
-    tags |= {"qamoe.split": evidence.split, "qamoe.champion_digest": against.digest if against else "none"}
-    tags |= {"qamoe.decision": decision.outcome, _GATE + key: decision.outcome}  # last: what makes it settled
+
+
+def _write(client: Any, content: dict[str, Any], key: str) -> None:
+    """Record a decision, or anew what has become of it."""
+    run, name, version = content["candidate"]["run"], content["name"], content["version"]
+    told, against = markdown(content), content["champion"]
+    client.log_text(run, json.dumps(content, indent=1, default=float), f"promote/{key}.json")
+    client.log_text(run, told, f"promote/{key}.md")
+    client.update_model_version(name, version, description=told)
+    tags = {f"qamoe.rule.{rule['rule']}": _reason(rule) for rule in content["rules"]}
+    tags |= {f"qamoe.{what}": str(content[what]) for what in _ABOUT}
+    tags |= {"qamoe.split": content["split"], "qamoe.champion_digest": against["digest"] if against else "none"}
+    tags |= {"qamoe.decision": content["decision"], _GATE + key: content["decision"]}  # last: what makes it settled
     for tag, value in tags.items():
-        client.set_model_version_tag(name, decision.version, tag, value)
+        client.set_model_version_tag(name, version, tag, value)
+
+
+def _read(client: Any, run: str, key: str) -> dict[str, Any]:
+    """What `_write` wrote."""
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        return json.loads(Path(client.download_artifacts(run, f"promote/{key}.json", folder)).read_text())
+
+
+def _reason(rule: dict[str, Any]) -> str:
+    return f"{'passed' if rule['passed'] else 'failed'} {rule['rule']}: {rule['sentence']}"
 
 
 def markdown(content: dict[str, Any]) -> str:

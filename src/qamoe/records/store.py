@@ -21,8 +21,10 @@ def uri() -> str:
 
 
 def masked(text: str) -> str:
-    """A text without the credentials of the addresses in it."""
-    return re.sub(r"://[^/@\s]+@", "://***@", text)
+    """A text without the credentials of the addresses in it: before an @, which a password may hold too, and in a
+    query."""
+    text = re.sub(r"://[^\s/?#]*@|://[^\s/:@]+:[^\s@]*@", "://***@", text)
+    return re.sub(r"([?&][^=&\s]*(?:password|secret|token|key)[^=&\s]*=)[^&\s]+", r"\1***", text, flags=re.IGNORECASE)
 
 
 def connect(advice: str = "") -> Any:
@@ -54,21 +56,32 @@ def connect(advice: str = "") -> Any:
 def _make_database(path: Path) -> None:
     """Make the database aside and rename it: its migrations take seconds, and a kill within them would leave a file
     that MLflow can neither use nor repair. Whoever comes second waits."""
-    import fcntl
-
     import mlflow
 
     if path.exists():
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        fcntl.flock(folder, fcntl.LOCK_EX)  # ends with the process, however that ends
+    with one_at_a_time():
         if not path.exists():
             aside = path.with_name(f"{path.name}.making")
             aside.unlink(missing_ok=True)
             mlflow.MlflowClient(f"{SQLITE}{aside}").search_experiments(max_results=1)
             aside.replace(path)
+
+
+@contextmanager
+def one_at_a_time() -> Iterator[None]:
+    """Keep other processes of this machine out while a store that is a file is changed in several steps; a server's
+    store has no such lock."""
+    import fcntl
+
+    if not uri().startswith(SQLITE):
+        yield
+        return
+    folder = os.open(Path(uri().removeprefix(SQLITE)).parent, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)  # ends with the process, however that ends
+        yield
     finally:
         os.close(folder)
 
@@ -96,10 +109,12 @@ def experiment_id(client: Any, name: str) -> str:
     """The experiment of that name, made where there is none. Raises Refused where it was deleted."""
     from mlflow.exceptions import MlflowException
 
+    from qamoe.records import page
+
     found = client.get_experiment_by_name(name)
     if found is None:
         try:
-            return client.create_experiment(name, artifact_location=_artifact_location(name))
+            found = client.get_experiment(client.create_experiment(name, artifact_location=_artifact_location(name)))
         except MlflowException:  # another process was first
             found = client.get_experiment_by_name(name)
             if found is None:
@@ -108,6 +123,7 @@ def experiment_id(client: Any, name: str) -> str:
         raise Refused(
             f"Experiment {name!r} at {masked(uri())} was deleted; restore it, or choose another registry.name."
         )
+    page.arrange(client, found)
     return found.experiment_id
 
 

@@ -4,8 +4,8 @@ import time
 from typing import Any
 
 from qamoe.errors import Refused
-from qamoe.records.registry import CHAMPION, PREVIOUS, ROLLED_BACK
-from qamoe.records.store import answering, connect
+from qamoe.records.registry import CHAMPION, PREVIOUS, ROLLED_BACK, finish
+from qamoe.records.store import answering, connect, one_at_a_time
 
 # What the test split said, as evaluate records it: the first of each that a run has.
 NUMBERS = {
@@ -43,7 +43,10 @@ def listed(client: Any, name: str) -> list[dict[str, str]]:
     rows = []
     for version in versions:
         measured = client.get_run(version.run_id).data.metrics
-        decision = "rolled back" if ROLLED_BACK in version.tags else version.tags.get("qamoe.decision", "")
+        champions = str(aliases.get(CHAMPION)) == str(version.version)
+        decision = version.tags.get("qamoe.decision", "")
+        if ROLLED_BACK in version.tags and not champions:
+            decision = "rolled back"
         row = {
             "version": str(version.version),
             "aliases": ", ".join(sorted(alias for alias, of in aliases.items() if str(of) == str(version.version))),
@@ -62,22 +65,35 @@ def rollback(name: str) -> str:
 
     The version that stops to be champion is tagged first, so that the gate does not promote it again by itself; the
     champion's alias moves in one step, so a kill at any moment leaves one champion, that of before or that of after.
+    A rollback that was killed between its two aliases is ended by the next one, which then does no more.
     """
     with answering():
         client = connect()
-        aliases = {alias: str(of) for alias, of in _aliases(client, name).items()}
-        now, before = aliases.get(CHAMPION), aliases.get(PREVIOUS)
-        if now is None:
-            raise Refused(f"{name} has no champion, so there is none to go back from.")
-        if before is None or before == now:
-            raise Refused(f"{name} has no champion before version {now}; there is nothing to go back to.")
-        client.set_model_version_tag(name, now, ROLLED_BACK, time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
-        client.set_registered_model_alias(name, CHAMPION, before)
-        client.set_registered_model_alias(name, PREVIOUS, now)
-        if ROLLED_BACK in client.get_model_version(name, before).tags:
-            client.delete_model_version_tag(name, before, ROLLED_BACK)
+        with one_at_a_time():
+            return _swapped(client, name)
+
+
+def _swapped(client: Any, name: str) -> str:
+    left = finish(client, name)
+    aliases = {alias: str(of) for alias, of in _aliases(client, name).items()}
+    now, before = aliases.get(CHAMPION), aliases.get(PREVIOUS)
+    if now is None:
+        raise Refused(f"{name} has no champion, so there is none to go back from.")
+    if left is not None:
+        return _answers(name, now, left)
+    if before is None or before == now:
+        raise Refused(f"{name} has no champion before version {now}; there is nothing to go back to.")
+    client.set_model_version_tag(name, now, ROLLED_BACK, time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
+    client.set_registered_model_alias(name, CHAMPION, before)
+    client.set_registered_model_alias(name, PREVIOUS, now)
+    if ROLLED_BACK in client.get_model_version(name, before).tags:
+        client.delete_model_version_tag(name, before, ROLLED_BACK)
+    return _answers(name, before, now)
+
+
+def _answers(name: str, now: str, before: str) -> str:
     return (
-        f"champion: version {before} of {name}, in place of version {now}; a server follows when it is told to reload"
+        f"champion: version {now} of {name}, in place of version {before}; a server follows when it is told to reload"
     )
 
 

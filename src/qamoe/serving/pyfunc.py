@@ -14,13 +14,23 @@ from mlflow.pyfunc import PythonModel
 
 
 class SentimentModel(PythonModel):
-    """Predicts clips given as rows; qamoe.serving.predict says which columns there may be and which come back."""
+    """Predicts clips given as rows; qamoe.serving.predict says which columns there may be and which come back.
+
+    Loaded with model_config={"paths": True}, rows may name media files instead (qamoe.serving.paths). A server that
+    MLflow runs cannot be loaded so: its clients would choose what files it opens.
+    """
 
     def load_context(self, context: Any) -> None:
         """Load the checkpoint that was logged as artifacts."""
         from qamoe import settings
         from qamoe.training import checkpoint
 
+        self.paths = bool((context.model_config or {}).get("paths", False))
+        if self.paths:
+            from qamoe.serving.paths import in_a_server
+
+            if in_a_server():
+                raise MlflowException.invalid_parameter_value("A server opens no paths: leave model_config paths out.")
         settings.go_offline()
         self.device = settings.device()
         self.trained = checkpoint.load(Path(context.artifacts["config"]).parent, self.device)
@@ -31,9 +41,22 @@ class SentimentModel(PythonModel):
         from qamoe.serving.predict import predict
 
         try:
-            return predict(self.trained, model_input, self.device)
+            return predict(self.trained, self._features(model_input), self.device)
         except Refused as refusal:
             raise MlflowException.invalid_parameter_value(str(refusal)) from None
+
+    def _features(self, rows: pd.DataFrame) -> pd.DataFrame:
+        from qamoe.errors import Refused
+
+        if self.paths:
+            from qamoe.serving.paths import with_features
+
+            return with_features(self.trained.config, rows)
+        if "path" in rows and rows["path"].notna().any():
+            raise Refused(
+                'A path is opened for a program that loads the model with model_config={"paths": True} alone.'
+            )
+        return rows
 
 
 set_model(SentimentModel())

@@ -9,7 +9,17 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent
 # Rooms that write down what happened or say where it runs; params.py holds no values, dvc.yaml tracks those.
-UNCHANGING = ("cluster", "errors", "files", "lifetime", "params", "settings", "records", "stages.entry", "stages.closure")
+UNCHANGING = (
+    "cluster",
+    "errors",
+    "files",
+    "lifetime",
+    "params",
+    "settings",
+    "records",
+    "stages.entry",
+    "stages.closure",
+)
 
 
 def _file(module: str) -> Path | None:

@@ -57,6 +57,8 @@ def decide(params: Params, out: Path, dry: bool = False) -> "Decision":
     print(f"candidate: {MODEL} seed {config['seed']}, selection {config['selection']:.4f}; judged on split {split}")
     client = connect()
     with answering():
+        if not dry:
+            registry.finish(client, name)
         against = registry.champion(client, name)
     print(f"champion: {f'version {against.version} of {name}' if against else f'none yet of {name}'}")
     gate_digest = file_digest(store.path)
@@ -87,7 +89,11 @@ def decide(params: Params, out: Path, dry: bool = False) -> "Decision":
     with answering():
         run_id = record_training(client, folder, name)
         registry.keep_reference(client, run_id, reference_of(rivals[0], out))
-        return registry.submit(client, name, run_id, evidence, key, against, about)
+        decision = registry.submit(client, name, run_id, evidence, key, against, about)
+    if decision.outcome == "overtaken":
+        print(f"another candidate became champion of {name} meanwhile: once more, against it")
+        return decide(params, out)
+    return decision
 
 
 def reference_of(candidate: "Trained", out: Path) -> "pd.DataFrame":
@@ -135,7 +141,10 @@ def best_candidate(params: Params, out: Path) -> tuple[Path, dict[str, Any]]:
         config = read_config(folder)
         if config is None:
             raise Refused(f"There is no finished checkpoint in {folder}; run the stage train first.")
-        if config["digests"]["data"] != data:
+        theirs = config.get("digests", {}).get("data")
+        if theirs is None:
+            raise Refused(f"{folder / 'model.json'} does not say what data it was trained on; run the stage train.")
+        if theirs != data:
             raise Refused(f"{folder} was trained on other data than {out / 'preprocess'} holds; run the stage train.")
         found.append((config["selection"], seed, folder, config))
     _, _, folder, config = min(found, key=lambda item: item[:2])
