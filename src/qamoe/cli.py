@@ -266,8 +266,7 @@ def check(
     marked = [f"{what}: {line}" for what, lines in found.wrong.items() for line in lines]
     for line in [*found.told, *marked]:
         print("".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in line))
-    told = f"{len(found.wrong['error'])} errors, {len(found.wrong['warning'])} warnings"
-    print(told)
+    print(", ".join(f"{len(lines)} {what}{'' if len(lines) == 1 else 's'}" for what, lines in found.wrong.items()))
     raise typer.Exit(found.exit_code)
 
 

@@ -32,6 +32,7 @@ from qamoe.params import Block, Extract, Params
 from qamoe.stages import entry, signals
 
 STREAMS = ("audio", "vision")
+_TOLD = 10  # problems that a refusal names
 Problems = list[tuple[str, str, str]]
 
 
@@ -126,10 +127,11 @@ def _made(params: Extract, waiting: list[tuple[Job, Path]]) -> dict[tuple[str, s
 def _refuse_too_many(problems: Problems, clips: int, allowed: float) -> None:
     bad = {clip_id for clip_id, _, _ in problems}
     if len(bad) > allowed * clips:
-        clip_id, modality, reason = problems[0]
+        told = [f"{clip_id}, {modality}: {reason}" for clip_id, modality, reason in sorted(problems)]
+        most = "" if len(told) <= _TOLD else f", and {len(told) - _TOLD} more"
         raise Refused(
-            f"{len(bad)} of {clips} clips have problems, above extract.max_problem_share ({allowed:g}); "
-            f"the first: {clip_id}, {modality}: {reason}."
+            f"{len(bad)} of {clips} clips have problems, above extract.max_problem_share ({allowed:g}): "
+            f"{'; '.join(told[:_TOLD])}{most}."
         )
 
 
