@@ -367,3 +367,22 @@ def test_half_a_result_is_refused_by_name(tmp_path: Path, make_run: Maker) -> No
     with pytest.raises(Refused, match=r"train/qamoe/1/model\.json is missing"):
         write(tmp_path)
     assert not (tmp_path / "report").exists()
+
+
+def test_a_search_is_shown_where_there_was_one(results: Path, undrawn: None, tmp_path: Path) -> None:
+    tuned = tmp_path / "tune"
+    about = (results / "evaluate", results / "train", tmp_path / "report", tuned)
+    assert "Search" not in Page(report.write(*about)["page"].read_text()).text
+    (tuned / "plots").mkdir(parents=True)
+    rows = ["number,state,value,lr", "0,COMPLETE,0.75,0.001", "1,PRUNED,0.71,0.002", "2,COMPLETE,0.73,0.003"]
+    (tuned / "trials.csv").write_text("\n".join(rows) + "\n")
+    for name in ("history", "slice"):
+        (tuned / "plots" / f"{name}.svg").write_text(f"<svg>{name}</svg>")
+    made = report.write(*about)
+    page = Page(made["page"].read_text())
+    assert "2 trials ran to their end and 1 were pruned; the best has a validation error of 0.730." in page.text
+    drawn = [figures.svg_uri(f"<svg>{name}</svg>".encode()) for name in ("history", "slice")]
+    assert [address for address in page.addresses if address in drawn] == drawn
+    summary = json.loads(made["summary"].read_text())
+    found = [summary[f"tune.{name}"] for name in ("trials.complete", "trials.pruned", "selection.best")]
+    assert found == [2, 1, 0.73]

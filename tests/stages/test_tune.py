@@ -37,6 +37,11 @@ def test_a_search_without_records_needs_no_store(stage: Any, params_file: Any, p
     assert text.startswith(f"# validation error {best:.4f}, best of 4 trials\n")
     assert set(yaml.safe_load(text)) == {"train", "models"}
     assert not (preprocessed / "tune/trials").exists()
+    assert sorted(p.name for p in (preprocessed / "tune/plots").iterdir()) == [
+        "history.svg",
+        "importances.svg",
+        "slice.svg",
+    ]
 
 
 @pytest.mark.slow

@@ -115,3 +115,20 @@ def test_a_waiting_trial_is_taken_once_however_many_workers_ask(params: Params, 
     with ThreadPoolExecutor(8) as pool:
         taken = [number for numbers in pool.map(take, range(8)) for number in numbers]
     assert sorted(taken) == list(range(24))
+
+
+def test_a_study_is_drawn_the_same_twice(params: Params, url: str) -> None:
+    study = search.open_study(params, "s", url)
+    trial = study.ask()
+    for name, low in (("lr", 0.0003), ("weight_decay", 0.001), ("dropout", 0.1)):
+        trial.suggest_float(name, low, 10 * low)
+    study.tell(trial, 0.7)
+    assert set(search.plots(study)) == {"history", "slice"}, "one trial says nothing of importance"
+    work(params, url, "one")
+    drawn = search.plots(study)
+    assert set(drawn) == {"history", "slice", "importances"}
+    assert search.plots(study) == drawn
+    for name, svg in drawn.items():
+        shown = svg.decode()
+        assert shown.startswith("<?xml"), name
+        assert "<svg" in shown

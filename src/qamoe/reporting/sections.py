@@ -342,7 +342,7 @@ def search(tuned: Path | None, summary: Summary) -> dict[str, Any]:
     summary["tune.selection.best"] = _plain(trials.loc[trials["state"] == "COMPLETE", "value"].min())
     about["text"] = (
         f"{summary['tune.trials.complete']} trials ran to their end and {summary['tune.trials.pruned']} were pruned; "
-        f"the best has a validation error of {number(trials['value'].min(), 'mae')}. "
+        f"the best has a validation error of {number(_nan(summary['tune.selection.best']), 'mae')}. "
         "What it tried is in best_params.yaml, which nothing above was trained with until somebody accepts it."
     )
     drawn = {name: tuned / "plots" / f"{name}.svg" for name in SEARCHED}

@@ -1,0 +1,110 @@
+"""How much faster two search workers finish a study than one: `python benchmarks/search.py`, two cores, five minutes.
+
+The stage tune with QAMOE_WORKERS 1 and 2 in alternation, each time on a study begun anew, start of the stage included.
+The clips are made up, and all trials the same, so that none is pruned and both ways do the same work. Records are off.
+Prints the times, and writes their ratio to benchmarks/results.jsonl.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from time import monotonic
+
+import numpy as np
+import pyarrow as pa
+import yaml
+
+from qamoe.features import store
+
+RESULTS = Path(__file__).parent / "results.jsonl"
+NAME, BOUND = "two search workers", 1.8
+COLUMNS, RATE = {"audio": 25, "vision": 60}, 20.0
+VOCABULARY, WORDS = 30_522, (1000, 9000)  # of MiniLM: ids that are words
+CLIPS = {"train": 240, "valid": 60}
+STUDY = {"epochs": 4, "lr": [0.001, 0.001], "weight_decay": [0.01, 0.01], "dropout": [0.2, 0.2]}
+
+
+def main() -> None:
+    """Measure, print and keep."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--trials", type=int, default=16)
+    parser.add_argument("--rounds", type=int, default=2)
+    asked = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="qamoe-search-") as name:
+        folder = Path(name)
+        preprocessed(folder / "preprocess")
+        params = yaml.safe_load(Path("params.yaml").read_text())
+        params["tune"] |= STUDY | {"trials": 1}
+        params["train"]["common"]["patience"] = STUDY["epochs"]
+        finished(folder, params, 1)  # the text is encoded once, for all that follow
+        params["tune"]["trials"] = asked.trials
+        taken: dict[int, float] = {1: 0.0, 2: 0.0}
+        for round_ in range(asked.rounds):
+            for workers in taken:
+                seconds = finished(folder, params, workers)
+                taken[workers] += seconds
+                print(f"round {round_ + 1}, {workers} at work: {asked.trials} trials in {seconds:.1f} s", flush=True)
+    keep(round(taken[1] / taken[2], 3))
+
+
+def finished(folder: Path, params: dict[str, object], workers: int) -> float:
+    """Seconds that the stage takes for a study begun anew."""
+    shutil.rmtree(folder / "tune", ignore_errors=True)
+    (folder / "params.yaml").write_text(yaml.safe_dump(params))
+    command = [sys.executable, "-m", "qamoe.stages.tune", "--params", str(folder / "params.yaml"), "--out", str(folder)]
+    settings = {"QAMOE_WORKERS": str(workers), "QAMOE_DEVICE": "cpu", "QAMOE_TRACKING": "off"}
+    begin = monotonic()
+    subprocess.run([*command, "-q"], env=os.environ | settings, check=True)
+    return monotonic() - begin
+
+
+def keep(ratio: float) -> None:
+    """Print the ratio, and put its line in the place of an earlier one."""
+    lines = RESULTS.read_text().splitlines() if RESULTS.exists() else []
+    others = [line for line in lines if json.loads(line)["name"] != NAME]
+    own = {"name": NAME, "value": ratio, "unit": "times one's rate", "bound": BOUND, "limit": "at least"}
+    RESULTS.write_text("".join(f"{line}\n" for line in [*others, json.dumps(own | {"holds": ratio >= BOUND})]))
+    print(f"{NAME}: {ratio} times one's rate (at least {BOUND}: {'holds' if ratio >= BOUND else 'MISSED'})")
+
+
+def preprocessed(folder: Path) -> None:
+    """Write clips of noise as the stage preprocess would."""
+    schema = pa.schema(
+        [("clip_id", pa.string()), ("source", pa.string()), ("label", pa.float64()), ("text", pa.list_(pa.int32()))]
+        + [(modality, store.frames_type(size)) for modality, size in COLUMNS.items()]
+    )
+    draws = np.random.default_rng(1)
+    for split, count in CLIPS.items():
+        rows = [
+            {
+                "clip_id": f"{split}-{i}",
+                "source": f"{split}-{i % 8}",
+                "label": float(draws.uniform(-3, 3)),
+                "text": np.array([101, *draws.integers(*WORDS, 8), 102], np.int32),
+                "audio": draws.standard_normal((40, COLUMNS["audio"])).astype(np.float32),
+                "vision": draws.standard_normal((10, COLUMNS["vision"])).astype(np.float32),
+            }
+            for i in range(count)
+        ]
+        store.write(folder / f"{split}.arrow", schema, rows, {"split": split})
+    words = [[word, 1] for word in range(*WORDS)]
+    stats = {
+        "task": {"kind": "regression", "low": -3.0, "high": 3.0, "classes": []},
+        "modalities": ["text", *COLUMNS],
+        "generated": True,
+        "about": {"corpus": "made up"},
+        "text": {"unk": 100, "special": [0, 101, 102], "vocabulary": VOCABULARY, "frequencies": words},
+        "target_mean": 0.0,
+        "target_std": 1.7,
+    }
+    stats |= {modality: {"dimension": size, "rate": RATE} for modality, size in COLUMNS.items()}
+    (folder / "stats.json").write_text(json.dumps(stats))
+
+
+if __name__ == "__main__":
+    main()
