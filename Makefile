@@ -20,7 +20,7 @@ endef
 export CHECK
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check demo test test-all lint ui server worker deploy schedule stop experiment accept-tuned lock clean
+.PHONY: help setup check demo test test-all lint bench ui server worker deploy schedule stop experiment accept-tuned lock clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name text; do \
@@ -51,6 +51,9 @@ lint: setup ## ruff and mypy
 	$(PY) -m ruff check
 	$(PY) -m ruff format --check
 	$(PY) -m mypy
+
+bench: demo ## the figures of docs/performance.md anew, into benchmarks/results.jsonl, half an hour
+	$(PY) benchmarks/all.py
 
 ui: setup ## runs, metrics and models in the browser: http://127.0.0.1:5000 (PORT=5001 picks another port)
 	$(VENV)/bin/mlflow ui --host 127.0.0.1 --port $(or $(PORT),5000) \

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from figures import figure
 
 from qamoe.degradation.views import alike
 from qamoe.features.store import Store
@@ -40,7 +41,8 @@ def main() -> None:
     reference, sources = reference_of(trained, out), np.array(store.sources)
     for name, view, looks in (("clean", alike("clean", 0.0, 7, 0), 100), ("noise .5", alike("noise", 0.5, 7, 0), 20)):
         clips = described(trained, store, view)
-        print(f"{name}: {alarms(reference, clips, sources, looks, asked.sources)} alarms in {looks} looks")
+        count = alarms(reference, clips, sources, looks, asked.sources)
+        figure(f"drift: alarms in {looks} looks, {name}", count)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from pathlib import Path
 from time import monotonic
 
 import yaml
+from figures import figure
 
 SPAN_S = 1.0
 STEP_S = 0.05
@@ -45,14 +46,14 @@ def main(corpus: str, count: int) -> None:
         for workers in (1, 2):
             taken, _ = extracted(rows[: count // 10], folder, f"{workers}", workers)
             rates[workers] = count // 10 / taken
-            print(f"{workers} process{'es' if workers > 1 else ''}: {rates[workers]:.1f} clips/s", flush=True)
-        print(f"two processes: {rates[2] / rates[1]:.2f} times the rate of one")
+            figure(f"extract: {workers} process{'es' if workers > 1 else ''}", rates[workers], "clips/s")
+        figure("extract: rate of two processes by that of one", rates[2] / rates[1], "times")
         taken, resident = extracted(rows, folder, "all", 2)
-        print(
-            f"{count} clips: {count / taken:.1f} clips/s, {count * SPAN_S / taken / 2:.1f} s of media a second and core"
-        )
+        figure(f"extract: {count} spans, two processes", count / taken, "clips/s")
+        figure("extract: media a second and core", count * SPAN_S / taken / 2, "s")
         moments = [resident[place * (len(resident) - 1) // 4] >> 20 for place in range(5)]
-        print(f"resident: {max(resident) >> 20} MB at most; along the way {', '.join(map(str, moments))} MB")
+        figure(f"extract: {count} spans, resident at most", max(resident) >> 20, "MB")
+        print(f"resident along the way: {', '.join(map(str, moments))} MB")
 
 
 def whole_clips(corpus: Path, folder: Path) -> None:

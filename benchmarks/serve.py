@@ -17,6 +17,7 @@ from http.client import HTTPConnection
 from typing import Any
 
 import numpy as np
+from figures import figure
 
 REQUESTS = 300
 
@@ -56,9 +57,10 @@ def measure(port: int) -> None:
                 runs = [pool.submit(timed, port, path, body, share) for _ in range(clients)]
                 times = [each for run in runs for each in run.result()]
                 rate = len(times) / (time.perf_counter() - started)
-            p95 = statistics.quantiles(times, n=20)[-1]
-            print(f"{name:10} {clients} client(s): p50 {statistics.median(times):5.1f} ms, p95 {p95:5.1f} ms, "
-                  f"{rate:4.0f} a second")  # fmt: skip
+            here = f"serve: {name}, {clients} client{'s' if clients > 1 else ''}"
+            figure(f"{here}, p50", statistics.median(times), "ms")
+            figure(f"{here}, p95", statistics.quantiles(times, n=20)[-1], "ms")
+            figure(f"{here}, rate", rate, "a second")
 
 
 def timed(port: int, path: str, body: dict[str, Any], count: int) -> list[float]:

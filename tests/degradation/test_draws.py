@@ -135,3 +135,10 @@ def test_normal_draws_are_standard_and_their_neighbours_unrelated() -> None:
     assert drawn.std().item() == pytest.approx(1.0, abs=0.01)
     pairs = drawn.view(-1, 2).T  # the two halves of one word
     assert abs(torch.corrcoef(pairs)[0, 1].item()) < 0.015
+
+
+def test_draws_of_some_clips_are_theirs_in_the_batch() -> None:
+    rows = torch.tensor([3, 0])
+    for number in (5, torch.tensor([7, 8, 9, 10])):
+        whole = Draws(1, keys("a", "b", "c", "d"), "audio", "noise", number)
+        assert torch.equal(whole.of(rows).words(9), whole.words(9)[rows])

@@ -50,6 +50,7 @@ def test_rows_come_back_as_they_were(tmp_path: Path, count: int) -> None:
     assert store.clip_ids == [e["clip_id"] for e in expected]
     assert store.sources == [e["source"] for e in expected]
     assert store.labels == [e["label"] for e in expected]
+    assert [store.value("clip_id", place) for place in reversed(range(count))] == store.clip_ids[::-1]
     assert store.column("words") == [e["words"] for e in expected]
     assert store.lengths("audio").tolist() == [len(e["audio"]) for e in expected]
     assert store.lengths("text").tolist() == [len(e["text"]) for e in expected]

@@ -1,0 +1,150 @@
+"""The whole protocol with what cells share made once, against cell by cell: `python benchmarks/evaluation.py`.
+
+One core, a made-up test split of the sample corpus's shape, a fresh QA-MoE, every slice of protocol 1 and broken
+quality. Cell by cell, each view degrades and encodes all modalities, the frozen text encoder among them, and fuses;
+that is measured on every twentieth view and scaled by their number. Six minutes.
+"""
+
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import shapes
+import torch
+from figures import figure
+
+from qamoe import params as parameters
+from qamoe.degradation.draws import MODALITIES
+from qamoe.degradation.views import View, references
+from qamoe.evaluation import spectrum
+from qamoe.evaluation.broken import broken
+from qamoe.evaluation.spectrum import Cell
+from qamoe.features.store import Store, frames_type, write
+from qamoe.training.checkpoint import Trained, make
+from qamoe.training.views import Views, feature_sizes, open_views
+
+CLIPS = 64
+EVERY = 20  # th view is measured cell by cell
+COLUMNS = {"audio": 25, "vision": 71}
+STATS: dict[str, Any] = {
+    "modalities": list(MODALITIES),
+    "text": {"unk": 100, "special": [0, 101, 102], "vocabulary": shapes.VOCABULARY, "frequencies": [[2204, 3], [9, 2]]},
+    "audio": {"dimension": COLUMNS["audio"], "rate": 20.0},
+    "vision": {"dimension": COLUMNS["vision"], "rate": 5.0},
+}
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    content, protocol = (parameters.read(Path(name)) for name in ("params.yaml", "experiments/protocol.yaml"))
+    content["evaluate"] |= protocol["evaluate"]
+    params = parameters.validate(content, Path("experiments/protocol.yaml"))
+    with tempfile.TemporaryDirectory(prefix="qamoe-evaluation-") as name:
+        measure(params, Path(name))
+
+
+def measure(params: parameters.Params, folder: Path) -> None:
+    asked = params.evaluate
+    store, trained = Store(written(folder / "test.arrow")), fresh(params)
+    cells = spectrum.plan(asked.slices, asked)
+    alone = [cell for cell in cells if cell.slice == "alone"]
+    others = [cell for cell in cells if cell.slice != "alone"]
+    begin = time.process_time()
+    split = open_views(store, spectrum.views(cells), MODALITIES, references(STATS), folder, "", "cpu")
+    text = time.process_time() - begin
+    made, without = planned(trained, split, others)
+    more, with_them = planned(trained, split, [*others, *alone])
+    (mixed,) = [cell for cell in cells if cell.slice == "mixed"]
+    rows = pd.concat([each for each in made if each["slice"][0] == "mixed"], ignore_index=True)
+    begin = time.process_time()
+    permuted = sum(1 for _ in broken(trained, split, mixed, rows, asked.broken_permutations, asked.seed, "cpu"))
+    shared = text + with_them + time.process_time() - begin
+
+    views = [(cell, view) for cell in [*others, *alone] for view in cell.views]
+    naive, difference = [], 0.0
+    for place in range(0, len(views), EVERY):
+        begin = time.process_time()
+        found = by_itself(trained, store, *views[place])
+        naive.append(time.process_time() - begin)
+        expected = more[place].set_index("clip_id")["prediction"]
+        difference = max(difference, float((found.set_index("clip_id")["prediction"] - expected).abs().max()))
+    each = float(np.mean(naive))
+    figure("evaluation: views of the whole protocol", len(views))
+    figure("evaluation: permutations of broken quality", permuted)
+    figure("evaluation: the whole protocol, shared", shared, "s")
+    figure("evaluation: a view cell by cell", 1000 * each, "ms")
+    whole = each * (len(views) + permuted)
+    figure("evaluation: the whole protocol, cell by cell by shared", whole / shared, "times", at_least=8)
+    figure("evaluation: its slices without broken quality", each * len(views) / (text + with_them), "times")
+    added = sum(len(cell.views) for cell in alone)
+    cost = 100 * (with_them - without) / added / each
+    figure("evaluation: an added view of slice alone by one cell by cell", cost, "%", at_most=15)
+    figure("evaluation: largest difference of a prediction", difference, at_most=1e-5)
+
+
+def planned(trained: Trained, split: Views, cells: list[Cell]) -> tuple[list[pd.DataFrame], float]:
+    """Every view's rows, and the seconds that they took."""
+    begin = time.process_time()
+    rows = [frames[0] for frames in spectrum.by_view([trained], split, cells, "cpu")]
+    return rows, time.process_time() - begin
+
+
+def by_itself(trained: Trained, store: Store, cell: Cell, view: View) -> pd.DataFrame:
+    """One view alone: its rows by clip."""
+    split = Views(store, (view,), MODALITIES, references(STATS), None)
+    batches, _ = spectrum.batched(store)
+    parts = []
+    for rows in batches:
+        batch, _, state = split.degraded(0, rows)
+        present = {m: mask.any(1) for m, mask in batch.mask.items()}
+        made = spectrum.predicted(trained, trained.vectors(batch), present, state=state)
+        parts.append(pd.DataFrame({"clip_id": [store.clip_ids[row] for row in rows]} | made))
+    return pd.concat(parts, ignore_index=True)
+
+
+def fresh(params: parameters.Params) -> Trained:
+    """An untrained checkpoint of params.yaml's QA-MoE: what it predicts is of no matter here."""
+    config = {
+        "model": "qamoe",
+        "models": params.models.model_dump(mode="json", include={"encoders", "qamoe"}),
+        "inputs": feature_sizes(STATS),
+        "modalities": list(MODALITIES),
+        "stats": STATS,
+        "task": {"kind": "regression", "low": -3.0, "high": 3.0},
+        "target_mean": 0.0,
+        "target_std": 1.0,
+        "trust": {m: {"clean": 0.8, "worthless": 0.4, "rescaled": True} for m in MODALITIES},
+    }
+    torch.manual_seed(1)
+    return Trained(make("qamoe", config).eval(), config, Path())
+
+
+def written(path: Path) -> Path:
+    """Clips of one to three seconds: 20 Hz sound, 5 Hz pictures, six to eighteen tokens."""
+    draws = np.random.default_rng(1)
+
+    def rows() -> Iterator[dict[str, Any]]:
+        for number in range(CLIPS):
+            seconds = draws.uniform(1, 3)
+            words = draws.integers(1000, shapes.VOCABULARY, int(draws.integers(4, 17)))
+            row: dict[str, Any] = {"clip_id": f"clip-{number:03d}", "source": f"source-{number // 5}"}
+            row |= {"label": float(draws.uniform(-3, 3)), "text": np.array([101, *words, 102], np.int32)}
+            for m, rate in (("audio", 20), ("vision", 5)):
+                row[m] = draws.standard_normal((round(rate * seconds), COLUMNS[m])).astype(np.float32)
+            yield row
+
+    schema = pa.schema(
+        [("clip_id", pa.string()), ("source", pa.string()), ("label", pa.float64()), ("text", pa.list_(pa.int32()))]
+        + [(m, frames_type(columns)) for m, columns in COLUMNS.items()]
+    )
+    write(path, schema, rows(), {})
+    return path
+
+
+if __name__ == "__main__":
+    main()
