@@ -14,7 +14,7 @@ from typing import Any
 from websockets.sync.client import connect
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-_WITHIN_S = 60  # a limit for what hangs, no measure
+_WITHIN_S = 240  # a limit for what hangs, no measure
 
 
 class Tab:

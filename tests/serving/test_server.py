@@ -1,6 +1,7 @@
 """Over HTTP a clip is answered as by the registered model, and everything else is refused in one sentence."""
 
 import base64
+import gzip
 import multiprocessing
 import os
 import random
@@ -91,7 +92,7 @@ def test_a_batch_over_http_equals_its_rows_and_the_prediction_code(server, check
 def test_the_champion_is_served_and_reload_follows_a_rollback(records, tiny_checkpoint, tmp_path):
     import mlflow
 
-    from qamoe.records import registry
+    from qamoe.records import registry, versions
     from qamoe.records.tracking import record_training
 
     for seed, answer in ((1, 1.0), (2, -1.0)):
@@ -100,12 +101,14 @@ def test_the_champion_is_served_and_reload_follows_a_rollback(records, tiny_chec
         records.set_registered_model_alias("qa-moe", "champion", registry._register(records, "qa-moe", run))
     clips = {"clips": [sent(clip) for clip in CLIPS]}
     with running(lambda: open_model("models:/qa-moe@champion", None)) as server:
-        assert server.ask("GET", "/healthz")[1]["model"] == "qa-moe version 2 (champion)"
+        records.set_registered_model_alias("qa-moe", "previous", "1")
         for version in ("2", "1"):
-            records.set_registered_model_alias("qa-moe", "champion", version)
-            assert server.ask("POST", "/reload")[0] == 200
+            assert server.ask("POST", "/reload")[1]["name"] == f"qa-moe version {version} (champion)"
             pyfunc = mlflow.pyfunc.load_model(f"models:/qa-moe/{version}")
             assert_equal(server.ask("POST", "/predict", clips)[1]["clips"], pyfunc.predict(rows(CLIPS)))
+            if version == "2":
+                versions.rollback("qa-moe")
+                assert server.ask("GET", "/healthz")[1]["model"] == "qa-moe version 2 (champion)", "until it is told"
         records.delete_registered_model_alias("qa-moe", "champion")
         status, answer = server.ask("POST", "/reload")
         assert (status, answer) == (503, {"error": "The model cannot be loaded; the one before answers on."})
@@ -202,7 +205,8 @@ def bad_requests(film: bytes) -> dict[str, tuple[int, str, str, Any]]:
         "half of a json": (422, "POST", "/predict", b'{"clips": ['),
         "no utf-8": (400, "POST", "/predict", b'{"clips": "\xff\xfe"}'),
         "deep": (400, "POST", "/predict", b"[" * 200_000),
-        "zipped": (400, "POST", "/predict", b"\x1f\x8b\x08\x00" + bytes(100)),
+        "zipped": (400, "POST", "/predict", gzip.compress(b'{"clips": [{"text": "' + b"a" * (50 << 20) + b'"}]}')),
+        "a zipped file": (422, "POST", "/clips", gzip.compress(bytes(50 << 20))),
         "an array": (422, "POST", "/predict", []),
         "nothing": (422, "POST", "/predict", None),
         "no clips": (422, "POST", "/predict", {"clips": []}),
@@ -284,6 +288,9 @@ def test_two_hundred_seeded_malformed_requests_leave_the_server_up(server, film)
         "shape": [*anywhere, "4,3", [4], [4, 3, 1], [3, 3], [-4, -3], [4.5, 3], [2**40, 2**40]],
         "float32": [*anywhere, "", "?", "A", "AAAA", "/etc/passwd"],
     }
+    whole = bad_requests(film.read_bytes())
+    for name in chance.choices(sorted(set(whole) - {"a large file", "a large json"}), k=60):
+        assert_refused(server, *whole[name], name=name)
     for _ in range(200):
         field = chance.choice(list(strange))
         value = chance.choice(strange[field])

@@ -172,6 +172,95 @@ def test_a_rollback_that_was_cut_short_leaves_the_champion_and_can_be_done_again
     assert corpus.aliases() == {"champion": "1", "previous": "2"}
 
 
+def refused_for(decision: registry.Decision) -> list[str]:
+    assert decision.outcome == "refused"
+    return [verdict.rule for verdict in decision.verdicts if not verdict.passed]
+
+
+def test_a_candidate_whose_intervals_are_too_narrow_is_refused(corpus):
+    narrow = {"sigmas": {"0.5": 0.007, "0.8": 0.013, "0.9": 0.017, "0.95": 0.02}}
+    corpus.train(answer=1.0, calibration=narrow)
+    assert refused_for(corpus.promote()) == ["covers_90"]
+    assert corpus.aliases() == {"challenger": "1"}
+
+
+def test_a_candidate_that_is_better_but_for_one_slice_is_refused(corpus, monkeypatch):
+    corpus.train(answer=0.6)
+    corpus.promote()
+    corpus.train(answer=1.0)
+    measured = promote._measured
+
+    def worse_on_noise(*arguments: Any) -> list[pd.DataFrame]:
+        """As measured, but that the candidate's answers to noisy clips are off by a label unit."""
+        ours, theirs = measured(*arguments)
+        off = (ours["slice"] == "noise").astype(float)
+        return [ours.assign(prediction=ours["prediction"] + off), theirs]
+
+    monkeypatch.setattr(promote, "_measured", worse_on_noise)
+    decision = corpus.promote()
+    assert refused_for(decision) == ["keeps_every_slice"]
+    (verdict,) = (verdict for verdict in decision.verdicts if not verdict.passed)
+    assert verdict.numbers["noise"] > 1.05 * verdict.numbers["champion_noise"]
+    assert verdict.numbers["clean"] < verdict.numbers["champion_clean"]
+    assert corpus.aliases() == {"champion": "1", "challenger": "2"}
+
+
+def test_a_run_whose_data_nobody_knows_is_refused_before_anything_is_recorded(corpus):
+    for digests, sentence in (({"params": "p", "code": "c"}, "does not say what data"), ({"data": "d"}, "other data")):
+        corpus.train(answer=1.0, digests=digests)
+        with pytest.raises(Refused, match=rf"qamoe/1\S* .*{sentence}.*run the stage train"):
+            corpus.promote()
+    assert corpus.client.search_registered_models() == []
+
+
+def test_by_another_protocol_or_other_clips_the_champion_is_measured_anew(corpus, monkeypatch, tiny_corpus):
+    from qamoe.evaluation import spectrum
+
+    corpus.train(answer=0.6)
+    corpus.promote()
+    corpus.train(answer=0.5)
+    measured, models = promote._measured, []
+
+    def counted(params: Any, stats: Any, rivals: Any, *rest: Any) -> list[pd.DataFrame]:
+        models.append([rival.config["seed"] for rival in rivals])
+        return measured(params, stats, rivals, *rest)
+
+    monkeypatch.setattr(promote, "_measured", counted)
+    first = corpus.promote()
+    assert first.outcome == "refused"
+    assert corpus.promote().outcome == "unchanged"
+    assert len(models) == 1, "nothing has changed"
+
+    monkeypatch.setattr(spectrum, "PROTOCOL", spectrum.PROTOCOL + 1)
+    again = corpus.promote()
+    assert (again.outcome, len(models), len(models[-1])) == ("refused", 2, 2), "candidate and champion"
+    assert corpus.client.get_model_version("qa-moe", "2").tags["qamoe.protocol"] == str(spectrum.PROTOCOL)
+
+    tiny_corpus(corpus.out, gate=11)  # the same corpus with another gate split
+    corpus.train(answer=0.5)
+    other = corpus.promote()
+    assert (other.outcome, len(models), len(models[-1])) == ("refused", 3, 2)
+    assert other.verdicts[1].numbers["champion_mae"] != again.verdicts[1].numbers["champion_mae"]
+
+
+def test_no_promotion_reads_the_test_split(corpus):
+    """Whoever opened it here would fail, and what it holds changes no decision and no number."""
+    test = corpus.out / "preprocess" / "test.arrow"
+    evaluated = corpus.out / "evaluate" / "qamoe" / "1" / "cells.parquet"
+    evaluated.parent.mkdir(parents=True)
+    corpus.train(answer=0.6)
+    for path in (test, evaluated):
+        path.write_bytes(b"no table at all")
+    assert corpus.promote().outcome == "promoted"
+    corpus.train(answer=0.5)
+    refused = corpus.promote()
+    assert refused.outcome == "refused"
+    for path in (test, evaluated):
+        path.write_bytes(b"something else")
+    assert corpus.promote().outcome == "unchanged", "the gate is the same one"
+    assert (test.read_bytes(), evaluated.read_bytes()) == (b"something else", b"something else")
+
+
 def test_a_first_candidate_that_is_no_better_than_the_mean_is_refused(corpus):
     corpus.train(answer=-1.0)
     decision = corpus.promote()

@@ -94,7 +94,7 @@ def answering(advice: str = "") -> Iterator[None]:
 
     try:
         yield
-    except (MlflowException, SQLAlchemyError, OSError) as error:
+    except (MlflowException, SQLAlchemyError, OSError, ImportError) as error:  # the last: no driver of this database
         raise Refused(
             f"The records at {masked(uri())} (MLFLOW_TRACKING_URI) cannot be used: {reason(error)}{advice}."
         ) from None

@@ -24,6 +24,10 @@ _EXAMPLE = {"text": 17, "audio": 23, "vision": 13}  # tokens and frames of the c
 class _Standardise(nn.Module):
     """qamoe.features.clean in torch: raw frames (B, T, D) float32 -> (B, T, kept) float32."""
 
+    kept: Tensor
+    mean: Tensor
+    deviation: Tensor
+
     def __init__(self, columns: Columns) -> None:
         super().__init__()
         for name in ("kept", "mean", "deviation"):
@@ -38,9 +42,9 @@ class _Standardise(nn.Module):
 class Exported(nn.Module):
     """What the file computes: inputs by modality, in the order of `inputs`, then their masks -> outputs of `predict`.
 
-    text is token ids (B, T) int64, audio and vision raw frames (B, T, D) float32 (`columns_read` or more), a mask (B, T)
-    bool. A clip without a
-    frame in a modality has a mask that is False throughout. Outputs by name are those of qamoe.serving.predict, (B,)
+    text is token ids (B, T) int64, audio and vision raw frames (B, T, D) float32 of `columns_read` columns or more, a
+    mask (B, T) bool; a clip without a frame in a modality has a mask that is False throughout. Outputs by name are
+    those of qamoe.serving.predict but `class`, (B,)
     float32 each and routing (B, E).
     """
 
@@ -66,7 +70,8 @@ class Exported(nn.Module):
                 frames = states * here[..., None]
             elif self.model.encode.reader is not None:
                 frames, here = self.model.encode.reader(frames, here)
-            behind = 2 * encode.stride  # frames that are not there: one or two alone would be cases of their own
+            # Frames that are not there: one or two alone would be cases of their own.
+            behind = 2 * int(encode.stride)  # type: ignore[arg-type]
             frames, here = F.pad(frames, (0, 0, 0, behind)), F.pad(here, (0, behind))
             vectors[modality] = encode(frames, here)
         clips = next(iter(mask.values())).shape[0]  # len would fix it
@@ -130,7 +135,7 @@ def export(trained: Trained, path: Path) -> None:
     try:
         # Lengths after a stride are equal for reasons that the tracer cannot see; it checks them in each call instead.
         program = torch.export.export(
-            Exported(trained).eval(),
+            Exported(trained).eval().requires_grad_(False),
             (x, mask),
             dynamic_shapes=(frames, masks),
             prefer_deferred_runtime_asserts_over_guards=True,

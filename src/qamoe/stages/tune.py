@@ -46,7 +46,7 @@ def run(params: Params, out: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     changing = (params.tune, params.train, params.models.encoders, params.models.qamoe)
     name = parameters.digest(*changing, data_digest(out))[:16]
-    study = search.open_study(params, name, _url(folder))
+    study = _opened(params, name, _url(folder))
     if settings.study_url() is None:
         search.free_dead(study)  # this stage runs alone on its folder, so nobody else's can live
     parent = studies.parent_run(params, name)
@@ -70,6 +70,17 @@ def run(params: Params, out: Path) -> None:
     entry.log.info(json.dumps({"stage": "tune", "trials": len(trials), "best": round(value, 4), **best}))
     if parent is not None:
         print(f"run: {parent}", flush=True)
+
+
+def _opened(params: Params, name: str, url: str) -> Any:
+    """The study. Raises Refused where its database cannot be used, whatever the matter is: no server, no driver."""
+    from qamoe.records.store import masked, reason
+    from qamoe.training import search
+
+    try:
+        return search.open_study(params, name, url)
+    except Exception as error:
+        raise Refused(f"The study at {masked(url)} (QAMOE_STUDY_URL) cannot be used: {reason(error)}.") from None
 
 
 def _url(folder: Path) -> str:
