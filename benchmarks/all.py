@@ -15,6 +15,7 @@ HERE = Path(__file__).parent
 ARGUMENTS = {
     "drift.py": ["artifacts/train/qamoe/1"],
     "extract.py": ["data", "1000"],
+    "rollback.py": ["artifacts"],
     "serve.py": ["artifacts/train/qamoe/1", "data"],
 }
 NONE = {"all.py", "figures.py", "gpu.py", "mult.py", "shapes.py"}  # of themselves, or for a machine with a GPU
