@@ -95,7 +95,7 @@ def sound(path: Path, rate: int, start_s: float = 0.0, end_s: float | None = Non
                 chunks += [_samples(part) for part in resampler.resample(frame)]
             except ValueError:  # a rate or layout that is not that of the frames before
                 raise Problem("cannot be decoded: its sound changes its format on the way") from None
-        if first_s is None:
+        if first_s is None or end_of_frame is None:
             raise Problem(_nothing("sound", start_s, end_s))
         chunks += [_samples(part) for part in resampler.resample(None)]
         _refuse_cut_short(container, stream, end_of_frame, end_s)
