@@ -36,7 +36,7 @@ def test_stages_are_those_of_dvc_yaml_and_in_an_order_in_which_they_can_run() ->
     [
         ("{}", ()),
         ('{"data.dvc": [{"changed outs": {"data": "modified"}}]}', ()),
-        ('{"tune": ["changed command"]}', ("tune",)),
+        ('{"tune": ["changed command"]}', ("tune", "report")),
         ('{"evaluate@mean": ["changed command"]}', ("evaluate", "tune", "report")),
         ('{"report": [], "preprocess": []}', ("preprocess", "train", "evaluate", "tune", "report")),
     ],

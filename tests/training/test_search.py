@@ -119,10 +119,7 @@ def test_a_waiting_trial_is_taken_once_however_many_workers_ask(params: Params, 
 
 def test_a_study_is_drawn_the_same_twice(params: Params, url: str) -> None:
     study = search.open_study(params, "s", url)
-    trial = study.ask()
-    for name, low in (("lr", 0.0003), ("weight_decay", 0.001), ("dropout", 0.1)):
-        trial.suggest_float(name, low, 10 * low)
-    study.tell(trial, 0.7)
+    work(params.model_copy(update={"tune": params.tune.model_copy(update={"trials": 1})}), url, "one")
     assert set(search.plots(study)) == {"history", "slice"}, "one trial says nothing of importance"
     work(params, url, "one")
     drawn = search.plots(study)
@@ -132,3 +129,10 @@ def test_a_study_is_drawn_the_same_twice(params: Params, url: str) -> None:
         shown = svg.decode()
         assert shown.startswith("<?xml"), name
         assert "<svg" in shown
+
+
+def test_a_study_of_one_and_the_same_trial_is_drawn_too(params: Params, url: str) -> None:
+    same = {"lr": (0.001, 0.001), "weight_decay": (0.01, 0.01), "dropout": (0.2, 0.2)}
+    params = params.model_copy(update={"tune": params.tune.model_copy(update=same)})
+    work(params, url, "one")
+    assert {"history", "slice"} <= set(search.plots(search.open_study(params, "s", url)))
