@@ -38,7 +38,8 @@ def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Te
     if device == "cpu":
         words = _rounds_of_numpy(*(part.numpy().view(np.uint64) for part in (*counter, *key)))
         return tuple(torch.from_numpy(part) for part in words)
-    return (_one_kernel() if device == "cuda" else _rounds)(*torch.broadcast_tensors(*counter), *key)
+    c0, c1, c2, c3 = torch.broadcast_tensors(*counter)
+    return (_one_kernel() if device == "cuda" else _rounds)(c0, c1, c2, c3, *key)
 
 
 def _rounds_of_numpy(*words: np.ndarray) -> list[np.ndarray]:
