@@ -36,8 +36,8 @@ def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Te
     """
     device = counter[0].device.type
     if device == "cpu":
-        words = _rounds_of_numpy(*(part.numpy().view(np.uint64) for part in (*counter, *key)))
-        return tuple(torch.from_numpy(part) for part in words)
+        unsigned = (part.numpy().view(np.uint64) for part in (*counter, *key))
+        return tuple(torch.from_numpy(part) for part in _rounds_of_numpy(*unsigned))
     c0, c1, c2, c3, k0, k1 = torch.broadcast_tensors(*counter, *key)
     flat = [part.flatten() for part in (c0, c1, c2, c3, k0, k1)]  # one shape, so that it is compiled once
     words = (_one_kernel() if device == "cuda" else _rounds)(*flat)
