@@ -38,9 +38,12 @@ def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Te
     """
     device = counter[0].device.type
     if device == "cpu":
-        words = _rounds_of_numpy(*(part.numpy().view(np.uint64) for part in (*counter, *key)))
-        return tuple(torch.from_numpy(part) for part in words)
-    return (_one_kernel() if device == "cuda" else _rounds)(*torch.broadcast_tensors(*counter), *key)
+        unsigned = (part.numpy().view(np.uint64) for part in (*counter, *key))
+        return tuple(torch.from_numpy(part) for part in _rounds_of_numpy(*unsigned))
+    c0, c1, c2, c3, k0, k1 = torch.broadcast_tensors(*counter, *key)
+    flat = [part.flatten() for part in (c0, c1, c2, c3, k0, k1)]  # one shape, so that it is compiled once
+    words = (_one_kernel() if device == "cuda" else _rounds)(*flat)
+    return tuple(part.view(c0.shape) for part in words)
 
 
 def _rounds_of_numpy(*words: np.ndarray) -> list[np.ndarray]:
@@ -61,7 +64,8 @@ def _one_kernel() -> Callable[..., tuple[Tensor, ...]]:
     return torch.compile(_rounds, dynamic=True)
 
 
-def _rounds(c0: Tensor, c1: Tensor, c2: Tensor, c3: Tensor, k0: Tensor, k1: Tensor) -> tuple[Tensor, ...]:
+def _rounds(*words: Tensor) -> tuple[Tensor, ...]:
+    c0, c1, c2, c3, k0, k1 = words
     for _ in range(10):
         high0, low0 = _multiply(_MULTIPLIERS[0], c0)
         high1, low1 = _multiply(_MULTIPLIERS[1], c2)

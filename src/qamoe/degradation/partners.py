@@ -1,6 +1,6 @@
 """Whose modality a swapped clip gets: another clip of the same split, of another source where there is one."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -28,7 +28,7 @@ class Partners:
             own.setdefault(self.sources[row], []).append(place)
         return {source: np.array(places) for source, places in own.items()}
 
-    def of(self, rows: Sequence[int], draws: Draws) -> list[int]:
+    def of(self, rows: Collection[int], draws: Draws) -> list[int]:
         """The partner's row for each of `rows`, whose clips `draws` are for; a split of one clip has but itself.
 
         Element 1 of the draws chooses evenly among the candidates in clip-id order; element 0 decides whether the clip

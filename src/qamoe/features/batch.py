@@ -1,6 +1,6 @@
 """From stored clips to padded tensors: what degradations and models work on."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -60,7 +60,7 @@ def pad(sequences: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(padded), torch.from_numpy(mask)
 
 
-def collate(store: Store, rows: Sequence[int], modalities: Sequence[str]) -> Batch:
+def collate(store: Store, rows: Collection[int], modalities: Sequence[str]) -> Batch:
     """Read rows of a preprocessed store as one batch; text comes as int64 token ids."""
     x, mask = {}, {}
     for modality in modalities:

@@ -3,7 +3,7 @@
 For models that fine-tune their text encoder there are no such states: a batch then holds token ids.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -58,12 +58,12 @@ class Views:
         reads_ids = self.states is None and "text" in self.modalities and not self.store.holds_vectors("text")
         return self.store.lengths("text") if reads_ids else None
 
-    def clean(self, rows: Sequence[int], modalities: Sequence[str] | None = None) -> Batch:
+    def clean(self, rows: Collection[int], modalities: Sequence[str] | None = None) -> Batch:
         """Rows of the split as they are stored, all modalities or those named, text as token ids (B, T)."""
         return collate(self.store, rows, self.modalities if modalities is None else modalities)
 
     def degraded(
-        self, view: int, rows: Sequence[int], modalities: Sequence[str] | None = None
+        self, view: int, rows: Collection[int], modalities: Sequence[str] | None = None
     ) -> tuple[Batch, Tensor, State]:
         """Rows under one view, all modalities or those named, with the share lost (B, 3) and the state drawn.
 
@@ -81,7 +81,7 @@ class Views:
     def _kept(self) -> dict[tuple[int, ...], tuple[Batch, Tensor, State]]:
         return {}
 
-    def repeated(self, view: int, rows: Sequence[int]) -> tuple[Batch, Tensor, State]:
+    def repeated(self, view: int, rows: Collection[int]) -> tuple[Batch, Tensor, State]:
         """`degraded` for rows that are asked for in every epoch: kept in memory as long as all of them take little."""
         found = self._kept.get((view, *rows))
         if found is None:
@@ -90,13 +90,13 @@ class Views:
                 self._kept[view, *rows] = found
         return found
 
-    def batch(self, view: int, rows: Sequence[int]) -> Batch:
+    def batch(self, view: int, rows: Collection[int]) -> Batch:
         """Rows under one view, ready for a model."""
         return self.degraded(view, rows)[0]
 
 
 def _partner(
-    store: Store, among: Callable[[], Partners], rows: Sequence[int]
+    store: Store, among: Callable[[], Partners], rows: Collection[int]
 ) -> Callable[[str, Draws], tuple[Tensor, Tensor]]:
     """What gives a modality's frames (B, T, ...) and mask (B, T) of the clips that `rows` are swapped with.
 
