@@ -90,7 +90,9 @@ def test_killed_five_times_and_as_good_as_never(seed: int, untouched: Path, fini
     left = [path for path in checkout.rglob("*") if ".git" not in path.parts and ASIDE.search(path.name)]
     assert left == [], "half-written files"
     assert list((checkout / "artifacts").rglob("*.lock")) == [], "a stage's lock"
-    assert json.loads((checkout / ".dvc/tmp/rwlock").read_text() or "{}") == {}, "a lock of dvc's"
+    # What dead processes read stands in here until dvc wants to write there, and then removes it by itself.
+    held = re.findall(r'"pid": ([0-9]+)', (checkout / ".dvc/tmp/rwlock").read_text())
+    assert [pid for pid in held if Path(f"/proc/{pid}").exists()] == [], "a lock of dvc's"
     status = [sys.executable, "-m", "dvc", "status", "--json"]
     assert json.loads(subprocess.run(status, cwd=checkout, capture_output=True, check=True).stdout) == {}
     assert champions(checkout) == champions(finished.checkout)
