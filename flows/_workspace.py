@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import yaml
 from prefect import State, get_run_logger
@@ -22,8 +23,10 @@ from prefect.runtime import flow_run
 from prefect.states import Failed
 
 from flows._worker import end_with_worker
+from qamoe import settings
 
 REPORT = Path("artifacts/report/index.html")
+_PAGE = "http://127.0.0.1:5000"  # of `make ui`, where records are a database and no server
 _METRICS = Path("artifacts/report/metrics.json")
 _RUN = "run: "  # how a stage's output names its MLflow run
 _MOST_SAID = 20_000  # characters of output in an artifact
@@ -128,6 +131,14 @@ def runs_of(said: str) -> list[str]:
     return [line.removeprefix(_RUN).strip() for line in said.splitlines() if line.startswith(_RUN)]
 
 
+def records_page() -> str:
+    """Where a browser finds MLflow, without credentials: its server, or else where `make ui` shows the database."""
+    uri = urlsplit(settings.tracking_uri() or "")
+    if uri.scheme not in ("http", "https"):
+        return _PAGE
+    return f"{uri.scheme}://{uri.netloc.rpartition('@')[2]}{uri.path.rstrip('/')}"
+
+
 def published(key: str, said: str, *, table: bool = True) -> None:
     """The artifact of a flow run: the headline table, what was said, where report and MLflow run are, and the origin.
 
@@ -136,8 +147,8 @@ def published(key: str, said: str, *, table: bool = True) -> None:
     parts = [headline() if table else ""]
     if said.strip():
         parts.append(f"```\n{said.strip()[:_MOST_SAID].replace('```', '')}\n```")
-    places = [f"- MLflow run: `{run}`" for run in runs_of(said)]
+    places = [f"- MLflow run: [{run}]({records_page()}/#/runs/{run})" for run in runs_of(said)]
     if REPORT.is_file():
-        places.append(f"- Report: `{REPORT}`")
+        places.append(f"- Report: [{REPORT}]({REPORT.resolve().as_uri()})")
     parts += ["\n".join(places), "\n".join(f"- {key}: `{value}`" for key, value in origin().items())]
     create_markdown_artifact("\n\n".join(filter(None, parts)) or "Nothing was said.", key)

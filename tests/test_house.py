@@ -129,6 +129,15 @@ def test_the_lock_pins_versions_and_names_no_place() -> None:
     assert len(pins()) == sum(not line.startswith("#") for line in LOCK), "a package is locked twice"
 
 
+def test_compose_runs_the_servers_of_the_lock() -> None:
+    """Client and server of one tool are of one version, and nothing is open to others than this machine."""
+    services = yaml.safe_load((ROOT / "compose.yaml").read_text())["services"]
+    assert services["prefect"]["image"] == f"prefecthq/prefect:{pins()['prefect']}-python3.11"
+    assert f"mlflow=={pins()['mlflow']}" in services["mlflow"]["build"]["dockerfile_inline"]
+    ports = [port for service in services.values() for port in service["ports"]]
+    assert [port for port in ports if not port.startswith("127.0.0.1:")] == []
+
+
 def test_prefects_server_starts_from_what_is_installed() -> None:
     """A newer fastapi passes `pip check` and breaks every first flow call; a newer sqlalchemy, scheduling."""
     code = "import prefect.server.api.server as s; s.create_app(); import sqlalchemy; print(sqlalchemy.__version__)"

@@ -1,6 +1,7 @@
 """make stop ends what make server, worker and schedule started, in order, and nothing else."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -47,3 +48,26 @@ def test_a_service_that_runs_is_not_started_twice(tmp_path: Path) -> None:
         process.kill()
     assert done.returncode == 1
     assert done.stderr == f"server: runs already as process {process.pid}; make stop ends it.\n"
+
+
+def test_a_service_is_quiet_and_its_leases_outlive_it(tmp_path: Path) -> None:
+    """In the place of Prefect a module that tells what it was started with."""
+    (tmp_path / "prefect").mkdir()
+    (tmp_path / "prefect/__main__.py").write_text(
+        "import json, os, sys; print(json.dumps([sys.argv[1:], dict(os.environ)]))"
+    )
+    foreign = ("PREFECT_", "DO_NOT_TRACK")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
+    path = f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+    done = subprocess.run(
+        [sys.executable, str(SERVICES), "server", "--port", "4201"],
+        cwd=tmp_path,
+        env={**kept, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    arguments, environment = json.loads(done.stdout)
+    assert arguments == ["--no-prompt", "server", "start", "--host", "127.0.0.1", "--port", "4201"]
+    assert environment["PREFECT_SERVER_ANALYTICS_ENABLED"] == "false"
+    assert environment["PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE"].endswith(".filesystem")

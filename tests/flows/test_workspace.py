@@ -45,6 +45,7 @@ def committed(repository: Path) -> Path:
 def test_a_run_tells_what_it_did_and_on_what(committed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_dvc, "STAGES", ("extract", "train", "report"))
     monkeypatch.setattr(pipeline, "ask_gate", lambda: Completed(data=SAID))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://somebody:secret@records:5000/")
     (committed / "artifacts/report").mkdir(parents=True)
     (committed / "artifacts/report/metrics.json").write_text(json.dumps(METRICS))
     (committed / "artifacts/report/index.html").write_text("<p>")
@@ -58,8 +59,8 @@ def test_a_run_tells_what_it_did_and_on_what(committed: Path, monkeypatch: pytes
     assert run.labels["qamoe.dvc_lock_digest_after"] == _workspace.origin()["dvc_lock_digest"]
     told = artifact("pipeline", state)
     assert "| qamoe | 0.500 |" in told
-    assert "- MLflow run: `0123abc`" in told
-    assert "- Report: `artifacts/report/index.html`" in told
+    assert "- MLflow run: [0123abc](http://records:5000/#/runs/0123abc)" in told
+    assert f"- Report: [artifacts/report/index.html](file://{committed}/artifacts/report/index.html)" in told
     assert commit in told
 
     again = last_run(pipeline.pipeline(return_state=True))
@@ -117,3 +118,9 @@ def test_only_what_may_pass_by_itself_is_tried_again(message: str, passes: bool)
     from prefect.states import Failed
 
     assert _dvc.locked(None, None, Failed(message=message)) is passes
+
+
+def test_records_in_a_database_are_shown_by_make_ui(monkeypatch: pytest.MonkeyPatch) -> None:
+    for uri in ("sqlite:////home/x/mlflow.db", "postgresql://somebody:secret@host/mlflow", ""):
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+        assert _workspace.records_page() == "http://127.0.0.1:5000"

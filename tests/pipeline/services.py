@@ -75,7 +75,7 @@ class Services:
         return done.stdout
 
     def ask(self, path: str, content: dict[str, Any] | None = None, method: str | None = None) -> Any:
-        """The JSON answer of the server, or None while it does not answer."""
+        """The JSON answer of the server, or None while it does not answer, or says that it is too busy."""
         request = urllib.request.Request(
             f"{self.api}/{path}", headers={"Content-Type": "application/json"}, method=method
         )
@@ -84,10 +84,12 @@ class Services:
         try:
             with urllib.request.urlopen(request, timeout=30) as answer:
                 return json.load(answer)
-        except urllib.error.HTTPError:
-            raise
+        except urllib.error.HTTPError as error:
+            if error.code < 500:
+                raise
         except OSError:
-            return None
+            pass
+        return None
 
     def until(self, found: Callable[[], Any], within_s: float = WITHIN_S) -> Any:
         """Ask until there is an answer; between two questions wait for a service to die, which none must."""
@@ -118,7 +120,7 @@ class Services:
         found = self.until(lambda: self.ask(f"deployments/name/{deployment}"))
 
         def running() -> str | None:
-            run = self.ask(f"deployments/{found['id']}/create_flow_run", {})
+            run = self.until(lambda: self.ask(f"deployments/{found['id']}/create_flow_run", {}))
             state = self.until(lambda: (s := self.state(run["id"])) and s["type"] not in ("SCHEDULED", "PENDING") and s)
             taken = state["type"] == "CANCELLED" and "concurrency limit" in (state["message"] or "")
             return None if taken else run["id"]

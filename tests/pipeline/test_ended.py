@@ -36,7 +36,9 @@ def training(services: Services) -> Iterator[tuple[str, int]]:
     """A run whose training works; gives its id, and a descriptor of the training's process."""
     run = services.begin(DEPLOYMENT)
     log = {"logs": {"flow_run_id": {"any_": [run]}}, "sort": "TIMESTAMP_DESC"}
-    services.until(lambda: any('"epoch": ' in line["message"] for line in services.ask("logs/filter", log)))
+    services.until(
+        lambda: any('"model": "qamoe"' in line["message"] for line in services.ask("logs/filter", log) or ())
+    )
     (process,) = services.processes("-m qamoe.stages.train --model qamoe")
     descriptor = os.pidfd_open(process)
     yield run, descriptor

@@ -34,7 +34,7 @@ def kill_one(services: Services, what: str, moment_s: float) -> None:
     What died is started again. Returns when the run has ended, so that the next begins as the schedule would.
     """
     run = services.begin(DEPLOYMENT)
-    while services.state(run)["type"] not in ENDED and moment_s > 0:  # type: ignore[index]
+    while moment_s > 0 and not over(services, run):
         services.pause(min(moment_s, 1.0))
         moment_s -= 1.0
     if what in services.running:
@@ -42,11 +42,16 @@ def kill_one(services: Services, what: str, moment_s: float) -> None:
         services.start(what)
     else:
         while not (victims := services.processes(*VICTIMS[what])):
-            if services.state(run)["type"] in ENDED:  # type: ignore[index]
+            if over(services, run):
                 run = services.begin(DEPLOYMENT)
             services.pause(0.02)
         os.kill(victims[0], signal.SIGKILL)
-    services.until(lambda: services.state(run)["type"] in ENDED or not services.processes(*VICTIMS["flow"]))  # type: ignore[index]
+    services.until(lambda: over(services, run) or not services.processes(*VICTIMS["flow"]))
+
+
+def over(services: Services, run: str) -> bool:
+    """Whether the server knows that a run has ended."""
+    return (services.state(run) or {"type": ""})["type"] in ENDED
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +77,7 @@ def test_killed_five_times_and_as_good_as_never(seed: int, untouched: Path, fini
     begin_anew(checkout, untouched)
     drawn = random.Random(seed)
     for what in drawn.sample(["stage", "dvc", "flow", "worker", "server"], 5):
-        moment = drawn.uniform(0, finished.seconds / 2)
+        moment = drawn.uniform(0, finished.seconds / 4)
         print(f"{what}, killed after {moment:.1f} s", flush=True)
         kill_one(team, what, moment)
     state = team.ended(team.begin(DEPLOYMENT))
@@ -85,7 +90,9 @@ def test_killed_five_times_and_as_good_as_never(seed: int, untouched: Path, fini
     left = [path for path in checkout.rglob("*") if ".git" not in path.parts and ASIDE.search(path.name)]
     assert left == [], "half-written files"
     assert list((checkout / "artifacts").rglob("*.lock")) == [], "a stage's lock"
-    assert json.loads((checkout / ".dvc/tmp/rwlock").read_text() or "{}") == {}, "a lock of dvc's"
+    # What dead processes read stands in here until dvc wants to write there, and then removes it by itself.
+    held = re.findall(r'"pid": ([0-9]+)', (checkout / ".dvc/tmp/rwlock").read_text())
+    assert [pid for pid in held if Path(f"/proc/{pid}").exists()] == [], "a lock of dvc's"
     status = [sys.executable, "-m", "dvc", "status", "--json"]
     assert json.loads(subprocess.run(status, cwd=checkout, capture_output=True, check=True).stdout) == {}
     assert champions(checkout) == champions(finished.checkout)
