@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,7 +38,9 @@ def started(command: list[str], ready: str) -> Iterator[str]:
     )
     try:
         assert process.stdout is not None
-        yield next(line for line in process.stdout if ready in line)
+        said = next(line for line in process.stdout if ready in line)
+        threading.Thread(target=process.stdout.read, daemon=True).start()  # a full pipe would stop it
+        yield said
     finally:
         os.killpg(process.pid, 9)
         process.wait()
@@ -62,7 +65,7 @@ def of_mlflow(page: Tab, address: str, name: str) -> None:
     aside = "document.querySelector('[aria-label=\"Close\"]')?.click(), true"
     for file, height, where, ready in (
         ("mlflow-curves.png", 760, f"{runs_page}&compareRunsMode=CHART", f"{plots} >= 3"),
-        ("mlflow-table.png", 640, runs_page, "document.body.innerText.includes('Group: qamoe')"),
+        ("mlflow-table.png", 780, runs_page, "document.body.innerText.includes('Group: qamoe')"),
         (
             "mlflow-compare.png",
             760,

@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import urllib.parse
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -50,6 +51,7 @@ def server(place: Path, empty_records: Path) -> Iterator[str]:
     try:
         assert process.stdout is not None
         assert any("Application startup complete" in line for line in process.stdout), "the server ended"
+        threading.Thread(target=process.stdout.read, daemon=True).start()  # a full pipe would stop it
         yield f"http://127.0.0.1:{port}"
     finally:
         os.killpg(process.pid, 9)
@@ -78,6 +80,7 @@ def recorded(
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", server)
         patch.setenv("QAMOE_DEVICE", "cpu")
+        patch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "300")  # a limit for what hangs, no measure
         patch.chdir(place)
         out = Path("artifacts")
         tiny_corpus(out)
