@@ -71,7 +71,7 @@ def of_mlflow(page: Tab, address: str, name: str) -> None:
             760,
             f"{address}/#/metric?runs={quote(json.dumps(chosen))}&experiments={quote(json.dumps([place]))}"
             f"&metric={quote(json.dumps('missing.mae'))}&plot_metric_keys={quote(json.dumps(['missing.mae']))}"
-            f"&x_axis={quote(json.dumps('step'))}",
+            "&x_axis=step",
             f"{plots} >= 1",
         ),
         (

@@ -156,7 +156,7 @@ def test_the_comparison_of_three_runs_has_the_table_and_the_curves(recorded, bro
     chosen = {"runs": json.dumps(list(runs.values())), "experiments": json.dumps([place])}
     browser.open(f"{recorded}/#/compare-runs?{urllib.parse.urlencode(chosen, quote_via=urllib.parse.quote)}")
     shows(browser, "Comparing 3 Runs", "qamoe-seed1", "concat-seed1", "mean-seed1", "clean.mae", "missing.mae.area")
-    wanted = chosen | {"metric": '"missing.mae"', "plot_metric_keys": '["missing.mae"]', "x_axis": '"step"'}
+    wanted = chosen | {"metric": '"missing.mae"', "plot_metric_keys": '["missing.mae"]', "x_axis": "step"}
     browser.open(f"{recorded}/#/metric?{urllib.parse.urlencode(wanted, quote_via=urllib.parse.quote)}")
     browser.until(
         "[...document.querySelectorAll('.js-plotly-plot')].some((plot) => plot.data && plot.data.length === 3)"
