@@ -93,7 +93,7 @@ def of_mlflow(page: Tab, address: str, name: str) -> None:
 
 def of_serve(page: Tab, address: str) -> None:
     """The page with the first sample, its face half gone."""
-    page.size(1280, 860)
+    page.size(1280, 1180)
     page.open(f"{address}/")
     page.until("clip !== null && !asking && document.getElementById('player').readyState >= 2")
     page.run("document.getElementById('vision-missing').click()")
@@ -101,7 +101,7 @@ def of_serve(page: Tab, address: str) -> None:
     page.run("document.getElementById('vision-severity').dispatchEvent(new Event('input'))")
     page.until("!asking")
     page.run("new Promise((done) => setTimeout(done, 500))")
-    keep(page, "serve.png", 1280, 860)
+    keep(page, "serve.png", 1280, 1180)
 
 
 @contextmanager
@@ -122,7 +122,7 @@ def main() -> None:
     name = load(Path("params.yaml")).registry.name
     store.experiment_id(store.connect(), name)
     serve = [sys.executable, "-m", "qamoe.cli", "serve", "--clips", "data", "--port", "0"]
-    with tempfile.TemporaryDirectory() as home, tab(Path(home)) as page:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as home, tab(Path(home)) as page:
         with served_records() as address:
             of_mlflow(page, address, name)
         with started(serve, "Ctrl-C ends it") as said:
