@@ -114,6 +114,13 @@ def link(text: str) -> str:
     return f"[...document.querySelectorAll('a')].find((a) => a.textContent.trim() === {json.dumps(text)})"
 
 
+def follow(browser: Tab, text: str) -> None:
+    """Click a link of a description, which a browser opens in a tab of its own."""
+    browser.until(f"({link(text)}) !== undefined")
+    assert browser.run(f"({link(text)}).target") == "_blank"
+    browser.open(browser.run(f"({link(text)}).href"))
+
+
 def shows(browser: Tab, *texts: str) -> None:
     for text in texts:
         browser.until(f"document.body.innerText.includes({json.dumps(text)})")
@@ -133,7 +140,7 @@ def charts(browser: Tab) -> list[dict[str, tuple[list[float], list[float]]]]:
 def test_three_clicks_lead_from_the_experiments_to_curves_and_table_of_the_models(recorded, browser):
     browser.open(f"{recorded}/#/experiments")
     click(browser, link("qa-moe"))
-    click(browser, link("Curves"))
+    follow(browser, "Curves")
     shows(browser, page.NAME, "Group: qamoe", "Group: concat", "Group: mean", "Spectrum (")
     browser.until("[...document.querySelectorAll('.js-plotly-plot')].filter((plot) => plot.data).length >= 2")
     missing = charts(browser)[0]
@@ -142,7 +149,7 @@ def test_three_clicks_lead_from_the_experiments_to_curves_and_table_of_the_model
         x, y = missing[name]
         assert [*x] == [0, 30, 100]
         assert y == pytest.approx([0.5 + offset, 0.65 + offset, 1.0 + offset], abs=1e-6)
-    click(browser, link("table"))
+    follow(browser, "table")
     shows(browser, "Group: mean", "clean.mae", "missing.mae.area")
     browser.until("document.body.innerText.includes('0.6')")
 
