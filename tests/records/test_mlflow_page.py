@@ -126,15 +126,19 @@ def shows(browser: Tab, *texts: str) -> None:
         browser.until(f"document.body.innerText.includes({json.dumps(text)})")
 
 
-# Of each chart that plotly has drawn: the title of its card, and x and y of each line by name.
+# Of each chart that plotly has drawn: metric, and x and y of each line by the group or run that it is of.
 CHARTS = (
-    "JSON.stringify([...document.querySelectorAll('.js-plotly-plot')].filter((plot) => plot.data)"
-    ".map((plot) => plot.data.filter((t) => t.name).map((t) => [t.name, t.x && [...t.x], t.y && [...t.y]])))"
+    "[...document.querySelectorAll('.js-plotly-plot')].map((plot) => (plot.data || []).filter((line) => line.metricKey)"
+    ".map((line) => [line.uuid, line.metricKey, [...line.x], [...line.y]])).filter((lines) => lines.length)"
 )
 
 
-def charts(browser: Tab) -> list[dict[str, tuple[list[float], list[float]]]]:
-    return [{name: (x, y) for name, x, y in chart} for chart in json.loads(browser.run(CHARTS))]
+def curves(browser: Tab, metric: str) -> dict[str, tuple[list[float], list[float]]]:
+    """The lines of the chart of a metric, once it is drawn."""
+    browser.until(f"{CHARTS}.some((lines) => lines[0][1] === {json.dumps(metric)})")
+    drawn = json.loads(browser.run(f"JSON.stringify({CHARTS})"))
+    (chart,) = (lines for lines in drawn if lines[0][1] == metric)
+    return {name: (x, y) for name, _, x, y in chart}
 
 
 def test_three_clicks_lead_from_the_experiments_to_curves_and_table_of_the_models(recorded, browser):
@@ -142,13 +146,13 @@ def test_three_clicks_lead_from_the_experiments_to_curves_and_table_of_the_model
     click(browser, link("qa-moe"))
     follow(browser, "Curves")
     shows(browser, page.NAME, "Group: qamoe", "Group: concat", "Group: mean", "Spectrum (")
-    browser.until("[...document.querySelectorAll('.js-plotly-plot')].filter((plot) => plot.data).length >= 2")
-    missing = charts(browser)[0]
+    missing = curves(browser, "missing.mae")
+    assert set(missing) == {f"param.model.{model}" for model in MODELS}
     for model, offset in MODELS.items():
-        (name,) = (name for name in missing if name.startswith(model))
-        x, y = missing[name]
-        assert [*x] == [0, 30, 100]
+        x, y = missing[f"param.model.{model}"]
+        assert x == [0, 30, 100]
         assert y == pytest.approx([0.5 + offset, 0.65 + offset, 1.0 + offset], abs=1e-6)
+    curves(browser, "noise.mae")
     follow(browser, "table")
     shows(browser, "Group: mean", "clean.mae", "missing.mae.area")
     browser.until("document.body.innerText.includes('0.6')")
@@ -165,10 +169,8 @@ def test_the_comparison_of_three_runs_has_the_table_and_the_curves(recorded, bro
     shows(browser, "Comparing 3 Runs", "qamoe-seed1", "concat-seed1", "mean-seed1", "clean.mae", "missing.mae.area")
     wanted = chosen | {"metric": '"missing.mae"', "plot_metric_keys": '["missing.mae"]', "x_axis": "step"}
     browser.open(f"{recorded}/#/metric?{urllib.parse.urlencode(wanted, quote_via=urllib.parse.quote)}")
-    browser.until(
-        "[...document.querySelectorAll('.js-plotly-plot')].some((plot) => plot.data && plot.data.length === 3)"
-    )
-    (drawn,) = charts(browser)
+    drawn = curves(browser, "missing.mae")
+    assert set(drawn) == set(runs.values())
     assert {tuple(x) for x, _ in drawn.values()} == {(0, 30, 100)}
     assert len({tuple(y) for _, y in drawn.values()}) == 3
 
