@@ -118,7 +118,9 @@ def follow(browser: Tab, text: str) -> None:
     """Click a link of a description, which a browser opens in a tab of its own."""
     browser.until(f"({link(text)}) !== undefined")
     assert browser.run(f"({link(text)}).target") == "_blank"
-    browser.open(browser.run(f"({link(text)}).href"))
+    address = browser.run(f"({link(text)}).href")
+    browser.open("about:blank")  # a page of its own, and not the same one at another place
+    browser.open(address)
 
 
 def shows(browser: Tab, *texts: str) -> None:
@@ -128,7 +130,8 @@ def shows(browser: Tab, *texts: str) -> None:
 
 # Of each chart that plotly has drawn: metric, and x and y of each line by the group or run that it is of.
 CHARTS = (
-    "[...document.querySelectorAll('.js-plotly-plot')].map((plot) => (plot.data || []).filter((line) => line.metricKey)"
+    "[...document.querySelectorAll('.js-plotly-plot')]"
+    ".map((plot) => (plot.data || []).filter((line) => line.metricKey && line.x && line.y)"
     ".map((line) => [line.uuid, line.metricKey, [...line.x], [...line.y]])).filter((lines) => lines.length)"
 )
 
