@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,7 +38,9 @@ def started(command: list[str], ready: str) -> Iterator[str]:
     )
     try:
         assert process.stdout is not None
-        yield next(line for line in process.stdout if ready in line)
+        said = next(line for line in process.stdout if ready in line)
+        threading.Thread(target=process.stdout.read, daemon=True).start()  # a full pipe would stop it
+        yield said
     finally:
         os.killpg(process.pid, 9)
         process.wait()
@@ -62,13 +65,13 @@ def of_mlflow(page: Tab, address: str, name: str) -> None:
     aside = "document.querySelector('[aria-label=\"Close\"]')?.click(), true"
     for file, height, where, ready in (
         ("mlflow-curves.png", 760, f"{runs_page}&compareRunsMode=CHART", f"{plots} >= 3"),
-        ("mlflow-table.png", 640, runs_page, "document.body.innerText.includes('Group: qamoe')"),
+        ("mlflow-table.png", 780, runs_page, "document.body.innerText.includes('Group: qamoe')"),
         (
             "mlflow-compare.png",
             760,
             f"{address}/#/metric?runs={quote(json.dumps(chosen))}&experiments={quote(json.dumps([place]))}"
             f"&metric={quote(json.dumps('missing.mae'))}&plot_metric_keys={quote(json.dumps(['missing.mae']))}"
-            f"&x_axis={quote(json.dumps('step'))}",
+            "&x_axis=step",
             f"{plots} >= 1",
         ),
         (
@@ -90,7 +93,7 @@ def of_mlflow(page: Tab, address: str, name: str) -> None:
 
 def of_serve(page: Tab, address: str) -> None:
     """The page with the first sample, its face half gone."""
-    page.size(1280, 860)
+    page.size(1280, 1180)
     page.open(f"{address}/")
     page.until("clip !== null && !asking && document.getElementById('player').readyState >= 2")
     page.run("document.getElementById('vision-missing').click()")
@@ -98,7 +101,7 @@ def of_serve(page: Tab, address: str) -> None:
     page.run("document.getElementById('vision-severity').dispatchEvent(new Event('input'))")
     page.until("!asking")
     page.run("new Promise((done) => setTimeout(done, 500))")
-    keep(page, "serve.png", 1280, 860)
+    keep(page, "serve.png", 1280, 1180)
 
 
 @contextmanager
@@ -119,7 +122,7 @@ def main() -> None:
     name = load(Path("params.yaml")).registry.name
     store.experiment_id(store.connect(), name)
     serve = [sys.executable, "-m", "qamoe.cli", "serve", "--clips", "data", "--port", "0"]
-    with tempfile.TemporaryDirectory() as home, tab(Path(home)) as page:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as home, tab(Path(home)) as page:
         with served_records() as address:
             of_mlflow(page, address, name)
         with started(serve, "Ctrl-C ends it") as said:

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from qamoe.models.encoders import ModalityEncoders, SequenceEncoder
+from qamoe.models.encoders import ModalityEncoders, SequenceEncoder, any_of
 from qamoe.params import Encoders
 
 
@@ -82,3 +82,12 @@ def test_modalities_keep_their_order(sizes: Encoders, batch_of: Any) -> None:
     for place, modality in enumerate(("text", "audio", "vision")):
         expected = encode.encoders[modality](batch.x[modality], batch.mask[modality])
         assert torch.equal(h[:, place], expected)
+
+
+@pytest.mark.parametrize("stride", [1, 2, 3])
+def test_a_run_of_frames_is_there_where_one_of_them_is(stride: int) -> None:
+    generator = torch.Generator().manual_seed(stride)
+    for time in range(1, 9):
+        mask = torch.rand(6, time, generator=generator) < 0.4
+        pooled = torch.nn.functional.max_pool1d(mask.float()[:, None], stride, ceil_mode=True)[:, 0] > 0
+        assert torch.equal(any_of(mask, stride), pooled)

@@ -101,7 +101,7 @@ def tab(home: Path) -> Iterator[Tab]:
     try:
         assert process.stderr is not None
         line = next(line for line in process.stderr if "DevTools listening on " in line)
-        with connect(line.split(" on ", 1)[1].strip(), max_size=None, proxy=None) as socket:
+        with connect(line.split(" on ", 1)[1].strip(), max_size=None, proxy=None, ping_interval=None) as socket:
             socket.send(json.dumps({"id": 0, "method": "Target.createTarget", "params": {"url": "about:blank"}}))
             target = _result(socket, 0)["targetId"]
             params = {"targetId": target, "flatten": True}

@@ -6,6 +6,7 @@ import re
 import socket
 import subprocess
 import sys
+import threading
 import venv
 from collections.abc import Callable, Iterator
 from http.client import HTTPConnection
@@ -193,6 +194,7 @@ def test_mlflows_own_server_answers_as_the_model_and_opens_no_path(logged, film,
 
     try:
         until(process, "Uvicorn running on")
+        threading.Thread(target=process.stdout.read, daemon=True).start()  # type: ignore[union-attr]
         status, answer = ask(ROWS.where(ROWS.notna(), None).to_dict("records"))
         assert status == 200
         expected = predict(checkpoint.load(folder), ROWS)

@@ -161,7 +161,8 @@ def test_the_logged_model_predicts_as_its_checkpoint_and_refuses_as_a_client_err
     with pytest.raises(MlflowException, match="Row 0: audio has frames of 1 columns") as refusal:
         model.predict(pd.DataFrame({"audio": [[[1.0]]]}))
     assert refusal.value.get_http_status_code() == 400
-    assert model.metadata.get_input_schema().input_names() == ["text", "tokens", "audio", "vision"]
+    given = ["text", "tokens", "audio", "vision", "path", "start_s", "end_s"]
+    assert model.metadata.get_input_schema().input_names() == given
 
 
 @pytest.mark.slow

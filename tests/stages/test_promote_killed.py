@@ -229,7 +229,7 @@ def waited_for(params: Any, out: str, barrier: Any) -> str:
 
 
 def test_two_promotions_at_once_leave_one_champion_and_it_is_the_better_one(stand):
-    stand.train("other", 0.8)
+    stand.train("other", 0.66)
     barrier = forks.Barrier(2)
     both = [Process(stand.place, waited_for, stand.params, out, barrier) for out in ("artifacts", "other")]
     (code, better), (other_code, other) = (process.ended() for process in both)

@@ -45,7 +45,7 @@ def decide(params: Params, out: Path, dry: bool = False) -> "Decision":
     """
     from qamoe.evaluation.spectrum import PROTOCOL
     from qamoe.records import registry
-    from qamoe.records.store import answering, connect
+    from qamoe.records.store import answering, connect, one_at_a_time
     from qamoe.records.tracking import record_training
     from qamoe.training import checkpoint
 
@@ -58,7 +58,8 @@ def decide(params: Params, out: Path, dry: bool = False) -> "Decision":
     client = connect()
     with answering():
         if not dry:
-            registry.finish(client, name)
+            with one_at_a_time():
+                registry.finish(client, name)
         against = registry.champion(client, name)
     print(f"champion: {f'version {against.version} of {name}' if against else f'none yet of {name}'}")
     gate_digest = file_digest(store.path)
