@@ -3,10 +3,8 @@
 Two copies of what git tracks are run in turn with nothing beside them: one by `python -m qamoe.stages.NAME` for each
 stage, model and the gate, the other by `python -m flows.pipeline`, which starts a server of its own; then the second
 one again, unchanged. Prefect's folder has been used before: what a new database costs is a figure of its own.
-Lines of results.jsonl: name, value, unit, bound, limit, holds; measuring a figure anew replaces its line.
 """
 
-import json
 import os
 import shutil
 import statistics
@@ -17,23 +15,12 @@ import time
 from pathlib import Path
 
 import yaml
+from figures import figure
 
 ROOT = Path(__file__).resolve().parent.parent
-RESULTS = Path(__file__).with_name("results.jsonl")
 ADDED_S, ADDED_SHARE = 15.0, 0.05  # the larger of the two
 UNCHANGED_S = 20.0
 FIRST = "flows.score"  # with nothing to score, a flow that only starts and ends
-
-
-def figure(name: str, value: float, bound: float | None = None) -> None:
-    """Print a number of seconds and keep it; `bound` is the most that it may be."""
-    line = {"name": name, "value": round(value, 2), "unit": "s", "bound": bound}
-    line |= {"limit": None if bound is None else "at most", "holds": bound is None or value <= bound}
-    found = [json.loads(each) for each in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
-    lines = [each for each in found if each["name"] != name] + [line]
-    RESULTS.write_text("".join(f"{json.dumps(each)}\n" for each in lines))
-    told = "" if bound is None else f" (at most {bound:.1f}: {'holds' if line['holds'] else 'MISSED'})"
-    print(f"{name}: {value:.1f} s{told}", flush=True)
 
 
 def copied(to: Path) -> Path:
@@ -75,14 +62,14 @@ def main() -> None:
     """Measure and print."""
     with tempfile.TemporaryDirectory() as made:
         by_hand, by_flow = copied(Path(made) / "bare"), copied(Path(made) / "flow")
-        figure("the first flow, with a new database", timed(by_flow, FIRST))
+        figure("the first flow, with a new database", timed(by_flow, FIRST), "s")
         stages = bare(by_hand)
-        figure("bare stages", stages)
+        figure("bare stages", stages, "s")
         whole = timed(by_flow, "flows.pipeline")
-        figure("pipeline", whole)
-        figure("what orchestration adds", whole - stages, max(ADDED_S, ADDED_SHARE * stages))
+        figure("pipeline", whole, "s")
+        figure("what orchestration adds", whole - stages, "s", at_most=max(ADDED_S, ADDED_SHARE * stages))
         unchanged = [timed(by_flow, "flows.pipeline") for _ in range(3)]
-        figure("unchanged pipeline", statistics.median(unchanged), UNCHANGED_S)
+        figure("unchanged pipeline", statistics.median(unchanged), "s", at_most=UNCHANGED_S)
 
 
 if __name__ == "__main__":

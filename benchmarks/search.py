@@ -7,7 +7,6 @@ Prints the times, and writes their ratio to benchmarks/results.jsonl.
 """
 
 import argparse
-import json
 import os
 import shutil
 import subprocess
@@ -19,11 +18,11 @@ from time import monotonic
 import numpy as np
 import pyarrow as pa
 import yaml
+from figures import figure
 
 from qamoe.features import store
 
-RESULTS = Path(__file__).parent / "results.jsonl"
-NAME, BOUND = "two search workers", 1.8
+BOUND = 1.8
 COLUMNS, RATE = {"audio": 25, "vision": 60}, 20.0
 VOCABULARY, WORDS = 30_522, (1000, 9000)  # of MiniLM: ids that are words
 CLIPS = {"train": 240, "valid": 60}
@@ -50,7 +49,7 @@ def main() -> None:
                 seconds = finished(folder, params, workers)
                 taken[workers] += seconds
                 print(f"round {round_ + 1}, {workers} at work: {asked.trials} trials in {seconds:.1f} s", flush=True)
-    keep(round(taken[1] / taken[2], 3))
+    figure("two search workers", taken[1] / taken[2], "times one's rate", at_least=BOUND)
 
 
 def finished(folder: Path, params: dict[str, object], workers: int) -> float:
@@ -62,15 +61,6 @@ def finished(folder: Path, params: dict[str, object], workers: int) -> float:
     begin = monotonic()
     subprocess.run([*command, "-q"], env=os.environ | settings, check=True)
     return monotonic() - begin
-
-
-def keep(ratio: float) -> None:
-    """Print the ratio, and put its line in the place of an earlier one."""
-    lines = RESULTS.read_text().splitlines() if RESULTS.exists() else []
-    others = [line for line in lines if json.loads(line)["name"] != NAME]
-    own = {"name": NAME, "value": ratio, "unit": "times one's rate", "bound": BOUND, "limit": "at least"}
-    RESULTS.write_text("".join(f"{line}\n" for line in [*others, json.dumps(own | {"holds": ratio >= BOUND})]))
-    print(f"{NAME}: {ratio} times one's rate (at least {BOUND}: {'holds' if ratio >= BOUND else 'MISSED'})")
 
 
 def preprocessed(folder: Path) -> None:

@@ -54,19 +54,25 @@ def without_pooler(encoder: Any) -> Any:
     return encoder
 
 
-@cache
-def _encoder(encoder: str, device: str) -> Callable[[Tensor, Tensor], Tensor]:
-    folder = folder_of(encoder)
-    plain = bert.load(folder, device)
-    if plain is not None:
-        return plain
+def module(encoder: str, device: str) -> Any:
+    """The frozen encoder as a module of transformers."""
     from transformers import AutoModel
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()  # it reports the pooler that is left out on purpose
-    model = AutoModel.from_pretrained(folder, local_files_only=True, trust_remote_code=False, dtype=torch.float32)
-    model = without_pooler(model).eval().requires_grad_(False).to(device)
+    model = AutoModel.from_pretrained(
+        folder_of(encoder), local_files_only=True, trust_remote_code=False, dtype=torch.float32
+    )
+    return without_pooler(model).eval().requires_grad_(False).to(device)
+
+
+@cache
+def _encoder(encoder: str, device: str) -> Callable[[Tensor, Tensor], Tensor]:
+    plain = bert.load(folder_of(encoder), device)
+    if plain is not None:
+        return plain
+    model = module(encoder, device)
     return lambda ids, mask: model(input_ids=ids, attention_mask=mask.long()).last_hidden_state
 
 

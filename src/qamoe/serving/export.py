@@ -56,7 +56,7 @@ class Exported(nn.Module):
         stats = trained.config["stats"]
         self.standardise = nn.ModuleDict({m: _Standardise(Columns.from_json(stats[m])) for m in streams})
         frozen = trained.frozen_encoder if "text" in self.modalities else None
-        self.encoder = None if frozen is None else text._encoder(frozen, "cpu")
+        self.encoder = None if frozen is None else text.module(frozen, "cpu")
 
     def forward(self, x: dict[str, Tensor], mask: dict[str, Tensor]) -> dict[str, Tensor]:
         vectors = {}

@@ -46,7 +46,7 @@ class Parts:
         """Whether this process writes: files, records, lines of the log."""
         return self.process == 0
 
-    def of(self, rows: Sequence[int]) -> list[tuple[list[int], float]]:
+    def of(self, rows: Sequence[int] | np.ndarray) -> list[tuple[list[int], float]]:
         """This process's parts of a batch, and the weight of each part's mean loss in this process's loss.
 
         Weights are such that the mean over processes is the mean over the batch. A batch of fewer clips than
