@@ -7,6 +7,7 @@ Prints the times, and writes their ratio to benchmarks/results.jsonl.
 """
 
 import argparse
+import json
 import os
 import shutil
 import subprocess

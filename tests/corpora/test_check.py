@@ -208,7 +208,7 @@ def test_the_command_prints_and_exits_by_severity(corpus: Corpus, monkeypatch: p
     folder = corpus({"clip_id": "\x1b[31mred", "label": "9"}, {"text": "", "clip_id": "\x1b]0;title\x07"})
     done = CliRunner().invoke(app, ["check", str(folder)])
     assert done.exit_code == 2
-    assert done.stdout.endswith("1 error, 1 warning\n")
+    assert done.stdout.endswith("1 warning, 1 error\n")
     assert f"error: {folder}/manifest.csv, line 7: label 9 lies outside [-3, 3].\n" in done.stdout
     assert "\x1b" not in done.stdout, "a corpus cannot speak to the terminal"
     assert CliRunner().invoke(app, ["check", str(folder), "--kind", "sample"]).exit_code == 2
