@@ -53,6 +53,7 @@ def test_a_service_that_runs_is_not_started_twice(tmp_path: Path) -> None:
 def test_a_service_is_quiet_and_its_leases_outlive_it(tmp_path: Path) -> None:
     """In the place of Prefect a module that tells what it was started with."""
     (tmp_path / "prefect").mkdir()
+    (tmp_path / "prefect/__init__.py").touch()  # without it the installed package goes first
     (tmp_path / "prefect/__main__.py").write_text(
         "import json, os, sys; print(json.dumps([sys.argv[1:], dict(os.environ)]))"
     )

@@ -47,7 +47,7 @@ def test_the_same_seed_gives_the_same_bits(train: Any, tmp_path: Path, model: st
         assert made(tmp_path / "a")[0] != made(tmp_path / "c")[0]
         losses = {key for line in made(tmp_path / "a")[2] for key in line if key.startswith("losses.")}
         own = {"precision": {"probe"}, "moe": {"balance", "router_z"}}
-        quality = {"probe", "balance", "router_z"} if model.startswith(("qamoe", "oracle", "specialist")) else set()
+        quality = {"probe", "severity", "balance", "router_z"} if model.startswith(("qamoe", "oracle", "specialist")) else set()
         assert losses == {f"losses.{name}" for name in {"task", "variance"} | own.get(model, quality)}
 
 
@@ -173,7 +173,7 @@ def test_training_learns_what_the_sound_tells(train: Any, tmp_path: Path) -> Non
     assert history[-1]["losses.task"] < 0.7 * history[0]["losses.task"]
     assert config["selection"] < made(tmp_path / "mean")[1]["selection"]
     assert set(history[0]) == {"epoch", "loss", "valid"} | {
-        f"losses.{name}" for name in ("task", "variance", "probe", "balance", "router_z")
+        f"losses.{name}" for name in ("task", "variance", "probe", "severity", "balance", "router_z")
     }
 
 
