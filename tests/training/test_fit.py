@@ -47,7 +47,8 @@ def test_the_same_seed_gives_the_same_bits(train: Any, tmp_path: Path, model: st
         assert made(tmp_path / "a")[0] != made(tmp_path / "c")[0]
         losses = {key for line in made(tmp_path / "a")[2] for key in line if key.startswith("losses.")}
         own = {"precision": {"probe"}, "moe": {"balance", "router_z"}}
-        quality = {"probe", "severity", "balance", "router_z"} if model.startswith(("qamoe", "oracle", "specialist")) else set()
+        taught = {"probe", "severity", "balance", "router_z"}
+        quality = taught if model.startswith(("qamoe", "oracle", "specialist")) else set()
         assert losses == {f"losses.{name}" for name in {"task", "variance"} | own.get(model, quality)}
 
 
