@@ -76,7 +76,7 @@ def training(name: str, block: Block, batch: Batch) -> Callable[[], None]:
 
 
 def loss(network: nn.Module, batch: Batch) -> torch.Tensor:
-    return shapes.objective(network(batch).losses)
+    return shapes.objective(shapes.losses(network, batch))
 
 
 @torch.no_grad()

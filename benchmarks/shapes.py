@@ -12,6 +12,7 @@ from qamoe.features.batch import Batch
 from qamoe.models import build
 from qamoe.models.model import Model
 from qamoe.models.prediction import Target
+from qamoe.models.step import Step
 from qamoe.models.text import WIDTH
 from qamoe.params import Block, Encoders, Hidden, LossWeights, PerModality, QAMoE
 
@@ -24,8 +25,17 @@ VOCABULARY = 30_522
 # Those of params.yaml, which benchmarks/model.py compares: a GPU machine needs no YAML.
 ENCODERS = Encoders(width=64, layers=1, heads=4, dropout=0.2, stride=PerModality(text=1, audio=2, vision=1))
 CONCAT = Hidden(hidden=128)
-QAMOE = QAMoE(experts=8, active=3, hidden=64, fusion="tokens", max_log_variance=4.0, initial_log_variance=-3.0)
-LOSS = LossWeights(variance=0.5, probe=0.3, balance=0.01, router_z=0.001)
+QAMOE = QAMoE(
+    experts=8,
+    active=3,
+    hidden=64,
+    fusion="tokens",
+    max_log_variance=4.0,
+    initial_log_variance=-3.0,
+    sampled=False,
+    sees="all",
+)
+LOSS = LossWeights(variance=0.5, probe=0.3, severity=1.0, balance=0.01, router_z=0.001)
 TRAINING = View(2026, 0, clean_share=0.3, alike_share=0.5, whole_share=0.25, announced_share=0.5)
 CLIP_NORM, LR = 1.0, 0.001
 
@@ -60,6 +70,12 @@ def model(name: str, block: Block, device: str = "cpu", encoders: Encoders = ENC
     """A fresh model by name."""
     torch.manual_seed(1)
     return build(name, FEATURES, encoders, block, Target(0.0, 1.0)).to(device).train()
+
+
+def losses(network: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    """Those of a training step, in which a model draws by clip and is taught by the damage that was injected."""
+    step = Step(1, 1, batch.keys, lambda own: own, torch.zeros(len(batch), len(FEATURES), device=batch.keys.device))
+    return network(batch, None, step).losses
 
 
 def objective(losses: dict[str, Tensor]) -> Tensor:
