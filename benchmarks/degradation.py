@@ -19,7 +19,7 @@ from qamoe.degradation.frames import KINDS
 from qamoe.degradation.views import alike, apply
 from qamoe.features.batch import Batch
 
-DIGEST = "a61b7b19d389a42e9ded917b7e85b29eb821778c00e3769a0b527dbb86f5b6f9"
+DIGEST = "3506f9c0239d48707114bd1889b70a487b7ac509b404bff8d8fd376198b097f3"
 
 
 def main() -> None:

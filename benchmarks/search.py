@@ -33,7 +33,7 @@ STUDY = {"epochs": 8, "lr": [0.001, 0.001], "weight_decay": [0.01, 0.01], "dropo
 def main() -> None:
     """Measure, print and keep."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--trials", type=int, default=24)
+    parser.add_argument("--trials", type=int, default=40)
     parser.add_argument("--rounds", type=int, default=1)
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="qamoe-search-") as name:

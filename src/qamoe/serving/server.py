@@ -291,7 +291,9 @@ def serve(model: str, folder: Path | None, clips: Path | None, host: str, port: 
 
 
 def _listening(host: str, port: int) -> socket.socket:
-    opened = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    # Named as TCP: asyncio sends at once only on such, and an answer's body would wait 40 ms for its head's receipt.
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    opened = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         opened.bind((host, port))
