@@ -1,7 +1,8 @@
 """A Ray cluster, joined, and work on it in order: the only module that imports ray.
 
 What runs there is what would run here, by the same code on the same files: every machine of a cluster sees the
-project's folder under one path.
+project's folder under one path. It is a module of its own, and not a part of features/executor.py, since the evaluation
+grid runs there too and would depend on every extractor.
 """
 
 import os

@@ -121,6 +121,6 @@ def test_only_what_may_pass_by_itself_is_tried_again(message: str, passes: bool)
 
 
 def test_records_in_a_database_are_shown_by_make_ui(monkeypatch: pytest.MonkeyPatch) -> None:
-    for uri in ("sqlite:////home/x/mlflow.db", "postgresql://somebody:secret@host/mlflow", ""):
+    for uri in ("sqlite:///mlflow.db", "postgresql://somebody:secret@host/mlflow", ""):
         monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
         assert _workspace.records_page() == "http://127.0.0.1:5000"

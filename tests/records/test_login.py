@@ -1,12 +1,9 @@
 """A store behind a login, as a team's server has one: used by environment variables alone, and said without them."""
 
 import base64
-import os
-import socket
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -58,30 +55,12 @@ def gate(port: int) -> type[BaseHTTPRequestHandler]:
 
 
 @pytest.fixture
-def address(tmp_path: Path, empty_records: Path) -> Iterator[str]:
+def address(tmp_path: Path, mlflow_server: Callable[[Path], AbstractContextManager[int]]) -> Iterator[str]:
     """An MLflow server, with a login before it."""
-    (tmp_path / "mlflow.db").write_bytes(empty_records.read_bytes())
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    command += ["--backend-store-uri", f"sqlite:///{tmp_path / 'mlflow.db'}"]
-    command += ["--artifacts-destination", str(tmp_path / "files")]
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=tmp_path, start_new_session=True
-    )
-    front = ThreadingHTTPServer(("127.0.0.1", 0), gate(port))
-    try:
-        assert process.stdout is not None
-        assert any("Application startup complete" in line for line in process.stdout), "the server ended"
-        threading.Thread(target=process.stdout.read, daemon=True).start()  # a full pipe would stop it
+    with mlflow_server(tmp_path) as port, ThreadingHTTPServer(("127.0.0.1", 0), gate(port)) as front:
         threading.Thread(target=front.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{front.server_port}"
-    finally:
         front.shutdown()
-        front.server_close()
-        os.killpg(process.pid, 9)
-        process.wait()
 
 
 def test_a_store_behind_a_login_is_used_by_environment_variables_alone(

@@ -1,13 +1,9 @@
 """What a user sees in MLflow's own pages, on a real server and in a real browser."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
-import threading
 import urllib.parse
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -32,30 +28,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def server(place: Path, empty_records: Path) -> Iterator[str]:
+def server(place: Path, mlflow_server: Callable[[Path], AbstractContextManager[int]]) -> Iterator[str]:
     """The address of an MLflow server with an empty store."""
-    (place / "mlflow.db").write_bytes(empty_records.read_bytes())
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    command += [
-        "--backend-store-uri",
-        f"sqlite:///{place / 'mlflow.db'}",
-        "--artifacts-destination",
-        str(place / "files"),
-    ]
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=place, start_new_session=True
-    )
-    try:
-        assert process.stdout is not None
-        assert any("Application startup complete" in line for line in process.stdout), "the server ended"
-        threading.Thread(target=process.stdout.read, daemon=True).start()  # a full pipe would stop it
+    with mlflow_server(place) as port:
         yield f"http://127.0.0.1:{port}"
-    finally:
-        os.killpg(process.pid, 9)
-        process.wait()
 
 
 def cells(offset: float) -> pd.DataFrame:
