@@ -124,7 +124,7 @@ def test_three_clicks_lead_from_the_experiments_to_curves_and_table_of_the_model
     browser.open(f"{recorded}/#/experiments")
     click(browser, link("qa-moe"))
     follow(browser, "Curves")
-    shows(browser, page.NAME, "Group: qamoe", "Group: concat", "Group: mean", "Spectrum (")
+    shows(browser, page.NAME, "Group: qamoe", "Group: concat", "Group: mean", "Spectrum")
     missing = curves(browser, "missing.mae")
     assert set(missing) == {f"param.model.{model}" for model in MODELS}
     for model, offset in MODELS.items():
