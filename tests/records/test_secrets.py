@@ -65,7 +65,8 @@ def test_what_is_recorded_promoted_and_said_holds_no_secret(
         record.epoch({"epoch": 1, "loss": 1.0, "valid": 0.5, "seconds": 1.0})
         record.finish(tiny_checkpoint(out / "train/qamoe/1", digests=digests))
     assert promote.decide(params, out).outcome == "promoted"
-    (run,) = planted.search_runs([planted.get_experiment_by_name("qa-moe").experiment_id])
+    place = planted.get_experiment_by_name("qa-moe").experiment_id
+    (run,) = planted.search_runs([place], "tags.`qamoe.seed` = '1'")
     assert len(run.data.tags["mlflow.source.git.commit"]) == 40, "it does look at the checkout"
     files = list(written(tmp_path))
     assert {"mlflow.db", "model.json", "requirements.txt"} <= {path.name for path in files}

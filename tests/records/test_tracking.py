@@ -24,8 +24,8 @@ def line(epoch: int) -> dict[str, Any]:
     return {"epoch": epoch, "loss": 1.0 / epoch, "losses.task": 0.5, "valid": 0.6, "seconds": 1.5}
 
 
-def runs(client: Any) -> list[Any]:
-    found = client.search_runs([client.get_experiment_by_name("qa-moe").experiment_id])
+def runs(client: Any, wanted: str = "tags.`qamoe.seed` LIKE '%'") -> list[Any]:
+    found = client.search_runs([client.get_experiment_by_name("qa-moe").experiment_id], wanted)
     return sorted(found, key=lambda run: run.info.start_time)
 
 
@@ -158,6 +158,24 @@ def test_a_run_that_a_kill_left_running_is_continued_by_the_same_training_alone(
         with pytest.raises(ValueError, match="end"), tracking.training_run(tiny_params, "qamoe", seed, digests):
             raise ValueError("end")
     assert len(runs(records)) == 3
+
+
+def test_seeds_of_the_same_training_are_children_of_one_run_and_others_are_not(
+    records, tiny_params, tiny_checkpoint, tmp_path
+):
+    other = {"params": "o" * 64}
+    for name, seed, changed in (("qamoe", 1, {}), ("qamoe", 2, {}), ("qamoe", 3, other), ("mean", 1, {})):
+        folder = tmp_path / name / str(seed)
+        tracking.record_training(
+            records, tiny_checkpoint(folder, model=name, seed=seed, digests=DIGESTS | changed), "qa-moe"
+        )
+    above = {run.info.run_id: run for run in runs(records, "tags.`qamoe.role` = 'model'")}
+    parents = [run.data.tags["mlflow.parentRunId"] for run in runs(records)]
+    assert len(set(parents)) == len(above) == 3
+    assert parents[0] == parents[1], "seeds 1 and 2"
+    assert [above[parent].info.run_name for parent in parents] == ["qamoe", "qamoe", "qamoe", "mean"]
+    assert {run.info.status for run in above.values()} == {"FINISHED"}
+    assert not any(run.data.params or run.data.metrics for run in above.values()), "or they would count as seeds"
 
 
 def test_a_store_that_goes_away_does_not_stop_a_training(records, tiny_params, tiny_checkpoint, tmp_path, caplog):

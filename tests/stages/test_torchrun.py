@@ -51,7 +51,7 @@ def test_two_processes_give_the_losses_of_one_over_fifty_steps(
     lines = [json.loads(line) for line in done.stderr.splitlines() if line.startswith("{")]
     assert [line["epoch"] for line in lines if "epoch" in line] == 2 * list(range(1, EPOCHS + 1)), "said once"
     (experiment,) = (e for e in records.search_experiments() if e.name == "qa-moe")
-    runs = records.search_runs([experiment.experiment_id])
+    runs = records.search_runs([experiment.experiment_id], "tags.`qamoe.seed` = '1'")
     assert sorted(run.info.run_name for run in runs) == ["ablation-fallback-seed1", "qamoe-seed1"]
     assert {run.info.status for run in runs} == {"FINISHED"}
     assert not list(preprocessed.glob(".*.lock"))

@@ -25,7 +25,7 @@ def view() -> str:
         {"uuid": "system", "name": "System metrics", "display": False, "isReordered": True, "deleted": False},
     ]
     state = {
-        "searchFilter": "",
+        "searchFilter": "tags.`qamoe.seed` LIKE '%'",  # neither trials nor what seeds and trials are children of
         "orderByKey": "metrics.`mixed.mae`",
         "orderByAsc": True,
         "selectedColumns": [f"metrics.`{name}`" for name in COLUMNS],

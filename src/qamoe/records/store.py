@@ -13,6 +13,7 @@ from qamoe.errors import Refused
 from qamoe.records.origin import main_checkout
 
 SQLITE = "sqlite:///"
+PARENT = "mlflow.parentRunId"  # the tag of a run by which MLflow shows it under another
 
 
 def uri() -> str:
@@ -144,3 +145,24 @@ def find(client: Any, **tags: str) -> Any | None:
     wanted = " and ".join(f"tags.`{name.replace('__', '.')}` = '{value}'" for name, value in tags.items())
     found = client.search_runs(everywhere, wanted, max_results=1, order_by=["attributes.start_time DESC"])
     return found[0] if found else None
+
+
+def one_run(client: Any, place: str, name: str, tags: dict[str, str], further: dict[str, str]) -> tuple[str, bool]:
+    """The run that others are children of: the oldest of an experiment with these tags, made with `further` where there
+    is none, and whether it was made now. Where two machines make one at once, both take the first one's."""
+
+    def oldest() -> list[str]:
+        found = client.search_runs([place], wanted, max_results=1, order_by=["attributes.start_time ASC"])
+        return [run.info.run_id for run in found]
+
+    wanted = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
+    if found := oldest():
+        return found[0], False
+    with one_at_a_time():
+        if found := oldest():
+            return found[0], False
+        made: str = client.create_run(place, tags=tags | further, run_name=name).info.run_id
+        first = (oldest() or [made])[0]
+    if first != made:
+        client.delete_run(made)
+    return first, first == made

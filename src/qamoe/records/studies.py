@@ -7,12 +7,12 @@ from typing import Any
 
 from qamoe import settings
 from qamoe.params import Params
+from qamoe.records import store
 from qamoe.records.origin import origin
-from qamoe.records.store import answering, connect, experiment_id, reason
+from qamoe.records.store import PARENT, answering, connect, experiment_id, reason
 from qamoe.records.tracking import Record, flat, log, milliseconds
 
 _STUDY, _TRIAL = "qamoe.study", "qamoe.trial"
-_PARENT = "mlflow.parentRunId"
 _SOURCE = {"mlflow.source.name": "qamoe.stages.tune", "mlflow.source.type": "LOCAL"}
 _WITHOUT = "; QAMOE_TRACKING=off searches without them"
 _ENDS = {"COMPLETE": "FINISHED", "PRUNED": "FINISHED", "FAIL": "KILLED"}  # of Optuna's states
@@ -28,14 +28,11 @@ def parent_run(params: Params, study: str) -> str | None:
     client = connect(_WITHOUT)
     with answering(_WITHOUT):
         place = experiment_id(client, params.registry.name)
-        wanted = f"tags.`{_STUDY}` = '{study}' and tags.`qamoe.role` = 'study'"
-        oldest = ["attributes.start_time ASC"]
-        if not client.search_runs([place], wanted, max_results=1):
-            tags = _SOURCE | {_STUDY: study, "qamoe.role": "study"} | origin()
-            run = client.create_run(place, tags=tags, run_name=f"search-{study[:8]}")
-            _log_params(client, run.info.run_id, {"tune": params.tune.model_dump(mode="json")})
-        # Two machines may have begun at once: both take the first one's.
-        return client.search_runs([place], wanted, max_results=1, order_by=oldest)[0].info.run_id
+        tags = {_STUDY: study, "qamoe.role": "study"}
+        run, made = store.one_run(client, place, f"search-{study[:8]}", tags, _SOURCE | origin())
+        if made:
+            _log_params(client, run, {"tune": params.tune.model_dump(mode="json")})
+        return run
 
 
 def _log_params(client: Any, run: str, values: dict[str, Any]) -> None:
@@ -57,7 +54,7 @@ def trial_run(parent: str | None, params: Params, number: int) -> Iterator[Calla
     client, run = connect(), None
     try:
         above = client.get_run(parent)
-        tags = _SOURCE | {_PARENT: parent, _STUDY: above.data.tags[_STUDY], _TRIAL: str(number)}
+        tags = _SOURCE | {PARENT: parent, _STUDY: above.data.tags[_STUDY], _TRIAL: str(number)}
         run = client.create_run(above.info.experiment_id, tags=tags, run_name=f"trial-{number}").info.run_id
         common = params.train.common
         tried: dict[str, Any] = {"train": {"common": {"lr": common.lr, "weight_decay": common.weight_decay}}}
@@ -87,7 +84,7 @@ def finish(parent: str | None, trials: list[dict[str, Any]], best: dict[str, flo
     with answering(_WITHOUT):
         above = client.get_run(parent)
         place, known = above.info.experiment_id, {str(trial["number"]): trial for trial in trials}
-        for run in client.search_runs([place], f"tags.`{_PARENT}` = '{parent}'", max_results=5000):
+        for run in client.search_runs([place], f"tags.`{PARENT}` = '{parent}'", max_results=5000):
             trial = known.get(run.data.tags.get(_TRIAL, ""))
             if trial is None or run.info.status != "RUNNING":
                 continue

@@ -22,7 +22,7 @@ from qamoe import settings
 from qamoe.errors import Refused
 from qamoe.params import Params
 from qamoe.records.origin import origin
-from qamoe.records.store import answering, connect, experiment_id, find, reason, uri
+from qamoe.records.store import PARENT, answering, connect, experiment_id, find, one_run, reason, uri
 
 __all__ = ["record_evaluation", "record_training", "training_run", "uri"]
 log = logging.getLogger("qamoe")
@@ -30,6 +30,8 @@ log = logging.getLogger("qamoe")
 ARTIFACT = "qamoe.artifact_digest"
 EVALUATED = "qamoe.evaluated_digest"
 MODEL_ID = "qamoe.logged_model"
+_NOTE = "mlflow.note.content"
+_SEEDS = "The runs under this one are its seeds, of the same parameters, data and code."
 EVALUATION = "evaluate"  # the folder of a run's artifacts
 # By itself MLflow names the file that was started, with its path on this machine.
 _SOURCE = {"mlflow.source.name": "qamoe.stages.train", "mlflow.source.type": "LOCAL"}
@@ -80,7 +82,7 @@ class Record:
         model = log_model(folder, config["model"], config["best_epoch"], tags | _SOURCE)
         step, now = config["best_epoch"], milliseconds()
         rows = [("selection", config["selection"], step, now), ("best_epoch", step, step, now)]
-        self.log(rows, tags | {MODEL_ID: model, "mlflow.note.content": _note(config)}, model)
+        self.log(rows, tags | {MODEL_ID: model, _NOTE: _note(config)}, model)
         self.finished = True
 
 
@@ -120,8 +122,8 @@ def _begin(client: Any, experiment: str, config: dict[str, Any], tags: dict[str,
     from mlflow.entities import Param
 
     name, seed, digests = config["model"], config["seed"], config["digests"]
-    identity = {"qamoe.model": name, "qamoe.seed": str(seed)}
-    identity |= {f"qamoe.{what}_digest": value for what, value in digests.items()}
+    shared = {"qamoe.model": name} | {f"qamoe.{what}_digest": value for what, value in digests.items()}
+    identity = shared | {"qamoe.seed": str(seed)}
     # Two people may train the same thing at once: only this machine's and folder's own run is continued.
     identity["qamoe.place"] = parameters.digest(platform.node(), str(Path.cwd()))
     place = experiment_id(client, experiment)
@@ -131,7 +133,10 @@ def _begin(client: Any, experiment: str, config: dict[str, Any], tags: dict[str,
     )
     if found:
         return found[0].info.run_id
-    run = client.create_run(place, tags=_SOURCE | identity | tags, run_name=f"{name}-seed{seed}")
+    above, made = one_run(client, place, name, shared | {"qamoe.role": "model"}, _SOURCE | {_NOTE: _SEEDS} | tags)
+    if made:
+        client.set_terminated(above, "FINISHED")
+    run = client.create_run(place, tags=_SOURCE | identity | tags | {PARENT: above}, run_name=f"{name}-seed{seed}")
     models = {part: config["models"][part] for part in ("encoders", parameters.family(name))}
     values = flat(
         {
