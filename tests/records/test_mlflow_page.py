@@ -142,7 +142,8 @@ def test_the_comparison_of_three_runs_has_the_table_and_the_curves(recorded, bro
 
     client = mlflow.MlflowClient(recorded)
     place = client.get_experiment_by_name("qa-moe").experiment_id
-    runs = {run.info.run_name: run.info.run_id for run in client.search_runs([place])}
+    seeds = client.search_runs([place], "tags.`qamoe.seed` = '1'")
+    runs = {run.info.run_name: run.info.run_id for run in seeds}
     chosen = {"runs": json.dumps(list(runs.values())), "experiments": json.dumps([place])}
     browser.open(f"{recorded}/#/compare-runs?{urllib.parse.urlencode(chosen, quote_via=urllib.parse.quote)}")
     shows(browser, "Comparing 3 Runs", "qamoe-seed1", "concat-seed1", "mean-seed1", "clean.mae", "missing.mae.area")
