@@ -102,7 +102,8 @@ def champions(checkout: Path) -> list[tuple[str, Any]]:
     """Model, seed and aliases of every registered version."""
     from mlflow import MlflowClient
 
-    client = MlflowClient(f"sqlite:///{checkout / 'mlflow.db'}")
+    store = f"sqlite:///{checkout / 'mlflow.db'}"
+    client = MlflowClient(store, store)
     (model,) = client.search_registered_models()
     aliases = {str(of): alias for alias, of in model.aliases.items()}
     versions = client.search_model_versions(f"name = '{model.name}'")
