@@ -18,6 +18,17 @@ def written_aside(path: Path) -> Iterator[Path]:
         aside.unlink(missing_ok=True)
 
 
+def remove_abandoned(folder: Path, names: str) -> None:
+    """Remove what was being written aside to files of these names (a glob) by processes that have ended since."""
+    for aside in folder.glob(f".{names}.[0-9]*"):
+        try:
+            os.kill(int(aside.suffix[1:]), 0)
+        except ProcessLookupError:
+            aside.unlink(missing_ok=True)
+        except PermissionError:  # it runs, and is somebody else's
+            continue
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file aside and rename it."""
     with written_aside(path) as aside:

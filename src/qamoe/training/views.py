@@ -23,6 +23,7 @@ from qamoe.degradation.views import View, apply
 from qamoe.features.batch import Batch, collate, pad
 from qamoe.features.minilm import NAME
 from qamoe.features.store import Store
+from qamoe.files import remove_abandoned
 from qamoe.models import bert, text
 from qamoe.training import states as text_states
 from qamoe.training.states import TextStates
@@ -133,6 +134,7 @@ def open_views(
     weights = None if encoder == NAME else text.digest(encoder)
     key = parameters.digest(data_digest, code, weights, store.path.name, [repr(view) for view in views])[:16]
     path = folder / f"text-{store.path.stem}-{key}.npy"
+    remove_abandoned(folder, f"text-{store.path.stem}-*")
     if text_states.load(path) is None:
         text_states.encode(_ids(store, views, references), path, device, encoder)
     for other in folder.glob(f"text-{store.path.stem}-*"):

@@ -1,0 +1,31 @@
+"""What a killed process was writing aside goes away, and what a living one writes stays."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from qamoe.files import remove_abandoned, written_aside
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from qamoe.files import written_aside
+with written_aside(Path(sys.argv[1])) as aside:
+    aside.write_text("half")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_what_a_killed_process_was_writing_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "text-train-1.npy")], check=False)
+    assert done.returncode == -9
+    subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "text-valid-1.npy")], check=False)
+    assert len(list(tmp_path.iterdir())) == 2
+    with written_aside(tmp_path / "text-train-2.npy") as aside:
+        aside.write_text("being written")
+        (tmp_path / "text-train-3.npy").write_text("whole")
+        (tmp_path / f".text-train-4.npy.{os.getppid()}").write_text("of another process that runs")
+        remove_abandoned(tmp_path, "text-train-*")
+    names = {path.name.split("-")[1] + path.name.split("-")[2][0] for path in tmp_path.iterdir()}
+    assert names == {"train2", "train3", "train4", "valid1"}
