@@ -158,6 +158,8 @@ def served(address: str, tmp_path: Path, **environment: str) -> tuple[subprocess
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", address, "--env-manager", "local"]
     command += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    # MLflow starts uvicorn by its name, as an active environment finds it.
+    environment |= {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=tmp_path,
         env=os.environ | environment, start_new_session=True,

@@ -11,17 +11,20 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from qamoe.params import Params
 
 if TYPE_CHECKING:
     from optuna import Study
-    from optuna.storages import RetryHeartbeatStaleTrialCallback
+    from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
 
 _HEARTBEAT_S = 15
 _LOOK_S = 1.0  # between looks at trials that others run
 _MOST_RETRIES = 3  # of one trial
+_TABLES = 20  # more than Optuna has
+_MADE_BY_ANOTHER = ("already exists", "duplicate key", "UNIQUE constraint")  # in words of PostgreSQL and SQLite
 TrainOne = Callable[[Params, int, Callable[[dict[str, Any]], None]], float]
 
 
@@ -51,9 +54,14 @@ def open_study(params: Params, name: str, url: str) -> "Study":
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     with _without_warnings():
-        storage = RDBStorage(
-            url, heartbeat_interval=_HEARTBEAT_S, grace_period=4 * _HEARTBEAT_S, heartbeat_stale_trial_callback=_again()
+        make = partial(
+            RDBStorage,
+            url,
+            heartbeat_interval=_HEARTBEAT_S,
+            grace_period=4 * _HEARTBEAT_S,
+            heartbeat_stale_trial_callback=_again(),
         )
+        storage = _made_beside_others(make)
     if storage.engine.dialect.name == "sqlite":
         _one_at_a_time(storage.engine)
     return optuna.create_study(
@@ -63,6 +71,19 @@ def open_study(params: Params, name: str, url: str) -> "Study":
         direction="minimize",
         pruner=optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=params.tune.epochs // 3),
     )
+
+
+def _made_beside_others(make: Callable[[], "RDBStorage"]) -> "RDBStorage":
+    """Open a storage again where another worker made the same tables in an empty database meanwhile, table by table."""
+    from sqlalchemy.exc import SQLAlchemyError
+
+    for left in reversed(range(_TABLES)):
+        try:
+            return make()
+        except SQLAlchemyError as error:
+            if not left or not any(sign in str(error) for sign in _MADE_BY_ANOTHER):
+                raise
+    raise AssertionError("the last attempt returns or raises")
 
 
 def _one_at_a_time(engine: Any) -> None:
