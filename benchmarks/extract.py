@@ -5,7 +5,7 @@
 Extracts the clips of a corpus of raw media as they are and prints how much faster than real time that is, by the
 processor time of the stage with its workers, which other work on the machine hardly changes. Then cuts them into
 spans of one second, as many as asked (0: ends here), and extracts the first half of them with one process and with
-two, so that starting is little of it, then all of them. MediaPipe computes in two threads of its own, so the stage
+two, so that starting is little of it, then all of them. MediaPipe has two threads of its own, so the stage
 with one process is run on one core, and again on all. Prints clips a second, seconds of media a second and core, and
 the resident memory of the stage with its workers (pages that they share counted once): highest, and at five moments.
 """
