@@ -25,7 +25,7 @@ def joined(workers: int) -> Any:
     its cluster does not answer.
     """
     try:
-        import ray
+        import ray  # here and not in features/executor.py: the docstring of this module says why
     except ModuleNotFoundError:
         raise Refused("QAMOE_EXECUTOR is ray, which is not installed: pip install -e '.[ray]'.") from None
     address = settings.ray_address()
