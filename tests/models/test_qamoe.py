@@ -71,7 +71,7 @@ def test_evaluation_is_deterministic_and_training_is_not(model: Any, batch_of: A
 @pytest.mark.parametrize("active", [1, 3])
 def test_routing_weights_are_shares_of_the_active_experts(model: Any, batch_of: Any, fusion: str, active: int) -> None:
     routing = model(fusion, active=active)(batch_of(range(6))).routing
-    assert routing.shape == (6, 3 if fusion == "tokens" else 1, 5)
+    assert routing.shape == (6, 4 if fusion == "tokens" else 1, 5)
     assert torch.allclose(routing.sum(-1), torch.ones(routing.shape[:2]))
     assert ((routing > 0).sum(-1) == active).all()
 

@@ -8,10 +8,20 @@ import numpy as np
 import pytest
 import torch
 
-from qamoe.degradation.views import alike, apply
+from qamoe.degradation.frames import KINDS
+from qamoe.degradation.views import View, alike, apply
 from qamoe.params import Selection
 from qamoe.training import checkpoint, views
-from qamoe.training.selection import Cells, calibration, predictions, selection_cells, selection_value, specialist, told
+from qamoe.training.selection import (
+    Cells,
+    calibration,
+    injected,
+    predictions,
+    selection_cells,
+    selection_value,
+    specialist,
+    told,
+)
 
 
 def selection(severities: dict[str, list[float]], draws: int = 3) -> Selection:
@@ -87,6 +97,17 @@ def test_the_oracle_is_told_the_severity_of_each_view_and_no_other_model_is(
     assert len(set(quality.flatten().tolist())) > 2
     assert torch.equal(batch.x["audio"], setting.train.batch(1, [3, 1]).x["audio"])
     assert told(made["qamoe"], setting.train.degraded(1, [3, 1]), "cpu")[1] is None
+
+
+def test_a_swap_teaches_that_all_is_lost_or_nothing(setting: Any, tiny_checkpoint: Any, tmp_path: Any) -> None:
+    model = checkpoint.load(tiny_checkpoint(tmp_path / "qamoe")).model
+    swapping = replace(setting.train, views=(View(2026, 0, drawn=("noise",), swap=True),), states=None)
+    batch, lost, state = swapping.degraded(0, range(20))
+    taught, swap = injected(model, (batch, lost, state), "cpu"), state.kind == KINDS.index("swap")
+    assert set(taught[swap].tolist()) == {0.0, 1.0}, "whatever its chance was"
+    assert torch.equal(taught[swap], lost[swap])
+    assert torch.equal(taught[~swap], state.severity[~swap])
+    assert 10 < int(swap.sum()) < 50
 
 
 def test_what_is_kept_is_what_would_be_made_again(setting: Any, monkeypatch: pytest.MonkeyPatch) -> None:

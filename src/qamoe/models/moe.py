@@ -118,25 +118,30 @@ class Fused(NamedTuple):
 class Mixture(nn.Module):
     """Modality vectors (B, M, D), and their reliabilities (B, M) where there are such -> one vector, by routed experts.
 
-    Two fusions: `tokens` routes each modality and sums them by weight, W = D; `concat` takes one route for all of them
-    beside each other, W = M D, and its fusion weights are only shown. Both are our decision.
+    Two fusions: `tokens` routes each modality, sums them by weight, and adds a further token for what they say
+    together, W = D; `concat` takes one route for all of them beside each other, W = M D, and its fusion weights are
+    only shown. Both are our decision.
     """
 
     def __init__(self, modalities: int, width: int, block: Block, *, quality: bool) -> None:
         super().__init__()
         self.active = block.active
-        self.width = width if block.fusion == "tokens" else width * modalities
+        tokens = block.fusion == "tokens"
+        self.width = width if tokens else width * modalities
         self.norm = nn.LayerNorm(self.width)
         self.router = Router(self.width, modalities if quality else None, block.experts)
         self.experts = Experts(self.width, block.hidden, block.experts)
-        self.score = nn.Linear(self.width, 1) if block.fusion == "tokens" else None
+        self.score = nn.Linear(width, 1) if tokens else None
+        self.joint = nn.Linear(modalities * width, width) if tokens else None
 
     def forward(
         self, z_BMD: Tensor, gate_BM: Tensor | None, trust_BM: Tensor | None, step: Step | None = None
     ) -> Fused:
         """The reliabilities that the router sees, and those that weigh the modalities, are the same or None."""
         scores = torch.zeros_like(z_BMD[..., 0]) if trust_BM is None else trust_BM.clamp(min=_SMALLEST_R).log()
-        z_BND = z_BMD.flatten(1)[:, None] if self.score is None else z_BMD
+        z_BND = z_BMD.flatten(1)[:, None]
+        if self.joint is not None:
+            z_BND = torch.cat([z_BMD, self.joint(z_BND)], 1)
         tokens_BND = self.norm(z_BND)
         logits = self.router(tokens_BND, gate_BM)
         weights = top_k_weights(logits, self.active)
@@ -145,7 +150,8 @@ class Mixture(nn.Module):
             fusion = scores.softmax(1)
             vector = y_BND[:, 0]
         else:
-            fusion = (self.score(y_BND)[..., 0] + scores).softmax(1)
-            vector = (fusion[..., None] * y_BND).sum(1)
+            y_BMD = y_BND[:, :-1]
+            fusion = (self.score(y_BMD)[..., 0] + scores).softmax(1)
+            vector = (fusion[..., None] * y_BMD).sum(1) + y_BND[:, -1]
         losses = {"balance": balance_loss(logits, weights, step), "router_z": router_z_loss(logits)}
         return Fused(vector, fusion, weights, losses)

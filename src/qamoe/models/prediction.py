@@ -26,7 +26,7 @@ class Prediction:
     """Per clip: in a regression task value and variance (B,) in label units, of classes probabilities (B, C).
 
     `losses` are unweighted scalars by name. Where a model has them: reliability r (B, M), fusion weights (B, M),
-    routing weights (B, M or 1, E).
+    routing weights (B, M + 1 or 1, E).
     """
 
     value: Tensor | None = None

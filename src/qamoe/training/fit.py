@@ -220,7 +220,7 @@ def _one_epoch(
 
 def _given(model: Model, degraded: tuple[Batch, Tensor, State], device: str) -> tuple[Batch, Tensor | None, Tensor]:
     """A degraded batch, the quality that the model is told of it, and the damage that teaches it."""
-    return *told(model, degraded, device), injected(model, degraded[2], device)
+    return *told(model, degraded, device), injected(model, degraded, device)
 
 
 def _forward(

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qamoe.degradation.frames import State
+from qamoe.degradation.frames import KINDS, State
 from qamoe.degradation.views import View, alike
 from qamoe.evaluation.calibration import fit_conformal, fit_temperature
 from qamoe.features.batch import Batch, present
@@ -74,10 +74,15 @@ def told(model: Model, degraded: tuple[Batch, Tensor, State], device: str) -> tu
     return batch.to(device), None if quality is None else quality.to(device)
 
 
-def injected(model: Model, state: State, device: str) -> Tensor:
-    """How much damage each modality that the model has took, (B, M): its severity, 0 where it is clean."""
+def injected(model: Model, degraded: tuple[Batch, Tensor, State], device: str) -> Tensor:
+    """How much damage each modality that the model has took, (B, M): its severity, 0 where it is clean.
+
+    A swap is whole or has not happened, whatever its chance was.
+    """
+    _, lost, state = degraded
+    happened = torch.where(state.kind == KINDS.index("swap"), lost.to(state.severity.device), state.severity)
     places = list(present(list(model.encode.encoders)))
-    return torch.where(state.kind[:, places] < 0, 0.0, state.severity[:, places]).to(device)
+    return torch.where(state.kind < 0, 0.0, happened)[:, places].to(device)
 
 
 @torch.no_grad()
