@@ -205,6 +205,15 @@ def test_reliability_trust_and_routing_are_there_where_a_model_has_them(measured
     assert mean["routing"].isna().all()
 
 
+def test_the_oracle_is_told_which_clips_were_swapped(corpus: Any, tiny_checkpoint: Any, tmp_path: Path) -> None:
+    oracle = checkpoint.load(tiny_checkpoint(tmp_path / "oracle", model="oracle"))
+    cells = [c for c in corpus.cells if c.name == "swap-audio-0.50"]
+    (found,) = spectrum.measure([oracle], corpus.split, cells, "cpu")
+    assert set(found["lost_audio"]) == {0.0, 1.0}
+    assert (found["severity_audio"] == 0.5).all()
+    np.testing.assert_array_equal(found["r_audio"], 1 - found["lost_audio"])
+
+
 def test_predictions_do_not_depend_on_how_clips_are_batched(
     corpus: Any, measured: list[pd.DataFrame], monkeypatch: pytest.MonkeyPatch
 ) -> None:

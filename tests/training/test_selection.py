@@ -108,6 +108,8 @@ def test_a_swap_teaches_that_all_is_lost_or_nothing(setting: Any, tiny_checkpoin
     assert torch.equal(taught[swap], lost[swap])
     assert torch.equal(taught[~swap], state.severity[~swap])
     assert 10 < int(swap.sum()) < 50
+    oracle = checkpoint.load(tiny_checkpoint(tmp_path / "oracle", model="oracle")).model
+    assert torch.equal(told(oracle, (batch, lost, state), "cpu")[1], 1 - taught)
 
 
 def test_what_is_kept_is_what_would_be_made_again(setting: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -234,6 +234,11 @@ class State:
     severity: Tensor
     announced: Tensor
 
+    def happened(self, lost: Tensor) -> "State":
+        """The same, the severity of a swap, which is its chance, made 1 or 0 by what was `lost` (B, M)."""
+        swap = self.kind == KINDS.index("swap")
+        return replace(self, severity=torch.where(swap, lost.to(self.severity), self.severity))
+
 
 def _whole(kind: Tensor, severity: Tensor) -> Tensor:
     """Which modalities are wholly missing."""

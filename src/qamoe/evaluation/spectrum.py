@@ -183,10 +183,12 @@ def by_view(
         for cell, view in planned:
             encoded, state = encodings.of(view), view.state(keys)
             shared = {"slice": cell.slice, "cell": cell.name, "draw": view.number} | about
-            shared |= _sorted(_conditions(cell, encoded, state), sort)
+            conditions = _conditions(cell, encoded, state)
+            shared |= _sorted(conditions, sort)
+            known = state.happened(torch.tensor(np.stack([conditions[f"lost_{m}"] for m in MODALITIES], 1)))
 
-            def columns(place: int, encoded: dict[str, Encoding] = encoded, state: State = state) -> dict[str, Any]:
-                return predicted(trained[place], *of_checkpoint(encoded, place), state=state)
+            def columns(place: int, encoded: dict[str, Encoding] = encoded, known: State = known) -> dict[str, Any]:
+                return predicted(trained[place], *of_checkpoint(encoded, place), state=known)
 
             found = pool.map(columns, range(len(trained)))
             yield [pd.DataFrame(shared | _sorted(own, sort)) for own in found]

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qamoe.degradation.frames import KINDS, State
+from qamoe.degradation.frames import State
 from qamoe.degradation.views import View, alike
 from qamoe.evaluation.calibration import fit_conformal, fit_temperature
 from qamoe.features.batch import Batch, present
@@ -69,20 +69,16 @@ def specialist(kind: str, severity: float, common: TrainCommon) -> tuple[list[Vi
 
 def told(model: Model, degraded: tuple[Batch, Tensor, State], device: str) -> tuple[Batch, Tensor | None]:
     """A degraded batch, and the quality (B, M) that the model is told of it: None for all but the oracle."""
-    batch, _, state = degraded
-    quality = told_quality(model, state)
+    batch, lost, state = degraded
+    quality = told_quality(model, state.happened(lost))
     return batch.to(device), None if quality is None else quality.to(device)
 
 
 def injected(model: Model, degraded: tuple[Batch, Tensor, State], device: str) -> Tensor:
-    """How much damage each modality that the model has took, (B, M): its severity, 0 where it is clean.
-
-    A swap is whole or has not happened, whatever its chance was.
-    """
+    """How much damage each modality that the model has took, (B, M): its severity, 0 where it is clean."""
     _, lost, state = degraded
-    happened = torch.where(state.kind == KINDS.index("swap"), lost.to(state.severity.device), state.severity)
     places = list(present(list(model.encode.encoders)))
-    return torch.where(state.kind < 0, 0.0, happened)[:, places].to(device)
+    return torch.where(state.kind < 0, 0.0, state.happened(lost).severity)[:, places].to(device)
 
 
 @torch.no_grad()
