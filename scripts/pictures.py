@@ -2,8 +2,9 @@
 
     python -m scripts.pictures            # after make demo, from the root of the checkout; needs chromium
 
-Starts MLflow's own server on the records and `qamoe serve` on the champion, opens their pages as a user would, and
-writes docs/mlflow-curves.png, mlflow-table.png, mlflow-compare.png, mlflow-champion.png and serve.png.
+Draws docs/spectrum.png from artifacts/evaluate as the report does. Starts MLflow's own server on the records and `qamoe
+serve` on the champion, opens their pages as a user would, and writes docs/mlflow-curves.png, mlflow-table.png,
+mlflow-compare.png, mlflow-champion.png and serve.png.
 """
 
 import base64
@@ -23,6 +24,7 @@ import mlflow
 from qamoe import settings
 from qamoe.params import load
 from qamoe.records import store
+from qamoe.reporting import figures, results
 from tests.serving.browser import Tab, tab
 
 DOCS = Path("docs")
@@ -91,6 +93,13 @@ def of_mlflow(page: Tab, address: str, name: str) -> None:
         keep(page, file, 1440, height)
 
 
+def of_spectrum() -> None:
+    """Error along the graded slices of all models."""
+    cells = results.read_cells(results.evaluations(Path("artifacts/evaluate")))
+    by_model = {str(model): own for model, own in cells.groupby("model")}
+    figures.spectrum_curve(by_model).savefig(DOCS / "spectrum.png")
+
+
 def of_serve(page: Tab, address: str) -> None:
     """The page with the first sample, its face half gone."""
     page.size(1280, 1180)
@@ -119,6 +128,7 @@ def served_records() -> Iterator[str]:
 def main() -> None:
     """Make all pictures."""
     settings.go_offline()
+    of_spectrum()
     name = load(Path("params.yaml")).registry.name
     store.experiment_id(store.connect(), name)
     serve = [sys.executable, "-m", "qamoe.cli", "serve", "--clips", "data", "--port", "0"]
