@@ -24,7 +24,7 @@ VOCABULARY = 30_522
 
 # Those of params.yaml, which benchmarks/model.py compares: a GPU machine needs no YAML.
 ENCODERS = Encoders(width=64, layers=1, heads=4, dropout=0.2, stride=PerModality(text=1, audio=2, vision=1))
-CONCAT = Hidden(hidden=144)
+CONCAT = Hidden(hidden=160)
 QAMOE = QAMoE(
     experts=8,
     active=3,

@@ -1,6 +1,7 @@
 """The rules of the house: what is installed, who imports what, and that dvc.yaml lists what a stage is made of."""
 
 import ast
+import importlib
 import re
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from qamoe.params import load
 from qamoe.stages.closure import closure
 
 ROOT = Path(__file__).parent.parent
@@ -178,3 +180,11 @@ def test_what_the_search_found_is_taken_over_without_touching_the_rest(tmp_path:
     after = (tmp_path / "params.yaml").read_text()
     changed = [new.split() for old, new in zip(before.splitlines(), after.splitlines(), strict=True) if old != new]
     assert [line[:2] for line in changed] == [["lr:", "0.00217"], ["dropout:", "0.37"]]
+
+
+def test_benchmarks_measure_models_of_the_sizes_in_params(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    shapes = importlib.import_module("shapes")
+    models = load(ROOT / "params.yaml").models
+    assert (shapes.QAMOE, shapes.CONCAT) == (models.qamoe, models.concat)
+    assert shapes.ENCODERS.model_dump(exclude={"text"}) == models.encoders.model_dump(exclude={"text"})
