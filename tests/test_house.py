@@ -186,5 +186,5 @@ def test_benchmarks_measure_models_of_the_sizes_in_params(monkeypatch: pytest.Mo
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     shapes = importlib.import_module("shapes")
     models = load(ROOT / "params.yaml").models
-    assert (shapes.QAMOE, shapes.CONCAT) == (models.qamoe, models.concat)
+    assert (models.qamoe, models.concat) == (shapes.QAMOE, shapes.CONCAT)
     assert shapes.ENCODERS.model_dump(exclude={"text"}) == models.encoders.model_dump(exclude={"text"})
