@@ -55,6 +55,8 @@ lint: setup ## ruff and mypy
 bench: demo ## the figures of docs/performance.md anew, into benchmarks/results.jsonl, half an hour
 	$(PY) benchmarks/all.py
 
+ui server deploy worker schedule: export DO_NOT_TRACK := true
+
 ui: setup ## runs, metrics and models in the browser: http://127.0.0.1:5000 (PORT=5001 picks another port)
 	$(VENV)/bin/mlflow ui --host 127.0.0.1 --port $(or $(PORT),5000) \
 		--backend-store-uri "$$($(PY) -c 'from qamoe.records import tracking; print(tracking.uri())')"

@@ -2,7 +2,8 @@
 
 `python scripts/development.py [--params FILE] [--out DIR] [MODEL ...]` after `python -m qamoe.stages.train` makes
 DIR/development, an artifacts folder whose test split is those two, and evaluates the models there. Then
-`qamoe compare A B --out DIR/development` and `qamoe table --out DIR/development` read it.
+`qamoe compare A B --out DIR/development` and `qamoe table --out DIR/development` read it. Defaults that are chosen so
+have seen the gate split: a corpus whose gate is to judge them wants another one, or clips that came later.
 """
 
 import argparse

@@ -192,6 +192,8 @@ def test_a_mistake_is_named_with_its_key_and_value(tmp_path: Path, key: str, val
         ("train.common.degrade.swap", ...),
         ("train.common.selection.severities", {"desync": [0.5]}),
         ("tune.lr", [0.003, 0.0003]),
+        ("tune.lr", [0.1, 2.0]),
+        ("tune.dropout", [0.5, 1.0]),
         ("registry.coverage_90", [1.0, 0.75]),
     ],
 )
@@ -221,6 +223,14 @@ def test_another_file_is_refused(tmp_path: Path, content: str, sentence: str) ->
 def test_no_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(Refused, match=r"There is no parameter file .*nowhere\.yaml\."):
         load(tmp_path / "nowhere.yaml")
+
+
+def test_what_is_no_text_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(Refused, match=f"The parameter file {tmp_path} cannot be read: Is a directory"):
+        load(tmp_path)
+    (tmp_path / "params.yaml").write_bytes(b"extract: \xff\xfe")
+    with pytest.raises(Refused, match=r"params\.yaml is not YAML: .*utf-8"):
+        load(tmp_path / "params.yaml")
 
 
 def test_a_digest_follows_values_and_nothing_else() -> None:

@@ -18,11 +18,30 @@ def test_no_core_idles_in_the_last_round(monkeypatch: pytest.MonkeyPatch, cores:
 
 
 def test_a_gpu_takes_one_job_at_a_time_unless_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("QAMOE_DEVICE", "cuda")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setenv("QAMOE_DEVICE", "cuda:1")
     monkeypatch.delenv("QAMOE_WORKERS", raising=False)
     assert settings.side_by_side(5) == 1
     monkeypatch.setenv("QAMOE_WORKERS", "3")
     assert settings.side_by_side(5) == 3
+
+
+def test_a_device_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    for asked in ("gpu", "cuda", "cuda:0"):
+        monkeypatch.setenv("QAMOE_DEVICE", asked)
+        with pytest.raises(Refused, match=f"QAMOE_DEVICE is '{asked}'; on this machine there is cpu"):
+            settings.device()
+
+
+@pytest.mark.parametrize(("asked", "off"), [("", False), ("on", False), ("off", True), ("OFF", None), ("0", None)])
+def test_tracking_is_on_or_off_and_nothing_else(monkeypatch: pytest.MonkeyPatch, asked: str, off: bool | None) -> None:
+    monkeypatch.setenv("QAMOE_TRACKING", asked)
+    if off is None:
+        with pytest.raises(Refused, match=f"QAMOE_TRACKING is '{asked}'; allowed are on and off"):
+            settings.untracked()
+    else:
+        assert settings.untracked() is off
 
 
 def test_a_number_that_was_asked_for_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:

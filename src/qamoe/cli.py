@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from qamoe import settings
-from qamoe.errors import Refused
+from qamoe.errors import Refused, told
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -27,11 +27,8 @@ Folder = Annotated[Path | None, typer.Option(help="A trained checkpoint instead,
 def main() -> None:
     """Run the command; a refusal becomes one sentence on stderr and exit code 2."""
     settings.go_offline()
-    try:
+    with told("qamoe"):
         app()
-    except Refused as refusal:
-        print(f"qamoe: {refusal}", file=sys.stderr)
-        sys.exit(2)
 
 
 @app.command()

@@ -1,5 +1,22 @@
-"""The one exception that reaches a person as a sentence instead of a traceback."""
+"""The one error that people are meant to read, and how a command ends with it."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 class Refused(Exception):
-    """Input that cannot be used; the message says what was seen, what is allowed and where, in one sentence."""
+    """Input that cannot be used: what was seen, what is allowed, and where, in one sentence."""
+
+
+@contextmanager
+def told(command: str) -> Iterator[None]:
+    """End the process where the block is refused (a sentence on stderr, exit code 2) or stopped by Ctrl-C (130)."""
+    try:
+        yield
+    except Refused as refusal:
+        print(f"{command}: {refusal}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print(f"{command}: stopped; start it again to go on.", file=sys.stderr)
+        sys.exit(130)

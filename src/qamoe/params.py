@@ -27,6 +27,8 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Severity = Annotated[float, Field(gt=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
+LearningRate = Annotated[float, Field(gt=0, lt=1)]
+Dropout = Annotated[float, Field(ge=0, lt=1)]
 Modality = Literal["text", "audio", "vision"]
 Kind = Literal["missing", "noise", "burst", "missing_features"]  # that a checkpoint may be chosen by
 
@@ -146,7 +148,7 @@ class Selection(Block):
 class TrainCommon(Block):
     epochs: Count
     batch_size: Count
-    lr: Annotated[float, Field(gt=0, lt=1)]
+    lr: LearningRate
     weight_decay: Annotated[float, Field(ge=0)]
     warmup_share: Share
     schedule: Literal["cosine", "linear"]  # of the learning rate after warm-up
@@ -167,8 +169,8 @@ class TextEncoder(Block):
 
     finetune: bool = False
     encoder: Annotated[str, Field(min_length=1)] = "minilm"  # or the folder of a Hugging Face encoder
-    lr: Annotated[float, Field(gt=0, lt=1)] = 5e-5  # its own; that of all else is train.common.lr
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    lr: LearningRate = 5e-5  # its own; that of all else is train.common.lr
+    dropout: Dropout = 0.1
     pooling: Literal["attention", "mean"] = "attention"  # over its states, or over one that is their mean
 
 
@@ -178,7 +180,7 @@ class Encoders(Block):
     width: Annotated[int, Field(ge=8)]
     layers: Annotated[int, Field(ge=0)]
     heads: Count
-    dropout: Annotated[float, Field(ge=0, lt=1)]
+    dropout: Dropout
     stride: PerModality
     text: TextEncoder = TextEncoder()  # of checkpoints that are older than this key
 
@@ -267,15 +269,15 @@ class Evaluate(Block):
 class Tune(Block):
     trials: Count
     epochs: Count
-    seed: int
-    lr: Annotated[tuple[Positive, Positive], AfterValidator(_ascending)]
+    seed: int  # of what is tried, and of each trial's training
+    lr: Annotated[tuple[LearningRate, LearningRate], AfterValidator(_ascending)]
     weight_decay: Annotated[tuple[Positive, Positive], AfterValidator(_ascending)]
-    dropout: Annotated[tuple[Share, Share], AfterValidator(_ascending)]
+    dropout: Annotated[tuple[Dropout, Dropout], AfterValidator(_ascending)]
 
 
 class Registry(Block):
     name: Annotated[str, Field(min_length=1, pattern=r"^[^/:.%\"']+$")]
-    draws: Count  # of the mixed cells that the gate measures
+    draws: Count  # of the cells that the gate measures
     seed: int
     coverage_90: Annotated[tuple[Share, Share], AfterValidator(_ascending)]
     calibration_error: Share = 0.2  # of classes; the most that the gate lets pass
@@ -368,7 +370,9 @@ def read(path: Path) -> Any:
         return yaml.safe_load(path.read_text())
     except FileNotFoundError:
         raise Refused(f"There is no parameter file {path}.") from None
-    except yaml.YAMLError as error:
+    except OSError as error:
+        raise Refused(f"The parameter file {path} cannot be read: {error.strerror}.") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise Refused(f"{path} is not YAML: {' '.join(str(error).split())}.") from None
 
 

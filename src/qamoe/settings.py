@@ -32,7 +32,11 @@ def device() -> str:
     """The torch device of `QAMOE_DEVICE`; by default a GPU where there is one, else the CPU."""
     import torch
 
-    return os.environ.get("QAMOE_DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu")
+    there = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    asked = os.environ.get("QAMOE_DEVICE") or there[-1]
+    if asked.split(":")[0] not in there:
+        raise Refused(f"QAMOE_DEVICE is {asked!r}; on this machine there is {' and '.join(there)}.")
+    return asked
 
 
 def _counted(name: str, lowest: int, otherwise: int) -> int:
@@ -101,7 +105,10 @@ def untracked() -> bool:
 
     True too in all but the first of torchrun's processes.
     """
-    return os.environ.get("QAMOE_TRACKING", "on") == "off" or processes()[0] > 0
+    asked = os.environ.get("QAMOE_TRACKING") or "on"
+    if asked not in ("on", "off"):
+        raise Refused(f"QAMOE_TRACKING is {asked!r}; allowed are on and off.")
+    return asked == "off" or processes()[0] > 0
 
 
 def under_dvc() -> bool:

@@ -12,6 +12,7 @@ from qamoe.evaluation.compare import (
     REGRESSION,
     compare,
     holm,
+    interval,
     non_inferior,
     paired_bootstrap,
     paired_ratio,
@@ -163,9 +164,27 @@ def test_a_p_value_agrees_with_its_interval() -> None:
         found = compare(zero.assign(prediction=5 + np.tile(own, 20)), zero.assign(prediction=5.0))
         assert found.difference == pytest.approx(shift)
         assert (found.p < 0.05) == (found.low > 0 or found.high < 0)
-        assert 2 / 2001 <= found.p <= 1
-    assert found.p == pytest.approx(2 / 2001)
+        assert 0 < found.p <= 1
+    assert found.p == pytest.approx(0.0046, abs=1e-4)  # 1 / 2001 is 3.29 deviations, of 20 sources 3.21 of Student's t
     assert compare(zero, zero).p == 1
+
+
+@pytest.mark.parametrize(("sources", "tail"), [(2, 0.0), (13, 0.0117), (32, 0.0191), (10_000, 0.025)])
+def test_fewer_sources_widen_the_interval(sources: int, tail: float) -> None:
+    values = np.concatenate([[7.0], np.linspace(0, 1, 10_001)])
+    assert interval(values, sources) == (7.0, pytest.approx(tail, abs=1e-4), pytest.approx(1 - tail, abs=1e-4))
+
+
+def test_nothing_is_claimed_of_one_source_or_where_a_draw_has_no_value() -> None:
+    rows = two_sources(1, 0)
+    alone = rows.assign(source="a")
+    found = compare(alone, alone.assign(prediction=alone["target"]))
+    assert (found.difference, found.claimed) == (0.5, False)
+    assert np.isnan([found.low, found.high, found.p, found.ratio]).all()
+    unsigned = rows.assign(target=np.where(rows["source"] == "a", 0.0, 1.0), prediction=1.0)
+    found = compare(unsigned.assign(prediction=-1.0), unsigned, "acc2_non0")  # a draw of a alone has no target to hit
+    assert (found.difference, found.claimed) == (-1.0, False)
+    assert np.isnan([found.low, found.high, found.p]).all()
 
 
 def test_non_inferiority_is_judged_by_the_upper_limit() -> None:

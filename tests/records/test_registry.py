@@ -90,6 +90,22 @@ def test_no_slice_may_be_much_worse_than_the_champions():
     assert not verdict(clean=0.43).passed
 
 
+def test_a_slice_weighs_its_cells_as_its_summary_does():
+    """The end of a curve counts half, however many draws it has."""
+
+    def curve(*errors: float) -> pd.DataFrame:
+        cells = []
+        for severity, error in zip((0.0, 0.5, 1.0), errors, strict=True):
+            own = rows([error] * 6, "missing").assign(cell=f"missing-{severity}", severity_text=np.float32(severity))
+            cells.append(own[own["draw"] == 0] if severity == 0 else own)
+        return pd.concat(cells, ignore_index=True)
+
+    seen = replace(evidence([0.1] * 6, tolerance=0.05), candidate=curve(0.4, 0.5, 0.6), champion=curve(0.2, 0.5, 0.8))
+    verdict = registry.keeps_every_slice(seen, unused)
+    assert verdict.numbers["missing"] == pytest.approx(0.5)
+    assert verdict.numbers["champion_missing"] == pytest.approx(0.5)
+
+
 def test_of_classes_a_slice_may_have_a_few_more_misses():
     made = of_classes([0.8] * 6, champion=[0.8] * 6, tolerance=0.2)
     assert registry.keeps_every_slice(made, unused).passed
@@ -148,6 +164,9 @@ def test_classes_beat_the_training_frequencies() -> None:
     assert good.passed
     assert good.numbers == {"nll": pytest.approx(-np.log(0.8)), "frequencies_nll": pytest.approx(np.log(2))}
     assert not registry.beats_the_frequencies(of_classes([0.5] * 6), unused).passed
+    unseen = of_classes([0.5] * 6, config={"class_shares": [1.0, 0.0], "calibration": {"temperature": 1.0}})
+    floored = registry.beats_the_frequencies(unseen, unused)  # as the model `mean` has it: 1 in 10,000, not never
+    assert floored.numbers["frequencies_nll"] == pytest.approx(-np.log(1e-4) / 2, rel=1e-3)
     cooled = registry.beats_the_frequencies(of_classes([0.8] * 6, temperature=2.0), unused)
     assert cooled.numbers["nll"] == pytest.approx(-np.log(2 / 3)), "at its temperature: odds of 4 become 2"
 

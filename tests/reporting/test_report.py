@@ -13,7 +13,7 @@ from qamoe.errors import Refused
 from qamoe.evaluation.compare import holm
 from qamoe.evaluation.metrics import of_predictions
 from qamoe.evaluation.summary import summarise
-from qamoe.reporting import figures, report
+from qamoe.reporting import figures, report, tables
 
 Maker = Callable[..., None]
 
@@ -93,6 +93,32 @@ def test_the_summary_agrees_with_the_cells_and_with_the_headline(written: Path, 
     text = (written / "index.html").read_text()
     assert f"{summary['qamoe.missing.mae.area.mean']:.3f}" in text
     assert f"{100 * summary['qamoe.clean.acc2_non0.clean.mean']:.1f} %" in text
+
+
+def test_each_number_of_the_headline_stands_in_its_place(written: Path, summary: dict) -> None:
+    html = (written / "index.html").read_text()
+    table = re.search(r'<table class="headline.*?</table>', html, flags=re.S)
+    assert table is not None
+    shown = {}
+    for row in re.findall(r"<tr.*?</tr>", table[0], flags=re.S):
+        cells = re.findall(r'data-label="(.*?)"><span>([^<]*?)(?:&thinsp;|\u2009)?†? ?<span', row)
+        if model := re.search(r'scope="row">(\w+)<', row):
+            shown |= {(model[1], label): value.strip() for label, value in cells}
+    checked = 0
+    for model in ("mean", "concat", "qamoe"):
+        for column in tables.REGRESSION:
+            value = summary.get(f"{model}.{column.name}.mean")
+            if value is not None and column.metric == "mae":
+                assert shown[model, column.label] == f"{value:.3f}"
+                checked += 1
+    assert checked > 12
+    assert len(set(shown.values())) > 12
+
+
+def test_the_report_is_about_the_models_that_it_was_asked_for(results: Path, tmp_path: Path) -> None:
+    made = report.write(results / "evaluate", results / "train", tmp_path / "report", models=["qamoe", "mean"])
+    assert list(made["headline"]["model"]) == ["mean", "qamoe"]
+    assert not any("concat" in name for name in json.loads((tmp_path / "report" / "summary.json").read_text()))
 
 
 def test_every_number_of_the_tables_is_in_the_summary(written: Path, summary: dict) -> None:
@@ -350,7 +376,7 @@ def test_classes_have_a_page_of_their_own_metrics(tmp_path: Path, make_run: Make
     text = " ".join(Page((tmp_path / "report" / "index.html").read_text()).text.split())
     summary = json.loads((tmp_path / "report" / "summary.json").read_text())
     assert "Accuracy, clean" in text
-    assert "Accuracy of qamoe minus that of concat" in text
+    assert "Accuracy of qamoe minus that of another model" in text
     assert "MAE of" not in text
     difference = [summary[f"{model}.mixed.accuracy.area.mean"] for model in ("qamoe", "concat")]
     assert summary["comparison.qamoe-concat.mixed.accuracy.difference"] == pytest.approx(difference[0] - difference[1])

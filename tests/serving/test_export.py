@@ -88,6 +88,16 @@ def test_the_file_holds_a_text_encoder_that_was_trained_too(
     assert_alike(trained, tmp_path / "model.pt2", 24)
 
 
+def test_a_model_of_stored_text_vectors_is_refused(
+    tiny_checkpoint: Callable[..., Path], tiny_stats: dict[str, Any], tmp_path: Path
+) -> None:
+    stats = tiny_stats | {"text": {k: v for k, v in tiny_stats["text"].items() if k != "vocabulary"}}
+    trained = checkpoint.load(tiny_checkpoint(tmp_path / "checkpoint", stats=stats))
+    with pytest.raises(Refused, match="reads stored text vectors"):
+        export(trained, tmp_path / "model.pt2")
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
+
+
 def test_another_name_is_refused_and_nothing_is_written(tiny_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
     trained = checkpoint.load(tiny_checkpoint(tmp_path / "checkpoint"))
     with pytest.raises(

@@ -18,7 +18,7 @@ import pandas as pd
 import pytest
 
 from qamoe.serving.predict import predict
-from qamoe.serving.server import PAGE
+from qamoe.serving.server import PAGE, Service
 from qamoe.serving.source import open_model
 from qamoe.serving.uploads import FORMATS, Extraction, Limits
 from qamoe.training import checkpoint
@@ -48,6 +48,12 @@ def rows(clips: list[dict[str, Any]]) -> pd.DataFrame:
     for name in ("audio", "vision"):
         columns[name] = [None if frames is None else frames.astype(np.float32) for frames in columns[name]]
     return pd.DataFrame({name: pd.Series(values, dtype=object) for name, values in columns.items()})
+
+
+@pytest.mark.parametrize(("model", "experts"), [("concat", None), ("moe", 8)])
+def test_what_is_said_of_a_model_is_its_own(tiny_checkpoint: Any, tmp_path: Path, model: str, experts: Any) -> None:
+    served = open_model("", tiny_checkpoint(tmp_path / model / "1", model=model))
+    assert Service(lambda: served, None, Limits()).about().experts == experts
 
 
 def assert_equal(answers: list[dict[str, Any]], expected: pd.DataFrame) -> None:

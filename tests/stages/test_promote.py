@@ -329,6 +329,8 @@ def test_a_champion_of_older_data_reads_frames_standardised_its_own_way(corpus, 
 def test_what_is_missing_or_stale_is_named(corpus, tiny_corpus, tiny_stats):
     with pytest.raises(Refused, match=r"train/qamoe/1; run the stage train"):
         corpus.promote()
+    with pytest.raises(Refused, match="seeds names no qamoe"):
+        promote.decide(corpus.params.model_copy(update={"seeds": {"mean": (1,)}}), corpus.out)
     corpus.train(answer=1.0)
     tiny_corpus(
         corpus.out, gate=0, stats={**json.loads((corpus.out / "preprocess" / "stats.json").read_text()), "clips": {}}

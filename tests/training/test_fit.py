@@ -186,9 +186,20 @@ def test_the_config_says_all_that_prediction_needs(setting: Any, whole: Path) ->
     sigmas = config["calibration"]["sigmas"]
     assert list(sigmas) == ["0.5", "0.8", "0.9", "0.95"]
     assert sorted(sigmas.values()) == list(sigmas.values())
-    assert set(config["trust"]) == {"text", "audio", "vision"}
-    for anchors in config["trust"].values():
-        assert anchors["rescaled"] == (anchors["worthless"] < anchors["clean"])
+
+
+def test_trust_is_anchored_at_the_median_r_of_clean_and_of_worthless_clips(setting: Any, whole: Path) -> None:
+    trained, cells = checkpoint.load(whole), setting.cells
+    clean, worthless = (
+        predictions(trained.model, setting.valid, places, 8, "cpu")["r"] for places in (cells.clean, cells.worthless)
+    )
+    for place, modality in enumerate(trained.config["modalities"]):
+        there = setting.valid.store.lengths(modality) > 0  # some clips of this store lack a modality
+        high, low = (float(np.median(r[:, there, place])) for r in (clean, worthless))
+        assert abs(high - low) > 1e-4
+        anchors = trained.config["trust"][modality]
+        assert (anchors["clean"], anchors["worthless"]) == (pytest.approx(high), pytest.approx(low))
+        assert anchors["rescaled"] == (low < high)
 
 
 def test_intervals_cover_what_they_say_on_the_cells_they_were_learnt_on(setting: Any, whole: Path) -> None:

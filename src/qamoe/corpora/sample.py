@@ -229,10 +229,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--clips", type=int, default=240, help="how many (default: 240)")
     parser.add_argument("--seed", type=int, default=7, help="another seed, another corpus (default: 7)")
     parser.add_argument("--task", choices=TASKS, default=TASKS[0], help="what the labels are")
-    parser.add_argument("--processes", type=int, default=settings.workers(), help="side by side (default: all cores)")
+    parser.add_argument("--processes", type=int, help="side by side (default: all cores)")
     given = parser.parse_args(arguments)
     try:
-        generate(given.out, given.clips, given.seed, given.task, given.processes)
+        processes = settings.workers() if given.processes is None else given.processes
+        generate(given.out, given.clips, given.seed, given.task, processes)
     except Refused as refusal:
         print(refusal, file=sys.stderr)
         return 2

@@ -109,19 +109,20 @@ class Resampled(NamedTuple):
     """A metric (R + 1,) of one model on one slice: of the sample itself, then under R draws of sources."""
 
     values: np.ndarray
+    sources: int
     rows: int  # of one seed
     grid: int  # digest of the clips, cells, draws, sources and targets of one seed
 
     @property
     def interval(self) -> tuple[float, float, float]:
         """The value with its 95 % interval: (value, low, high)."""
-        return _interval(self.values)
+        return interval(self.values, self.sources)
 
 
 class Comparison(NamedTuple):
     """How much a's metric exceeds b's: the difference, its 95 % interval, a two-sided p, and the same as a ratio.
 
-    The ratio is NaN where b's metric is not above 0 under every draw.
+    The ratio is NaN where b's metric is not above 0 under every draw; limits and p are where `interval` has none.
     """
 
     difference: float
@@ -131,6 +132,11 @@ class Comparison(NamedTuple):
     ratio: float
     ratio_low: float
     ratio_high: float
+
+    @property
+    def claimed(self) -> bool:
+        """Whether the interval of the difference leaves out 0; never where there is none."""
+        return self.low > 0 or self.high < 0
 
 
 def weights(predictions: pd.DataFrame) -> pd.Series:
@@ -172,7 +178,7 @@ def resample(predictions: pd.DataFrame, metric: str = "mae", draws: int = DRAWS,
         share = groups["cell"].map(weights(rows)).to_numpy(float)
     # Every draw of a cell, and every seed, weighs the same.
     share = share / groups.groupby(["seed", "cell"])["cell"].transform("size").to_numpy() / groups["seed"].nunique()
-    return Resampled(values @ share, count, grid)
+    return Resampled(values @ share, rows["source"].nunique(), count, grid)
 
 
 def over_sources(
@@ -230,16 +236,15 @@ def compared(a: Resampled, b: Resampled, name: str) -> Comparison:
     difference = a.values - b.values
     ratio = (float("nan"),) * 3
     if (b.values > 0).all():
-        ratio = _interval(a.values / b.values)
-    return Comparison(*_interval(difference), _p_value(difference), *ratio)
+        ratio = interval(a.values / b.values, a.sources)
+    return Comparison(*interval(difference, a.sources), _p_value(difference, a.sources), *ratio)
 
 
 def compare(a: pd.DataFrame, b: pd.DataFrame, metric: str = "mae", draws: int = DRAWS, seed: int = 0) -> Comparison:
     """Compare two models on one slice, or on one cell of it. Raises Refused where the two hold different grids.
 
     a, b: rows of predictions.parquet of one slice, with a column `seed` where they hold several training seeds. The
-    difference is that of the slice summaries, averaged over seeds; the interval goes from the 2.5 to the 97.5 %
-    point over `draws` resamplings of sources.
+    difference is that of the slice summaries, averaged over seeds; the interval is over `draws` resamplings of sources.
     """
     name = next(iter(a["slice"]), "none")
     return compared(resample(a, metric, draws, seed), resample(b, metric, draws, seed), name)
@@ -280,16 +285,37 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
     return {name: adjusted[name] for name in p_values}
 
 
-def _p_value(differences: np.ndarray) -> float:
-    """Two-sided p of no difference: twice the share of draws on the rarer side of 0, the sample counted as one.
+def interval(values: np.ndarray, sources: int) -> tuple[float, float, float]:
+    """(value, low, high) of values (R + 1,): the sample's own, and the 95 % interval from its draws.
 
-    It agrees with the percentile interval, and is never below 2 / (R + 1) (Davison and Hinkley 1997, section 4.2).
+    Expanded percentiles (Hesterberg 2015): they lie further out the fewer sources there are, by as much as Student's t
+    is wider than a normal and a sample's deviation smaller than its population's. Plain ones leave 0 out in 8 % of the
+    cases with 13 sources and no difference, these in 5 %. Limits are NaN with one source, or where a draw has no value.
+    """
+    if sources < 2 or np.isnan(values).any():
+        return float(values[0]), float("nan"), float("nan")
+    from scipy.stats import norm, t
+
+    tail = norm.cdf(t.ppf(0.025, sources - 1) * _expansion(sources))
+    low, high = np.quantile(values[1:], [tail, 1 - tail])
+    return float(values[0]), float(low), float(high)
+
+
+def _p_value(differences: np.ndarray, sources: int) -> float:
+    """Two-sided p of no difference: twice the tail whose expanded percentile is 0.
+
+    The tail is the share of draws on the rarer side of 0, the sample counted as one (Davison and Hinkley 1997, section
+    4.2); so p is never quite 0. NaN where `interval` has no limits.
     """
     drawn = differences[1:]
+    if sources < 2 or np.isnan(differences).any():
+        return float("nan")
+    from scipy.stats import norm, t
+
     rarer = min((drawn <= 0).sum(), (drawn >= 0).sum())
-    return float(min(1.0, 2 * (1 + rarer) / (1 + len(drawn))))
+    return float(min(1.0, 2 * t.cdf(norm.ppf((1 + rarer) / (1 + len(drawn))) / _expansion(sources), sources - 1)))
 
 
-def _interval(values: np.ndarray) -> tuple[float, float, float]:
-    low, high = np.quantile(values[1:], [0.025, 0.975])
-    return float(values[0]), float(low), float(high)
+def _expansion(sources: int) -> float:
+    """How much smaller a sample's deviation is than what it says of its population."""
+    return float(np.sqrt(sources / (sources - 1)))

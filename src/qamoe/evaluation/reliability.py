@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from qamoe.errors import Refused
-from qamoe.evaluation.compare import DRAWS, MODALITIES, over_sources
+from qamoe.evaluation.compare import DRAWS, MODALITIES, interval, over_sources
 from qamoe.evaluation.metrics import classes_of
 
 GRADED = ("missing", "noise", "burst", "alone")  # slices along whose severities r is followed
@@ -66,8 +66,8 @@ def spearman(rows: pd.DataFrame, draws: int = DRAWS, seed: int = 0) -> pd.DataFr
         for one, own in per_clip.groupby("seed"):
             found.append({**where, "seed": one, "clips": clips, "spearman": own["rho"].mean()})
         values, _ = over_sources(per_clip.assign(cell="", draw=0), per_clip[["rho"]].to_numpy(), draws=draws, seed=seed)
-        low, high = np.quantile(values[1:].mean(1), [0.025, 0.975])
-        found.append({**where, "seed": "all", "clips": clips, "spearman": values[0].mean(), "low": low, "high": high})
+        mean_rho, low, high = interval(values.mean(1), per_clip["source"].nunique())
+        found.append({**where, "seed": "all", "clips": clips, "spearman": mean_rho, "low": low, "high": high})
     return pd.DataFrame(found, columns=[*BY, "seed", "clips", "spearman", "low", "high"])
 
 
@@ -138,9 +138,8 @@ def broken(rows: pd.DataFrame, exchanged: pd.DataFrame, draws: int = DRAWS, seed
         values, groups = over_sources(side, error, draws=draws, seed=seed)
         of_cells = groups.groupby(["seed", "cell"], observed=True)["cell"].transform("size").to_numpy()
         maes.append(values @ (1 / of_cells) / (1 / of_cells).sum())
-    rise = maes[0] / maes[1] - 1
-    low, high = np.quantile(rise[1:], [0.025, 0.975])
-    return Broken(float(rise[0]), float(low), float(high), float(maes[0][0]), float(maes[1][0]))
+    rise = interval(maes[0] / maes[1] - 1, intact["source"].nunique())
+    return Broken(*rise, float(maes[0][0]), float(maes[1][0]))
 
 
 def spread_when_all_is_lost(rows: pd.DataFrame) -> pd.Series:
@@ -170,6 +169,4 @@ def covered_share(rows: pd.DataFrame, draws: int = DRAWS, seed: int = 0) -> tupl
     """Mean of the column covered with its 95 % interval over sources; cells, their draws and seeds weigh alike."""
     values, groups = over_sources(rows, rows[["covered"]].to_numpy(float), draws=draws, seed=seed)
     share = 1 / groups.groupby(["seed", "cell"], observed=True)["cell"].transform("size").to_numpy()
-    mean = values @ share / share.sum()
-    low, high = np.quantile(mean[1:], [0.025, 0.975])
-    return float(mean[0]), float(low), float(high)
+    return interval(values @ share / share.sum(), rows["source"].nunique())

@@ -17,7 +17,7 @@ from qamoe.models.step import Step
 
 _LOG_VARIANCE = 5.0
 _SAMPLES = 8  # of perturbed logits
-_LEAST_SHARE = 1e-4  # of a class; one that training lacks is unlikely, not impossible
+LEAST_SHARE = 1e-4  # of a class; one that training lacks is unlikely, not impossible
 _SPREAD = 2.0  # deviation over classes of a probe's logits
 
 
@@ -90,7 +90,7 @@ class Classes(nn.Module):
     def __init__(self, shares: Sequence[float]) -> None:
         super().__init__()
         self.outputs = len(shares)
-        self.register_buffer("log_shares", torch.tensor(shares).clamp(min=_LEAST_SHARE).log())
+        self.register_buffer("log_shares", torch.tensor(shares).clamp(min=LEAST_SHARE).log())
 
     def standard(self, target: Tensor) -> Tensor:
         return target.long()

@@ -167,9 +167,12 @@ def keeps_every_slice(evidence: Evidence, registered: Predict) -> Verdict:
 
 
 def _cost(evidence: Evidence, rows: pd.DataFrame) -> float:
-    if evidence.of_classes:
-        return float((rows["prediction"] != rows["target"]).mean())
-    return float((rows["prediction"] - rows["target"]).abs().mean())
+    """The error of one slice, its cells weighed as in the slice's summary."""
+    from qamoe.evaluation.compare import weights
+
+    gap = (rows["prediction"] - rows["target"]).abs()
+    by_cell = ((gap > 0) if evidence.of_classes else gap).groupby(rows["cell"]).mean()
+    return float((by_cell * weights(rows)).sum())
 
 
 def covers_90(evidence: Evidence, registered: Predict) -> Verdict:
@@ -185,11 +188,13 @@ def covers_90(evidence: Evidence, registered: Predict) -> Verdict:
 def beats_the_frequencies(evidence: Evidence, registered: Predict) -> Verdict:
     """Of classes, without a champion: a smaller -log likelihood on slice mixed than the training frequencies have."""
     from qamoe.evaluation.metrics import classes_of
+    from qamoe.models.prediction import LEAST_SHARE
 
     rows = evidence.calibrated(evidence.mixed(evidence.candidate))
     target = rows["target"].to_numpy(int)
     of_target = rows[classes_of(rows)].to_numpy(float)[np.arange(len(rows)), target]
-    frequencies = np.array(evidence.config["class_shares"])[target]
+    shares = np.array(evidence.config["class_shares"]).clip(LEAST_SHARE)
+    frequencies = (shares / shares.sum())[target]
     nll, theirs = (float(-np.log(shares.clip(1e-12)).mean()) for shares in (of_target, frequencies))
     sentence = f"NLL {nll:.4f} on mixed, {theirs:.4f} by always answering the training frequencies"
     return Verdict("beats_the_frequencies", nll < theirs, {"nll": nll, "frequencies_nll": theirs}, sentence)

@@ -19,6 +19,7 @@ Summary = dict[str, float | int | bool | None]
 COMPARED = ("qamoe", "concat")  # the first minus the second, in full
 FAMILY = (("concat", "moe"), ("mixed", "alone"))  # named before any result was seen; Holm corrects over it
 JUDGED = ("mixed", "missing")  # where QA-MoE must be no worse than the best control
+SIGNIFICANT = 0.05  # below it, Holm's p of a member of FAMILY is a difference
 MARGIN = 0.01  # by how much of its MAE it may be worse there
 FROM = 0.3  # severity from which the clean specialist should lose
 
@@ -56,29 +57,26 @@ def pairs(found: dict[tuple[str, str], Resampled], metric: str, summary: Summary
 
 
 def _note(summary: Summary, prefix: str, pair: Comparison) -> None:
-    summary |= {
-        f"{prefix}.difference": pair.difference,
-        f"{prefix}.difference.low": pair.low,
-        f"{prefix}.difference.high": pair.high,
-        f"{prefix}.p": pair.p,
-    }
-    for end, value in zip(("", ".low", ".high"), pair[4:], strict=True):
-        summary[f"{prefix}.ratio{end}"] = None if pd.isna(value) else value
+    names = ("difference", "difference.low", "difference.high", "p", "ratio", "ratio.low", "ratio.high")
+    summary |= {f"{prefix}.{name}": value for name, value in zip(names, pair, strict=True)}
 
 
 def rows(made: Pairs, metric: str, summary: Summary) -> list[dict[str, Any]]:
-    """COMPARED, a slice a row: the comparison, and its p corrected over the family where it belongs to that."""
+    """COMPARED, a slice a row, then what else is of the family: the comparison, and its p corrected over the family."""
     corrected = family(made, metric, summary)
+    shown_ = {key: pair for key, pair in made.items() if key[0] == COMPARED[1]}
+    shown_ |= {key: made[key] for key in corrected}
     return [
-        {"slice": name, "metric": metric, "pair": pair, "corrected": corrected.get((model, name))}
-        for (model, name), pair in made.items()
-        if model == COMPARED[1]
+        {"against": model, "slice": name, "metric": metric, "pair": pair, "corrected": corrected.get((model, name))}
+        for (model, name), pair in shown_.items()
     ]
 
 
 def family(made: Pairs, metric: str, summary: Summary) -> dict[tuple[str, str], float]:
     """Holm's p of each member of FAMILY that was measured."""
-    members = {f"{m}.{s}": made[m, s].p for m in FAMILY[0] for s in FAMILY[1] if (m, s) in made}
+    members = {
+        f"{m}.{s}": made[m, s].p for m in FAMILY[0] for s in FAMILY[1] if (m, s) in made and not pd.isna(made[m, s].p)
+    }
     corrected = {}
     for name, p in holm(members).items():
         model, slice_ = name.split(".")
@@ -90,8 +88,10 @@ def family(made: Pairs, metric: str, summary: Summary) -> dict[tuple[str, str], 
 def shown(row: dict[str, Any]) -> dict[str, str]:
     """A row of `rows` as the page prints it."""
     difference, interval, p, ratio, ratio_interval = texts(row["pair"])
-    said = verdict(row["pair"], row["metric"])
+    holds = row["corrected"] is None or row["corrected"] < SIGNIFICANT
+    said = verdict(row["pair"], row["metric"]) if holds else ""
     return {
+        "against": row["against"],
         "slice": row["slice"],
         "difference": difference,
         "interval": interval,
@@ -137,7 +137,7 @@ def _difference(pair: Comparison | None) -> dict[str, Any]:
     if pair is None:
         return {"value": "", "interval": "", "claimed": False}
     difference, interval = texts(pair)[:2]
-    return {"value": difference, "interval": interval.replace(" to ", ", "), "claimed": not pair.low <= 0 <= pair.high}
+    return {"value": difference, "interval": interval.replace(" to ", ", "), "claimed": pair.claimed}
 
 
 def no_worse(found: dict[tuple[str, str], Resampled], made: Pairs, summary: Summary) -> list[dict[str, str]]:

@@ -10,6 +10,7 @@ import pandas as pd
 
 from qamoe.evaluation import reliability
 from qamoe.evaluation.compare import compare
+from qamoe.evaluation.summary import BLIND
 from qamoe.reporting import figures, tables
 from qamoe.reporting.results import BROKEN, Results
 from qamoe.reporting.tables import number
@@ -50,7 +51,7 @@ def reliability_rows(results: Results, summary: Summary) -> list[dict[str, Any]]
             of_where = areas.loc[[where]] if where in areas.index else areas.iloc[:0]
             for severity in reliability.AGAINST:
                 at = of_where[of_where["severity"] == severity]
-                name_ = f"{prefix}.auroc.s{round(10 * severity):02d}"
+                name_ = f"{prefix}.auroc.{tables.severity_key(severity)}"
                 summary |= {f"{name_}.seed{s}": float(v) for s, v in zip(at["seed"], at["auroc"], strict=True)}
                 summary[f"{name_}.mean"] = float(at["auroc"].mean()) if len(at) else None
                 shown.append(number(at["auroc"].mean(), "corr"))
@@ -152,11 +153,10 @@ def _selection(results: Results) -> list[str]:
     """The test cells of the kinds and severities by which checkpoints are chosen and intervals are fitted."""
     config = results.config(MODEL, next(iter(results.folders[MODEL])))
     chosen = (config.get("train") or {}).get("selection", {}).get("severities", {})
-    wanted = [
-        "clean" if severity == 0 else f"{kind}-{severity:.1f}" for kind, own in chosen.items() for severity in own
-    ]
-    there = set(results.cells.loc[results.cells["model"] == MODEL, "cell"])
-    return [cell for cell in dict.fromkeys(wanted) if cell in there]
+    own = results.cells[(results.cells["model"] == MODEL) & results.cells["slice"].isin([*chosen, "clean"])]
+    wanted = {(kind if severity else "clean", round(severity, 6)) for kind, some in chosen.items() for severity in some}
+    cells = own.drop_duplicates("cell")[["cell", "slice", "severity"]].fillna({"severity": 0.0})
+    return [cell for cell, name, at in cells.itertuples(index=False) if (name, round(float(at), 6)) in wanted]
 
 
 def _coverage(results: Results, summary: Summary) -> list[dict[str, str]]:
@@ -164,7 +164,8 @@ def _coverage(results: Results, summary: Summary) -> list[dict[str, str]]:
         return []
     lines = []
     slices = {n: own["cell"].unique() for n, own in results.cells[results.cells["model"] == MODEL].groupby("slice")}
-    chosen = {name: list(slices[name]) for name in results.slices_of(MODEL)}
+    # As in a slice's summary, where blind cells weigh nothing.
+    chosen = {n: [c for c in slices[n] if not str(c).endswith(BLIND)] for n in results.slices_of(MODEL)}
     for name, cells in ({"selection": _selection(results)} | chosen).items():
         covered = _covered(results, cells) if cells else None
         if covered is None:
@@ -196,7 +197,7 @@ def _coverage_figures(results: Results, summary: Summary) -> list[dict[str, str]
         for cell, severity in zip(cells["cell"], cells["severity"], strict=True):
             value, low, high = reliability.covered_share(covered[covered["cell"] == cell])
             points.append({"severity": severity, "value": value, "low": low, "high": high})
-            prefix = f"{MODEL}.coverage_90.{name}.s{round(10 * severity):02d}"
+            prefix = f"{MODEL}.coverage_90.{name}.{tables.severity_key(severity)}"
             summary |= {prefix: value, f"{prefix}.low": low, f"{prefix}.high": high}
         made.append(
             {

@@ -94,18 +94,17 @@ def show(pair: Pair, console: "Console | None" = None) -> None:
 def texts(found: Comparison) -> tuple[str, str, str, str, str]:
     """Difference, its interval, p, ratio and its interval as people read them."""
     signed = [f"{v:+.3f}".replace("-", "−") for v in found[:3]]
-    known = not pd.isna(found.ratio)
     return (
         signed[0],
-        f"{signed[1]} to {signed[2]}",
-        f"{found.p:.3f}",
-        f"{found.ratio:.3f}" if known else "",
-        f"{found.ratio_low:.3f} to {found.ratio_high:.3f}" if known else "",
+        "" if pd.isna(found.low) else f"{signed[1]} to {signed[2]}",
+        "" if pd.isna(found.p) else f"{found.p:.3f}",
+        "" if pd.isna(found.ratio) else f"{found.ratio:.3f}",
+        "" if pd.isna(found.ratio_low) else f"{found.ratio_low:.3f} to {found.ratio_high:.3f}",
     )
 
 
 def verdict(found: Comparison, metric: str) -> str:
     """What may be claimed of the first model: nothing where the interval holds 0, or where nearer to 0 is better."""
-    if metric == "mean_error" or found.low <= 0 <= found.high:
+    if metric == "mean_error" or not found.claimed:
         return ""
     return "better" if (found.high < 0) == lower_is_better(metric) else "worse"

@@ -3,7 +3,7 @@
 Reads what evaluate and train wrote, and tune where there was a search, opens no store and no model, and writes
 - index.html    the page: figures inside it, nothing loaded from anywhere, every string of a corpus escaped
 - summary.json  every number that the page shows, under flat names such as qamoe.missing.mae.area.mean:
-                <model>.<slice>.<metric>.<statistic>.<mean|sd|seedN>; s03 is severity 0.3, shares are 0..1
+                <model>.<slice>.<metric>.<statistic>.<mean|sd|seedN>; s03 is severity 0.3, s025 is 0.25, shares are 0..1
 - metrics.json  the few numbers of `dvc metrics show`
 - curves.csv    model, slice, severity, then a column a metric
 - curves-<slice>.csv  severity, then that slice's error with a column a model, as `dvc plots` draws lines
@@ -12,6 +12,7 @@ Reads what evaluate and train wrote, and tune where there was a search, opens no
 import json
 import os
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +26,17 @@ from qamoe.reporting.tables import number
 COMMAND = "dvc repro report"
 
 
-def write(evaluated: Path, trained: Path, out: Path, tuned: Path | None = None) -> dict[str, Any]:
+def write(
+    evaluated: Path, trained: Path, out: Path, tuned: Path | None = None, models: Collection[str] | None = None
+) -> dict[str, Any]:
     """Write the report's folder and return what a terminal shows.
 
     evaluated, trained, tuned: artifacts/evaluate, artifacts/train, and artifacts/tune, which need not be there. out:
-    artifacts/report, replaced as a whole at the end. Returns `headline` (tables.headline), `comparison` (rows of
-    controls.rows), `page` and `summary` (paths). Raises Refused where a run is not complete.
+    artifacts/report, replaced as a whole at the end. models: those it is about, None for all that were evaluated.
+    Returns `headline` (tables.headline), `comparison` (rows of controls.rows), `page` and `summary` (paths). Raises
+    Refused where a run is not complete.
     """
-    results = read(evaluated, trained)
+    results = read(evaluated, trained, models)
     summary, page = build(results, tuned)
     curves = tables.curves(results.cells)
     error = tables.error_metric(results.cells)
@@ -41,7 +45,9 @@ def write(evaluated: Path, trained: Path, out: Path, tuned: Path | None = None) 
     aside.mkdir(parents=True)
     try:
         (aside / "index.html").write_text(page["html"], encoding="utf-8")
-        (aside / "summary.json").write_text(_json(summary))
+        (aside / "summary.json").write_text(
+            _json({n: None if pd.isna(value) else value for n, value in summary.items()})
+        )
         (aside / "metrics.json").write_text(_json(metrics(summary, results.cells)))
         curves.to_csv(aside / "curves.csv", index=False, float_format="%.6g")
         for name, own in curves.groupby("slice"):

@@ -4,7 +4,7 @@ A slice of one model may hold a million rows, so predictions are read where they
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -74,9 +74,9 @@ def columns_of(path: Path) -> list[str]:
     return list(pq.read_schema(path).names)
 
 
-def read(evaluated: Path, trained: Path) -> Results:
+def read(evaluated: Path, trained: Path, models: Collection[str] | None = None) -> Results:
     """Read evaluate/<model>/<seed>/ and train/<model>/<seed>/; Refused where there is nothing, or half of it."""
-    folders = evaluations(evaluated)
+    folders = evaluations(evaluated, models)
     runs: list[dict[str, Any]] = []
     for model, seeds in folders.items():
         for seed, folder in seeds.items():
@@ -97,9 +97,10 @@ def read(evaluated: Path, trained: Path) -> Results:
     return Results(read_cells(folders), folders, runs)
 
 
-def evaluations(evaluated: Path) -> dict[str, dict[Any, Path]]:
-    """model -> seed -> folder of every finished evaluation; Refused where there is none."""
+def evaluations(evaluated: Path, models: Collection[str] | None = None) -> dict[str, dict[Any, Path]]:
+    """model -> seed -> folder of every finished evaluation, of some models or of all; Refused where there is none."""
     found = [f.parent for f in evaluated.glob(f"*/*/{CELLS}") if not f.parent.parent.name.startswith(".")]
+    found = [f for f in found if models is None or f.parent.name in models]
     found.sort(key=lambda f: (tables.model_order(f.parent.name), int(f.name) if f.name.isdigit() else 0, f.name))
     if not found:
         raise Refused(f"{evaluated} holds no <model>/<seed>/{CELLS}; run the stage evaluate first.")

@@ -28,7 +28,14 @@ MEANINGS = {  # of slices, in a reader's words
     "held_out": "kinds of degradation that training never saw, on audio and vision",
 }
 METRIC_NAMES = {"mae": "MAE", "accuracy": "Accuracy"}
-TENTHS = 10
+FORMS = {
+    "alone": "Mean of the areas over severity",
+    "held_out": "Mean of the areas over severity",
+    "signals": "Mean of the areas over severity",
+    "joint": "Mean over cells",
+    "swap": "Mean over cells",
+    "subsets": "Mean over the announced cells",
+}
 CURVES = ("mae", "corr", "acc7", "acc2_non0", "accuracy")  # whose values at each severity go into the summary
 HARDEST = 10  # sources that the page lists
 
@@ -43,10 +50,6 @@ WITHOUT_QUALITY_GATE = 0.359  # MAE added by leaving the quality gate out, likew
 
 def _plain(value: Any) -> float | None:
     return None if pd.isna(value) else float(value)
-
-
-def _tenth(severity: Any) -> str:
-    return f"s{round(severity * TENTHS):02d}"
 
 
 def about(results: Results, summary: Summary) -> dict[str, Any]:
@@ -122,7 +125,8 @@ def slices(cells: pd.DataFrame, runs: pd.DataFrame, summary: Summary) -> list[di
         own = cells[(cells["slice"] == name) & cells["metric"].isin(CURVES)]
         per_seed = own.groupby(["model", "seed", "severity", "metric"], sort=False)["value"].mean().reset_index()
         for row in tables.over_seeds(per_seed, ["model", "severity", "metric"], "value").itertuples(index=False):
-            summary[f"{row.model}.{name}.{row.metric}.{_tenth(row.severity)}.mean"] = _plain(row.mean)
+            at = tables.severity_key(row.severity)  # type: ignore[arg-type]
+            summary[f"{row.model}.{name}.{row.metric}.{at}.mean"] = _plain(row.mean)
     models = list(runs["model"].unique())
     made = []
     for name in runs["slice"].unique():
@@ -133,7 +137,7 @@ def slices(cells: pd.DataFrame, runs: pd.DataFrame, summary: Summary) -> list[di
                 _slice_row(summary, models, name, error, "area09", f"{error}, mean over severities 0 to 0.9"),
                 _slice_row(summary, models, name, error, "worst", f"{error}, worst cell"),
             ]
-        form = "Area over severity" if name in graded else "Over all rows"
+        form = "Area over severity" if name in graded else FORMS.get(name, "Over all rows")
         made.append({"name": name, "form": form, "models": models, "rows": rows})
     return made
 
@@ -163,7 +167,7 @@ def _figure(figure: Any, alt: str, caption: str) -> dict[str, str]:
 
 def _note_curve(summary: Summary, prefix: str, points: pd.DataFrame, value: str, end: str = "") -> None:
     for severity, number_ in zip(points["severity"], points[value], strict=True):
-        summary[f"{prefix}.{_tenth(severity)}{end}"] = _plain(number_)
+        summary[f"{prefix}.{tables.severity_key(severity)}{end}"] = _plain(number_)
 
 
 def spectrum(results: Results, summary: Summary) -> dict[str, Any]:
@@ -362,7 +366,7 @@ def references(cells: pd.DataFrame, summary: Summary) -> list[dict[str, str]]:
         if slice_ == "clean":
             ours = summary.get(f"{COMPARED[0]}.clean.{metric}.clean.mean")
         else:
-            ours = summary.get(f"{COMPARED[0]}.{slice_}.{metric}.{_tenth(severity)}.mean")
+            ours = summary.get(f"{COMPARED[0]}.{slice_}.{metric}.{tables.severity_key(severity)}.mean")
         rows.append(
             {
                 "what": what,

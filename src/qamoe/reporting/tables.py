@@ -140,6 +140,12 @@ def number(value: float, metric: str) -> str:
     return text.replace("-", "−")
 
 
+def severity_key(severity: float) -> str:
+    """.3 -> s03, .25 -> s025: a severity within a name of the summary."""
+    hundredths = round(severity * 100)
+    return f"s{hundredths // 10:02d}" if hundredths % 10 == 0 else f"s{hundredths:03d}"
+
+
 def spread(sd: float, metric: str) -> str:
     """A standard deviation with its sign, or nothing where there is only one seed."""
     if pd.isna(sd):

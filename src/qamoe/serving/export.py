@@ -121,6 +121,8 @@ def export(trained: Trained, path: Path) -> None:
 
     if path.suffix != SUFFIX:
         raise Refused(f"{path} is no name of an exported model; allowed is one that ends in {SUFFIX}.")
+    if "text" in trained.config["modalities"] and "vocabulary" not in trained.config["stats"]["text"]:
+        raise Refused("The model reads stored text vectors, which no file can make of words: train it on words.")
     x, mask = example(trained.config)
     clips = Dim("clips", min=1, max=1 << 16)
     limits = trained.config["max_frames"]

@@ -43,7 +43,7 @@ def requirements(config: dict[str, Any] | None = None) -> list[str]:
     A local label (torch's +cpu) is no part of a version that others can install.
     """
     chosen = extractors_of(config).values() if config else ()
-    media = {name: None for block in chosen for name in MEDIA[block.extractor]}  # type: ignore[attr-defined]
+    media = {name: None for block in chosen for name in MEDIA.get(block.extractor, ())}  # type: ignore[attr-defined]
     return [f"{name}=={version(name).split('+')[0]}" for name in (*REQUIREMENTS, *media)]
 
 

@@ -26,6 +26,7 @@ from starlette.requests import ClientDisconnect
 from qamoe import settings
 from qamoe.corpora.clip import Clip
 from qamoe.errors import Refused
+from qamoe.params import family
 from qamoe.serving import messages
 from qamoe.serving.clips import Clips, Kept, samples
 from qamoe.serving.guard import Guard
@@ -134,7 +135,7 @@ class Service:
             low=None if classes else task["low"],
             high=None if classes else task["high"],
             classes=classes,
-            experts=config["models"]["qamoe"]["experts"] if config["trust"] else None,
+            experts=config["models"][family(config["model"])].get("experts"),
             trust_rescaled={m: anchors["rescaled"] for m, anchors in config["trust"].items()},
             generated=config["trained_on_generated"],
             media=sorted(served.extractors()),

@@ -7,11 +7,11 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from qamoe import settings
-from qamoe.errors import Refused
+from qamoe.errors import Refused, told
 from qamoe.files import write_text
 from qamoe.lifetime import die_with_parent
 from qamoe.params import Params, load
@@ -35,7 +35,7 @@ def main(stage: str, run: Callable[..., None], *, selects_model: bool = False, s
     quiet = arguments.pop("quiet")
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     log.setLevel(logging.WARNING if quiet else logging.INFO)
-    try:
+    with told(stage):
         process, processes, _ = settings.processes()
         if processes > 1 and not spreads:
             raise Refused(f"WORLD_SIZE is {processes}, as torchrun sets it; of all stages train alone runs under it.")
@@ -49,15 +49,17 @@ def main(stage: str, run: Callable[..., None], *, selects_model: bool = False, s
             raise Refused(
                 f"--model {model!r} has no seeds in params.yaml; allowed are {', '.join(sorted(params.seeds))}."
             )
-        name = stage if model is None else f"{stage}-{model}"
-        with alone(arguments["out"] / f".{name}.lock") if process == 0 else nullcontext():
+        with ExitStack() as held:
+            for name in locks(stage, params, model, selects_model) if process == 0 else ():
+                held.enter_context(alone(arguments["out"] / name))
             run(params, **arguments)
-    except Refused as refusal:
-        print(f"{stage}: {refusal}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print(f"{stage}: stopped; start it again to go on.", file=sys.stderr)
-        sys.exit(130)
+
+
+def locks(stage: str, params: Params, model: str | None, selects_model: bool) -> list[str]:
+    """The lock files of a run: one a model where models can be run alone, so that two runs never share a model."""
+    if not selects_model:
+        return [f".{stage}.lock"]
+    return [f".{stage}-{name}.lock" for name in ([model] if model else sorted(params.seeds))]
 
 
 def _started(pid: int) -> str | None:
@@ -70,7 +72,11 @@ def _started(pid: int) -> str | None:
 
 @contextmanager
 def alone(lock: Path) -> Iterator[None]:
-    """Hold a lock file with process id and start time; a recorded process that is still alive is ended first."""
+    """Hold a lock file with process id and start time; a recorded process that is still alive is ended first.
+
+    A folder that was made for it goes with it, if nothing else came into it.
+    """
+    made = not lock.parent.exists()
     try:
         held = json.loads(lock.read_text())
     except (FileNotFoundError, ValueError):
@@ -83,6 +89,9 @@ def alone(lock: Path) -> Iterator[None]:
         yield
     finally:
         lock.unlink(missing_ok=True)
+        if made:
+            with suppress(OSError):
+                lock.parent.rmdir()
 
 
 def end(pid: int) -> None:

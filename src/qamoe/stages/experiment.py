@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from qamoe import params as parameters
-from qamoe.errors import Refused
+from qamoe.errors import Refused, told
 from qamoe.files import write_text
 
 STAGES = ("extract", "preprocess", "train", "evaluate", "report")
@@ -48,11 +48,9 @@ def main() -> None:
     """The command; a refusal becomes one sentence on stderr and exit code 2."""
     parser = argparse.ArgumentParser(prog="python -m qamoe.stages.experiment")
     parser.add_argument("name")
-    try:
-        run(parser.parse_args().name)
-    except Refused as refusal:
-        print(f"experiment: {refusal}", file=sys.stderr)
-        sys.exit(2)
+    name = parser.parse_args().name
+    with told("experiment"):
+        run(name)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The best checkpoint of QA-MoE -> the registered champion, if the gate lets it: an event, without a DVC output.
 
-Candidate and champion are measured on the gate split, which nothing else reads; never on test. The rules, aliases
+Candidate and champion are measured on the gate split, which no other stage reads; never on test. The rules, aliases
 and records are in records/registry.py.
 """
 
@@ -135,6 +135,8 @@ def best_candidate(params: Params, out: Path) -> tuple[Path, dict[str, Any]]:
     """The seed with the lowest validation selection value. Raises Refused where a seed is missing or of other data."""
     from qamoe.training.config import read_config
 
+    if MODEL not in params.seeds:
+        raise Refused(f"seeds names no {MODEL}; promotion judges {MODEL} alone.")
     data = data_digest(out)
     found = []
     for seed in params.seeds[MODEL]:
@@ -193,7 +195,7 @@ def _measured(
     from qamoe.training.views import open_views
 
     device = settings.device()
-    evaluation = params.evaluate.model_copy(update={"seed": params.registry.seed})
+    evaluation = params.evaluate.model_copy(update={"seed": params.registry.seed, "draws": params.registry.draws})
     slices = ["clean", "missing", "noise"] if len(rivals) > 1 else ["clean"]
     cells = [*spectrum.plan(slices, evaluation), spectrum.mixed(params.registry.seed, params.registry.draws)]
     groups = [rivals] if all(same_columns(r.config["stats"], stats) for r in rivals) else [[r] for r in rivals]

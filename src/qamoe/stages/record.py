@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from qamoe import settings
-from qamoe.errors import Refused
+from qamoe.errors import Refused, told
 from qamoe.params import load
 from qamoe.stages import entry
 
@@ -52,11 +52,8 @@ def main() -> None:
     settings.go_offline()
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     entry.log.setLevel(logging.INFO)
-    try:
+    with told("record"):
         run(arguments.folders, load(arguments.params).registry.name)
-    except Refused as refusal:
-        print(f"record: {refusal}", file=sys.stderr)
-        sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ def run(params: Params, out: Path) -> None:
     """Write the report and print its headline table."""
     from qamoe.reporting import report, tables
 
-    made = report.write(out / "evaluate", out / "train", out / "report", out / "tune")
+    made = report.write(out / "evaluate", out / "train", out / "report", out / "tune", list(params.seeds))
     tables.print_headline(made["headline"])
     print(f"report: {made['page']}\nnumbers: {made['summary']}")
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from qamoe import params as parameters
 from qamoe import settings
-from qamoe.errors import Refused
+from qamoe.errors import told
 from qamoe.files import written_aside
 from qamoe.stages import entry
 
@@ -191,16 +191,10 @@ def main() -> None:
     arguments = parser.parse_args()
     settings.go_offline()
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    try:
+    with told("score"):
         model = arguments.model or f"models:/{parameters.load(arguments.params).registry.name}@champion"
         with entry.alone(arguments.out / ".score.lock"):
             run(arguments.source, arguments.out, model)
-    except Refused as refusal:
-        print(f"score: {refusal}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("score: stopped; start it again to go on.", file=sys.stderr)
-        sys.exit(130)
 
 
 if __name__ == "__main__":

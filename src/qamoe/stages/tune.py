@@ -151,7 +151,7 @@ def _work(params: Params, out: Path, name: str, parent: str | None) -> None:
         place = folder / "trials" / str(number)
         shutil.rmtree(place, ignore_errors=True)
         place.mkdir(parents=True)
-        seed = params.seeds[_MODEL][0]
+        seed = changed.tune.seed
         inputs = feature_sizes(stats)
         with studies.trial_run(parent, changed, number) as record:
 

@@ -286,7 +286,9 @@ def _after_training(
     trust: dict[str, Any] = {}
     if clean is not None and worthless is not None:
         for place, modality in enumerate(modalities):
-            low, high = float(np.median(worthless[..., place])), float(np.median(clean[..., place]))
+            present = valid.store.lengths(modality) > 0
+            own = present if present.any() else ~present  # r of a clip that lacks it is about the others
+            low, high = (float(np.median(r[:, own, place])) for r in (worthless, clean))
             trust[modality] = {"clean": high, "worthless": low, "rescaled": low < high}
             if low >= high:
                 log.info(
