@@ -86,7 +86,8 @@ def test_r_is_that_of_other_rows_and_the_prediction_follows_it(found: Any) -> No
 
 def test_it_goes_through_parquet(found: Any, tmp_path: Path) -> None:
     made = found[3]
-    spectrum.write_predictions(made, tmp_path / "broken.parquet")
+    with spectrum.predictions_file(tmp_path / "broken.parquet") as append:
+        append(made)
     again = pd.read_parquet(tmp_path / "broken.parquet")
     assert again["within"].dtype == bool
     assert list(again["draw"]) == list(made["draw"])

@@ -107,6 +107,7 @@ def test_the_slice_is_summarised_as_curves_that_weigh_alike(measured: pd.DataFra
 
 
 def test_files_round_trip(measured: pd.DataFrame, tmp_path: Path) -> None:
-    spectrum.write_predictions(measured, tmp_path / "predictions.parquet")
+    with spectrum.predictions_file(tmp_path / "predictions.parquet") as append:
+        append(measured)
     back = pd.read_parquet(tmp_path / "predictions.parquet", filters=[("slice", "==", "signals")])
     assert len(back) == len(measured)

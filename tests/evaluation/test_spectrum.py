@@ -288,7 +288,8 @@ def test_a_corpus_without_vision_leaves_its_columns_empty(corpus: Any, tmp_path:
 
 def test_predictions_go_through_parquet(measured: list[pd.DataFrame], tmp_path: Path) -> None:
     for name, rows in zip(("qamoe", "mean"), measured, strict=True):
-        spectrum.write_predictions(rows, tmp_path / f"{name}.parquet")
+        with spectrum.predictions_file(tmp_path / f"{name}.parquet") as append:
+            append(rows)
         again = pd.read_parquet(tmp_path / f"{name}.parquet")
         assert len(again) == len(rows)
         np.testing.assert_array_equal(again["prediction"], rows["prediction"].astype(float))

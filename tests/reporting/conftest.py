@@ -85,7 +85,8 @@ def write_run(
     folder, record = root / "evaluate" / model / str(seed), root / "train" / model / str(seed)
     folder.mkdir(parents=True)
     record.mkdir(parents=True)
-    spectrum.write_predictions(rows, folder / "predictions.parquet")
+    with spectrum.predictions_file(folder / "predictions.parquet") as append:
+        append(rows)
     spectrum.aggregate(rows, cells, SIGMAS).to_parquet(folder / "cells.parquet", index=False)
     trust = {m: {"clean": 0.9, "worthless": 0.5, "rescaled": True} for m in present} if model in WITH_QUALITY else {}
     about = {

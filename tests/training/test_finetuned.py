@@ -92,7 +92,7 @@ def test_a_frozen_checkpoint_holds_no_encoder(train: Any, tmp_path: Path) -> Non
     config = checkpoint.read_config(tmp_path)
     assert config is not None
     assert "text_encoder" not in config
-    assert not checkpoint.load(tmp_path).reads_ids
+    assert checkpoint.load(tmp_path).frozen_encoder
 
 
 @pytest.mark.parametrize("stop", [1, 2])
@@ -121,7 +121,7 @@ def test_it_loads_without_the_folder_that_it_came_from(tuned: Any, tiny_encoder:
     place = tuned.train(tmp_path / "1", common={"epochs": 1}, encoder=str(moved))
     shutil.rmtree(moved)
     trained = checkpoint.load(place)
-    assert trained.reads_ids
+    assert trained.frozen_encoder is None
     about = (place / "model.json").read_text()
     assert json.loads(about)["text_encoder"]["hidden_size"] == 8
     assert str(moved) not in json.dumps(json.loads(about)["text_encoder"])

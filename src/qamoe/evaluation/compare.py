@@ -257,16 +257,6 @@ def paired_bootstrap(
     return compare(a, b, metric, draws, seed)[:3]
 
 
-def paired_ratio(
-    a: pd.DataFrame, b: pd.DataFrame, metric: str = "mae", draws: int = DRAWS, seed: int = 0
-) -> tuple[float, float, float]:
-    """a's metric divided by b's, as paired_bootstrap: (ratio, low, high); for metrics above 0, such as mae."""
-    found = compare(a, b, metric, draws, seed)
-    if np.isnan(found.ratio):
-        raise Refused(f"A ratio of {metric} needs a divisor above 0 under every draw of sources.")
-    return found.ratio, found.ratio_low, found.ratio_high
-
-
 def non_inferior(found: Comparison, margin: float) -> bool:
     """Whether a errs at most by the share `margin` more than b: the upper limit of the relative difference is below."""
     return found.ratio_high - 1 < margin

@@ -337,12 +337,6 @@ def predictions_file(path: Path) -> Iterator[Callable[[pd.DataFrame], None]]:
                 writer.close()
 
 
-def write_predictions(rows: pd.DataFrame, path: Path) -> None:
-    """Write predictions.parquet, aside first."""
-    with predictions_file(path) as append:
-        append(rows)
-
-
 def aggregate(
     predictions: pd.DataFrame,
     cells: Sequence[Cell],

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from qamoe.degradation.frames import Reference
     from qamoe.training.checkpoint import Trained
 
-CHAMPION = "models:/qa-moe@champion"
 _SEED = 2026  # of the degradations that the page shows; a clip's draws are otherwise its own
 _REGISTERED = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<version>\d+))")
 _ADVICE = "; --folder artifacts/train/qamoe/1 serves a trained checkpoint without records"

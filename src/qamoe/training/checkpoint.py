@@ -39,11 +39,6 @@ class Trained:
     folder: Path
 
     @property
-    def reads_ids(self) -> bool:
-        """Whether the text encoder is the model's own, which takes token ids and nothing else."""
-        return self.frozen_encoder is None
-
-    @property
     def frozen_encoder(self) -> str | None:
         """The text encoder whose states the model reads, by its name or folder; None where it reads token ids."""
         block = self.config["models"]["encoders"].get("text", {})
