@@ -60,7 +60,9 @@ def table(
 def compare(
     a: Annotated[str, typer.Argument(help="A model, such as qamoe.")],
     b: Annotated[str, typer.Argument(help="The model that it is compared with.")],
-    slice: Annotated[str | None, typer.Option(help="A slice, or one cell of it; without it, every slice.")] = None,
+    slice: Annotated[
+        str | None, typer.Option(help="A slice, a part of one (alone-text-noise) or a cell; without it, every slice.")
+    ] = None,
     metric: Annotated[str | None, typer.Option(help="By default mae, or accuracy.")] = None,
     out: Out = Path("artifacts"),
 ) -> None:

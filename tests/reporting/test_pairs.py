@@ -31,6 +31,26 @@ def test_one_slice_or_one_cell_of_it(many: Path) -> None:
     assert found.rows["noise-0.7"][:3] == pytest.approx(paired_bootstrap(ours, theirs, "corr"))
 
 
+def test_a_part_of_a_slice_is_weighed_as_within_it(many: Path, tmp_path: Path) -> None:
+    """Of slice alone with two curves, one of them: its own trapezoid."""
+    for model in ("qamoe", "moe"):
+        place = tmp_path / model / "1"
+        place.mkdir(parents=True)
+        (place / "cells.parquet").write_bytes((many / "evaluate" / model / "1" / "cells.parquet").read_bytes())
+        curve = rows(many, model).query("slice == 'noise'")
+        named = [
+            curve.assign(slice="alone", cell=curve["cell"].str.replace("noise-", f"alone-{m}-noise-"))
+            for m in ("text", "audio")
+        ]
+        named[1]["prediction"] += 1.0
+        pd.concat(named).to_parquet(place / "predictions.parquet")
+    found = pairs.between(tmp_path, "qamoe", "moe", "alone-text-noise").rows["alone-text-noise"]
+    assert found[:3] == pytest.approx(pairs.between(many / "evaluate", "qamoe", "moe", "noise").rows["noise"][:3])
+    whole = pairs.between(tmp_path, "qamoe", "moe", "alone").rows["alone"]
+    other = pairs.between(tmp_path, "qamoe", "moe", "alone-audio").rows["alone-audio"]
+    assert whole.difference == pytest.approx((found.difference + other.difference) / 2)
+
+
 @pytest.mark.parametrize(
     ("chosen", "message"),
     [

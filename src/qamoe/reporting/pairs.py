@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Pair(NamedTuple):
-    """Model a against model b by one metric: a comparison a slice, or that of one cell."""
+    """Model a against model b by one metric: a comparison a slice, or that of a part of one."""
 
     a: str
     b: str
@@ -25,10 +25,10 @@ class Pair(NamedTuple):
 
 
 def between(evaluated: Path, a: str, b: str, name: str | None = None, metric: str | None = None) -> Pair:
-    """Compare two models of artifacts/evaluate on every slice that both have, or on the slice or cell `name`.
+    """Compare two models of artifacts/evaluate on every slice that both have, or on `name`: a slice, a part or a cell.
 
-    metric: by default mae, of classes accuracy. Raises Refused for a model or slice that is not there and for
-    different grids.
+    A part is all cells whose names begin alike, such as alone-text-noise, weighed as within their slice. metric: by
+    default mae, of classes accuracy. Raises Refused for a model or slice that is not there and for different grids.
     """
     folders = evaluations(evaluated)
     for model in (a, b):
@@ -59,10 +59,13 @@ def _chosen(slices: dict[str, dict[str, list[str]]], a: str, b: str, name: str |
         if not both:
             raise Refused(f"{a} and {b} have no slice in common: {', '.join(slices[a])}; {', '.join(slices[b])}.")
         return {own: {"slice": own} for own in both}
+    found: list[str] = []
     for model, there in slices.items():
-        if name not in there and not any(name in cells for cells in there.values()):
+        cells = [cell for own in there.values() for cell in own]
+        found = [name] if name in cells else [cell for cell in cells if cell.startswith(f"{name}-")]
+        if name not in there and not found:
             raise Refused(f"{model} was not evaluated on {name!r}; its slices are {', '.join(there)}.")
-    return {name: {"slice": name} if name in slices[a] else {"cells": [name]}}
+    return {name: {"slice": name} if name in slices[a] else {"cells": found}}
 
 
 def show(pair: Pair, console: "Console | None" = None) -> None:
