@@ -96,6 +96,17 @@ def test_in_a_terminal_it_fits_80_characters(many: Path) -> None:
     assert "24 sources" in " ".join(text.split())
 
 
+def test_a_long_name_is_folded_and_hides_no_number(many: Path) -> None:
+    found = pairs.between(many / "evaluate", "qamoe", "concat", "mixed")
+    screen = io.StringIO()
+    long = found._replace(rows={"signals-audio-dropouts-0.75": found.rows["mixed"]})
+    pairs.show(long, Console(file=screen, width=80))
+    text = screen.getvalue()
+    assert max(map(len, text.splitlines())) <= 80
+    assert "…" not in text
+    assert all(part in text for part in pairs.texts(found.rows["mixed"]))
+
+
 def test_the_commands_print_and_refuse(many: Path, results: Path) -> None:
     def run(*arguments: str) -> str:
         done = CliRunner().invoke(cli.app, [*arguments])

@@ -82,8 +82,9 @@ def show(pair: Pair, console: "Console | None" = None) -> None:
         padding=(0, 1, 0, 0),
         pad_edge=False,
     )
-    for heading in ("", "difference", "95 % interval", "p", "ratio", "95 % interval", pair.a):
-        table.add_column(heading, justify="left" if heading in ("", pair.a) else "right", no_wrap=True)
+    table.add_column("", overflow="fold")  # names of cells are long
+    for heading in ("difference", "95 % interval", "p", "ratio", "95 % interval", pair.a):
+        table.add_column(heading, justify="left" if heading == pair.a else "right", no_wrap=True)
     for name, found in pair.rows.items():
         table.add_row(name, *texts(found), verdict(found, pair.metric))
     console.print(table)
