@@ -1,10 +1,11 @@
 """The pictures of docs/ and of the README's pages, of what is recorded and trained here.
 
-    python -m scripts.pictures            # after make demo, from the root of the checkout; needs chromium
+    python -m scripts.pictures artifacts-evidence    # after make experiment NAME=evidence, of docs/log.md, L04
+    python -m scripts.pictures                       # after make demo, from the root of the checkout; needs chromium
 
-Draws docs/spectrum.png from artifacts/evaluate as the report does. Starts MLflow's own server on the records and `qamoe
-serve` on the champion, opens their pages as a user would, and writes docs/mlflow-curves.png, mlflow-table.png,
-mlflow-compare.png, mlflow-champion.png and serve.png.
+The first draws docs/glance.png, as that experiment's report does. The second starts MLflow's own server on the records
+and `qamoe serve` on the champion, opens their pages as a user would, and writes docs/mlflow-curves.png,
+mlflow-table.png, mlflow-compare.png, mlflow-champion.png and serve.png.
 """
 
 import base64
@@ -24,7 +25,7 @@ import mlflow
 from qamoe import settings
 from qamoe.params import load
 from qamoe.records import store
-from qamoe.reporting import figures, results
+from qamoe.reporting import controls, results, sections, tables
 from tests.serving.browser import Tab, tab
 
 DOCS = Path("docs")
@@ -93,11 +94,16 @@ def of_mlflow(page: Tab, address: str, name: str) -> None:
         keep(page, file, 1440, height)
 
 
-def of_spectrum() -> None:
-    """Error along the graded slices of all models."""
-    cells = results.read_cells(results.evaluations(Path("artifacts/evaluate")))
-    by_model = {str(model): own for model, own in cells.groupby("model")}
-    figures.spectrum_curve(by_model).savefig(DOCS / "spectrum.png")
+def of_glance(out: Path) -> None:
+    """The first figure of the report of `out`, an experiment's folder; specialists are not in it."""
+    found = results.read(out / "evaluate", out / "train", sections.SHOWN)
+    summary: controls.Summary = {}
+    metric = tables.error_metric(found.cells) or ""
+    pairs = controls.pairs(controls.values(found, summary), metric, summary)
+    figure = sections.glance(found, pairs, controls.rows(pairs, metric, summary))
+    assert figure is not None
+    figure.savefig(DOCS / "glance.png", dpi=100)
+    print(DOCS / "glance.png")
 
 
 def of_serve(page: Tab, address: str) -> None:
@@ -126,9 +132,11 @@ def served_records() -> Iterator[str]:
 
 
 def main() -> None:
-    """Make all pictures."""
+    """Make the picture of an experiment, or all of pages."""
     settings.go_offline()
-    of_spectrum()
+    if len(sys.argv) > 1:
+        of_glance(Path(sys.argv[1]))
+        return
     name = load(Path("params.yaml")).registry.name
     store.experiment_id(store.connect(), name)
     serve = [sys.executable, "-m", "qamoe.cli", "serve", "--clips", "data", "--port", "0"]

@@ -42,6 +42,29 @@ def test_spectrum_takes_the_cells_of_one_run_as_they_are_on_disk(results: Path) 
     assert len(figures.spectrum_curve({"qamoe": cells}).axes) == 2
 
 
+def test_at_a_glance_marks_are_full_where_a_difference_is_claimed(found: Results) -> None:
+    pairs = pd.DataFrame(
+        {
+            "against": ["concat", "concat", "moe"],
+            "slice": ["missing", "noise", "noise"],
+            "ratio": [0.95, 0.99, 1.02],
+            "low": [0.9, 0.97, 1.01],
+            "high": [0.98, 1.01, 1.03],
+            "claimed": [True, False, True],
+        }
+    )
+    cells = found.cells[found.cells["slice"] == "missing"]
+    r = tables.by_severity(found.predictions("qamoe"), "missing", "text", "r").assign(slice="missing", modality="text")
+    figure = figures.at_a_glance(cells, r, pairs, "mae", "qamoe")
+    assert len(figure.axes) == 3
+    forest = figure.axes[-1]
+    marks = [line for line in forest.lines if line.get_marker() == "o" and len(line.get_xdata())]
+    assert [float(line.get_xdata()[0]) for line in marks] == pytest.approx([-5, -1, 2])
+    assert [line.get_markerfacecolor() == line.get_color() for line in marks] == [True, False, True]
+    assert [tick.get_text() for tick in forest.get_yticklabels()] == ["missing", "noise"]
+    assert len(figures.at_a_glance(cells, r.iloc[:0], pairs, "mae", "qamoe").axes) == 2
+
+
 def test_a_model_has_one_colour_everywhere_and_grey_tells_the_known_ones_apart() -> None:
     assert figures.line("qamoe") == figures.LINES["qamoe"]
     assert figures.line("ablation-no-gate") == figures.line("ablation-no-gate")

@@ -13,7 +13,8 @@ from qamoe.errors import Refused
 from qamoe.evaluation.compare import holm
 from qamoe.evaluation.metrics import of_predictions
 from qamoe.evaluation.summary import summarise
-from qamoe.reporting import figures, report, tables
+from qamoe.reporting import controls, figures, report, tables
+from qamoe.reporting.results import read
 
 Maker = Callable[..., None]
 
@@ -78,6 +79,8 @@ def test_the_page_says_what_the_data_is(written: Path) -> None:
     assert "dvc repro report" in text
     assert "One training seed, so no SD: mean." in text
     assert "Corr is undefined" in text
+    assert "MAE of qamoe relative to another's" in text
+    assert "left of 0 qamoe is the better one" in text
 
 
 def test_the_summary_agrees_with_the_cells_and_with_the_headline(written: Path, summary: dict, results: Path) -> None:
@@ -195,6 +198,23 @@ def test_holm_is_over_the_family_as_far_as_it_was_measured(all_models: tuple[str
     assert [summary[name] for name in sorted(names)] == pytest.approx(
         list(holm(dict(zip("ab", plain, strict=True))).values())
     )
+
+
+def test_the_first_figure_claims_what_the_table_claims(many: Path) -> None:
+    asked: list[pd.DataFrame] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(figures, "data_uri", lambda figure: "data:,")
+        patch.setattr(figures, "at_a_glance", lambda cells, r, pairs, metric, first: asked.append(pairs))
+        patch.setattr(controls, "SIGNIFICANT", -1.0)  # so that Holm leaves nothing of the family
+        results = read(many / "evaluate", many / "train")
+        report.build(results)
+    (pairs,) = asked
+    assert set(pairs["against"]) == {"concat", "moe"}
+    in_family = pairs["slice"].isin(controls.FAMILY[1])
+    assert not pairs.loc[in_family, "claimed"].any()
+    rest = pairs[~in_family]
+    assert rest["claimed"].any()
+    assert list(rest["claimed"]) == list((rest["low"] > 1) | (rest["high"] < 1))
 
 
 def test_the_best_control_is_neither_oracle_nor_ablation(all_models: tuple[str, dict]) -> None:
@@ -338,6 +358,7 @@ def test_models_without_trust_and_routing_give_a_page_without_them(tmp_path: Pat
     text = Page((tmp_path / "report" / "index.html").read_text()).text
     assert "Experts" not in text
     assert "nothing to compare" in text
+    assert "At a glance" not in text
     assert made["comparison"] == []
 
 
@@ -378,6 +399,7 @@ def test_classes_have_a_page_of_their_own_metrics(tmp_path: Path, make_run: Make
     assert "Accuracy, clean" in text
     assert "Accuracy of qamoe minus that of another model" in text
     assert "MAE of" not in text
+    assert "right of 0 qamoe is the better one" in text
     difference = [summary[f"{model}.mixed.accuracy.area.mean"] for model in ("qamoe", "concat")]
     assert summary["comparison.qamoe-concat.mixed.accuracy.difference"] == pytest.approx(difference[0] - difference[1])
     assert summary["qamoe.reliability.noise.noise.audio.spearman.mean"] > 0.9

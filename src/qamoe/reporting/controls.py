@@ -85,11 +85,15 @@ def family(made: Pairs, metric: str, summary: Summary) -> dict[tuple[str, str], 
     return corrected
 
 
+def shows(pair: Comparison, corrected: float | None) -> bool:
+    """Whether a pair shows a difference: its interval leaves out 0 and, in the family, Holm's p is small too."""
+    return pair.claimed and (corrected is None or corrected < SIGNIFICANT)
+
+
 def shown(row: dict[str, Any]) -> dict[str, str]:
     """A row of `rows` as the page prints it."""
     difference, interval, p, ratio, ratio_interval = texts(row["pair"])
-    holds = row["corrected"] is None or row["corrected"] < SIGNIFICANT
-    said = verdict(row["pair"], row["metric"]) if holds else ""
+    said = verdict(row["pair"], row["metric"]) if shows(row["pair"], row["corrected"]) else ""
     return {
         "against": row["against"],
         "slice": row["slice"],

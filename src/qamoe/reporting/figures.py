@@ -28,6 +28,7 @@ LINES: dict[str, Line] = {
     "moe": ("#009E73", (0, (5, 1.5, 1, 1.5))),
     "oracle": ("#CC79A7", (0, (8, 2))),
 }
+MODALITIES = {"text": "#332288", "audio": "#CC6677", "vision": "#117733"}
 OTHERS: tuple[Line, ...] = (
     ("#882255", (0, (1, 1))),
     ("#A97B00", (0, (3, 1.5, 1, 1.5, 1, 1.5))),
@@ -124,14 +125,73 @@ def spectrum_curve(
     with _styled():
         figure, panels = _figure(PANEL, columns=max(1, len(slices)), sharey=True)
         for ax, name in zip(panels, slices, strict=False):
-            own = together[(together["slice"] == name) & (together["metric"] == metric)]
-            for model in sorted(own["model"].unique(), key=tables.model_order):
-                points = own[own["model"] == model].groupby(["seed", "severity"])["value"].mean().reset_index()
-                _curves(ax, model, points, "value")
+            _errors(ax, together[(together["slice"] == name) & (together["metric"] == metric)])
             ax.set(title=title or name, xlabel=severity_axis(kind or name), xlim=(0, 1))
         panels[0].set_ylabel(METRIC_AXES.get(metric, metric))
         panels[0].legend(loc="best")
     return figure
+
+
+def _errors(ax: "Axes", cells: pd.DataFrame) -> None:
+    """A curve a model. cells: rows of one slice and metric, with columns model and seed."""
+    for model in sorted(cells["model"].unique(), key=tables.model_order):
+        points = cells[cells["model"] == model].groupby(["seed", "severity"])["value"].mean().reset_index()
+        _curves(ax, model, points, "value")
+
+
+def at_a_glance(cells: pd.DataFrame, r: pd.DataFrame, pairs: pd.DataFrame, metric: str, first: str) -> "Figure":
+    """What the report shows first: errors along a slice, r along two, and `first` against others on every slice.
+
+    cells: rows of cells.parquet of one slice, with columns model and seed. r: slice, modality, severity, median;
+    empty where no model has any. pairs: against, slice, ratio, low, high, claimed; a mark is full where claimed.
+    """
+    name = str(cells["slice"].iloc[0])
+    with _styled():
+        figure, panels = _figure(PANEL, columns=2 if r.empty else 3)
+        _errors(panels[0], cells[cells["metric"] == metric])
+        panels[0].set(title=f"Error, {name}", xlabel=severity_axis(name), xlim=(0, 1))
+        panels[0].set_ylabel(METRIC_AXES.get(metric, metric))
+        panels[0].legend(loc="best")
+        if not r.empty:
+            _reliability(panels[1], r)
+        _forest(panels[-1], pairs)
+        error = METRIC_AXES.get(metric, metric).split(" (")[0]
+        panels[-1].set(title=f"{first} against others", xlabel=f"difference in {error} (%)")
+    return figure
+
+
+def _reliability(ax: "Axes", r: pd.DataFrame) -> None:
+    """Medians of r: a colour a modality, a line style a slice."""
+    styles = dict(zip(r["slice"].unique(), ("-", (0, (4, 2))), strict=False))
+    for (name, modality), own in r.groupby(["slice", "modality"], sort=False):
+        style = cast(Any, styles[name])
+        ax.plot(own["severity"], own["median"], color=MODALITIES[str(modality)], linestyle=style, linewidth=2.0)
+    for modality in r["modality"].unique():
+        ax.plot([], [], color=MODALITIES[str(modality)], linewidth=2.0, label=str(modality))
+    for name, style in styles.items():
+        ax.plot([], [], color="#555555", linestyle=cast(Any, style), linewidth=2.0, label=str(name))
+    ax.set(title="Reliability r, median over clips", xlabel="severity", xlim=(0, 1), ylim=(0, 1.02))
+    ax.legend(loc="best")
+
+
+def _forest(ax: "Axes", pairs: pd.DataFrame) -> None:
+    """Ratios less 1 in per cent with their intervals: a row a slice, a colour a model."""
+    slices = list(pairs["slice"].unique())
+    models = list(pairs["against"].unique())
+    for place, model in enumerate(models):
+        own = pairs[pairs["against"] == model]
+        y = np.array([slices.index(name) for name in own["slice"]]) + 0.3 * (place - (len(models) - 1) / 2)
+        colour = line(model)[0]
+        low, middle, high = (100 * (own[column].to_numpy(float) - 1) for column in ("low", "ratio", "high"))
+        ax.hlines(y, low, high, color=colour, linewidth=1.6)
+        for x, at, claimed in zip(middle, y, own["claimed"], strict=True):
+            ax.plot(x, at, "o", color=colour, markerfacecolor=colour if claimed else "white", markersize=5.5)
+        ax.plot([], [], "o", color=colour, label=f"against {model}")
+    ax.axvline(0, color="#555555", linewidth=1.0)
+    ax.set_yticks(range(len(slices)), slices)
+    ax.set_ylim(len(slices) + 0.9, -0.6)  # the first slice on top; room for the legend under the last
+    ax.locator_params(axis="x", nbins=5)
+    ax.legend(loc="lower center", ncols=2)
 
 
 def mixed_curve(errors_by_model: dict[str, pd.DataFrame]) -> "Figure":

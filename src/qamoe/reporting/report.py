@@ -106,6 +106,7 @@ def build(results: Results, tuned: Path | None = None) -> tuple[Summary, dict[st
     context = {
         "about": sections.about(results, summary),
         "headline": sections.headline(headline, results.cells),
+        "glance": sections.at_a_glance(results, sections.glance(results, pairs, compared)),
         "compared": [controls.shown(row) for row in compared],
         "family": controls.FAMILY,
         "broken_error": "MAE" if metric == "mae" else "Share of misses",

@@ -5,14 +5,17 @@ flat summary, rounded nowhere.
 """
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from qamoe.reporting import figures, tables
-from qamoe.reporting.controls import COMPARED, Summary
+from qamoe.reporting.controls import COMPARED, FAMILY, Pairs, Summary, shows
 from qamoe.reporting.results import Results
 from qamoe.reporting.tables import number, spread
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 SHOWN = ("mean", "concat", "moe", "qamoe", "oracle")  # in the figures of curves
 MEANINGS = {  # of slices, in a reader's words
@@ -204,6 +207,58 @@ def spectrum(results: Results, summary: Summary) -> dict[str, Any]:
     if tables.error_metric(results.cells) == "accuracy":
         text = "How accuracy falls as the inputs get worse. Higher and flatter is better."
     return {"title": "Along the spectrum", "text": text, "figures": made, "small": True}
+
+
+def at_a_glance(results: Results, figure: "Figure | None") -> list[dict[str, str]]:
+    """The figure that comes first, with what its marks mean."""
+    metric = tables.error_metric(results.cells)
+    if figure is None or metric is None:
+        return []
+    first = COMPARED[0]
+    side = "left" if metric == "mae" else "right"
+    caption = (
+        f"Thick: the mean over training seeds. Last panel: {METRIC_NAMES[metric]} of {first} relative to another's, "
+        f"a slice a row, 95 % intervals over test sources; {side} of 0 {first} is the better one. A full mark is "
+        "a difference by the rules of the table below; a hollow one shows none."
+    )
+    return [_figure(figure, f"{first} and its controls: error, reliability, differences", caption)]
+
+
+def glance(results: Results, made: Pairs, compared: list[dict[str, Any]]) -> "Figure | None":
+    """Error, reliability and differences side by side; None where there is nothing to compare.
+
+    made: controls.pairs. compared: controls.rows, for Holm's p of the family.
+    """
+    metric = tables.error_metric(results.cells)
+    graded = tables.graded_slices(results.cells)
+    first, others = COMPARED[0], FAMILY[0]
+    corrected = {(row["against"], row["slice"]): row["corrected"] for row in compared}
+    pairs = pd.DataFrame(
+        {"against": m, "slice": name, "ratio": pair.ratio, "low": pair.ratio_low, "high": pair.ratio_high}
+        | {"claimed": shows(pair, corrected.get((m, name)))}
+        for (m, name), pair in made.items()
+        if m in others and not pd.isna(pair.ratio)
+    )
+    if pairs.empty or not graded or metric is None:
+        return None
+    return figures.at_a_glance(
+        results.cells[(results.cells["slice"] == graded[0]) & results.cells["model"].isin(SHOWN)],
+        _reliability(results, first, [name for name in ("missing", "noise") if name in graded]),
+        pairs,
+        metric,
+        first,
+    )
+
+
+def _reliability(results: Results, model: str, slices: list[str]) -> pd.DataFrame:
+    """Medians of r: slice, modality, severity, median; empty where the model has no r."""
+    made = []
+    for name in slices:
+        predictions = results.predictions(model, name)
+        for modality in tables.modalities_of(predictions, "r"):
+            points = tables.by_severity(predictions, name, modality, "r")
+            made.append(points.assign(slice=name, modality=modality))
+    return pd.concat(made, ignore_index=True) if made else pd.DataFrame()
 
 
 def within_slices(results: Results, summary: Summary) -> dict[str, Any]:
