@@ -41,6 +41,12 @@ def test_each_cell_is_drawn_as_often_and_the_clean_one_once() -> None:
     assert len(set(cells.views)) == len(cells.views)
 
 
+def test_trust_is_anchored_on_a_kind_of_the_grid() -> None:
+    cells = selection_cells(selection({"missing": [0.0, 0.3]}, draws=2))
+    assert [cells.views[i] for i in cells.worthless] == [alike("missing", 1.0, 41, draw) for draw in range(2)]
+    assert cells.selection == (0, 1, 2)
+
+
 def test_without_a_clean_cell_trust_is_still_anchored_on_clean_clips() -> None:
     cells = selection_cells(selection({"noise": [0.5]}, draws=2))
     assert cells.selection == (0, 1)
@@ -66,7 +72,7 @@ def test_a_specialist_is_trained_and_chosen_in_its_own_cell(setting: Any, kind: 
     assert [cells.views[i] for i in cells.selection] == [alike(kind, severity, 41, draw) for draw in range(2)]
     assert set(cells.groups) == {0}
     assert cells.views[cells.clean[0]] == alike("clean", 0.0, 41, 0), "trust is anchored as it is for all"
-    assert [cells.views[i] for i in cells.worthless] == [alike("noise", 1.0, 41, draw) for draw in range(2)]
+    assert [cells.views[i] for i in cells.worthless] == [alike(kind, 1.0, 41, draw) for draw in range(2)]
 
 
 def test_the_clean_specialist_never_sees_a_degraded_clip(setting: Any) -> None:

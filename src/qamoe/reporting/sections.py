@@ -464,8 +464,8 @@ def notes(results: Results) -> list[str]:
                 fallen.setdefault(f"{run['model']}, {modality}", []).append(str(run["seed"]))
     for which, seeds in fallen.items():
         said.append(
-            f"Trust is r itself, not rescaled ({which}, seed {', '.join(seeds)}): on validation the median r under "
-            "noise at severity 1 was not below the clean one."
+            f"Trust is r itself, not rescaled ({which}, seed {', '.join(seeds)}): on validation the median r of "
+            "worthless clips was not below that of clean ones."
         )
     for (model, name), (some, of) in _undefined(results.cells).items():
         said.append(

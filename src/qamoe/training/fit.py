@@ -279,7 +279,7 @@ def _short(line: dict[str, Any]) -> dict[str, Any]:
 def _after_training(
     model: Model, valid: Views, cells: Cells, modalities: list[str], batch_size: int, device: str, parts: Parts
 ) -> dict[str, Any]:
-    """Calibration over the selection cells, and each modality's trust anchors: median r clean and under noise 1."""
+    """Calibration over the selection cells, and each modality's trust anchors: median r, clean and worthless."""
     fitted = calibration(_predictions(model, valid, cells.selection, batch_size, device, parts))
     clean = _predictions(model, valid, cells.clean, batch_size, device, parts)["r"]
     worthless = _predictions(model, valid, cells.worthless, batch_size, device, parts)["r"]

@@ -32,7 +32,11 @@ class Cells:
 
 
 def selection_cells(params: Selection) -> Cells:
-    """The views of params' selection grid, each severity once a draw, and those that trust is anchored on."""
+    """The views of params' selection grid, each severity once a draw, and those that trust is anchored on.
+
+    Trust's lower anchor is noise at severity 1, or that of the last kind of a grid without noise: what a model was not
+    trained on it does not know to be worthless.
+    """
     views: list[View] = []
     groups: list[int] = []
     clean: tuple[int, ...] = ()
@@ -51,7 +55,8 @@ def selection_cells(params: Selection) -> Cells:
     if not clean:
         clean = (len(views),)
         views.append(alike("clean", 0.0, params.seed, 0))
-    anchors = [alike("noise", 1.0, params.seed, draw) for draw in range(params.draws)]
+    kind = "noise" if "noise" in params.severities else list(params.severities)[-1]
+    anchors = [alike(kind, 1.0, params.seed, draw) for draw in range(params.draws)]
     views += [view for view in anchors if view not in views]
     return Cells(tuple(views), selection, tuple(groups), clean, tuple(views.index(view) for view in anchors))
 
