@@ -2,6 +2,7 @@
 
 import csv
 import json
+import subprocess
 import sys
 from collections import Counter, defaultdict
 from pathlib import Path
@@ -160,6 +161,26 @@ def test_a_folder_in_use_is_refused_and_left_alone(tmp_path: Path, capsys: pytes
     assert "is not an empty folder" in error
     assert error.count("\n") == 1
     assert content(tmp_path) == {"data/mine.txt": b"mine"}
+
+
+STOPPED = """
+import os, signal, sys
+from qamoe.corpora import sample
+def made(*arguments, made=sample._made):
+    for row in made(*arguments):
+        os.killpg(0, signal.SIGINT)
+        yield row
+sample._made = made
+sys.exit(sample.main(["--out", sys.argv[1], "--clips", "40", "--processes", "2"]))
+"""
+
+
+def test_ctrl_c_says_one_sentence_and_leaves_nothing(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", STOPPED, str(tmp_path / "data")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, start_new_session=True)
+    assert done.stderr == "stopped; nothing was written.\n"
+    assert done.returncode == 130
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(

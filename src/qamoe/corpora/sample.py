@@ -11,6 +11,7 @@ import csv
 import json
 import os
 import shutil
+import signal
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -210,7 +211,8 @@ def _made(plans: list[Plan], media: Path, seed: int, task: str, processes: int) 
         yield from map(make, *arguments)
         return
     # Fresh processes: a fork would inherit whatever threads the caller's libraries have started.
-    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+    ignore = (signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the caller
+    with ProcessPoolExecutor(processes, get_context("spawn"), signal.signal, ignore) as pool:
         yield from pool.map(make, *arguments, chunksize=4)
 
 
@@ -237,6 +239,9 @@ def main(arguments: list[str] | None = None) -> int:
     except Refused as refusal:
         print(refusal, file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("stopped; nothing was written.", file=sys.stderr)
+        return 130
     return 0
 
 
