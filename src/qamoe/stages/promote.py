@@ -1,7 +1,7 @@
 """The best checkpoint of QA-MoE -> the registered champion, if the gate lets it: an event, without a DVC output.
 
-Candidate and champion are measured on the gate split, which no other stage reads; never on test. The rules, aliases
-and records are in records/registry.py.
+Candidate and champion are measured on the gate split, which no other stage reads; never on test. The rules are in
+records/gate.py, aliases and records of it in records/registry.py.
 """
 
 import tempfile
@@ -45,6 +45,7 @@ def decide(params: Params, out: Path, dry: bool = False) -> "Decision":
     """
     from qamoe.evaluation.spectrum import PROTOCOL
     from qamoe.records import registry
+    from qamoe.records.gate import Evidence
     from qamoe.records.store import answering, connect, one_at_a_time
     from qamoe.records.tracking import record_training
     from qamoe.training import checkpoint
@@ -73,7 +74,7 @@ def decide(params: Params, out: Path, dry: bool = False) -> "Decision":
         if against is not None:
             rivals.append(fetched(name, against.version, config, Path(temporary)))
         rows = _measured(params, stats, rivals, store, Path(temporary))
-    evidence = registry.Evidence(
+    evidence = Evidence(
         config,
         rows[0],
         rows[1] if against else None,
@@ -85,7 +86,7 @@ def decide(params: Params, out: Path, dry: bool = False) -> "Decision":
     )
     if dry:
         print("dry run: nothing is registered or recorded, and no registered model asked whether it predicts the same")
-        return registry.foretold(evidence, against)
+        return registry.foretold(evidence)
     about = {"protocol": PROTOCOL, "data_digest": config["digests"]["data"], "gate_digest": gate_digest}
     with answering():
         run_id = record_training(client, folder, name)
