@@ -25,7 +25,7 @@ import mlflow
 from qamoe import settings
 from qamoe.params import load
 from qamoe.records import store
-from qamoe.reporting import controls, results, sections, tables
+from qamoe.reporting import controls, curves, results, tables
 from tests.serving.browser import Tab, tab
 
 DOCS = Path("docs")
@@ -96,11 +96,11 @@ def of_mlflow(page: Tab, address: str, name: str) -> None:
 
 def of_glance(out: Path) -> None:
     """The first figure of the report of `out`, an experiment's folder; specialists are not in it."""
-    found = results.read(out / "evaluate", out / "train", sections.SHOWN)
+    found = results.read(out / "evaluate", out / "train", curves.SHOWN)
     summary: controls.Summary = {}
     metric = tables.error_metric(found.cells) or ""
     pairs = controls.pairs(controls.values(found, summary), metric, summary)
-    figure = sections.glance(found, pairs, controls.rows(pairs, metric, summary))
+    figure = curves.glance(found, pairs, controls.rows(pairs, metric, summary))
     assert figure is not None
     figure.savefig(DOCS / "glance.png", dpi=100)
     print(DOCS / "glance.png")

@@ -12,7 +12,7 @@ from qamoe.evaluation.compare import DRAWS, Comparison, Resampled, compared, hol
 from qamoe.reporting import tables
 from qamoe.reporting.pairs import texts, verdict
 from qamoe.reporting.results import Results
-from qamoe.reporting.tables import number
+from qamoe.reporting.tables import number, percent
 
 Summary = dict[str, float | int | bool | None]
 
@@ -160,17 +160,13 @@ def no_worse(found: dict[tuple[str, str], Resampled], made: Pairs, summary: Summ
             {
                 "slice": name,
                 "best": best,
-                "relative": _percent(pair.ratio - 1),
-                "upper": _percent(upper),
+                "relative": percent(pair.ratio - 1),
+                "upper": percent(upper),
                 "said": "no worse" if non_inferior(pair, MARGIN) else "not shown to be no worse",
             }
         )
         summary[f"non_inferior.{name}.{best}.mae.relative"] = pair.ratio - 1
     return lines
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:+.1f} %".replace("-", "−")
 
 
 def specialists(results: Results, summary: Summary) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from qamoe.evaluation.compare import compare
 from qamoe.evaluation.summary import BLIND
 from qamoe.reporting import figures, tables
 from qamoe.reporting.results import BROKEN, Results
-from qamoe.reporting.tables import number
+from qamoe.reporting.tables import number, percent
 
 Summary = dict[str, float | int | bool | None]
 
@@ -88,15 +88,11 @@ def broken(results: Results, summary: Summary) -> list[dict[str, str]]:
                 "what": words,
                 "intact": number(found.intact, "mae"),
                 "mae": number(found.mae, "mae"),
-                "rise": _percent(found.rise),
-                "interval": f"{_percent(found.low)} to {_percent(found.high)}",
+                "rise": percent(found.rise),
+                "interval": f"{percent(found.low)} to {percent(found.high)}",
             }
         )
     return lines
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:+.1f} %".replace("-", "−")
 
 
 def nothing_left(results: Results, summary: Summary) -> dict[str, str]:

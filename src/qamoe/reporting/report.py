@@ -18,7 +18,7 @@ from typing import Any
 
 import pandas as pd
 
-from qamoe.reporting import controls, evidence, sections, tables
+from qamoe.reporting import controls, curves, evidence, sections, tables
 from qamoe.reporting.controls import Summary
 from qamoe.reporting.results import Results, read
 from qamoe.reporting.tables import number
@@ -106,11 +106,11 @@ def build(results: Results, tuned: Path | None = None) -> tuple[Summary, dict[st
     context = {
         "about": sections.about(results, summary),
         "headline": sections.headline(headline, results.cells),
-        "glance": sections.at_a_glance(results, sections.glance(results, pairs, compared)),
+        "glance": curves.at_a_glance(results, curves.glance(results, pairs, compared)),
         "compared": [controls.shown(row) for row in compared],
         "family": controls.FAMILY,
         "broken_error": "MAE" if metric == "mae" else "Share of misses",
-        "metric": sections.METRIC_NAMES.get(metric, metric),
+        "metric": tables.METRIC_NAMES.get(metric, metric),
         "matrix": controls.matrix(resampled, pairs, metric),
         "no_worse": controls.no_worse(resampled, pairs, summary) if metric == "mae" else [],
         "margin": f"{100 * controls.MARGIN:g} %",
@@ -119,10 +119,10 @@ def build(results: Results, tuned: Path | None = None) -> tuple[Summary, dict[st
         "resamplings": controls.DRAWS,
         "slices": slices,
         "groups": [
-            sections.spectrum(results, summary),
-            sections.within_slices(results, summary),
-            sections.trust(results, summary),
-            sections.experts(results, summary),
+            curves.spectrum(results, summary),
+            curves.within_slices(results, summary),
+            curves.trust(results, summary),
+            curves.experts(results, summary),
             sections.search(tuned, summary),
         ],
         "reliability": evidence.reliability_rows(results, summary),

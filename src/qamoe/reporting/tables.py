@@ -4,7 +4,7 @@ A run is one model and training seed. `cells` are those of every evaluate/<model
 the columns model and seed; `predictions` are those of one model, with the column seed.
 """
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -16,6 +16,7 @@ MODALITIES = ("text", "audio", "vision")
 ORDER = ("mean", "text", "concat", "cross_attention", "tensor", "precision", "moe")
 STATISTICS = ("area", "area09", "worst", "clean")
 ERRORS = ("mae", "accuracy")  # the metric that figures show: the first that exists
+METRIC_NAMES = {"mae": "MAE", "accuracy": "Accuracy"}
 FEWEST = 20  # rows in a bin of mean severity, for a point of the figure
 
 
@@ -128,6 +129,16 @@ def headline(cells: pd.DataFrame, runs: pd.DataFrame | None = None) -> pd.DataFr
             row[f"{column.name}.sd"] = values.std()
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+def percent(share: float) -> str:
+    """A relative difference as the page prints it, with its sign."""
+    return f"{100 * share:+.1f} %".replace("-", "−")
+
+
+def plain(value: Any) -> float | None:
+    """As a summary holds it: a float, None for NaN."""
+    return None if pd.isna(value) else float(value)
 
 
 def number(value: float, metric: str) -> str:
