@@ -166,6 +166,7 @@ def test_a_folder_in_use_is_refused_and_left_alone(tmp_path: Path, capsys: pytes
 STOPPED = """
 import os, signal, sys
 from qamoe.corpora import sample
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in what a shell starts in the background
 def made(*arguments, made=sample._made):
     for row in made(*arguments):
         os.killpg(0, signal.SIGINT)

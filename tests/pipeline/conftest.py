@@ -42,7 +42,7 @@ def small_params() -> dict[str, Any]:
     content = copy.deepcopy(yaml.safe_load((ROOT / "params.yaml").read_text()))
     content["extract"]["vision"]["rate"] = 2
     common = content["train"]["common"]
-    common |= {"epochs": 12, "batch_size": 4, "lr": 0.01, "patience": 12}
+    common |= {"epochs": 32, "batch_size": 4, "lr": 0.01, "patience": 32}
     common["degrade"]["views"] = 2
     common["selection"] |= {"severities": {"missing": [0.0, 0.5], "noise": [0.5]}, "draws": 1}
     content["models"]["encoders"] |= {"width": 8, "heads": 2}
@@ -132,7 +132,7 @@ def finished(untouched: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
         text=True,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "decision: promoted" in done.stdout
+    assert "decision: promoted" in done.stdout, done.stdout
     return Run(checkout, time.monotonic() - began)
 
 

@@ -87,7 +87,9 @@ def interrupted(work: Callable[..., Any], arguments: tuple[Any, ...], point: int
 
 
 def promotion(params: Any, out: str) -> str:
-    return promote.decide(params, Path(out)).outcome
+    decision = promote.decide(params, Path(out))
+    print(out, decision.outcome, *decision.reasons, sep="\n", flush=True)  # shown where the test fails
+    return decision.outcome
 
 
 def rollback() -> str:
@@ -148,7 +150,8 @@ def stand(tmp_path: Path, empty_records: Path, tiny_params: Any, tiny_corpus: An
     def train(out: str, answer: float) -> None:
         if not (place / out).exists():
             tiny_corpus(place / out)
-        digests = {"params": "p" * 64, "data": data_digest(place / out), "code": "c" * 64}
+        # Other candidates are of other parameters: of the same ones the second would go on in the run of the first.
+        digests = {"params": f"{answer}".ljust(64, "p"), "data": data_digest(place / out), "code": "c" * 64}
         for seed, other in ((1, answer), (2, 9.0)):
             tiny_checkpoint(place / out / "train/qamoe" / str(seed), seed=seed, answer=other, digests=digests)
 
