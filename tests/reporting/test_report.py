@@ -13,7 +13,7 @@ from qamoe.errors import Refused
 from qamoe.evaluation.compare import holm
 from qamoe.evaluation.metrics import of_predictions
 from qamoe.evaluation.summary import summarise
-from qamoe.reporting import controls, figures, report, tables
+from qamoe.reporting import controls, curves, figures, report, tables
 from qamoe.reporting.results import read
 
 Maker = Callable[..., None]
@@ -215,6 +215,19 @@ def test_the_first_figure_claims_what_the_table_claims(many: Path) -> None:
     rest = pairs[~in_family]
     assert rest["claimed"].any()
     assert list(rest["claimed"]) == list((rest["low"] > 1) | (rest["high"] < 1))
+
+
+def test_the_first_figure_names_the_best_control_where_it_is_not_drawn(many: Path) -> None:
+    results = read(many / "evaluate", many / "train")
+    judged = [
+        {"slice": "mixed", "best": "moe", "relative": "−1.0 %"},
+        {"slice": "missing", "best": "text", "relative": "+5.6 %"},
+    ]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(figures, "data_uri", lambda figure: "data:,")
+        (shown,) = curves.at_a_glance(results, object(), judged)  # type: ignore[arg-type]
+    told = shown["caption"].partition("Not drawn: ")[2]
+    assert told == "text, the control that errs least on missing (MAE of qamoe relative to text there: +5.6 %)."
 
 
 def test_the_best_control_is_neither_oracle_nor_ablation(all_models: tuple[str, dict]) -> None:

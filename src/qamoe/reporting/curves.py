@@ -81,8 +81,11 @@ def spectrum(results: Results, summary: Summary) -> dict[str, Any]:
     return {"title": "Along the spectrum", "text": text, "figures": made, "small": True}
 
 
-def at_a_glance(results: Results, figure: "Figure | None") -> list[dict[str, str]]:
-    """The figure that comes first, with what its marks mean."""
+def at_a_glance(results: Results, figure: "Figure | None", judged: list[dict[str, str]]) -> list[dict[str, str]]:
+    """The figure that comes first, with what its marks mean, and the best control where it is not one of those drawn.
+
+    judged: controls.no_worse.
+    """
     metric = tables.error_metric(results.cells)
     if figure is None or metric is None:
         return []
@@ -93,6 +96,12 @@ def at_a_glance(results: Results, figure: "Figure | None") -> list[dict[str, str
         f"another's, a slice a row, 95 % intervals over test sources; {side} of 0 {first} is the better one. "
         "A full mark is a difference by the rules of the table below; a hollow one shows none."
     )
+    for row in judged:
+        if row["best"] not in SHOWN:
+            caption += (
+                f" Not drawn: {row['best']}, the control that errs least on {row['slice']} (MAE of {first} relative to "
+                f"{row['best']} there: {row['relative']})."
+            )
     return [_figure(figure, f"{first} and its controls: error, reliability, differences", caption)]
 
 

@@ -102,17 +102,18 @@ def build(results: Results, tuned: Path | None = None) -> tuple[Summary, dict[st
     resampled = controls.values(results, summary)
     pairs = controls.pairs(resampled, metric, summary)
     compared = controls.rows(pairs, metric, summary)
+    judged = controls.no_worse(resampled, pairs, summary) if metric == "mae" else []
     slices = sections.slices(results.cells, runs, summary)
     context = {
         "about": sections.about(results, summary),
         "headline": sections.headline(headline, results.cells),
-        "glance": curves.at_a_glance(results, curves.glance(results, pairs, compared)),
+        "glance": curves.at_a_glance(results, curves.glance(results, pairs, compared), judged),
         "compared": [controls.shown(row) for row in compared],
         "family": controls.FAMILY,
         "broken_error": "MAE" if metric == "mae" else "Share of misses",
         "metric": tables.METRIC_NAMES.get(metric, metric),
         "matrix": controls.matrix(resampled, pairs, metric),
-        "no_worse": controls.no_worse(resampled, pairs, summary) if metric == "mae" else [],
+        "no_worse": judged,
         "margin": f"{100 * controls.MARGIN:g} %",
         "specialists": controls.specialists(results, summary),
         "pair": controls.COMPARED,
