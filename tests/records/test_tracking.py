@@ -239,6 +239,23 @@ def test_a_folder_is_recorded_once(records, tiny_checkpoint, tmp_path):
         tracking.record_training(records, tmp_path, "qa-moe")
 
 
+def test_two_checkpoints_recorded_at_once_have_a_run_each(records, tiny_checkpoint, tmp_path, monkeypatch):
+    """Even where both say that they were made of the same: one begins while the other is being logged."""
+    one, other = (tiny_checkpoint(tmp_path / str(answer), answer=answer) for answer in (0.5, 0.7))
+    finish, second = tracking.Record.finish, []
+
+    def meanwhile(record: tracking.Record, folder: Path) -> None:
+        if folder == one:
+            second.append(tracking.record_training(records, other, "qa-moe"))
+        finish(record, folder)
+
+    monkeypatch.setattr(tracking.Record, "finish", meanwhile)
+    first = tracking.record_training(records, one, "qa-moe")
+    assert second != [first]
+    for folder, run in ((one, first), (other, *second)):
+        assert records.get_run(run).data.tags[tracking.ARTIFACT] == checkpoint.digest(folder)
+
+
 def cells(offset: float = 0.0) -> pd.DataFrame:
     rows = []
     for name, severities in (("clean", [0.0]), ("missing", [0.0, 0.3, 1.0]), ("mixed", [float("nan")])):

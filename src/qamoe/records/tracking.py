@@ -30,6 +30,7 @@ log = logging.getLogger("qamoe")
 ARTIFACT = "qamoe.artifact_digest"
 EVALUATED = "qamoe.evaluated_digest"
 MODEL_ID = "qamoe.logged_model"
+_LATER = "qamoe.recorded_digest"  # tag of a run that is logged from files: of which checkpoint
 _NOTE = "mlflow.note.content"
 _SEEDS = "The runs under this one are its seeds, of the same parameters, data and code."
 EVALUATION = "evaluate"  # the folder of a run's artifacts
@@ -129,10 +130,12 @@ def _begin(client: Any, experiment: str, config: dict[str, Any], tags: dict[str,
     place = experiment_id(client, experiment)
     wanted = " and ".join(f"tags.`{key}` = '{value}'" for key, value in identity.items())
     found = client.search_runs(
-        [place], f"{wanted} and attributes.status != 'FINISHED'", max_results=1, order_by=["attributes.start_time DESC"]
+        [place], f"{wanted} and attributes.status != 'FINISHED'", order_by=["attributes.start_time DESC"]
     )
-    if found:
-        return found[0].info.run_id
+    for run in found:
+        # One that is being logged from other files is another checkpoint's, whatever both say they were made of.
+        if run.data.tags.get(_LATER, tags.get(_LATER)) == tags.get(_LATER):
+            return run.info.run_id
     above, made = one_run(client, place, name, shared | {"qamoe.role": "model"}, _SOURCE | {_NOTE: _SEEDS} | tags)
     if made:
         client.set_terminated(above, "FINISHED")
@@ -241,11 +244,13 @@ def record_training(client: Any, folder: Path, experiment: str) -> str:
     config = checkpoint.read_config(folder)
     if config is None:
         raise Refused(f"There is no finished checkpoint in {folder}: {checkpoint.CONFIG} is missing.")
-    found = find(client, qamoe__artifact_digest=checkpoint.digest(folder))
+    digest = checkpoint.digest(folder)
+    found = find(client, qamoe__artifact_digest=digest)
     if found is not None:
         return found.info.run_id
     lines = [json.loads(line) for line in (folder / checkpoint.HISTORY).read_text().splitlines()]
-    record = Record(client, _begin(client, experiment, config, {"qamoe.recorded": "later, from its files"}))
+    later = {"qamoe.recorded": "later, from its files", _LATER: digest}
+    record = Record(client, _begin(client, experiment, config, later))
     ended = (folder / checkpoint.CONFIG).stat().st_mtime
     seconds = [line["seconds"] for line in lines]
     times = [round(1000 * (ended - sum(seconds[i + 1 :]))) for i in range(len(lines))]
