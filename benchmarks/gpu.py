@@ -21,11 +21,10 @@ from qamoe.degradation.draws import MODALITIES
 from qamoe.degradation.views import alike, apply
 from qamoe.features.batch import Batch
 from qamoe.features.store import Store
-from qamoe.params import Encoders, PerModality
 from qamoe.training.views import Views
 
 SECONDS = 60
-LARGE = Encoders(width=256, layers=4, heads=8, dropout=0.2, stride=PerModality(text=1, audio=2, vision=1))
+LARGE = shapes.ENCODERS.model_copy(update={"width": 256, "layers": 4, "heads": 8})
 STARTED = time.monotonic()
 
 

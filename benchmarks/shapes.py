@@ -14,7 +14,7 @@ from qamoe.models.model import Model
 from qamoe.models.prediction import Target
 from qamoe.models.step import Step
 from qamoe.models.text import WIDTH
-from qamoe.params import Block, Encoders, Hidden, LossWeights, PerModality, QAMoE
+from qamoe.params import Block, Encoders, Hidden, LossWeights, PerModality, QAMoE, TextEncoder
 
 CLIPS = 22_856
 FRAMES = {"text": 50, "audio": 500, "vision": 500}
@@ -23,7 +23,8 @@ FEATURES = {"text": WIDTH, **COLUMNS}
 VOCABULARY = 30_522
 
 # Those of params.yaml, which benchmarks/model.py compares: a GPU machine needs no YAML.
-ENCODERS = Encoders(width=64, layers=1, heads=4, dropout=0.2, stride=PerModality(text=1, audio=2, vision=1))
+TEXT = TextEncoder(finetune=False, encoder="minilm", lr=5e-5, dropout=0.1, pooling="attention")
+ENCODERS = Encoders(width=64, layers=1, heads=4, dropout=0.2, stride=PerModality(text=1, audio=2, vision=1), text=TEXT)
 CONCAT = Hidden(hidden=160)
 QAMOE = QAMoE(
     experts=8,

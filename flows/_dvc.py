@@ -20,6 +20,7 @@ from flows._group import run
 
 # As data flows. Nothing depends on `tune`; it comes before the report, which shows the study that it finds.
 STAGES = ("extract", "preprocess", "train", "evaluate", "tune", "report")
+_CODE = "code-"  # and a stage: that which writes down what the stage is made of
 # DVC waits 3 s for its lock and gives up; a stage that hashes a large output holds it for longer.
 _LOCKED = "Unable to acquire lock"
 _LOST = "The records at http"  # a server may come back; a file that cannot be used stays so
@@ -102,7 +103,7 @@ def command(name: str, *arguments: str, show: bool = True, changed: Mapping[str,
 
 def run_stage(stage: str, changed: Mapping[str, str] | None = None) -> State[Any]:
     """Run one DVC stage, a matrix stage with all of its models, unless it is not stale; holds what it printed."""
-    state = command(stage, "dvc", "repro", "--single-item", stage, changed=changed)
+    state = command(stage, "dvc", "repro", "--single-item", f"{_CODE}{stage}", stage, changed=changed)
     if state.is_completed():
         return Completed(data=stage_output(state.result().splitlines()))
     return state
@@ -118,6 +119,19 @@ def stage_alone(stage: str, changed: Mapping[str, str] | None = None) -> State[A
         return state
 
     return _workspace.run(stage, work)
+
+
+def status() -> State[Any]:
+    """What `dvc status --json` says once it is known what the stages are made of: source files may have changed in a
+    remark alone."""
+    state = command("status", "dvc", "status", "--json", show=False)
+    if not state.is_completed():
+        return state
+    made_of = sorted(name for name in json.loads(state.result()) if name.startswith(_CODE))
+    if not made_of:
+        return state
+    written = command("code", "dvc", "repro", "--single-item", *made_of, show=False)
+    return command("status", "dvc", "status", "--json", show=False) if written.is_completed() else written
 
 
 def stale(status: str) -> tuple[str, ...]:

@@ -24,6 +24,7 @@ from prefect.states import Failed
 
 from flows._worker import end_with_worker
 from qamoe import settings
+from qamoe.records.origin import changed_files
 
 REPORT = Path("artifacts/report/index.html")
 _PAGE = "http://127.0.0.1:5000"  # of `make ui`, where records are a database and no server
@@ -38,12 +39,6 @@ def _git(*arguments: str) -> str | None:
         return subprocess.run(["git", *arguments], check=True, capture_output=True, text=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
-
-
-def changed_files() -> list[str]:
-    """Tracked files that differ from the last commit, without those that a run itself may change."""
-    names = (_git("diff", "--name-only", "HEAD") or "").splitlines()
-    return [name for name in names if name != "dvc.lock" and not name.endswith(".dvc")]
 
 
 def origin() -> dict[str, str]:

@@ -10,7 +10,7 @@ from prefect import State, flow, get_run_logger
 from prefect.states import Completed
 
 from flows import _workspace
-from flows._dvc import command, run_stage, stale, start
+from flows._dvc import command, run_stage, stale, start, status
 from flows.promote import ask_gate, decision
 
 _BEGUN = Path(".dvc/tmp/pull-begun")  # dvc fills data/ file by file
@@ -31,10 +31,10 @@ def _line(ingest_from: str | None) -> State[Any]:
         state = prepare()
         if not state.is_completed():
             return state
-    status = command("status", "dvc", "status", "--json", show=False)
-    if not status.is_completed():
-        return status
-    stages = stale(status.result())
+    found = status()
+    if not found.is_completed():
+        return found
+    stages = stale(found.result())
     doing = f"{stages[0]} to {stages[-1]}" if len(stages) > 1 else "".join(stages) or "nothing stale"
     get_run_logger().info("to run: %s", ", ".join(stages) if stages else "nothing; no stage is stale")
     _workspace.named(doing)

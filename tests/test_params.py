@@ -9,7 +9,8 @@ import yaml
 from pydantic import ValidationError
 
 from qamoe.errors import Refused
-from qamoe.params import MODEL_NAMES, Params, digest, family, load, specialist_cell
+from qamoe.model_names import family, specialist_cell
+from qamoe.params import MODEL_NAMES, Params, digest, load
 from qamoe.stages.experiment import overlaid
 
 ROOT = Path(__file__).parents[1]

@@ -1,14 +1,14 @@
 """params.yaml as frozen values: an unknown key, a wrong type or a value out of range is an error that names it.
 
 One section a stage, plus `models` (a block a model), `seeds` and `registry`. What is here can change a result
-and makes stages stale; where and how fast things run is in settings.py.
+and makes stages stale, and no value stands here: every key that decides something is in the file. Where and how fast
+things run is in settings.py.
 """
 
 import hashlib
 import json
-import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
@@ -22,6 +22,7 @@ from pydantic import (
 )
 
 from qamoe.errors import Refused
+from qamoe.model_names import ABLATIONS, Kind, family
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Severity = Annotated[float, Field(gt=0, le=1)]
@@ -30,7 +31,6 @@ Count = Annotated[int, Field(ge=1)]
 LearningRate = Annotated[float, Field(gt=0, lt=1)]
 Dropout = Annotated[float, Field(ge=0, lt=1)]
 Modality = Literal["text", "audio", "vision"]
-Kind = Literal["missing", "noise", "burst", "missing_features"]  # that a checkpoint may be chosen by
 
 
 def _ascending(bounds: tuple[float, float]) -> tuple[float, float]:
@@ -54,17 +54,24 @@ class Task(Block):
     """What is predicted: a number in [low, high], or one of `classes`."""
 
     kind: Literal["regression", "classification"]
-    low: float = -3.0
-    high: float = 3.0
+    low: float | None = None  # of a regression; beside classes they say nothing
+    high: float | None = None
     classes: tuple[str, ...] = ()
 
     @model_validator(mode="after")
     def _has_its_range(self) -> "Task":
-        if self.kind == "regression" and not self.low < self.high:
+        if self.kind == "regression" and not self.range[0] < self.range[1]:
             raise ValueError(f"low ({self.low}) must be below high ({self.high})")
         if self.kind == "classification" and len(self.classes) < 2:
             raise ValueError("a classification task names at least two classes")
         return self
+
+    @property
+    def range(self) -> tuple[float, float]:
+        """The lowest and the highest label of a regression."""
+        if self.low is None or self.high is None:
+            raise ValueError(f"a regression task has low ({self.low}) and high ({self.high})")
+        return self.low, self.high
 
 
 def _chosen(modality: str) -> Any:
@@ -167,11 +174,11 @@ class Train(Block):
 class TextEncoder(Block):
     """Frozen, its states made once for all models; or fine-tuned as a part of each: the last three are of that."""
 
-    finetune: bool = False
-    encoder: Annotated[str, Field(min_length=1)] = "minilm"  # or the folder of a Hugging Face encoder
-    lr: LearningRate = 5e-5  # its own; that of all else is train.common.lr
-    dropout: Dropout = 0.1
-    pooling: Literal["attention", "mean"] = "attention"  # over its states, or over one that is their mean
+    finetune: bool
+    encoder: Annotated[str, Field(min_length=1)]  # minilm, or the folder of a Hugging Face encoder
+    lr: LearningRate  # its own; that of all else is train.common.lr
+    dropout: Dropout
+    pooling: Literal["attention", "mean"]  # over its states, or over one that is their mean
 
 
 class Encoders(Block):
@@ -182,7 +189,7 @@ class Encoders(Block):
     heads: Count
     dropout: Dropout
     stride: PerModality
-    text: TextEncoder = TextEncoder()  # of checkpoints that are older than this key
+    text: TextEncoder
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> "Encoders":
@@ -256,7 +263,7 @@ class Evaluate(Block):
     draws: Count
     mixed_draws: Count
     slices: Annotated[tuple[Slice, ...], Field(min_length=1)]
-    broken_permutations: Annotated[int, Field(ge=0)] = 20  # of r between the clips of slice mixed; 0 leaves them out
+    broken_permutations: Annotated[int, Field(ge=0)]  # of r between the clips of slice mixed; 0 leaves them out
 
     @field_validator("slices")
     @classmethod
@@ -280,34 +287,11 @@ class Registry(Block):
     draws: Count  # of the cells that the gate measures
     seed: int
     coverage_90: Annotated[tuple[Share, Share], AfterValidator(_ascending)]
-    calibration_error: Share = 0.2  # of classes; the most that the gate lets pass
-    tolerance: Share = 0.05  # how much worse than the champion's the error of a slice may be; of classes, in misses
+    calibration_error: Share  # of classes; the most that the gate lets pass
+    tolerance: Share  # how much worse than the champion's the error of a slice may be; of classes, in misses
 
 
-ABLATIONS = ("severity", "others", "probe", "fallback", "gate", "fusion")  # parts of QA-MoE: models/qamoe.py
 MODEL_NAMES = tuple(name for name in Models.model_fields if name != "encoders")
-
-
-def specialist_cell(name: str) -> tuple[str, float] | None:
-    """Kind and severity of the one cell that a specialist lives in; None where the name is another model's.
-
-    `specialist-clean`, and `specialist-<kind>-<severity in tenths>` such as specialist-missing-03.
-    """
-    if name == "specialist-clean":
-        return "clean", 0.0
-    found = re.fullmatch(rf"specialist-({'|'.join(get_args(Kind))})-(0[1-9]|10)", name)
-    return (found[1], int(found[2]) / 10) if found else None
-
-
-def ablated(name: str) -> str | None:
-    """The part that QA-MoE lacks in a model of this name, such as ablation-gate; None where it is another model's."""
-    part = name.removeprefix("ablation-")
-    return part if part != name and part in ABLATIONS else None
-
-
-def family(name: str) -> str:
-    """The name in MODEL_NAMES whose class and block a model has: specialists and ablations are a qamoe."""
-    return "qamoe" if specialist_cell(name) or ablated(name) else name
 
 
 class Params(Block):

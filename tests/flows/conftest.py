@@ -14,19 +14,31 @@ PIPELINE = """
 stages:
   extract:
     cmd: exec python stage.py extract
-    deps: [corpus.txt]
+    deps: [code-extract.txt, corpus.txt]
     outs: [extract.txt]
   train:
     matrix:
       model: [mean, qamoe]
     cmd: exec python stage.py train ${item.model}
-    deps: [extract.txt]
+    deps: [code-train.txt, extract.txt]
     outs:
       - train-${item.model}.txt
   report:
     cmd: exec python stage.py report
-    deps: [train-mean.txt, train-qamoe.txt]
+    deps: [code-report.txt, train-mean.txt, train-qamoe.txt]
     outs: [report.txt]
+  code-extract:
+    cmd: grep -v '^#' stage.py >code-extract.txt
+    deps: [stage.py]
+    outs: [code-extract.txt]
+  code-train:
+    cmd: grep -v '^#' stage.py >code-train.txt
+    deps: [stage.py]
+    outs: [code-train.txt]
+  code-report:
+    cmd: grep -v '^#' stage.py >code-report.txt
+    deps: [stage.py]
+    outs: [code-report.txt]
 """
 STAGE = """
 import sys

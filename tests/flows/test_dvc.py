@@ -16,18 +16,20 @@ DVC_YAML = Path(_dvc.__file__).parent.parent / "dvc.yaml"
 
 def test_stages_are_those_of_dvc_yaml_and_in_an_order_in_which_they_can_run() -> None:
     stages = yaml.safe_load(DVC_YAML.read_text())["stages"]
-    assert set(_dvc.STAGES) == set(stages)
+    assert {*_dvc.STAGES, *(f"code-{name}" for name in _dvc.STAGES)} == set(stages)
     makers = {}
     for name, stage in stages.items():
         for out in (*stage.get("outs", ()), *stage.get("metrics", ()), *stage.get("plots", ())):
             path = next(iter(out)) if isinstance(out, dict) else out
             makers["/".join(path.split("/")[:2])] = name
+    del makers["artifacts/code"]  # each stage's is run with it
     needs = {
-        name: {makers["/".join(dep.split("/")[:2])] for dep in stage["deps"] if dep.startswith("artifacts/")}
+        name: {makers.get("/".join(dep.split("/")[:2])) for dep in stage["deps"]} - {None}
         for name, stage in stages.items()
     }
     graphlib.TopologicalSorter(needs).prepare()
     for position, name in enumerate(_dvc.STAGES):
+        assert f"artifacts/code/{name}.json" in stages[name]["deps"]
         assert needs[name] <= set(_dvc.STAGES[:position]), name
 
 

@@ -55,6 +55,15 @@ def test_what_is_stale_runs_and_the_gate_is_always_asked(
     _dvc.start(pipeline.pipeline)
     assert ran(repository) == ["extract", "train-mean", "train-qamoe", "report"]
 
+    source = (repository / "stage.py").read_text()
+    (repository / "stage.py").write_text(f"# a remark\n{source}")
+    capsys.readouterr()
+    state = pipeline.pipeline(return_state=True)
+    assert (ran(repository), state.message) == ([], "nothing was stale")
+    (repository / "stage.py").write_text(f"{source}\nprint('more')\n")
+    _dvc.start(pipeline.pipeline)
+    assert ran(repository) == ["extract", "train-mean", "train-qamoe", "report"]
+
 
 @pytest.mark.usefixtures("server")
 def test_a_failed_stage_stops_the_line_before_the_gate(repository: Path, asked: list[str]) -> None:
@@ -101,11 +110,17 @@ def test_a_scheduled_run_takes_commits_only(repository: Path, asked: list[str]) 
         subprocess.run(["git", *who, *arguments], check=True, capture_output=True)
 
     git("init", "--quiet")
-    (repository / "dvc.lock").write_text("schema: '2.0'\n")
-    git("add", "dvc.yaml", "dvc.lock", "stage.py")
+    plan = (repository / "dvc.yaml").read_text()
+    (repository / "dvc.yaml").write_text(plan.replace("outs: [report.txt]", "metrics: [{report.txt: {cache: false}}]"))
+    for made in ("dvc.lock", "report.txt", "extract.txt"):
+        (repository / made).write_text("schema: '2.0'\n")
+    git("add", "dvc.yaml", "dvc.lock", "stage.py", "report.txt", "extract.txt")
     git("commit", "--quiet", "--message", "all")
     (repository / "dvc.lock").write_text("schema: '2.0'\nstages: {}\n")
+    (repository / "report.txt").write_text("of another run")
     assert _workspace.changed_files() == []
+    (repository / "extract.txt").write_text("which the cache holds")
+    assert _workspace.changed_files() == ["extract.txt"]
     with (repository / "stage.py").open("a") as file:
         file.write("# changed\n")
     state = pipeline.pipeline(scheduled=True, return_state=True)

@@ -10,6 +10,7 @@ from qamoe.degradation.draws import clip_key
 from qamoe.features.batch import Batch
 from qamoe.params import Encoders, QAMoE
 
+TEXT = {"finetune": False, "encoder": "minilm", "lr": 5e-5, "dropout": 0.1, "pooling": "attention"}
 FEATURES = {"text": 6, "audio": 3, "vision": 2}
 
 
@@ -20,7 +21,7 @@ def _one_thread() -> None:
 
 @pytest.fixture
 def sizes() -> Encoders:
-    return Encoders(width=8, layers=1, heads=2, dropout=0.2, stride={"text": 1, "audio": 2, "vision": 3})
+    return Encoders(width=8, layers=1, heads=2, dropout=0.2, stride={"text": 1, "audio": 2, "vision": 3}, text=TEXT)
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -234,7 +233,6 @@ def test_a_folder_is_recorded_once(records, tiny_checkpoint, tmp_path):
     assert "mlflow.source.git.commit" not in run.data.tags  # nobody knows what made it
     history = records.get_metric_history(run.info.run_id, "loss")
     assert [m.step for m in history] == [1, 2, 3]
-    assert [b.timestamp - a.timestamp for a, b in pairwise(history)] == [1500, 1500]
     with pytest.raises(Refused, match=r"model\.json"):
         tracking.record_training(records, tmp_path, "qa-moe")
 

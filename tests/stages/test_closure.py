@@ -1,14 +1,14 @@
 """Which files a stage is made of: editing one makes its own stages stale and no other."""
 
+import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from qamoe.stages import closure
+from qamoe.stages import closure, code
 from qamoe.stages.closure import code_digest
 
 STAGES = ("extract", "preprocess", "train", "evaluate", "report")
@@ -21,6 +21,10 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     shutil.copytree(closure.PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
     monkeypatch.setattr(closure, "PACKAGE", copy)
     return copy
+
+
+def digests() -> dict[str, str]:
+    return {stage: code_digest(f"qamoe.stages.{stage}") for stage in STAGES}
 
 
 def names(stage: str) -> set[str]:
@@ -47,13 +51,39 @@ def names(stage: str) -> set[str]:
         ("stages/entry.py", set()),
         ("settings.py", set()),
         ("params.py", set()),
+        ("model_names.py", {"train", "evaluate"}),
+        ("syntax.py", set()),
     ],
 )
 def test_editing_a_file_makes_its_own_stages_stale(package: Path, edited: str, stale: set[str]) -> None:
-    before = {stage: code_digest(f"qamoe.stages.{stage}") for stage in STAGES}
+    before = digests()
     path = package / edited
-    path.write_text(path.read_text() + "\n# edited\n")
-    assert {stage for stage in STAGES if code_digest(f"qamoe.stages.{stage}") != before[stage]} == stale
+    path.write_text(path.read_text() + "\nEDITED = 1\n")
+    assert {stage for stage, digest in digests().items() if digest != before[stage]} == stale
+
+
+def test_a_remark_makes_nothing_stale(package: Path) -> None:
+    before = digests()
+    for path in closure.closure("qamoe.stages.train"):
+        text = path.read_text()
+        assert text.startswith('"""') or path.name == "__init__.py", path
+        path.write_text("# a remark\n" + text.replace('"""', '"""Said otherwise. ', 1) + "\n\n# and another\n")
+    assert digests() == before
+
+
+def test_what_a_model_name_means_is_part_of_the_code(package: Path) -> None:
+    """`specialist-missing-03` is trained at severity .3 by this line alone."""
+    before = digests()
+    path = package / "model_names.py"
+    path.write_text(path.read_text().replace("/ 10)", "/ 20)"))
+    assert {stage for stage, digest in digests().items() if digest != before[stage]} == {"train", "evaluate"}
+
+
+def test_a_stage_writes_down_what_it_is_made_of(tmp_path: Path) -> None:
+    code.run("report", tmp_path)
+    written = json.loads((tmp_path / "code/report.json").read_text())
+    assert set(written) == names("report")
+    assert written["stages/report.py"] == closure.file_digests("qamoe.stages.report")["stages/report.py"]
 
 
 def test_a_digest_is_the_same_wherever_the_package_lies(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,9 +139,6 @@ def test_encoded_text_is_made_anew_when_what_makes_it_is_edited(
     before = opened()
     assert opened() == before
 
-    def edited(read: Callable[..., Any], mark: Any) -> Callable[..., Any]:
-        return lambda self, *a, **k: read(self, *a, **k) + (mark if self.name == made_by else mark[:0])
-
-    monkeypatch.setattr(Path, "read_text", edited(Path.read_text, "# edited"))
-    monkeypatch.setattr(Path, "read_bytes", edited(Path.read_bytes, b"# edited"))
+    read = views.what_runs
+    monkeypatch.setattr(views, "what_runs", lambda path: read(path) + ("\nEDITED = 1" if path.name == made_by else ""))
     assert opened() != before

@@ -59,7 +59,7 @@ def test_what_is_up_to_date_is_kept_and_a_model_reuses_the_text_of_another(
     folder = evaluated()
     files = [p for p in folder.rglob("*") if p.is_file()]
     before = {p: p.stat().st_mtime_ns for p in files}
-    assert len(list((folder / "states").iterdir())) == 2, "encoded once for both"
+    assert len(list((folder.parent / "states/evaluate").iterdir())) == 2, "encoded once for both"
     caplog.set_level(logging.INFO, "qamoe")
     evaluated()
     assert {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()} == before

@@ -225,7 +225,7 @@ def _label_lines(clips: list[Clip], task: Task) -> Iterator[str]:
         yield line
     yield ""
     if task.kind == "regression":
-        edges = np.linspace(task.low, task.high, 8)
+        edges = np.linspace(*task.range, 8)
         counts, _ = np.histogram([clip.label for clip in clips], edges)
         yield "label" + " " * 11 + "clips"
         for low, high, n in zip(edges[:-1], edges[1:], counts, strict=True):

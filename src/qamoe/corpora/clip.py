@@ -113,8 +113,9 @@ def label_value(label: str, task: Task, where: str) -> float:
         value = float(label)
     except ValueError:
         raise Refused(f"{where}: label {label!r} is no number, and the task is regression.") from None
-    if not task.low <= value <= task.high:
-        raise Refused(f"{where}: label {value:g} lies outside [{task.low:g}, {task.high:g}].")
+    low, high = task.range
+    if not low <= value <= high:
+        raise Refused(f"{where}: label {value:g} lies outside [{low:g}, {high:g}].")
     return value
 
 

@@ -5,12 +5,13 @@ from typing import Any
 from torch import Tensor
 
 from qamoe.degradation.frames import State
+from qamoe.model_names import ablated, family
 from qamoe.models import baselines
 from qamoe.models.model import Model
 from qamoe.models.prediction import Targets
 from qamoe.models.qamoe import QAMoE
 from qamoe.models.reader import Reader
-from qamoe.params import Block, Encoders, ablated, family
+from qamoe.params import Block, Encoders
 
 MODELS: dict[str, type[Model]] = {
     "mean": baselines.Mean,

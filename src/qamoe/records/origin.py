@@ -35,6 +35,25 @@ def main_checkout(where: Path | None = None) -> Path:
     return root if copy is None else copy.parent
 
 
+def tracked_outs(plan: Path = Path("dvc.yaml")) -> set[str]:
+    """The files that the pipeline makes and git tracks: outs of dvc.yaml that are not in DVC's cache."""
+    import yaml
+
+    stages = yaml.safe_load(plan.read_text())["stages"].values() if plan.is_file() else ()
+    outs = [out for stage in stages for kind in ("outs", "metrics", "plots") for out in stage.get(kind, ())]
+    return {path for out in outs if isinstance(out, dict) for path, how in out.items() if how.get("cache") is False}
+
+
+def changed_files() -> list[str]:
+    """Tracked files that differ from the last commit, without those that a run of the pipeline itself may change.
+
+    dvc.lock and *.dvc change where a pipeline runs, and their digests tell what they said.
+    """
+    may_change = {"dvc.lock", *tracked_outs()}
+    names = (_git("diff", "--name-only", "HEAD") or "").splitlines()
+    return [name for name in names if name not in may_change and not name.endswith(".dvc")]
+
+
 def origin() -> dict[str, str]:
     """Tags that say what code, files and packages a result was made with, and two settings that matter to its speed."""
     tags = {"qamoe.platform": platform.platform(), "qamoe.python": platform.python_version()}
@@ -46,9 +65,7 @@ def origin() -> dict[str, str]:
             continue
     commit = _git("rev-parse", "HEAD")
     if commit is not None:
-        # dvc.lock and *.dvc change where a pipeline runs; their digests tell what they said.
-        changed = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!dvc.lock", ":!*.dvc")
-        tags |= {"mlflow.source.git.commit": commit, "qamoe.git_dirty": str(bool(changed)).lower()}
+        tags |= {"mlflow.source.git.commit": commit, "qamoe.git_dirty": str(bool(changed_files())).lower()}
     lock = Path("dvc.lock")
     if lock.is_file():
         tags["qamoe.dvc_lock_digest"] = hashlib.sha256(lock.read_bytes()).hexdigest()

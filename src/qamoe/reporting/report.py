@@ -5,8 +5,7 @@ Reads what evaluate and train wrote, and tune where there was a search, opens no
 - summary.json  every number that the page shows, under flat names such as qamoe.missing.mae.area.mean:
                 <model>.<slice>.<metric>.<statistic>.<mean|sd|seedN>; s03 is severity 0.3, s025 is 0.25, shares are 0..1
 - metrics.json  the few numbers of `dvc metrics show`
-- curves.csv    model, slice, severity, then a column a metric
-- curves-<slice>.csv  severity, then that slice's error with a column a model, as `dvc plots` draws lines
+- curves.csv    model, slice, severity, error (what `dvc plots` draws), then a column a metric
 """
 
 import json
@@ -40,6 +39,8 @@ def write(
     summary, page = build(results, tuned)
     curves = tables.curves(results.cells)
     error = tables.error_metric(results.cells)
+    if error:
+        curves.insert(3, "error", curves[error])
     aside = out.with_name(f".{out.name}.{os.getpid()}")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
@@ -50,9 +51,6 @@ def write(
         )
         (aside / "metrics.json").write_text(_json(metrics(summary, results.cells)))
         curves.to_csv(aside / "curves.csv", index=False, float_format="%.6g")
-        for name, own in curves.groupby("slice"):
-            wide = own.pivot(index="severity", columns="model", values=error) if error else own
-            wide.to_csv(aside / f"curves-{name}.csv", float_format="%.6g")
         _replace(out, aside)
     finally:
         shutil.rmtree(aside, ignore_errors=True)

@@ -26,7 +26,7 @@ from starlette.requests import ClientDisconnect
 from qamoe import settings
 from qamoe.corpora.clip import Clip
 from qamoe.errors import Refused
-from qamoe.params import family
+from qamoe.model_names import family
 from qamoe.serving import messages
 from qamoe.serving.clips import Clips, Kept, samples
 from qamoe.serving.guard import Guard

@@ -1,14 +1,20 @@
 """Which source files can change the result of a stage: found by reading imports, never by running code.
 
-dvc.yaml lists the same files as `deps` (a test compares the two), and a checkpoint carries their digest.
+`python -m qamoe.stages.closure` writes them into dvc.yaml as the `deps` of the stages code-<stage> (a test compares
+the two). What those stages make, and what a checkpoint carries, is a digest of what runs: the syntax tree of each file
+without comments and docstrings, so that a remark makes nothing stale.
 """
 
 import ast
 import hashlib
+import json
 from pathlib import Path
 
+from qamoe.syntax import what_runs
+
 PACKAGE = Path(__file__).parent.parent
-# Rooms that write down what happened or say where it runs; params.py holds no values, dvc.yaml tracks those.
+STAGES = ("extract", "preprocess", "tune", "train", "evaluate", "report")
+# Rooms that write down what happened or say where it runs; params.py holds no values (a test), dvc.yaml tracks those.
 UNCHANGING = (
     "cluster",
     "errors",
@@ -16,10 +22,12 @@ UNCHANGING = (
     "lifetime",
     "params",
     "settings",
+    "syntax",
     "records",
     "stages.entry",
     "stages.closure",
 )
+_WRITTEN = "  # From here on written by `python -m qamoe.stages.closure`.\n"
 
 
 def _file(module: str) -> Path | None:
@@ -58,9 +66,35 @@ def closure(module: str) -> list[Path]:
     return sorted(path for path in set(seen.values()) if path.stat().st_size > 0)
 
 
+def file_digests(module: str) -> dict[str, str]:
+    """SHA-256 of what runs of each file of a module's closure, by its place in the package."""
+    return {
+        path.relative_to(PACKAGE).as_posix(): hashlib.sha256(what_runs(path).encode()).hexdigest()
+        for path in closure(module)
+    }
+
+
 def code_digest(module: str) -> str:
-    """SHA-256 over the names and contents of a module's closure."""
-    digest = hashlib.sha256()
-    for path in closure(module):
-        digest.update(str(path.relative_to(PACKAGE)).encode() + b"\0" + path.read_bytes() + b"\0")
-    return digest.hexdigest()
+    """SHA-256 over the names and digests of a module's closure."""
+    return hashlib.sha256(json.dumps(file_digests(module)).encode()).hexdigest()
+
+
+def write_dependencies(plan: Path = Path("dvc.yaml")) -> None:
+    """Write the stages code-<stage> at the end of dvc.yaml, each with the source files of its stage."""
+    kept, mark, _ = plan.read_text().partition(_WRITTEN)
+    if not mark:
+        raise ValueError(f"{plan} has no line {_WRITTEN.strip()!r}")
+    plan.write_text(kept + mark + "\n".join(map(_code_stage, STAGES)))
+
+
+def _code_stage(stage: str) -> str:
+    files = [path.relative_to(PACKAGE.parent.parent).as_posix() for path in closure(f"qamoe.stages.{stage}")]
+    deps = "".join(f"      - {file}\n" for file in files)
+    return (
+        f"  code-{stage}:\n    cmd: exec python -m qamoe.stages.code {stage}\n    deps:\n{deps}"
+        f"    outs:\n      - artifacts/code/{stage}.json\n"
+    )
+
+
+if __name__ == "__main__":
+    write_dependencies()

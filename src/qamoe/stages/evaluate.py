@@ -16,7 +16,8 @@ from qamoe import cluster, settings
 from qamoe import params as parameters
 from qamoe.errors import Refused
 from qamoe.files import write_text, written_aside
-from qamoe.params import Params, specialist_cell
+from qamoe.model_names import specialist_cell
+from qamoe.params import Params
 from qamoe.stages import entry
 from qamoe.stages.closure import code_digest
 from qamoe.stages.data import file_digest, read_stats, refuse_other_kinds, remove_other_seeds
@@ -121,7 +122,7 @@ def _grid(params: Params, stats: dict[str, Any], out: Path, name: str, seeds: tu
     encoder = checkpoint.shared_encoder(models)
 
     def opened(path: Path, views: list[View]) -> Views:
-        about = (modalities, references(stats), out / "evaluate" / "states", file_digest(path), settings.device())
+        about = (modalities, references(stats), out / "states" / "evaluate", file_digest(path), settings.device())
         return open_views(Store(path), views, *about, encoder=encoder)
 
     def degraded(cell: Cell) -> Views:
@@ -210,7 +211,7 @@ def aggregate(trained: Any, cells: list[Any], place: Path) -> None:
 
     calibration, task = trained.config["calibration"], trained.config["task"]
     fitted = (calibration.get("sigmas", {}), calibration.get("temperature", 1.0))
-    limits = (task.get("low", metrics.LIMITS[0]), task.get("high", metrics.LIMITS[1]))
+    limits = (task["low"], task["high"]) if task["kind"] == "regression" else metrics.LIMITS
     tables = []
     for name in dict.fromkeys(cell.slice for cell in cells):
         rows = pd.read_parquet(place / PREDICTIONS, filters=[("slice", "==", name)])

@@ -19,7 +19,8 @@ from qamoe import params as parameters
 from qamoe import settings
 from qamoe.errors import Refused
 from qamoe.lifetime import die_with_parent
-from qamoe.params import Params, family, specialist_cell
+from qamoe.model_names import family, specialist_cell
+from qamoe.params import Params
 from qamoe.stages import entry
 from qamoe.stages.closure import code_digest
 from qamoe.stages.data import data_digest, read_stats, refuse_other_kinds, remove_other_seeds
@@ -101,7 +102,7 @@ def training_digests(params: Params, name: str, data: str) -> dict[str, str]:
 
 def _states(out: Path, name: str) -> Path:
     """Where the encoded text of a model's views lies."""
-    states = out / "train" / "states"
+    states = out / "states" / "train"
     return states if specialist_cell(name) is None else states / name
 
 

@@ -19,11 +19,12 @@ from qamoe.degradation.frames import State
 from qamoe.errors import Refused
 from qamoe.features.batch import Batch
 from qamoe.files import write_text, written_aside
+from qamoe.model_names import family
 from qamoe.models import build, text, told_quality
 from qamoe.models.model import Model
 from qamoe.models.prediction import Prediction, target_of
 from qamoe.models.reader import Reader
-from qamoe.params import Models, Params, family
+from qamoe.params import Models, Params
 from qamoe.training.config import CONFIG, read_config
 
 WEIGHTS = "weights.safetensors"

@@ -20,10 +20,11 @@ from torch import Tensor, nn
 from qamoe.degradation.frames import State
 from qamoe.errors import Refused
 from qamoe.features.batch import Batch
+from qamoe.model_names import family
 from qamoe.models import reader, text
 from qamoe.models.model import Model
 from qamoe.models.step import Step
-from qamoe.params import Params, TrainCommon, family
+from qamoe.params import Params, TrainCommon
 from qamoe.training import checkpoint
 from qamoe.training.parts import WHOLE, Parts
 from qamoe.training.selection import Cells, calibration, injected, predictions, selection_value, told
@@ -82,7 +83,7 @@ def fit(
         if trainable:
             losses = _one_epoch(model, wrapped, optimiser, trainable, train, seed, epoch, common, device, parts)
         value = selection_value(_predictions(model, valid, cells.selection, common.batch_size, device, parts), cells)
-        line = {"epoch": epoch, **losses, "valid": value, "seconds": round(time.perf_counter() - started, 3)}
+        line = {"epoch": epoch, **losses, "valid": value}
         if not math.isfinite(value):
             raise Refused(
                 f"{name}, seed {seed}: the validation error of epoch {epoch} is not finite, the training diverged; "
@@ -91,8 +92,9 @@ def fit(
         history.append(line)
         if value < best["value"]:
             best = {"value": value, "epoch": epoch, "weights": copy.deepcopy(model.state_dict())}
-        on_epoch(line)
-        log.info(json.dumps({"model": name, "seed": seed, **_short(line)}))
+        timed = {**line, "seconds": round(time.perf_counter() - started, 3)}  # of no file: it differs from run to run
+        on_epoch(timed)
+        log.info(json.dumps({"model": name, "seed": seed, **_short(timed)}))
         state = {  # resumable; random numbers are drawn anew in every epoch
             "digests": digests,
             "model": model.state_dict(),

@@ -25,6 +25,7 @@ from qamoe.features.minilm import NAME
 from qamoe.features.store import Store
 from qamoe.files import remove_abandoned
 from qamoe.models import bert, text
+from qamoe.syntax import what_runs
 from qamoe.training import states as text_states
 from qamoe.training.states import TextStates
 
@@ -130,7 +131,7 @@ def open_views(
     if "text" not in modalities or encoder is None or store.holds_vectors("text"):
         return Views(store, tuple(views), modalities, references, None, device)
     made_by = (draws, frames, partners, degradation_views, bert, text, text_states)
-    code = [Path(str(module.__file__)).read_text() for module in made_by]
+    code = [what_runs(Path(str(module.__file__))) for module in made_by]
     weights = None if encoder == NAME else text.digest(encoder)
     key = parameters.digest(data_digest, code, weights, store.path.name, [repr(view) for view in views])[:16]
     path = folder / f"text-{store.path.stem}-{key}.npy"
