@@ -47,9 +47,10 @@ test: setup ## the tests, without the slow ones
 test-all: setup ## every test; those of research corpora are skipped where there is none
 	$(PY) -m pytest
 
-lint: setup ## ruff and mypy
+lint: setup ## ruff, the stack of packages and mypy
 	$(PY) -m ruff check
 	$(PY) -m ruff format --check
+	$(VENV)/bin/lint-imports --no-cache
 	$(PY) -m mypy
 
 bench: demo ## the figures of docs/performance.md anew, into benchmarks/results.jsonl, half an hour
@@ -59,7 +60,7 @@ ui server deploy worker schedule: export DO_NOT_TRACK := true
 
 ui: setup ## runs, metrics and models in the browser: http://127.0.0.1:5000 (PORT=5001 picks another port)
 	$(VENV)/bin/mlflow ui --host 127.0.0.1 --port $(or $(PORT),5000) \
-		--backend-store-uri "$$($(PY) -c 'from qamoe.records import tracking; print(tracking.uri())')"
+		--backend-store-uri "$$($(PY) -c 'from qamoe.tracking import tracking; print(tracking.uri())')"
 
 server worker deploy schedule: export PREFECT_API_URL ?= http://127.0.0.1:$(or $(PORT),4200)/api
 
@@ -82,7 +83,7 @@ stop: setup ## ends schedule, worker and server, in this order
 
 experiment: setup ## NAME=mosi: params.yaml overlaid by experiments/mosi.yaml, into artifacts-mosi/
 	@test -n "$(NAME)" || { echo "experiment: which one? make experiment NAME=$$(ls experiments | sed -n '1s/\.yaml$$//p')" >&2; exit 2; }
-	$(PY) -m qamoe.stages.experiment $(NAME)
+	$(PY) -m qamoe.pipeline.experiment $(NAME)
 
 accept-tuned: setup ## what the search found -> params.yaml, as a change to look at
 	$(PY) scripts/accept_tuned.py

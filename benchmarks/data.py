@@ -21,10 +21,10 @@ import shapes
 import torch
 from figures import alternated, figure, ratio
 
-from qamoe.degradation.draws import MODALITIES, clip_key
-from qamoe.features.batch import Batch, collate
-from qamoe.features.store import Store, frames_type, write
-from qamoe.training.views import rows_in_batches
+from qamoe.data.arrow_store import Store, frames_type, write
+from qamoe.data.batch import Batch, collate
+from qamoe.dataset.degraded_split import rows_in_batches
+from qamoe.rng import MODALITIES, clip_key
 
 CLIPS = 32  # in a batch
 HELD = 4_000  # clips that are held in memory for the comparison

@@ -14,10 +14,10 @@ from figures import alternated, figure, milliseconds, ratio
 from model import SAMPLE, cut, loss
 from torch import Tensor
 
-from qamoe.degradation.draws import Draws
-from qamoe.degradation.frames import KINDS
+from qamoe.data.batch import Batch
+from qamoe.degradation.features import KINDS
 from qamoe.degradation.views import alike, apply
-from qamoe.features.batch import Batch
+from qamoe.rng import Draws
 
 DIGEST = "3506f9c0239d48707114bd1889b70a487b7ac509b404bff8d8fd376198b097f3"
 

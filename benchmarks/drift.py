@@ -12,11 +12,11 @@ import pandas as pd
 import torch
 from figures import figure
 
+from qamoe.data.arrow_store import Store
 from qamoe.degradation.views import alike
-from qamoe.features.store import Store
-from qamoe.records import drift
-from qamoe.stages.promote import described, reference_of
-from qamoe.training import checkpoint
+from qamoe.models import checkpoint
+from qamoe.pipeline.promote import described, reference_of
+from qamoe.registry import drift
 
 
 def alarms(reference: pd.DataFrame, clips: pd.DataFrame, sources: np.ndarray, looks: int, at_once: int) -> int:

@@ -19,15 +19,15 @@ import shapes
 import torch
 from figures import figure
 
-from qamoe import params as parameters
-from qamoe.degradation.draws import MODALITIES
+from qamoe.config import params as parameters
+from qamoe.data.arrow_store import Store, frames_type, write
+from qamoe.dataset.degraded_split import Views, feature_sizes, open_views
 from qamoe.degradation.views import View, references
-from qamoe.evaluation import spectrum
-from qamoe.evaluation.broken import broken
-from qamoe.evaluation.spectrum import Cell
-from qamoe.features.store import Store, frames_type, write
-from qamoe.training.checkpoint import Trained, make
-from qamoe.training.views import Views, feature_sizes, open_views
+from qamoe.evaluation import protocol as spectrum
+from qamoe.evaluation.protocol import Cell
+from qamoe.evaluation.quality_permutation import broken
+from qamoe.models.checkpoint import Trained, make
+from qamoe.rng import MODALITIES
 
 CLIPS = 64
 EVERY = 20  # th view is measured cell by cell

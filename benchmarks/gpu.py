@@ -17,11 +17,11 @@ from data import written
 from figures import alternated, figure, machine, milliseconds, ratio
 from mult import MulT
 
-from qamoe.degradation.draws import MODALITIES
+from qamoe.data.arrow_store import Store
+from qamoe.data.batch import Batch
+from qamoe.dataset.degraded_split import Views
 from qamoe.degradation.views import alike, apply
-from qamoe.features.batch import Batch
-from qamoe.features.store import Store
-from qamoe.training.views import Views
+from qamoe.rng import MODALITIES
 
 SECONDS = 60
 LARGE = shapes.ENCODERS.model_copy(update={"width": 256, "layers": 4, "heads": 8})

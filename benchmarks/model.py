@@ -16,11 +16,11 @@ from figures import alternated, figure, milliseconds, ratio
 from mult import MulT
 from torch import nn
 
-from qamoe import params as parameters
-from qamoe.features.batch import Batch
-from qamoe.models import text
+from qamoe.config import params as parameters
+from qamoe.config.block import Block
+from qamoe.data.batch import Batch
+from qamoe.models import text_encoder_frozen
 from qamoe.models.moe import Experts
-from qamoe.params import Block
 
 SAMPLE = {"text": 15, "audio": 60, "vision": 15}  # frames of the sample corpus's longer clips
 
@@ -90,8 +90,8 @@ def one_clip() -> None:
     sides: dict[str, Callable[[], object]] = {
         "MOSEI's shape": lambda: network(whole).value,
         "sample corpus's shape": lambda: network(short).value,
-        "read 50": lambda: text.encode(ids.x["text"], ids.mask["text"]),
-        "read 15": lambda: text.encode(few.x["text"], few.mask["text"]),
+        "read 50": lambda: text_encoder_frozen.encode(ids.x["text"], ids.mask["text"]),
+        "read 15": lambda: text_encoder_frozen.encode(few.x["text"], few.mask["text"]),
     }
     taken = alternated(sides, 60, warm=5)
     for name in ("MOSEI's shape", "sample corpus's shape"):

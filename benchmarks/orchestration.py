@@ -1,6 +1,6 @@
 """What Prefect and DVC add to the stages: `python benchmarks/orchestration.py`, about ten minutes on two cores.
 
-Two copies of what git tracks are run in turn with nothing beside them: one by `python -m qamoe.stages.NAME` for each
+Two copies of what git tracks are run in turn with nothing beside them: one by `python -m qamoe.pipeline.NAME` for each
 stage, model and the gate, the other by `python -m flows.pipeline`, which starts a server of its own; then the second
 one again, unchanged. Prefect's folder has been used before: what a new database costs is a figure of its own.
 """
@@ -57,8 +57,8 @@ def bare(folder: Path) -> float:
     for stage in ("extract", "preprocess", "train", "evaluate", "report", "tune"):
         for model in plan[stage].get("matrix", {}).get("model", [None]):
             chosen = () if model is None else ("--model", model)
-            seconds += timed(folder, f"qamoe.stages.{stage}", *chosen)
-    return seconds + timed(folder, "qamoe.stages.promote")
+            seconds += timed(folder, f"qamoe.pipeline.{stage}", *chosen)
+    return seconds + timed(folder, "qamoe.pipeline.promote")
 
 
 def main() -> None:

@@ -21,7 +21,7 @@ import pyarrow as pa
 import yaml
 from figures import figure
 
-from qamoe.features import store
+from qamoe.data import arrow_store
 
 BOUND = 1.8
 COLUMNS, RATE = {"audio": 25, "vision": 60}, 20.0
@@ -57,7 +57,15 @@ def finished(folder: Path, params: dict[str, object], workers: int) -> float:
     """Seconds that the stage takes for a study begun anew."""
     shutil.rmtree(folder / "tune", ignore_errors=True)
     (folder / "params.yaml").write_text(yaml.safe_dump(params))
-    command = [sys.executable, "-m", "qamoe.stages.tune", "--params", str(folder / "params.yaml"), "--out", str(folder)]
+    command = [
+        sys.executable,
+        "-m",
+        "qamoe.pipeline.tune",
+        "--params",
+        str(folder / "params.yaml"),
+        "--out",
+        str(folder),
+    ]
     settings = {"QAMOE_WORKERS": str(workers), "QAMOE_DEVICE": "cpu", "QAMOE_TRACKING": "off"}
     begin = monotonic()
     subprocess.run([*command, "-q"], env=os.environ | settings, check=True)
@@ -68,7 +76,7 @@ def preprocessed(folder: Path) -> None:
     """Write clips of noise as the stage preprocess would."""
     schema = pa.schema(
         [("clip_id", pa.string()), ("source", pa.string()), ("label", pa.float64()), ("text", pa.list_(pa.int32()))]
-        + [(modality, store.frames_type(size)) for modality, size in COLUMNS.items()]
+        + [(modality, arrow_store.frames_type(size)) for modality, size in COLUMNS.items()]
     )
     draws = np.random.default_rng(1)
     for split, count in CLIPS.items():
@@ -83,7 +91,7 @@ def preprocessed(folder: Path) -> None:
             }
             for i in range(count)
         ]
-        store.write(folder / f"{split}.arrow", schema, rows, {"split": split})
+        arrow_store.write(folder / f"{split}.arrow", schema, rows, {"split": split})
     words = [[word, 1] for word in range(*WORDS)]
     stats = {
         "task": {"kind": "regression", "low": -3.0, "high": 3.0, "classes": []},

@@ -5,16 +5,17 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from qamoe.degradation.draws import clip_key
-from qamoe.degradation.frames import Reference
+from qamoe.config.block import Block
+from qamoe.config.params import Encoders, Hidden, LossWeights, PerModality, QAMoE, TextEncoder
+from qamoe.data.batch import Batch
+from qamoe.degradation.features import Reference
 from qamoe.degradation.views import View
-from qamoe.features.batch import Batch
-from qamoe.models import build
+from qamoe.models.factory import build
+from qamoe.models.heads import Target
 from qamoe.models.model import Model
-from qamoe.models.prediction import Target
-from qamoe.models.step import Step
-from qamoe.models.text import WIDTH
-from qamoe.params import Block, Encoders, Hidden, LossWeights, PerModality, QAMoE, TextEncoder
+from qamoe.models.text_encoder_frozen import WIDTH
+from qamoe.models.training_step import Step
+from qamoe.rng import clip_key
 
 CLIPS = 22_856
 FRAMES = {"text": 50, "audio": 500, "vision": 500}
@@ -88,7 +89,7 @@ def objective(losses: dict[str, Tensor]) -> Tensor:
 def stepping(
     network: nn.Module, loss: Callable[[], Tensor], device: str = "cpu", *, bfloat16: bool = False
 ) -> Callable[[], None]:
-    """What makes one training step: forward, backward, clipping and AdamW, as training/fit.py does."""
+    """What makes one training step: forward, backward, clipping and AdamW, as training/trainer.py does."""
     trainable = [p for p in network.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(trainable, LR, weight_decay=0.01)
 

@@ -5,7 +5,7 @@ Each flow runs alone: `python -m flows.NAME`. Without a configured server, Prefe
 
 import os
 
-from qamoe import settings
+from qamoe.config import settings
 
 # Prefect reads both when it is imported, so they cannot wait for an entry point.
 settings.go_offline()

@@ -23,8 +23,8 @@ from prefect.runtime import flow_run
 from prefect.states import Failed
 
 from flows._worker import end_with_worker
-from qamoe import settings
-from qamoe.records.origin import changed_files
+from qamoe.config import settings
+from qamoe.tracking.provenance import changed_files
 
 REPORT = Path("artifacts/report/index.html")
 _PAGE = "http://127.0.0.1:5000"  # of `make ui`, where records are a database and no server

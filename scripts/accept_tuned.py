@@ -7,7 +7,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from qamoe import params as parameters
+from qamoe.config import params as parameters
 from qamoe.errors import Refused
 from qamoe.files import written_aside
 

@@ -1,6 +1,6 @@
 """The spectrum on what an experiment may look at: validation and gate split together, the test split being shut.
 
-`python scripts/development.py [--params FILE] [--out DIR] [MODEL ...]` after `python -m qamoe.stages.train` makes
+`python scripts/development.py [--params FILE] [--out DIR] [MODEL ...]` after `python -m qamoe.pipeline.train` makes
 DIR/development, an artifacts folder whose test split is those two, and evaluates the models there. Then
 `qamoe compare A B --out DIR/development` and `qamoe table --out DIR/development` read it. Defaults that are chosen so
 have seen the gate split: a corpus whose gate is to judge them wants another one, or clips that came later.
@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from qamoe import params as parameters
-from qamoe import settings
+from qamoe.config import params as parameters
+from qamoe.config import settings
+from qamoe.data.arrow_store import BATCH_ROWS
 from qamoe.errors import Refused
-from qamoe.features.store import BATCH_ROWS
 from qamoe.files import written_aside
 
 SPLITS = ("valid", "gate")
@@ -34,7 +34,7 @@ def main() -> None:
     params = parameters.load(asked.params)
     folder = prepared(asked.out)
     unrecorded = {**os.environ, "QAMOE_TRACKING": "off"}  # the records say what the test split said
-    command = [sys.executable, "-m", "qamoe.stages.evaluate", "--params", str(asked.params), "--out", str(folder)]
+    command = [sys.executable, "-m", "qamoe.pipeline.evaluate", "--params", str(asked.params), "--out", str(folder)]
     for model in asked.models or params.seeds:
         if subprocess.run([*command, "--model", model], env=unrecorded, check=False).returncode:
             raise Refused(f"The evaluation of {model} in {folder} ended with an error.")

@@ -22,11 +22,11 @@ from urllib.parse import quote
 
 import mlflow
 
-from qamoe import settings
-from qamoe.params import load
-from qamoe.records import store
-from qamoe.reporting import controls, curves, results, tables
-from tests.serving.browser import Tab, tab
+from qamoe.config import settings
+from qamoe.config.params import load
+from qamoe.report import comparisons, curves, results, tables
+from qamoe.tracking import mlflow_store
+from tests.fixtures.browser import Tab, tab
 
 DOCS = Path("docs")
 PORT = 5199
@@ -97,10 +97,10 @@ def of_mlflow(page: Tab, address: str, name: str) -> None:
 def of_glance(out: Path) -> None:
     """The first figure of the report of `out`, an experiment's folder; specialists are not in it."""
     found = results.read(out / "evaluate", out / "train", curves.SHOWN)
-    summary: controls.Summary = {}
+    summary: comparisons.Summary = {}
     metric = tables.error_metric(found.cells) or ""
-    pairs = controls.pairs(controls.values(found, summary), metric, summary)
-    figure = curves.glance(found, pairs, controls.rows(pairs, metric, summary))
+    pairs = comparisons.pairs(comparisons.values(found, summary), metric, summary)
+    figure = curves.glance(found, pairs, comparisons.rows(pairs, metric, summary))
     assert figure is not None
     figure.savefig(DOCS / "glance.png", dpi=100)
     print(DOCS / "glance.png")
@@ -122,7 +122,7 @@ def of_serve(page: Tab, address: str) -> None:
 @contextmanager
 def served_records() -> Iterator[str]:
     """The address of a server on the records: the one that they are on, or one that is started here."""
-    uri = store.uri()
+    uri = mlflow_store.uri()
     if uri.startswith("http"):
         yield uri
         return
@@ -138,8 +138,8 @@ def main() -> None:
         of_glance(Path(sys.argv[1]))
         return
     name = load(Path("params.yaml")).registry.name
-    store.experiment_id(store.connect(), name)
-    serve = [sys.executable, "-m", "qamoe.cli", "serve", "--clips", "data", "--port", "0"]
+    mlflow_store.experiment_id(mlflow_store.connect(), name)
+    serve = [sys.executable, "-m", "qamoe.cli.app", "serve", "--clips", "data", "--port", "0"]
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as home, tab(Path(home)) as page:
         with served_records() as address:
             of_mlflow(page, address, name)

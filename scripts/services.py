@@ -10,7 +10,7 @@ import signal
 import sys
 from pathlib import Path
 
-from qamoe import settings
+from qamoe.config import settings
 from qamoe.files import write_text
 
 FOLDER = Path(".run")

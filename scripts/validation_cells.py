@@ -1,6 +1,6 @@
 """Validation error of trained models in each selection cell: what an experiment may look at, the test split being shut.
 
-`python scripts/validation_cells.py [--params FILE] [--out DIR] [MODEL ...]` after `python -m qamoe.stages.train`.
+`python scripts/validation_cells.py [--params FILE] [--out DIR] [MODEL ...]` after `python -m qamoe.pipeline.train`.
 """
 
 import argparse
@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
-from qamoe import params as parameters
-from qamoe import settings
+from qamoe.config import params as parameters
+from qamoe.config import settings
 from qamoe.errors import Refused
-from qamoe.stages.data import read_stats
-from qamoe.stages.train import open_splits
-from qamoe.training import checkpoint
+from qamoe.models import checkpoint
+from qamoe.pipeline.shared import read_stats
+from qamoe.pipeline.train import open_splits
 from qamoe.training.selection import predictions, selection_value
 
 

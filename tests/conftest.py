@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 
 ROOT = Path(__file__).parents[1]
+pytest_plugins = ("tests.fixtures.records", "tests.fixtures.served", "tests.fixtures.trained")
 
 
 @pytest.fixture(scope="session")
 def empty_records(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An MLflow database without runs: its first migration takes seconds."""
-    from qamoe.records.store import connect
+    from qamoe.tracking.mlflow_store import connect
 
     path = tmp_path_factory.mktemp("records") / "mlflow.db"
     (path.parent / "mlflow.db.making").write_bytes(b"what a kill within the migrations leaves")
@@ -27,7 +28,7 @@ def empty_records(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_records: Path) -> Any:
     """A client of an empty store of this test alone, with the test's folder as the working folder."""
-    from qamoe.records.store import connect
+    from qamoe.tracking.mlflow_store import connect
 
     shutil.copy(empty_records, tmp_path / "mlflow.db")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
@@ -42,7 +43,7 @@ def tiny_params() -> Any:
     """params.yaml with the smallest models."""
     import yaml
 
-    from qamoe.params import Params
+    from qamoe.config.params import Params
 
     content = yaml.safe_load((ROOT / "params.yaml").read_text())
     content["models"]["encoders"] |= {"width": 8, "layers": 0, "heads": 1}
@@ -82,7 +83,7 @@ def tiny_encoder() -> Callable[..., Path]:
         import torch
         from transformers import BertConfig, BertModel
 
-        from qamoe.features.minilm import model_folder
+        from qamoe.extractors.minilm import model_folder
 
         sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
         torch.manual_seed(3)
@@ -112,8 +113,8 @@ def tiny_checkpoint(tiny_params: Any, tiny_stats: dict[str, Any]) -> Callable[..
     ) -> Path:
         import torch
 
-        from qamoe.training import checkpoint
-        from qamoe.training.fit import _config
+        from qamoe.models import checkpoint
+        from qamoe.training.trainer import _config
 
         inputs = {"text": 384, "audio": 2, "vision": 2}
         digests = {"params": "p" * 64, "data": "d" * 64, "code": "c" * 64}
@@ -153,7 +154,7 @@ def tiny_corpus(tiny_stats: dict[str, Any]) -> Callable[..., None]:
 
         import pyarrow as pa
 
-        from qamoe.features import store
+        from qamoe.data import arrow_store
 
         schema = pa.schema(
             [
@@ -161,8 +162,8 @@ def tiny_corpus(tiny_stats: dict[str, Any]) -> Callable[..., None]:
                 ("source", pa.string()),
                 ("label", pa.float64()),
                 ("text", pa.list_(pa.int32())),
-                ("audio", store.frames_type(2)),
-                ("vision", store.frames_type(2)),
+                ("audio", arrow_store.frames_type(2)),
+                ("vision", arrow_store.frames_type(2)),
             ]
         )
         folder = out / "preprocess"
@@ -180,7 +181,7 @@ def tiny_corpus(tiny_stats: dict[str, Any]) -> Callable[..., None]:
                 }
                 for i in range(count)
             ]
-            store.write(folder / f"{split}.arrow", schema, rows, {"split": split})
+            arrow_store.write(folder / f"{split}.arrow", schema, rows, {"split": split})
         (folder / "stats.json").write_text(json.dumps(stats or tiny_stats))
 
     return make

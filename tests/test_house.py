@@ -1,11 +1,15 @@
 """The rules of the house: what is installed, who imports what, and that dvc.yaml lists what a stage is made of."""
 
 import ast
+import graphlib
 import importlib
+import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
+from collections.abc import Collection
 from importlib.metadata import packages_distributions
 from itertools import chain
 from pathlib import Path
@@ -15,8 +19,8 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from qamoe.params import load
-from qamoe.stages import closure
+from qamoe.config.params import load
+from qamoe.pipeline import source_dependencies
 
 ROOT = Path(__file__).parent.parent
 FILES = sorted(path.relative_to(ROOT) for place in ("src", "flows") for path in (ROOT / place).rglob("*.py"))
@@ -26,13 +30,11 @@ STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 ONLY = {
     "prefect": ("flows/",),
     "dvc": (),
-    "mlflow": ("src/qamoe/records/", "src/qamoe/serving/"),
+    "mlflow": ("src/qamoe/inference/", "src/qamoe/registry/", "src/qamoe/serving/", "src/qamoe/tracking/"),
     "optuna": ("src/qamoe/training/search.py",),
-    "ray": ("src/qamoe/cluster.py",),
-    "espeakng_loader": ("src/qamoe/corpora/sample",),
+    "ray": ("src/qamoe/ray_worker_pool.py",),
+    "espeakng_loader": ("src/qamoe/data/synthetic/",),
 }
-CORE = ("corpora", "degradation", "evaluation", "features", "models", "reporting", "training")
-ABOVE_CORE = ("flows", "qamoe.cli", "qamoe.records", "qamoe.serving", "qamoe.stages")
 
 
 def imported(path: Path) -> set[str]:
@@ -82,32 +84,68 @@ def test_what_is_imported_is_asked_for() -> None:
     assert unasked == set()
 
 
-def test_the_core_knows_nothing_of_what_runs_it() -> None:
-    wrong = {
-        (path.as_posix(), name)
-        for path in FILES
-        if path.parts[:2] == ("src", "qamoe") and path.parts[2] in CORE
-        for name in imported(path)
-        if any(within(name, above) for above in ABOVE_CORE)
-    }
-    assert wrong == set()
+def module_of(name: str, modules: Collection[str]) -> str:
+    """The module that an imported name is, or is of."""
+    while name and name not in modules:
+        name = name.rpartition(".")[0]
+    return name
+
+
+def import_graph(package: Path) -> dict[str, set[str]]:
+    """Module -> the modules of qamoe that it imports, wherever in it; `package` is src/qamoe or a copy of it."""
+    files = {".".join(path.relative_to(package).with_suffix("").parts): path for path in package.rglob("*.py")}
+    modules = {name.removesuffix(".__init__"): path for name, path in files.items()}
+    graph: dict[str, set[str]] = {}
+    for module, path in modules.items():
+        found = {name.removeprefix("qamoe.") for name in imported(path) if name.startswith("qamoe.")}
+        graph[module] = {known for name in found if (known := module_of(name, modules))} - {module}
+    return graph
+
+
+def test_no_file_reaches_itself_by_imports() -> None:
+    graphlib.TopologicalSorter(import_graph(ROOT / "src/qamoe")).prepare()
+
+
+def test_an_import_of_a_higher_package_is_a_lint_error(tmp_path: Path) -> None:
+    """`make lint` holds the stack of pyproject.toml; here with one import too many, inside a function."""
+    shutil.copytree(ROOT / "src", tmp_path / "src", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    lint = [
+        sys.executable,
+        "-c",
+        "from importlinter.cli import lint_imports_command; lint_imports_command()",
+        "--no-cache",
+    ]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "src")}
+    for back, code in (("", 0), ("\ndef back() -> None:\n    from qamoe.pipeline import train\n", 1)):
+        with (tmp_path / "src/qamoe/models/moe.py").open("a") as file:
+            file.write(back)
+        done = subprocess.run(lint, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == code, done.stdout + done.stderr
+        assert ("qamoe.models.moe -> qamoe.pipeline.train" in done.stdout) == bool(code)
 
 
 def test_the_environment_is_read_in_settings_alone() -> None:
     reading = re.compile(r"os\.(environ|getenv)\b")
-    readers = {path.name for path in FILES if path.parts[0] == "src" and reading.search((ROOT / path).read_text())}
-    assert readers == {"settings.py"}
+    readers = {
+        path.as_posix() for path in FILES if path.parts[0] == "src" and reading.search((ROOT / path).read_text())
+    }
+    assert readers == {"src/qamoe/config/settings.py"}
 
 
 def test_dvc_yaml_lists_the_source_files_that_each_stage_is_made_of(tmp_path: Path) -> None:
     plan = tmp_path / "dvc.yaml"
     plan.write_text((ROOT / "dvc.yaml").read_text())
-    closure.write_dependencies(plan)
-    assert plan.read_text() == (ROOT / "dvc.yaml").read_text(), "python -m qamoe.stages.closure writes it anew"
+    source_dependencies.write_dependencies(plan)
+    assert plan.read_text() == (ROOT / "dvc.yaml").read_text(), (
+        "python -m qamoe.pipeline.source_dependencies writes it anew"
+    )
     listed = {name: stage["deps"] for name, stage in STAGES.items() if name.startswith("code-")}
-    assert {f"code-{stage}" for stage in closure.STAGES} == set(listed)
-    assert "src/qamoe/model_names.py" in listed["code-train"]
-    assert [stage for stage in closure.STAGES if f"artifacts/code/{stage}.json" not in STAGES[stage]["deps"]] == []
+    assert {f"code-{stage}" for stage in source_dependencies.STAGES} == set(listed)
+    assert "src/qamoe/config/model_names.py" in listed["code-train"]
+    assert [
+        stage for stage in source_dependencies.STAGES if f"artifacts/code/{stage}.json" not in STAGES[stage]["deps"]
+    ] == []
 
 
 def test_a_stage_is_the_child_of_dvc_and_not_of_a_shell() -> None:

@@ -11,12 +11,12 @@ import pyarrow as pa
 import pytest
 import torch
 
-from qamoe.degradation.draws import MODALITIES, Draws
-from qamoe.degradation.frames import KINDS
-from qamoe.degradation.partners import Partners
+from qamoe.data.arrow_store import Store, frames_type, write
+from qamoe.data.batch import Batch, collate
+from qamoe.degradation.features import KINDS
+from qamoe.degradation.swap_partners import Partners
 from qamoe.degradation.views import View, alike, apply, references
-from qamoe.features.batch import Batch, collate
-from qamoe.features.store import Store, frames_type, write
+from qamoe.rng import MODALITIES, Draws
 
 CLIPS = 9
 ALL = ("missing",) * 3

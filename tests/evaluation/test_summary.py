@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from qamoe import params
-from qamoe.evaluation import compare, spectrum
+from qamoe.config import params
+from qamoe.evaluation import bootstrap, protocol
 from qamoe.evaluation.summary import summarise, weights
 
 
@@ -135,7 +135,7 @@ def test_cells_that_are_no_curve_are_refused(severities: list[float]) -> None:
 @pytest.mark.parametrize("name", ["missing", "mixed", "alone", "joint", "subsets", "swap", "held_out"])
 def test_a_comparison_weighs_the_cells_of_the_protocol_as_the_summary_does(name: str) -> None:
     settings = params.load(Path(__file__).parents[2] / "params.yaml").evaluate
-    plan = spectrum.plan((name,), settings)
+    plan = protocol.plan((name,), settings)
     value = np.random.default_rng(0).uniform(1, 2, len(plan))
     table = pd.DataFrame(
         {
@@ -153,7 +153,7 @@ def test_a_comparison_weighs_the_cells_of_the_protocol_as_the_summary_does(name:
         levels = [c.severity_missing if name == "joint" else c.severity for c in plan]
         here = [level if modality in c.modalities else 0.0 for c, level in zip(plan, levels, strict=True)]
         predictions[f"severity_{modality}"] = np.array(here, np.float32)
-    found = compare.weights(predictions.sample(frac=1, random_state=1))
+    found = bootstrap.weights(predictions.sample(frac=1, random_state=1))
     assert found.sum() == pytest.approx(1)
     area = summarise(table.sample(frac=1, random_state=2))["area"].item()
     assert area == pytest.approx(float(found.reindex([c.name for c in plan]) @ value))

@@ -104,11 +104,11 @@ def test_an_exception_ends_the_grandchild(pipe: Pipe, monkeypatch: pytest.Monkey
 @pytest.mark.parametrize("shell", [path for name in ("sh", "bash") if (path := shutil.which(name))])
 def test_a_killed_flow_leaves_no_stage_behind(repository: Path, pipe: Pipe, shell: str) -> None:
     """Flow -> dvc -> shell -> stage: the flow is killed outright, and each ends with the one above it."""
-    tied = "from qamoe.lifetime import die_with_parent\ndie_with_parent()\n"
+    tied = "from qamoe.process_lifetime import die_with_parent\ndie_with_parent()\n"
     (repository / "stage.py").write_text(tied + HOLDER.format(deaf="", pipe=pipe.path))
     code = "import sys; from flows import _dvc, _group; _group.run(sys.argv[1:], print, _dvc.environment({}))"
     flow = subprocess.Popen(
-        python(code, sys.executable, "-m", "dvc", "repro", "-q", "-s", "extract"),
+        python(code, sys.executable, "-m", "dvc", "repro", "-q", "-s", "code-extract", "extract"),
         stdout=subprocess.DEVNULL,
         env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'src'}", "SHELL": shell},
     )

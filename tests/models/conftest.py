@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 import torch
 
-from qamoe.degradation.draws import clip_key
-from qamoe.features.batch import Batch
-from qamoe.params import Encoders, QAMoE
+from qamoe.config.params import Encoders, QAMoE
+from qamoe.data.batch import Batch
+from qamoe.rng import clip_key
 
 TEXT = {"finetune": False, "encoder": "minilm", "lr": 5e-5, "dropout": 0.1, "pooling": "attention"}
 FEATURES = {"text": 6, "audio": 3, "vision": 2}

@@ -5,11 +5,11 @@ from typing import Any
 import pytest
 import torch
 
-from qamoe.model_names import ABLATIONS, ablated, family
-from qamoe.models import build
-from qamoe.models.prediction import Target
+from qamoe.config.model_names import ABLATIONS, ablated, family
+from qamoe.models.factory import build
+from qamoe.models.heads import Target
 from qamoe.models.qamoe import QAMoE
-from qamoe.models.step import Step
+from qamoe.models.training_step import Step
 
 FEATURES = {"text": 6, "audio": 3, "vision": 2}
 QUALITY = torch.tensor([[1.0, 0.0, 1.0], [0.2, 0.9, 0.5], [0.7, 0.7, 0.1]])

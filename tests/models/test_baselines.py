@@ -12,12 +12,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from qamoe.degradation.frames import fixed_state
+from qamoe.config.params import Hidden, Mean, MoE, TensorFusion, load
+from qamoe.data.batch import Batch
+from qamoe.degradation.features import fixed_state
 from qamoe.errors import Refused
-from qamoe.features.batch import Batch
-from qamoe.models import MODELS, build, told_quality
-from qamoe.models.prediction import Prediction, Target, gaussian_nll
-from qamoe.params import Hidden, Mean, MoE, TensorFusion, load
+from qamoe.models.factory import MODELS, build, told_quality
+from qamoe.models.heads import Prediction, Target, gaussian_nll
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = {"text": 384, "audio": 25, "vision": 72}

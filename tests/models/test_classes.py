@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from qamoe.models import MODELS, build
-from qamoe.models.prediction import Classes, Target, perturbed_cross_entropy, target_of
-from qamoe.params import Hidden, Mean, MoE, TensorFusion
+from qamoe.config.params import Hidden, Mean, MoE, TensorFusion
+from qamoe.models.factory import MODELS, build
+from qamoe.models.heads import Classes, Target, perturbed_cross_entropy, target_of
 
 FEATURES = {"text": 6, "audio": 3, "vision": 2}
 SHARES = [0.5, 0.3, 0.2]

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 import torch
 
+from qamoe.config.params import Encoders
 from qamoe.models.encoders import ModalityEncoders, SequenceEncoder, any_of
-from qamoe.params import Encoders
 
 
 def encoder(stride: int, sizes: Encoders) -> SequenceEncoder:

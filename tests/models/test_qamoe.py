@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from qamoe.models.prediction import Prediction, Target
+from qamoe.models.heads import Prediction, Target
 from qamoe.models.qamoe import QAMoE
 
 FEATURES = {"text": 6, "audio": 3, "vision": 2}

@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from qamoe.degradation.draws import clip_key
-from qamoe.models.prediction import Classes, Target, Targets, gaussian_nll
+from qamoe.config.params import QAMoE
+from qamoe.models.heads import Classes, Target, Targets, gaussian_nll
 from qamoe.models.quality import Quality
-from qamoe.models.step import Step
-from qamoe.params import QAMoE
+from qamoe.models.training_step import Step
+from qamoe.rng import clip_key
 
 
 def quality(

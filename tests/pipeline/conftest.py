@@ -1,142 +1,94 @@
-"""A checkout of the project with a corpus and models so small that its whole pipeline takes a minute."""
+"""Stages as commands, a folder of preprocessed clips that trains in seconds, and parameters with a few changes."""
 
 import copy
-import csv
-import shutil
+import json
+import os
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pytest
 import yaml
 
-from tests.pipeline.services import Services, environment
+from qamoe.data import arrow_store
 
 ROOT = Path(__file__).parents[2]
-MODELS = ("mean", "qamoe")
-CLIPS = {"train": 12, "valid": 4, "gate": 4, "test": 4}  # of the sample corpus, real media
-LEFT_OUT = ("tests", "docs", "benchmarks", "experiments")
 
 
-def git(folder: Path, *arguments: str) -> str:
-    """What git answers in a folder; it has to succeed."""
-    who = ("-c", "user.name=someone", "-c", "user.email=someone@example.org")
-    done = subprocess.run(["git", *who, *arguments], cwd=folder, check=True, capture_output=True, text=True)
-    return done.stdout.strip()
+@pytest.fixture
+def params_file(tmp_path: Path) -> Callable[..., Path]:
+    """params.yaml with small models, and with changes by dotted keys: params_file({"train.common.lr": -1})."""
+
+    def make(changes: dict[str, Any] | None = None) -> Path:
+        content = copy.deepcopy(yaml.safe_load((ROOT / "params.yaml").read_text()))
+        content["models"]["encoders"] |= {"width": 8, "layers": 1, "heads": 2}
+        content["models"]["qamoe"] |= {"experts": 3, "active": 2, "hidden": 8}
+        common = content["train"]["common"]
+        common |= {"epochs": 6, "batch_size": 4, "patience": 6}
+        common["degrade"]["views"] = 2
+        common["selection"] |= {"severities": {"missing": [0.0, 0.5], "noise": [0.5]}, "draws": 1}
+        content["seeds"] = {"mean": [1], "concat": [1], "qamoe": [1]}
+        for key, value in (changes or {}).items():
+            *path, last = key.split(".")
+            place = content
+            for part in path:
+                place = place[part]
+            place[last] = value
+        path = tmp_path / "params.yaml"
+        path.write_text(yaml.safe_dump(content))
+        return path
+
+    return make
 
 
-def dvc(folder: Path, *arguments: str) -> None:
-    """Run a dvc command that has to succeed."""
-    command = [sys.executable, "-m", "dvc", *arguments, "--quiet"]
-    subprocess.run(command, cwd=folder, check=True, capture_output=True)
-
-
-def small_params() -> dict[str, Any]:
-    """params.yaml with the smallest models, few epochs and few cells."""
-    content = copy.deepcopy(yaml.safe_load((ROOT / "params.yaml").read_text()))
-    content["extract"]["vision"]["rate"] = 2
-    common = content["train"]["common"]
-    common |= {"epochs": 32, "batch_size": 4, "lr": 0.01, "patience": 32}
-    common["degrade"]["views"] = 2
-    common["selection"] |= {"severities": {"missing": [0.0, 0.5], "noise": [0.5]}, "draws": 1}
-    content["models"]["encoders"] |= {"width": 8, "heads": 2}
-    content["models"]["qamoe"] |= {"experts": 3, "active": 2, "hidden": 8}
-    content["seeds"] = {name: [1] for name in MODELS}
-    content["evaluate"] |= {"draws": 1, "mixed_draws": 1, "slices": ["clean", "missing", "noise", "burst", "mixed"]}
-    content["evaluate"]["broken_permutations"] = 1
-    content["tune"] |= {"trials": 1, "epochs": 2}
-    content["registry"] |= {"draws": 2, "coverage_90": [0.0, 1.0]}
-    return content
-
-
-def fewer_clips(data: Path) -> None:
-    """Keep a few clips of each split, and their media."""
-    with (data / "manifest.csv").open(newline="", encoding="utf-8") as lines:
-        reader = csv.DictReader(lines)
-        rows, columns = list(reader), reader.fieldnames
-    assert columns is not None
-    kept = []
-    for split, count in CLIPS.items():
-        of_split = sorted((row for row in rows if row["split"] == split), key=lambda row: row["clip_id"])
-        kept += of_split[:: len(of_split) // count][:count]  # of several sources
-    with (data / "manifest.csv.new").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(kept)
-    (data / "manifest.csv.new").replace(data / "manifest.csv")
-    for media in (data / "media").iterdir():
-        if f"media/{media.name}" not in {row["path"] for row in kept}:
-            media.unlink()
-
-
-@pytest.fixture(scope="session")
-def untouched(tmp_path_factory: pytest.TempPathFactory, empty_records: Path) -> Path:
-    """The checkout before anything ran in it: all is committed, data/ is there, and a record store without runs."""
-    folder = tmp_path_factory.mktemp("untouched") / "checkout"
-    folder.mkdir()
-    for name in git(ROOT, "ls-files", "--cached", "--others", "--exclude-standard").splitlines():
-        if name.split("/")[0] not in LEFT_OUT and (ROOT / name).is_file():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, folder / name)
-    (folder / "dvc.lock").unlink()
-    (folder / "params.yaml").write_text(yaml.safe_dump(small_params(), sort_keys=False))
-    git(folder, "init", "--quiet")
-    dvc(folder, "pull", "data.dvc")
-    fewer_clips(folder / "data")
-    dvc(folder, "add", "data")
-    shutil.rmtree(folder / ".dvcstore")
-    shutil.copy(empty_records, folder / "mlflow.db")
-    git(folder, "add", "--all")
-    git(folder, "commit", "--quiet", "--message", "a small pipeline")
-    return folder
-
-
-@dataclass(frozen=True)
-class Run:
-    """A checkout in which the whole pipeline has run undisturbed, and how long that took."""
-
-    checkout: Path
-    seconds: float
-
-
-def copied(checkout: Path, to: Path) -> Path:
-    """A checkout of its own: paths of the folder stand in the records, so what has run in it does not go along."""
-    shutil.copytree(checkout, to, symlinks=True)
-    return to
-
-
-@pytest.fixture(scope="session")
-def finished(untouched: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """The checkout after its pipeline."""
-    checkout = copied(untouched, tmp_path_factory.mktemp("finished") / "checkout")
-    home = tmp_path_factory.mktemp("prefect")
-    began = time.monotonic()
-    done = subprocess.run(
-        [sys.executable, "-m", "flows.pipeline"],
-        cwd=checkout,
-        env=environment(checkout, home),
-        capture_output=True,
-        text=True,
+@pytest.fixture
+def preprocessed(tmp_path: Path, tiny_stats: dict[str, Any]) -> Path:
+    """An output folder that holds what preprocess writes, without a test split."""
+    schema = pa.schema(
+        [("clip_id", pa.string()), ("source", pa.string()), ("label", pa.float64()), ("text", pa.list_(pa.int32()))]
+        + [(m, arrow_store.frames_type(2)) for m in ("audio", "vision")]
     )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "decision: promoted" in done.stdout, done.stdout
-    return Run(checkout, time.monotonic() - began)
+    out = tmp_path / "out"
+    for number, (split, count) in enumerate({"train": 12, "valid": 6, "gate": 0}.items()):
+        draws = np.random.default_rng(number)
+        rows = [
+            {
+                "clip_id": f"{split}-{i}",
+                "source": f"{split}-source-{i % 3}",
+                "label": float(draws.uniform(-3, 3)),
+                "text": np.array([101, *draws.integers(2000, 9000, i % 4), 102], np.int32),
+                "audio": draws.standard_normal((i % 5, 2)).astype(np.float32),
+                "vision": draws.standard_normal((4, 2)).astype(np.float32),
+            }
+            for i in range(count)
+        ]
+        arrow_store.write(out / "preprocess" / f"{split}.arrow", schema, rows, {"split": split})
+    (out / "preprocess" / "stats.json").write_text(json.dumps(tiny_stats))
+    return out
 
 
-@contextmanager
-def serving(checkout: Path, home: Path, **more: str) -> Iterator[Services]:
-    """A server, a worker and the deployments of prefect.yaml for the time of the block."""
-    services = Services(checkout, home, **more)
-    try:
-        services.start("server")
-        services.deploy()
-        services.start("worker")
-        yield services
-    finally:
-        services.stop()
-        services.clear()
+@pytest.fixture
+def environment(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """One worker, no records, nothing of the machine's own settings."""
+    for name in list(os.environ):
+        if name.startswith(("QAMOE_", "MLFLOW_", "DVC_")):
+            monkeypatch.delenv(name)
+    settings = {"QAMOE_TRACKING": "off", "QAMOE_WORKERS": "1", "QAMOE_DEVICE": "cpu"}
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    return dict(os.environ)
+
+
+@pytest.fixture
+def stage(tmp_path: Path, environment: dict[str, str]) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run a stage as a command in the test's folder: stage("extract", "--params", path)."""
+
+    def run(name: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", f"qamoe.pipeline.{name}", *map(str, arguments)]
+        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+
+    return run

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from qamoe.errors import Refused
+from qamoe.inference.predict import predict
+from qamoe.models import checkpoint
+from qamoe.models.checkpoint import Trained
 from qamoe.serving.export import export
-from qamoe.serving.predict import predict
-from qamoe.training import checkpoint
-from qamoe.training.checkpoint import Trained
 
 COLUMNS = {"audio": 3, "vision": 2}  # raw ones, of which one of audio is dropped
 NAMES = {"text": "tokens", "audio": "audio", "vision": "vision"}

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.serving.browser import CHROMIUM, Tab, tab
-from tests.serving.conftest import WORDS, Server
+from tests.fixtures.browser import CHROMIUM, Tab, tab
+from tests.fixtures.served import WORDS, Server
 
 pytestmark = [
     pytest.mark.slow,

@@ -10,13 +10,13 @@ import pandas as pd
 import pytest
 import torch
 
-from qamoe.serving import terminal
-from qamoe.serving.package import signature
-from qamoe.serving.predict import predict
-from qamoe.serving.source import open_model
-from qamoe.training import checkpoint
-from qamoe.training.fit import _config
-from tests.serving.conftest import Server, running, written
+from qamoe.cli import predict as terminal
+from qamoe.inference.model_package import signature
+from qamoe.inference.predict import predict
+from qamoe.models import checkpoint
+from qamoe.serving.model_loader import open_model
+from qamoe.training.trainer import _config
+from tests.fixtures.served import Server, running, written
 
 CLASSES = ["angry", "sad", "neutral", "happy"]
 CLIPS = pd.DataFrame({"text": ["a lovely film", None, "I could not stay awake"]}, index=["x", "y", "z"])
@@ -100,12 +100,12 @@ def test_a_table_of_classes_has_the_probability_of_each(
 
 
 def test_a_folder_of_clips_gets_classes(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from qamoe.serving import source
-    from qamoe.stages import score
+    from qamoe.pipeline import score
+    from qamoe.serving import model_loader
 
     (tmp_path / "film.mp4").write_bytes(b"no film")
     (tmp_path / "manifest.csv").write_text("clip_id,path,text\na,film.mp4,a lovely film\nb,film.mp4,\n")
-    monkeypatch.setattr(source, "open_model", lambda model, _: open_model("", folder))
+    monkeypatch.setattr(model_loader, "open_model", lambda model, _: open_model("", folder))
     for _ in range(2):  # the second time from what was kept
         score.run(tmp_path, tmp_path / "out", "models:/qa-moe@champion")
         rows = pd.read_parquet(tmp_path / "out/scores.parquet").set_index("clip_id")

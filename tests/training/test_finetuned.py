@@ -11,17 +11,16 @@ import pandas as pd
 import pytest
 import torch
 
+from qamoe.config.params import Params, TextEncoder
+from qamoe.dataset.degraded_split import Views, rows_in_batches
 from qamoe.errors import Refused
-from qamoe.evaluation import spectrum
-from qamoe.features.minilm import model_folder
-from qamoe.features.tokens import vocabulary_digest
-from qamoe.models import reader
-from qamoe.params import Params, TextEncoder
-from qamoe.serving.predict import predict, raw_frames
-from qamoe.stages import train as stage
-from qamoe.training import checkpoint
-from qamoe.training.fit import fit, learning_rate
-from qamoe.training.views import Views, rows_in_batches
+from qamoe.evaluation import protocol
+from qamoe.extractors.minilm import model_folder
+from qamoe.extractors.tokens import vocabulary_digest
+from qamoe.inference.predict import predict, raw_frames
+from qamoe.models import checkpoint, text_encoder_finetuned
+from qamoe.pipeline import train as stage
+from qamoe.training.trainer import fit, learning_rate
 
 ENGLISH = vocabulary_digest(model_folder())
 
@@ -147,8 +146,8 @@ def test_dropout_is_off_in_evaluation_and_batch_mates_do_not_matter(tuned: Any, 
 
 def test_what_is_evaluated_is_what_is_served(tuned: Any, whole: Path) -> None:
     trained, store = checkpoint.load(whole), tuned.valid.store
-    cell = spectrum.Cell("clean", "clean", "clean", 0.0, (tuned.valid.views[0],), ())
-    (rows,) = spectrum.measure([trained], tuned.valid, [cell], "cpu")
+    cell = protocol.Cell("clean", "clean", "clean", 0.0, (tuned.valid.views[0],), ())
+    (rows,) = protocol.measure([trained], tuned.valid, [cell], "cpu")
     columns: dict[str, Any] = {"tokens": [store.sequence("text", row).tolist() for row in range(len(store))]}
     for m in ("audio", "vision"):
         columns[m] = [raw_frames(store.sequence(m, row), tuned.stats[m]) for row in range(len(store))]
@@ -160,17 +159,22 @@ def test_what_is_evaluated_is_what_is_served(tuned: Any, whole: Path) -> None:
 
 def test_a_frozen_model_reads_ids_too(tuned: Any, setting: Any, tiny_checkpoint: Any, tmp_path: Path) -> None:
     """So that it can be measured beside a fine-tuned one on the same views."""
-    from qamoe.models import text
+    from qamoe.models import text_encoder_frozen as text
 
     trained, batch = checkpoint.load(tiny_checkpoint(tmp_path)), tuned.valid.batch(2, range(4))
     states = batch.with_x(text=text.encode(batch.x["text"], batch.mask["text"]))
     assert torch.equal(trained.predict(batch).value, trained.predict(states).value)
 
 
+def finetuned(folder: Path, pooling: str = "attention") -> TextEncoder:
+    content = {"finetune": True, "encoder": str(folder), "lr": 5e-5, "dropout": 0.1, "pooling": pooling}
+    return TextEncoder.model_validate(content)
+
+
 @pytest.mark.parametrize("pooling", ["attention", "mean"])
 def test_padding_and_absent_text_leave_no_trace(folder: Path, pooling: str) -> None:
-    sizes = TextEncoder.model_validate({"finetune": True, "encoder": str(folder), "pooling": pooling})
-    made = reader.Reader(reader.architecture(sizes, 50, ENGLISH), sizes)
+    sizes = finetuned(folder, pooling)
+    made = text_encoder_finetuned.Reader(text_encoder_finetuned.architecture(sizes, 50, ENGLISH), sizes)
     made.load_pretrained(sizes)
     made.eval()
     ids = torch.tensor([[101, 2204, 102], [101, 102, 0], [0, 0, 0]])
@@ -225,9 +229,11 @@ def test_other_weights_of_the_encoder_are_another_model(tuned: Any, tiny_encoder
 
 
 def refusal(encoder: Any, tokens: int = 50) -> str:
-    sizes = TextEncoder.model_validate({"finetune": True, "encoder": str(encoder)})
+    sizes = finetuned(encoder)
     with pytest.raises(Refused) as caught:
-        reader.Reader(reader.architecture(sizes, tokens, ENGLISH), sizes).load_pretrained(sizes)
+        text_encoder_finetuned.Reader(
+            text_encoder_finetuned.architecture(sizes, tokens, ENGLISH), sizes
+        ).load_pretrained(sizes)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 

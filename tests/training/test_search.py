@@ -11,7 +11,7 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from qamoe.params import Params
+from qamoe.config.params import Params
 from qamoe.training import search
 
 

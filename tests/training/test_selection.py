@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from qamoe.degradation.frames import KINDS
+from qamoe.config.params import Selection
+from qamoe.dataset import degraded_split
+from qamoe.degradation.features import KINDS
 from qamoe.degradation.views import View, alike, apply
-from qamoe.params import Selection
-from qamoe.training import checkpoint, views
+from qamoe.models import checkpoint
 from qamoe.training.selection import (
     Cells,
     calibration,
@@ -126,7 +127,7 @@ def test_what_is_kept_is_what_would_be_made_again(setting: Any, monkeypatch: pyt
     assert fresh.repeated(1, [0, 2]) is not kept
     assert all(torch.equal(kept[0].x[m], made[0].x[m]) for m in made[0].x)
     assert torch.equal(kept[1], made[1])
-    monkeypatch.setattr(views, "_KEPT", kept[0].bytes)
+    monkeypatch.setattr(degraded_split, "_KEPT", kept[0].bytes)
     full = replace(setting.valid)
     first = full.repeated(1, [2, 0])
     assert full.repeated(1, [2, 0]) is first

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qamoe.degradation.draws import MODALITIES, Draws
-from qamoe.degradation.frames import DRAWN, KINDS, Reference, State, degrade, drawn_state, fixed_state
-from qamoe.features.batch import Batch
+from qamoe.data.batch import Batch
+from qamoe.degradation.features import DRAWN, KINDS, Reference, State, degrade, drawn_state, fixed_state
+from qamoe.rng import MODALITIES, Draws
 
 Partner = Callable[[str, Draws], tuple[Tensor, Tensor]]
 _SWAP = KINDS.index("swap")

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from qamoe.evaluation.calibration import tempered
+from qamoe.models.calibration import tempered
 
 Metrics = dict[str, float]
 

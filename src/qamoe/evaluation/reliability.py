@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from qamoe.errors import Refused
-from qamoe.evaluation.compare import DRAWS, MODALITIES, interval, over_sources
+from qamoe.evaluation.bootstrap import DRAWS, MODALITIES, interval, over_sources
 from qamoe.evaluation.metrics import classes_of
 
 GRADED = ("missing", "noise", "burst", "alone")  # slices along whose severities r is followed

@@ -7,17 +7,17 @@ one of them comes with that encoder's learned vector, as it does in QA-MoE.
 import torch
 from torch import Tensor, nn
 
-from qamoe import params
-from qamoe.degradation.frames import State
+from qamoe.config import params
+from qamoe.data.batch import present
+from qamoe.degradation.features import State
 from qamoe.errors import Refused
-from qamoe.features.batch import present
 from qamoe.models.encoders import ModalityEncoders
+from qamoe.models.heads import Head, Prediction, Targets
 from qamoe.models.model import Model
 from qamoe.models.moe import Mixture
-from qamoe.models.prediction import Head, Prediction, Targets
 from qamoe.models.qamoe import QAMoE
 from qamoe.models.quality import PerModality
-from qamoe.models.step import Step
+from qamoe.models.training_step import Step
 
 
 class Mean(Model):

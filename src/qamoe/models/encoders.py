@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from qamoe.features.batch import Batch
-from qamoe.models.reader import Reader
-from qamoe.params import Encoders
+from qamoe.config.params import Encoders
+from qamoe.data.batch import Batch
+from qamoe.models.text_encoder_finetuned import Reader
 
 
 class Layer(nn.TransformerEncoderLayer):

@@ -4,10 +4,10 @@ from abc import ABC, abstractmethod
 
 from torch import Tensor, nn
 
-from qamoe.features.batch import Batch
+from qamoe.data.batch import Batch
 from qamoe.models.encoders import ModalityEncoders
-from qamoe.models.prediction import Prediction
-from qamoe.models.step import Step
+from qamoe.models.heads import Prediction
+from qamoe.models.training_step import Step
 
 
 class Model(nn.Module, ABC):

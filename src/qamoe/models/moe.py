@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from qamoe.models.step import Step
-from qamoe.params import MoE as Block
+from qamoe.config.params import MoE as Block
+from qamoe.models.training_step import Step
 
 _SMALLEST_R = 1e-4
 _ALIGNED = 8  # numbers: rows of a grouped product begin on 16 bytes

@@ -6,14 +6,14 @@ Which equation is the paper's and which is our decision stands in docs/method.md
 import torch
 from torch import Tensor, nn
 
+from qamoe.config.params import Encoders
+from qamoe.config.params import QAMoE as Block
 from qamoe.models.encoders import ModalityEncoders
+from qamoe.models.heads import Head, Prediction, Targets
 from qamoe.models.model import Model
 from qamoe.models.moe import Mixture
-from qamoe.models.prediction import Head, Prediction, Targets
 from qamoe.models.quality import Quality
-from qamoe.models.step import Step
-from qamoe.params import Encoders
-from qamoe.params import QAMoE as Block
+from qamoe.models.training_step import Step
 
 
 class QAMoE(Model):

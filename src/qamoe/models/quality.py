@@ -4,9 +4,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from qamoe.models.prediction import Targets
-from qamoe.models.step import Step
-from qamoe.params import QAMoE
+from qamoe.config.params import QAMoE
+from qamoe.models.heads import Targets
+from qamoe.models.training_step import Step
 
 
 class Quality(nn.Module):

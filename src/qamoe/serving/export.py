@@ -11,18 +11,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from qamoe.data.normalise import _FURTHEST, Columns
 from qamoe.errors import Refused
-from qamoe.features.clean import _FURTHEST, Columns
 from qamoe.files import written_aside
-from qamoe.models import text
-from qamoe.training.checkpoint import Trained
+from qamoe.models import text_encoder_frozen
+from qamoe.models.checkpoint import Trained
 
 SUFFIX = ".pt2"
 _EXAMPLE = {"text": 17, "audio": 23, "vision": 13}  # tokens and frames of the clips that the model is traced with
 
 
 class _Standardise(nn.Module):
-    """qamoe.features.clean in torch: raw frames (B, T, D) float32 -> (B, T, kept) float32."""
+    """qamoe.data.normalise in torch: raw frames (B, T, D) float32 -> (B, T, kept) float32."""
 
     kept: Tensor
     mean: Tensor
@@ -44,7 +44,7 @@ class Exported(nn.Module):
 
     text is token ids (B, T) int64, audio and vision raw frames (B, T, D) float32 of `columns_read` columns or more, a
     mask (B, T) bool; a clip without a frame in a modality has a mask that is False throughout. Outputs by name are
-    those of qamoe.serving.predict but `class`, (B,)
+    those of qamoe.inference.predict but `class`, (B,)
     float32 each and routing (B, E).
     """
 
@@ -56,7 +56,7 @@ class Exported(nn.Module):
         stats = trained.config["stats"]
         self.standardise = nn.ModuleDict({m: _Standardise(Columns.from_json(stats[m])) for m in streams})
         frozen = trained.frozen_encoder if "text" in self.modalities else None
-        self.encoder = None if frozen is None else text.module(frozen, "cpu")
+        self.encoder = None if frozen is None else text_encoder_frozen.module(frozen, "cpu")
 
     def forward(self, x: dict[str, Tensor], mask: dict[str, Tensor]) -> dict[str, Tensor]:
         vectors = {}

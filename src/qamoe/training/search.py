@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from qamoe.params import Params
+from qamoe.config.params import Params
 
 if TYPE_CHECKING:
     from optuna import Study

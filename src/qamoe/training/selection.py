@@ -10,14 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qamoe.degradation.frames import State
+from qamoe.config.params import Selection, TrainCommon
+from qamoe.data.batch import Batch, present
+from qamoe.dataset.degraded_split import Views, rows_in_batches
+from qamoe.degradation.features import State
 from qamoe.degradation.views import View, alike
-from qamoe.evaluation.calibration import fit_conformal, fit_temperature
-from qamoe.features.batch import Batch, present
-from qamoe.models import told_quality
+from qamoe.models.calibration import fit_conformal, fit_temperature
+from qamoe.models.factory import told_quality
 from qamoe.models.model import Model
-from qamoe.params import Selection, TrainCommon
-from qamoe.training.views import Views, rows_in_batches
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,301 @@
+"""`qamoe predict`: clips of one's own, answered in the terminal, or as lines of JSON in a pipe."""
+
+import json
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qamoe.cli import inputs
+from qamoe.errors import Refused
+from qamoe.extractors.registry import extractors_of
+from qamoe.inference.extraction_worker import Extracted, Extraction, Lost
+from qamoe.models.checkpoint_config import read_config
+from qamoe.serving import model_loader
+from qamoe.serving.model_loader import Found, Served
+
+if TYPE_CHECKING:
+    from qamoe.serving.schemas import Either
+
+_BAR = 20  # characters
+
+
+@dataclass(frozen=True)
+class Row:
+    """What is said of one clip, or of one window of it; `reasons` are by modality, or for the "clip" as a whole."""
+
+    name: str
+    answer: "Either | None"
+    reasons: dict[str, str]
+
+
+def predict(
+    paths: Sequence[Path], text: str | None, window: float | None, model: str, folder: Path | None, as_json: bool
+) -> bool:
+    """Print what the model says of media files, of words, or of both; returns whether every clip has an answer.
+
+    `text` is what is said in the one clip that there is, `window` the seconds of the windows that longer clips are cut
+    into. Raises Refused where there is nothing to answer, or nothing to answer it with.
+    """
+    _check(paths, text, window)
+    clips = inputs.clips(paths)
+    if text is not None and len(clips) > 1:
+        raise Refused(
+            f"--text is what is said in one clip, and these are {len(clips)}; put a .txt or .srt beside each."
+        )
+    only = clips[0] if inputs.one_file(paths) else None
+    if isinstance(only, inputs.Piece):
+        raise Refused(only.fault)
+    with model_loader.found(model, folder) as place, _extraction(place, needed=bool(paths)) as extraction:
+        served = model_loader.load(place)
+        how = inputs.How(text, window, served.trained.config["stats"].get("seconds_max"))
+        _check_window(served, how)
+        if extraction is None:
+            rows = _words_alone(served, text or "")
+        else:
+            rows = _rows(served, extraction, clips, how, single=only is not None)
+        return _shown(served, rows, as_json, alone=only is not None or not paths)
+
+
+@contextmanager
+def _extraction(place: Found, *, needed: bool) -> Iterator[Extraction | None]:
+    """What reads media, in a process of its own that gets ready while the model is loaded. Raises Refused where the
+    model knows no media."""
+    config = read_config(place.folder) if needed else None
+    if config is None:  # words alone; a folder without a checkpoint is refused when it is loaded
+        yield None
+        return
+    try:
+        extractors = extractors_of(config)
+    except (KeyError, TypeError, AttributeError):
+        model_loader.load(place)  # says what is wrong with such a model.json
+        raise
+    if not extractors:
+        raise Refused(f"{place.name} knows no media: its corpus came with ready features.")
+    extraction = Extraction(None, extractors)
+    try:
+        yield extraction
+    finally:
+        extraction.close()
+
+
+def _shown(served: Served, rows: Iterable[tuple[int, Row]], as_json: bool, alone: bool) -> bool:
+    """Print the rows, each with its clip's number; a clip `alone` has no table around it. Returns whether every clip
+    has an answer."""
+    shown: list[Row] = []
+    answered: dict[int, bool] = {}
+    for number, row in rows:
+        if row.answer is not None and not any(answered.values()):
+            _warn(served)
+        answered[number] = answered.get(number, False) or row.answer is not None
+        if as_json:
+            print(json.dumps(_line(served, row), allow_nan=False), flush=True)
+        else:
+            shown.append(row)
+    if len(shown) == 1 and shown[0].answer is not None and alone:
+        _show(served, shown[0].answer, shown[0].reasons)
+    elif shown:
+        _show_table(served, shown)
+    missed = len(answered) - sum(answered.values())
+    if missed:
+        print(f"qamoe: {missed} of {len(answered)} clips have no answer; the reasons are given above.", file=sys.stderr)
+    return not missed
+
+
+def _check(paths: Sequence[Path], text: str | None, window: float | None) -> None:
+    """Refuse what cannot go together, before anything is loaded."""
+    if not paths and not text:
+        raise Refused("There is nothing to predict: give a media file, --text, or both.")
+    if window is not None and text is not None:
+        raise Refused("--text has no times, so that it cannot be cut into windows: leave out --text or --window, or put"
+                      " the words into a .srt beside the clip.")  # fmt: skip
+    if window is not None and not window >= inputs.SHORTEST_WINDOW:
+        raise Refused(f"--window is {window:g} s; allowed are {inputs.SHORTEST_WINDOW:g} s and more.")
+
+
+def _check_window(served: Served, how: inputs.How) -> None:
+    if how.window is not None and how.longest is not None and how.window > inputs.LONGEST * how.longest:
+        raise Refused(f"--window is {how.window:g} s; allowed are up to {inputs.LONGEST * how.longest:.1f} s, twice the"
+                      f" longest clip that {served.name} was trained on.")  # fmt: skip
+
+
+def _rows(
+    served: Served, extraction: Extraction, clips: Sequence[Any], how: inputs.How, single: bool
+) -> Iterator[tuple[int, Row]]:
+    """The rows of each clip, with the clip's number. A `single` file that cannot be answered is refused."""
+    for number, clip in enumerate(_watched(clips)):
+        pieces = [clip] if isinstance(clip, inputs.Piece) else inputs.pieces(clip, how)
+        if number == 0 and any(piece.words for piece in pieces):
+            served.warm_up()  # while the extraction gets ready
+        for piece in pieces:
+            row = _row(served, extraction, piece)
+            if single and len(pieces) == 1 and row.answer is None:
+                why = "; ".join(_told(row.reasons))
+                raise Refused(piece.fault or f"{piece.name} has nothing that can be used ({why}).")
+            yield number, row
+
+
+def _watched(clips: Sequence[Any]) -> Iterable[Any]:
+    """The clips, with a bar of progress where a person waits for several."""
+    if len(clips) == 1 or not sys.stderr.isatty():
+        return clips
+    from rich.console import Console
+    from rich.progress import track
+
+    return track(clips, "predict", console=Console(stderr=True), transient=True)
+
+
+def _words_alone(served: Served, text: str) -> Iterator[tuple[int, Row]]:
+    reasons = {m: "no clip" for m in served.trained.config["modalities"] if m != "text"}
+    yield 0, Row("", _answer(served, text, {}), reasons)
+
+
+def _row(served: Served, extraction: Extraction, piece: inputs.Piece) -> Row:
+    if piece.clip is None:
+        return Row(piece.name, None, {"clip": piece.fault})
+    clip, extractors = piece.clip, served.extractors()
+    assert clip.media is not None
+    try:
+        found = extraction.extract(clip.media, extractors, clip.start_s, clip.end_s)
+    except Lost as lost:
+        return Row(piece.name, None, {"clip": str(lost)})
+    if piece.unreadable and not found.frames:
+        return Row(piece.name, None, {"clip": piece.unreadable})
+    reasons = _reasons(served, piece, found)
+    if not found.frames and not (piece.words and "text" in served.trained.config["modalities"]):
+        return Row(piece.name, None, reasons)
+    return Row(piece.name, _answer(served, piece.words, found.frames), reasons)
+
+
+def _reasons(served: Served, piece: inputs.Piece, found: Extracted) -> dict[str, str]:
+    """Why a modality that the model knows is missing."""
+    reasons = {}
+    for modality in served.trained.config["modalities"]:
+        if modality == "text":
+            reason = piece.silent
+        elif modality in found.frames:
+            reason = ""
+        else:
+            reason = found.problems.get(modality, "its features cannot be made of media")
+        if reason:
+            reasons[modality] = reason
+    return reasons
+
+
+def _answer(served: Served, words: str, frames: dict[str, Any]) -> "Either":
+    import pandas as pd
+
+    from qamoe.serving.schemas import answers
+
+    row = {"text": words, **frames}
+    return answers(served.predict(pd.DataFrame({name: pd.Series([v], dtype=object) for name, v in row.items()})))[0]
+
+
+def _warn(served: Served) -> None:
+    if served.trained.config["trained_on_generated"]:
+        print(f"qamoe: {served.name} was trained on generated clips only: it says nothing about real people.",
+              file=sys.stderr)  # fmt: skip
+
+
+def _told(reasons: dict[str, str]) -> list[str]:
+    return [reason if what == "clip" else f"{what}: {reason}" for what, reason in reasons.items()]
+
+
+def _line(served: Served, row: Row) -> dict[str, Any]:
+    """The row as JSON: clip, score or class, interval, trust and reasons come first; no answer is null."""
+    from qamoe.serving.schemas import ClassAnswer
+
+    answer = row.answer
+    of_classes = served.trained.config["task"]["kind"] == "classification"
+    line: dict[str, Any] = {"clip": row.name or None, "class" if of_classes else "score": None}
+    line |= {"interval": None, "trust": None if answer is None else answer.trust, "reasons": row.reasons}
+    if isinstance(answer, ClassAnswer):
+        line |= {"class": answer.label, "probabilities": answer.probabilities}
+    elif answer is not None:
+        line |= {"score": answer.score, "interval": [answer.low_90, answer.high_90], "variance": answer.variance}
+    if answer is not None:
+        line |= {"r": answer.r, "routing": answer.routing}
+    return line | {"model": served.name}
+
+
+def _show(served: Served, answer: "Either", reasons: dict[str, str]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from qamoe.serving.schemas import ClassAnswer
+
+    task = served.trained.config["task"]
+    out = Console(highlight=False)
+    if isinstance(answer, ClassAnswer):
+        ordered = sorted(answer.probabilities.items(), key=lambda pair: -pair[1])
+        out.print(f"class  {answer.label}", style="bold", markup=False)
+        out.print("       " + "  ".join(f"{name} {share:.0%}" for name, share in ordered), markup=False)
+    else:
+        out.print(f"score  [bold]{answer.score:+.2f}[/]   90 % interval {answer.low_90:+.2f} to {answer.high_90:+.2f}"
+                  f"   scale {task['low']:g} to {task['high']:g}")  # fmt: skip
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for name in ("", "trust", "", "r"):
+        table.add_column(name, justify="right" if name == "trust" else "left")
+    for modality in served.trained.config["modalities"]:
+        trust, r = answer.trust[modality], answer.r[modality]
+        if trust is None or r is None:
+            table.add_row(modality, "[dim]none[/]", "", "")
+            continue
+        filled = round(trust * _BAR)
+        bar = f"{'█' * filled}[dim]{'░' * (_BAR - filled)}[/]"
+        table.add_row(modality, f"{trust:.0%}", bar, f"{r:.3f}")
+    out.print(table)
+    if answer.routing is not None:
+        used = sorted(((share, i + 1) for i, share in enumerate(answer.routing) if share >= 0.005), reverse=True)
+        out.print("experts  " + "  ".join(f"{number}: {share:.0%}" for share, number in used))
+    for line in _told(reasons):
+        out.print(_printable(line), style="yellow", markup=False)
+    out.print(served.name, style="dim", markup=False)
+
+
+def _show_table(served: Served, rows: Sequence[Row]) -> None:
+    """A line a row: the clip, what is said of it, the trust in each modality, and why one is missing."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    config = served.trained.config
+    of_classes = config["task"]["kind"] == "classification"
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    table.add_column("\nclip", overflow="fold")
+    for name in ("class", "probability") if of_classes else ("score", "90 % interval"):
+        table.add_column(f"\n{name}", justify="right", no_wrap=True)
+    for place, modality in enumerate(config["modalities"]):
+        table.add_column(f"{'' if place else 'trust'}\n{modality}", justify="right", no_wrap=True)
+    table.add_column("\nreasons", overflow="fold", style="yellow")
+    for row in rows:
+        trusts = [_trusted(row.answer, modality) for modality in config["modalities"]]
+        cells = [row.name, *_said(row.answer), *trusts, "; ".join(_told(row.reasons))]
+        table.add_row(*(Text(_printable(cell)) for cell in cells))
+    out = Console(highlight=False)
+    out.print(table)
+    out.print(served.name, style="dim", markup=False)
+
+
+def _said(answer: "Either | None") -> tuple[str, str]:
+    from qamoe.serving.schemas import ClassAnswer
+
+    if answer is None:
+        return "-", ""
+    if isinstance(answer, ClassAnswer):
+        return answer.label, f"{answer.probabilities[answer.label]:.0%}"
+    return f"{answer.score:+.2f}", f"{answer.low_90:+.2f} to {answer.high_90:+.2f}"
+
+
+def _trusted(answer: "Either | None", modality: str) -> str:
+    if answer is None:
+        return ""
+    trust = answer.trust[modality]
+    return "none" if trust is None else f"{trust:.0%}"
+
+
+def _printable(text: str) -> str:
+    """Names and words come from anywhere, and a terminal obeys what does not print."""
+    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)

@@ -1,0 +1,82 @@
+"""What each extractor is told by params.yaml: one frozen block an extractor, chosen by its field `extractor`."""
+
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field
+from pydantic_core import PydanticCustomError
+
+from qamoe.config.block import Block
+
+HOP_RATE = 100  # Hz; the descriptors of sound are made every 10 ms
+
+
+class MiniLMSettings(Block):
+    extractor: Literal["minilm"]
+    max_tokens: Annotated[int, Field(ge=3, le=512)]
+
+
+class HuggingFaceSettings(Block):
+    extractor: Literal["huggingface"]
+    model: Annotated[str, Field(min_length=1)]  # a folder
+    max_tokens: Annotated[int, Field(ge=3, le=4096)]
+
+
+class EgemapsSettings(Block):
+    extractor: Literal["egemaps"]
+    rate: Annotated[float, Field(gt=0, le=HOP_RATE)]  # Hz
+
+
+class LogMelSettings(Block):
+    extractor: Literal["logmel"]
+    rate: Annotated[float, Field(gt=0, le=HOP_RATE)]  # Hz
+    bands: Annotated[int, Field(ge=8, le=80)] = 40  # narrower ones would hold no point of the spectrum
+
+
+class Wav2vecSettings(Block):
+    extractor: Literal["wav2vec"]
+    rate: Annotated[float, Field(gt=0, le=100)]  # Hz, at most the encoder's own (mostly 50)
+    model: Annotated[str, Field(min_length=1)]  # a folder
+
+
+class LandmarksSettings(Block):
+    extractor: Literal["landmarks"]
+    rate: Annotated[float, Field(gt=0, le=60)]  # Hz
+
+
+class OpenFaceSettings(Block):
+    extractor: Literal["openface"]
+    rate: Annotated[float, Field(gt=0, le=60)]  # Hz
+
+
+SETTINGS: dict[str, dict[str, type[Block]]] = {
+    "text": {"minilm": MiniLMSettings, "huggingface": HuggingFaceSettings},
+    "audio": {"egemaps": EgemapsSettings, "logmel": LogMelSettings, "wav2vec": Wav2vecSettings},
+    "vision": {"landmarks": LandmarksSettings, "openface": OpenFaceSettings},
+}
+
+
+def extractor_settings(modality: str, value: Any) -> Block:
+    """A block of params.yaml (extract.text, .audio, .vision) as the settings of the extractor that it names.
+
+    Raises the errors of pydantic: an unknown name with those that there are, a key that this extractor does not have.
+    """
+    if isinstance(value, Block):
+        return value
+    name = value.get("extractor") if isinstance(value, dict) else None
+    known = SETTINGS[modality]
+    if name not in known:
+        message = "extractor {name} is none of {known}"
+        raise PydanticCustomError("unknown_extractor", message, {"name": repr(name), "known": ", ".join(known)})
+    return known[str(name)].model_validate(value)
+
+
+def _of(modality: str) -> BeforeValidator:
+    choose: Callable[[Any], Block] = lambda value: extractor_settings(modality, value)  # noqa: E731
+    return BeforeValidator(choose)
+
+
+# pydantic's own discriminated unions would put the name of the extractor into the path of a key that is wrong.
+TextSettings = Annotated[MiniLMSettings | HuggingFaceSettings, _of("text")]
+AudioSettings = Annotated[EgemapsSettings | LogMelSettings | Wav2vecSettings, _of("audio")]
+VisionSettings = Annotated[LandmarksSettings | OpenFaceSettings, _of("vision")]

@@ -1,0 +1,32 @@
+"""What the name of a model says: which class it is of, and under what it is trained.
+
+The digest of the code sees this module, which config/params.py may not be: it decides what is trained.
+"""
+
+import re
+from typing import Literal, get_args
+
+Kind = Literal["missing", "noise", "burst", "missing_features"]  # that a checkpoint may be chosen by
+ABLATIONS = ("severity", "others", "probe", "fallback", "gate", "fusion")  # parts of QA-MoE: models/qamoe.py
+
+
+def specialist_cell(name: str) -> tuple[str, float] | None:
+    """Kind and severity of the one cell that a specialist lives in; None where the name is another model's.
+
+    `specialist-clean`, and `specialist-<kind>-<severity in tenths>` such as specialist-missing-03.
+    """
+    if name == "specialist-clean":
+        return "clean", 0.0
+    found = re.fullmatch(rf"specialist-({'|'.join(get_args(Kind))})-(0[1-9]|10)", name)
+    return (found[1], int(found[2]) / 10) if found else None
+
+
+def ablated(name: str) -> str | None:
+    """The part that QA-MoE lacks in a model of this name, such as ablation-gate; None where it is another model's."""
+    part = name.removeprefix("ablation-")
+    return part if part != name and part in ABLATIONS else None
+
+
+def family(name: str) -> str:
+    """The model of params.yaml whose class and block a model has: specialists and ablations are a qamoe."""
+    return "qamoe" if specialist_cell(name) or ablated(name) else name

@@ -1,0 +1,359 @@
+"""params.yaml as frozen values: an unknown key, a wrong type or a value out of range is an error that names it.
+
+One section a stage, plus `models` (a block a model), `seeds` and `registry`. What is here can change a result
+and makes stages stale, and no value stands here: every key that decides something is in the file. Where and how fast
+things run is in config/settings.py.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from qamoe.config.block import Block
+from qamoe.config.extractor_settings import AudioSettings, TextSettings, VisionSettings
+from qamoe.config.model_names import ABLATIONS, Kind, family
+from qamoe.errors import Refused
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Severity = Annotated[float, Field(gt=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+LearningRate = Annotated[float, Field(gt=0, lt=1)]
+Dropout = Annotated[float, Field(ge=0, lt=1)]
+Modality = Literal["text", "audio", "vision"]
+
+
+def _ascending(bounds: tuple[float, float]) -> tuple[float, float]:
+    if bounds[0] > bounds[1]:
+        raise ValueError("the lower bound comes first")
+    return bounds
+
+
+class Corpus(Block):
+    kind: Literal["sample", "clips", "mmsa", "mintrec", "iemocap", "meld"]
+    path: str  # a pickle (mmsa) or a folder (the others)
+
+
+class Task(Block):
+    """What is predicted: a number in [low, high], or one of `classes`."""
+
+    kind: Literal["regression", "classification"]
+    low: float | None = None  # of a regression; beside classes they say nothing
+    high: float | None = None
+    classes: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _has_its_range(self) -> "Task":
+        if self.kind == "regression" and not self.range[0] < self.range[1]:
+            raise ValueError(f"low ({self.low}) must be below high ({self.high})")
+        if self.kind == "classification" and len(self.classes) < 2:
+            raise ValueError("a classification task names at least two classes")
+        return self
+
+    @property
+    def range(self) -> tuple[float, float]:
+        """The lowest and the highest label of a regression."""
+        if self.low is None or self.high is None:
+            raise ValueError(f"a regression task has low ({self.low}) and high ({self.high})")
+        return self.low, self.high
+
+
+class Signals(Block):
+    """Degradations of the signals of the test split, for slice `signals`; the draws have a seed of their own."""
+
+    seed: int
+    severities: Annotated[dict[str, Annotated[tuple[Severity, ...], Field(min_length=1)]], Field(min_length=1)]
+
+    @field_validator("severities")
+    @classmethod
+    def _kinds_are_known(cls, severities: dict[str, tuple[float, ...]]) -> dict[str, tuple[float, ...]]:
+        from qamoe.media.degradations import MODALITY
+
+        for kind, levels in severities.items():
+            if kind not in MODALITY:
+                raise ValueError(f"{kind!r} is none of the kinds {', '.join(MODALITY)}")
+            if len(set(levels)) != len(levels):
+                raise ValueError(f"{kind} names a severity twice")
+        return severities
+
+
+class Extract(Block):
+    corpus: Corpus
+    task: Task
+    text: TextSettings
+    audio: AudioSettings
+    vision: VisionSettings
+    max_problem_share: Share
+    seconds_per_clip: Positive  # time limit
+    signals: Signals | None = None  # experiments/signals.yaml
+
+
+class PerModality(Block):
+    text: Count
+    audio: Count
+    vision: Count
+
+
+class Preprocess(Block):
+    max_frames: PerModality
+
+
+class Degrade(Block):
+    kinds: Annotated[tuple[Kind, ...], Field(min_length=1)]  # that clips draw from
+    clean_share: Share  # of the draws of a clip, view and modality
+    alike_share: Share  # of the clips whose modalities share one draw
+    whole_share: Annotated[float, Field(ge=0, lt=1)]  # of the severities that are exactly 1
+    announced_share: Share  # of the modalities that are wholly missing, those that the model is told of
+    swap: bool  # whether clips draw swaps too
+    views: Count  # distinct degraded views of a clip; epoch e sees view e mod views. Of a frozen text encoder alone
+    seed: int
+
+
+class LossWeights(Block):
+    variance: Annotated[float, Field(ge=0)]
+    probe: Annotated[float, Field(ge=0)]
+    severity: Annotated[float, Field(ge=0)]
+    balance: Annotated[float, Field(ge=0)]
+    router_z: Annotated[float, Field(ge=0)]
+
+
+class Selection(Block):
+    """The validation cells whose mean metric chooses the checkpoint."""
+
+    severities: Annotated[dict[Kind, Annotated[tuple[Share, ...], Field(min_length=1)]], Field(min_length=1)]
+    draws: Count
+    seed: int
+
+
+class TrainCommon(Block):
+    epochs: Count
+    batch_size: Count
+    lr: LearningRate
+    weight_decay: Annotated[float, Field(ge=0)]
+    warmup_share: Share
+    schedule: Literal["cosine", "linear"]  # of the learning rate after warm-up
+    clip_norm: Positive
+    patience: Count
+    precision: Literal["float32", "bfloat16"]
+    degrade: Degrade
+    loss: LossWeights
+    selection: Selection
+
+
+class Train(Block):
+    common: TrainCommon
+
+
+class TextEncoder(Block):
+    """Frozen, its states made once for all models; or fine-tuned as a part of each: the last three are of that."""
+
+    finetune: bool
+    encoder: Annotated[str, Field(min_length=1)]  # minilm, or the folder of a Hugging Face encoder
+    lr: LearningRate  # its own; that of all else is train.common.lr
+    dropout: Dropout
+    pooling: Literal["attention", "mean"]  # over its states, or over one that is their mean
+
+
+class Encoders(Block):
+    """Sizes that every model shares, so that a comparison is between fusions."""
+
+    width: Annotated[int, Field(ge=8)]
+    layers: Annotated[int, Field(ge=0)]
+    heads: Count
+    dropout: Dropout
+    stride: PerModality
+    text: TextEncoder
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> "Encoders":
+        if self.width % self.heads:
+            raise ValueError(f"heads ({self.heads}) must divide width ({self.width})")
+        return self
+
+
+class Mean(Block):
+    pass
+
+
+class Hidden(Block):
+    """One hidden layer of this width before the head."""
+
+    hidden: Count
+
+
+class TensorFusion(Hidden):
+    low: Annotated[int, Field(ge=1, le=16)]  # dimension of a modality in the outer product: (low + 1)^3 products
+
+
+class MoE(Block):
+    experts: Count
+    active: Count
+    hidden: Count
+    fusion: Literal["tokens", "concat"]
+
+    @model_validator(mode="after")
+    def _active_are_experts(self) -> "MoE":
+        if self.active > self.experts:
+            raise ValueError(f"active ({self.active}) must not exceed experts ({self.experts})")
+        return self
+
+
+class QAMoE(MoE):
+    max_log_variance: Positive
+    sampled: bool  # whether the main path reads a sample of the Gaussian in training; else its mean
+    sees: Literal["own", "all"]  # what a modality's variance is estimated from: its own vector, or those of all
+    initial_log_variance: float  # of the Gaussian features
+
+    @model_validator(mode="after")
+    def _starts_within_its_limit(self) -> "QAMoE":
+        if abs(self.initial_log_variance) > self.max_log_variance:
+            limits = f"within plus and minus max_log_variance ({self.max_log_variance:g})"
+            raise ValueError(f"initial_log_variance ({self.initial_log_variance:g}) must lie {limits}")
+        return self
+
+
+class Models(Block):
+    encoders: Encoders
+    mean: Mean
+    text: Hidden
+    concat: Hidden
+    cross_attention: Hidden
+    tensor: TensorFusion
+    precision: Hidden
+    moe: MoE
+    oracle: QAMoE
+    qamoe: QAMoE
+
+
+Slice = Literal[
+    "clean", "missing", "noise", "burst", "mixed", "alone", "joint", "subsets", "swap", "held_out", "signals",
+    "missing_features",
+]  # fmt: skip
+
+
+class Evaluate(Block):
+    seed: int  # the protocol seed of the test side
+    draws: Count
+    mixed_draws: Count
+    slices: Annotated[tuple[Slice, ...], Field(min_length=1)]
+    broken_permutations: Annotated[int, Field(ge=0)]  # of r between the clips of slice mixed; 0 leaves them out
+
+    @field_validator("slices")
+    @classmethod
+    def _each_once(cls, slices: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(slices)) != len(slices):
+            raise ValueError("each slice may be named once")
+        return slices
+
+
+class Tune(Block):
+    trials: Count
+    epochs: Count
+    seed: int  # of what is tried, and of each trial's training
+    lr: Annotated[tuple[LearningRate, LearningRate], AfterValidator(_ascending)]
+    weight_decay: Annotated[tuple[Positive, Positive], AfterValidator(_ascending)]
+    dropout: Annotated[tuple[Dropout, Dropout], AfterValidator(_ascending)]
+
+
+class Registry(Block):
+    name: Annotated[str, Field(min_length=1, pattern=r"^[^/:.%\"']+$")]
+    draws: Count  # of the cells that the gate measures
+    seed: int
+    coverage_90: Annotated[tuple[Share, Share], AfterValidator(_ascending)]
+    calibration_error: Share  # of classes; the most that the gate lets pass
+    tolerance: Share  # how much worse than the champion's the error of a slice may be; of classes, in misses
+
+
+MODEL_NAMES = tuple(name for name in Models.model_fields if name != "encoders")
+
+
+class Params(Block):
+    extract: Extract
+    preprocess: Preprocess
+    train: Train
+    models: Models
+    seeds: dict[str, tuple[int, ...]]
+    evaluate: Evaluate
+    tune: Tune
+    registry: Registry
+
+    @model_validator(mode="after")
+    def _signals_are_extracted(self) -> "Params":
+        if "signals" in self.evaluate.slices and self.extract.signals is None:
+            raise ValueError(
+                "evaluate.slices names signals, and extract.signals names none; see experiments/signals.yaml"
+            )
+        return self
+
+    @field_validator("seeds")
+    @classmethod
+    def _every_model_has_seeds(cls, seeds: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+        for model, numbers in seeds.items():
+            if family(model) not in MODEL_NAMES:
+                known = ", ".join(MODEL_NAMES)
+                raise ValueError(
+                    f"unknown key {model}; the models are {known}, specialist-clean, specialist-<kind>-<tenths> and "
+                    f"ablation-<{'|'.join(ABLATIONS)}>"
+                )
+            if any(number < 0 for number in numbers):
+                raise ValueError(f"{model} has a negative seed in {list(numbers)}; seeds are 0 or above")
+            if not numbers or len(set(numbers)) != len(numbers):
+                raise ValueError(f"{model} needs at least one seed, each once, not {list(numbers)}")
+        return seeds
+
+
+def _sentence(error: Any, path: Path) -> str:
+    key = ".".join(str(part) for part in error["loc"]) or "the file"
+    if error["type"] == "extra_forbidden":
+        return f"{path}: unknown key {key}."
+    if error["type"] == "missing":
+        return f"{path}: key {key} is missing."
+    message = error["msg"].removeprefix("Value error, ")
+    message = message[0].lower() + message[1:]
+    value = "" if isinstance(error["input"], dict) else f" is {error['input']!r}"
+    return f"{path}: {key}{value}: {message}."
+
+
+def load(path: Path) -> Params:
+    """Read params.yaml. Raises Refused with the key (and the value and its range) of the first mistake."""
+    return validate(read(path), path)
+
+
+def read(path: Path) -> Any:
+    """The content of a YAML file, unchecked. Raises Refused where there is none."""
+    import yaml  # a model needs its blocks and no file of them
+
+    try:
+        return yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        raise Refused(f"There is no parameter file {path}.") from None
+    except OSError as error:
+        raise Refused(f"The parameter file {path} cannot be read: {error.strerror}.") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise Refused(f"{path} is not YAML: {' '.join(str(error).split())}.") from None
+
+
+def validate(content: Any, path: Path) -> Params:
+    """Content as Params; `path` is where a mistake is said to be."""
+    try:
+        return Params.model_validate(content)
+    except ValidationError as error:
+        # An unknown key is most often a misspelt one: say that before the missing key which it causes.
+        errors = sorted(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
+        raise Refused(_sentence(errors[0], path)) from None
+
+
+def digest(*values: Any) -> str:
+    """SHA-256 of values made of blocks, dicts, lists and scalars, the same in every process."""
+    plain = [v.model_dump(mode="json") if isinstance(v, BaseModel) else v for v in values]
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,109 @@
+"""Clips that wait in a folder -> data/, with their manifest rows: the corpus grows, and nothing in it changes.
+
+Media are named by their content, so that doing it twice is doing it once. They are copied before the manifest is
+replaced: a kill between the two leaves files that no row names, and the next time takes them over.
+"""
+
+import csv
+import hashlib
+import io
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from qamoe.config.params import Task
+from qamoe.data import manifest as clips
+from qamoe.data.clip import Clip, check_clips, drawn_split
+from qamoe.errors import Refused
+from qamoe.files import write_text, written_aside
+
+_SAMPLE = "  remote: sample\n"
+
+
+@dataclass(frozen=True)
+class Ingested:
+    """How many clips were new and how many were there already, and whether data.dvc lost its line `remote: sample`."""
+
+    new: int
+    known: int
+    left_sample_remote: bool
+
+
+def ingest(folder: Path, data: Path, task: Task) -> Ingested:
+    """Copy the clips of a folder with a manifest.csv into the corpus of raw clips at `data`.
+
+    A row without a split takes the one that its source has in `data`, or else that which the source's hash draws.
+    Before the first clip goes in, data.dvc (beside `data`) loses the line `remote: sample`: other people's clips must
+    not end in the git-tracked remote. Raises Refused, and changes nothing, where a row of either is wrong, an id is
+    taken by another clip, or a source would be in two splits.
+    """
+    waiting = clips.read(folder, task).clips
+    there = {clip.clip_id: clip for clip in clips.read(data, task).clips}
+    splits = {clip.source: clip.split for clip in there.values()}
+    given = _rows(folder / "manifest.csv")
+    digests: dict[Path, str] = {}
+    fresh: list[tuple[Clip, dict[str, str]]] = []
+    for clip in waiting:
+        row = given[clip.clip_id]
+        if not row["split"].strip():
+            clip = Clip(**{**clip.__dict__, "split": splits.get(clip.source, drawn_split(clip.source))})
+        old = there.get(clip.clip_id)
+        if old is None:
+            fresh.append((clip, {**row, "split": clip.split}))
+        elif _identity(clip, digests) != _identity(old, digests):
+            raise Refused(f"{clip.where}: clip id {clip.clip_id!r} is another clip's in {data}; give it a new one.")
+    check_clips([*there.values(), *(clip for clip, _ in fresh)], str(folder / "manifest.csv"))
+    if not fresh:
+        return Ingested(0, len(waiting), False)
+    left = _leave_sample_remote(data.with_name(f"{data.name}.dvc"))
+    rows = []
+    for clip, row in fresh:
+        assert clip.media is not None
+        place = Path("media") / f"{_digest(clip.media, digests)[:32]}{clip.media.suffix.lower()}"
+        if not (data / place).is_file():
+            with written_aside(data / place) as aside:
+                shutil.copyfile(clip.media, aside)
+        rows.append({**row, "path": place.as_posix()})
+    _append(data / "manifest.csv", rows)
+    return Ingested(len(fresh), len(waiting) - len(fresh), left)
+
+
+def _rows(manifest: Path) -> dict[str, dict[str, str]]:
+    with manifest.open(newline="", encoding="utf-8-sig") as lines:
+        rows = [{name: row.get(name) or "" for name in clips.COLUMNS} for row in csv.DictReader(lines)]
+    return {row["clip_id"].strip(): row for row in rows}
+
+
+def _digest(media: Path, known: dict[Path, str]) -> str:
+    if media not in known:
+        with media.open("rb") as file:
+            known[media] = hashlib.file_digest(file, "sha256").hexdigest()
+    return known[media]
+
+
+def _identity(clip: Clip, known: dict[Path, str]) -> tuple[object, ...]:
+    """What makes a clip the same one, wherever its media lie."""
+    assert clip.media is not None
+    media = _digest(clip.media, known)
+    return (clip.source, clip.split, clip.label, clip.text, clip.start_s, clip.end_s, media)
+
+
+def _leave_sample_remote(pointer: Path) -> bool:
+    """Delete the line `remote: sample` from data.dvc; False where there is none."""
+    content = pointer.read_text() if pointer.is_file() else ""
+    kept = content.replace(_SAMPLE, "")
+    if kept == content:
+        return False
+    write_text(pointer, kept)
+    return True
+
+
+def _append(manifest: Path, rows: list[dict[str, str]]) -> None:
+    """Add rows to a manifest as a new file in its place: the old one may be a link into DVC's cache."""
+    before = manifest.read_text(encoding="utf-8")
+    header = next(csv.reader(io.StringIO(before.removeprefix("\ufeff"))))
+    added = io.StringIO()
+    writer = csv.DictWriter(added, header, restval="", lineterminator="\n")
+    writer.writerows(rows)
+    with written_aside(manifest) as aside:
+        aside.write_text(before + ("" if before.endswith("\n") else "\n") + added.getvalue(), encoding="utf-8")

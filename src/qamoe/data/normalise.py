@@ -1,0 +1,74 @@
+"""Cleaning and normalising frames by statistics of the training split alone."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from qamoe.data.arrow_store import Store
+
+_CONSTANT = 1e-8
+_FURTHEST = 1e6
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which columns are kept (constant ones are not), with their training mean and deviation.
+
+    `unfit` counts the NaN and infinities that were found.
+    """
+
+    kept: np.ndarray
+    mean: np.ndarray
+    deviation: np.ndarray
+    unfit: int
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "kept": self.kept.tolist(),
+            "mean": self.mean.tolist(),
+            "deviation": self.deviation.tolist(),
+            "unfit": self.unfit,
+            "dimension": len(self.kept),
+        }
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> "Columns":
+        return cls(
+            np.array(content["kept"], np.int64),
+            np.array(content["mean"], np.float64),
+            np.array(content["deviation"], np.float64),
+            content["unfit"],
+        )
+
+
+def fit_columns(store: Store, rows: np.ndarray) -> Columns:
+    """Mean and deviation per column over all finite frame values of `rows`, in one pass over the map (float64)."""
+    count: Any = 0
+    total: Any = 0.0
+    unfit = 0
+    sequences = [store.sequence("frames", int(row)) for row in rows]
+    for frames in sequences:
+        finite = np.isfinite(frames)
+        unfit += int((~finite).sum())
+        count = count + finite.sum(0)
+        total = total + np.where(finite, frames, 0).sum(0, dtype=np.float64)
+    mean = total / np.maximum(count, 1)
+    spread: Any = 0.0
+    for frames in sequences:
+        spread = spread + (np.where(np.isfinite(frames), frames - mean, 0.0) ** 2).sum(0)
+    deviation = np.sqrt(spread / np.maximum(count, 1))
+    kept = np.flatnonzero(deviation > _CONSTANT * np.maximum(1.0, np.abs(mean)))
+    return Columns(kept, mean[kept], deviation[kept], unfit)
+
+
+def clean(frames: np.ndarray, columns: Columns) -> np.ndarray:
+    """(T, D) -> (T, kept) float32: standardised, with NaN and infinities at zero, which is the training mean.
+
+    What lies further than _FURTHEST deviations from it is cut there, so that float32 holds it.
+    """
+    chosen = frames[:, columns.kept].astype(np.float64)
+    with np.errstate(invalid="ignore"):
+        standard = (chosen - columns.mean) / columns.deviation
+    finite = np.where(np.isfinite(standard), standard, 0.0)
+    return finite.clip(-_FURTHEST, _FURTHEST).astype(np.float32)

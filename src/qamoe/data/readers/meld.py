@@ -1,0 +1,81 @@
+"""MELD (declare-lab): {train,dev,test}_sent_emo.csv and, where they are there, the clips `dia{D}_utt{U}.mp4`.
+
+Dialogue numbers start again in every split, so ids and sources carry the split. A source is a dialogue: the main
+cast speaks in all splits, which the corpus's own split decided.
+"""
+
+from pathlib import Path
+
+from qamoe.config.params import Task
+from qamoe.data.clip import Clip, Corpus, check_clips, label_value, noted, rows_of
+from qamoe.errors import Refused
+
+SPLITS = {"train": "train", "dev": "valid", "test": "test"}  # file -> split
+# In the order of the public readers; the files write them in small letters.
+EMOTIONS = ("neutral", "surprise", "fear", "sadness", "joy", "disgust", "anger")
+SENTIMENTS = ("neutral", "positive", "negative")
+FOLDERS = {"train": "train_splits", "dev": "dev_splits_complete", "test": "output_repeated_splits_test"}
+_COLUMNS = ("Utterance", "Speaker", "Dialogue_ID", "Utterance_ID")
+
+
+def read(path: Path, task: Task, faults: list[str] | None = None) -> Corpus:
+    """Read a folder of MELD. Raises Refused where it is none.
+
+    The task's classes say which label is meant: the seven of column Emotion or the three of column Sentiment. With
+    none of the three folders of clips, the corpus lacks audio and vision; a clip that one of them lacks is a problem
+    of that clip. With a list for `faults`, what is wrong with a row goes there, and the other rows are read.
+    """
+    column = _column(task)
+    place = path / "data" / "MELD" if (path / "data" / "MELD").is_dir() else path
+    files = {name: place / f"{name}_sent_emo.csv" for name in SPLITS}
+    for file in files.values():
+        if not file.is_file():
+            raise Refused(f"There is no {file}; MELD is train_, dev_ and test_sent_emo.csv in one folder.")
+    folders = {name: path / folder for name, folder in FOLDERS.items() if (path / folder).is_dir()}
+    if folders and len(folders) < len(FOLDERS):
+        lacking = next(folder for name, folder in FOLDERS.items() if name not in folders)
+        raise Refused(f"There is no folder {path / lacking}; the clips of MELD are in {', '.join(FOLDERS.values())}.")
+    clips = [clip for name in SPLITS for clip in _clips(files[name], name, folders.get(name), column, task, faults)]
+    check_clips(clips, str(path), faults)
+    streams = ("audio", "vision") if folders else ()
+    return Corpus(clips, ("text", *streams), {"corpus": "meld", "label": column, "media": bool(folders)})
+
+
+def _column(task: Task) -> str:
+    for column, classes in (("Emotion", EMOTIONS), ("Sentiment", SENTIMENTS)):
+        if task.kind == "classification" and set(task.classes) == set(classes):
+            return column
+    raise Refused(
+        f"MELD needs extract.task of kind classification with the classes {', '.join(EMOTIONS)} "
+        f"or {', '.join(SENTIMENTS)}."
+    )
+
+
+def _clips(file: Path, name: str, folder: Path | None, column: str, task: Task, faults: list[str] | None) -> list[Clip]:
+    clips = []
+    with rows_of(file) as reader:
+        lacking = [c for c in (*_COLUMNS, column) if c not in (reader.fieldnames or [])]
+        if lacking:
+            raise Refused(f"{file} lacks the column {lacking[0]}.")
+        for row in reader:
+            where = f"{file}, line {reader.line_num}"
+            with noted(faults):
+                dialogue, utterance = (_number(row[c], c, where) for c in ("Dialogue_ID", "Utterance_ID"))
+                clip = Clip(
+                    clip_id=f"{name}-dia{dialogue}_utt{utterance}",
+                    source=f"{name}-dia{dialogue}",
+                    split=SPLITS[name],
+                    label=label_value((row[column] or "").strip(), task, where),
+                    text=(row["Utterance"] or "").strip(),
+                    media=folder / f"dia{dialogue}_utt{utterance}.mp4" if folder else None,
+                    where=where,
+                )
+                clips.append(clip)
+    return clips
+
+
+def _number(cell: str | None, name: str, where: str) -> int:
+    text = (cell or "").strip()
+    if not (text.isascii() and text.isdecimal()) or len(text) > 9:
+        raise Refused(f"{where}: {name} {cell!r} is no whole number from 0 on.")
+    return int(text)

@@ -1,0 +1,214 @@
+"""MMSA-format pickles (CMU-MOSI, CMU-MOSEI, CH-SIMS, MMSA-FET): {train, valid, test} of equal-length columns.
+
+The layout is the one that thuiar/MMSA's data_loader reads. Text comes as token ids from `text_bert`, else from
+`raw_text`. The stored `text` vectors are used only where there is neither, because the vector of a clean sentence
+still carries a word that was taken away afterwards. A modality that no split has is a modality the corpus lacks.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qamoe.config.params import Task
+from qamoe.data import safe_pickle
+from qamoe.data.clip import Clip, Corpus, check_clips, label_value, noted
+from qamoe.errors import Refused
+from qamoe.extractors.tokens import CHINESE, ENGLISH
+
+# SHA-256 that thuiar/MMSA publishes in its README.
+PUBLISHED = {
+    "78e0f8b5ef8ff71558e7307848fc1fa929ecb078203f565ab22b9daab2e02524": "MOSI/Processed/unaligned_50.pkl",
+    "d3994fd25681f9c7ad6e9c6596a6fe9b4beb85ff7d478ba978b124139002e5f9": "MOSI/Processed/aligned_50.pkl",
+    "ad8b23d50557045e7d47959ce6c5b955d8d983f2979c7d9b7b9226f6dd6fec1f": "MOSEI/Processed/unaligned_50.pkl",
+    "45eccfb748a87c80ecab9bfac29582e7b1466bf6605ff29d3b338a75120bf791": "MOSEI/Processed/aligned_50.pkl",
+    "c9e20c13ec0454d98bb9c1e520e490c75146bfa2dfeeea78d84de047dbdd442f": "SIMS/Processed/unaligned_39.pkl",
+}
+SPLITS = ("train", "valid", "test")
+_SEPARATOR = "$_$"
+Columns = dict[str, Any]
+
+
+def read(path: Path, task: Task, faults: list[str] | None = None) -> Corpus:
+    """Read an MMSA pickle. Raises Refused where it is no such file.
+
+    With a list for `faults`, what is wrong with a clip's label or id goes there, and the other clips are read.
+    """
+    content = safe_pickle.read(path)
+    if not isinstance(content, dict) or not set(SPLITS) <= set(content):
+        raise Refused(f"{path} is no MMSA pickle: its top level must be a dict of train, valid and test.")
+    splits = {name: _split(content[name], f"{path}, {name}") for name in SPLITS}
+    streams = tuple(m for m in ("audio", "vision") if all(m in columns for columns in splits.values()))
+    texts = [t for t in ("text_bert", "raw_text", "text") if all(t in columns for columns in splits.values())]
+    if not texts:
+        raise Refused(f"{path}: no text is in every split; needed is text_bert, raw_text or text.")
+    ready = (*streams, "text") if texts == ["text"] else streams
+    _one_dimension(splits, ready, path)
+    padding = {m: _padding(splits.values(), m) for m in ready}
+    clips = [
+        clip
+        for name, columns in splits.items()
+        for clip in _clips(columns, name, texts[0], padding, task, f"{path}, {name}", faults)
+    ]
+    check_clips(clips, str(path), faults)
+    with path.open("rb") as file:
+        sha = hashlib.file_digest(file, "sha256").hexdigest()
+    published = PUBLISHED.get(sha)
+    about: dict[str, Any] = {"corpus": "mmsa", "file": path.name, "sha256": sha, "published_as": published}
+    about |= {"text": texts[0], "padding": padding}
+    vocabulary = None
+    if texts[0] != "text":
+        vocabulary = CHINESE if _is_chinese(clips) or (published or "").startswith("SIMS") else ENGLISH
+    return Corpus(clips, ("text", *streams), about, vocabulary=vocabulary)
+
+
+def _split(columns: Any, where: str) -> Columns:
+    """A split's columns that are used, as arrays of the right shape and of one length."""
+    if not isinstance(columns, dict):
+        raise Refused(f"{where}: a split must be a dict of columns.")
+    for key in ("id", "regression_labels"):
+        if key not in columns:
+            raise Refused(f"{where} lacks the column {key}.")
+    lists = ("id", "regression_labels", "raw_text")
+    found: Columns = {key: _items(columns[key], key, where) for key in lists if key in columns}
+    for key in ("text", "text_bert", "audio", "vision"):
+        if key in columns:
+            found[key] = _numbers(columns[key], key, 3, where)
+    for modality in ("audio", "vision"):
+        key = f"{modality}_lengths"
+        if modality in found and key in columns:
+            found[key] = np.clip(_numbers(columns[key], key, 1, where), 0, found[modality].shape[1]).astype(np.int64)
+    if "text_bert" in found:
+        found["text_bert"] = _rows_first(found["text_bert"], where)
+    for key, column in found.items():
+        if len(column) != len(found["id"]):
+            raise Refused(f"{where}: {key} has {len(column)} rows and id has {len(found['id'])}.")
+    return found
+
+
+def _items(column: Any, key: str, where: str) -> list[Any]:
+    if not isinstance(column, (list, tuple)) and not (isinstance(column, np.ndarray) and column.ndim):
+        raise Refused(f"{where}: {key} is no list.")
+    return list(column)
+
+
+def _numbers(column: Any, key: str, dimensions: int, where: str) -> np.ndarray:
+    try:
+        numbers = np.asarray(column)
+    except (ValueError, TypeError):
+        numbers = np.empty((), object)
+    if numbers.ndim != dimensions or numbers.dtype.kind not in "fiub":
+        raise Refused(
+            f"{where}: {key} is no array of numbers with {dimensions} axes (shape {numbers.shape}, {numbers.dtype})."
+        )
+    return numbers
+
+
+def _rows_first(bert: np.ndarray, where: str) -> np.ndarray:
+    """text_bert as (N, 3, L); MMSA's first version wrote (N, L, 3)."""
+    if bert.shape[1] == 3:
+        return bert
+    if bert.shape[2] == 3:
+        return bert.transpose(0, 2, 1)
+    raise Refused(f"{where}: text_bert has shape {bert.shape}; allowed is (N, 3, L) or (N, L, 3).")
+
+
+def _one_dimension(splits: dict[str, Columns], modalities: tuple[str, ...], path: Path) -> None:
+    for modality in modalities:
+        sizes = {name: columns[modality].shape[2] for name, columns in splits.items()}
+        if len(set(sizes.values())) > 1 or 0 in sizes.values():
+            told = ", ".join(f"{name} {size}" for name, size in sizes.items())
+            raise Refused(f"{path}: {modality} must have one number of columns in all splits, at least 1, not {told}.")
+
+
+def _clips(
+    columns: Columns,
+    split: str,
+    text: str,
+    padding: dict[str, str],
+    task: Task,
+    where: str,
+    faults: list[str] | None,
+) -> list[Clip]:
+    frames = {m: _frames(columns, m, side) for m, side in padding.items()}
+    clips = []
+    for i, name in enumerate(map(str, columns["id"])):
+        place = f"{where}, clip {name}"
+        with noted(faults):
+            clip = Clip(
+                clip_id=name,
+                source=name.split(_SEPARATOR)[0],
+                split=split,
+                label=label_value(str(columns["regression_labels"][i]), task, place),
+                text=str(columns["raw_text"][i]) if "raw_text" in columns else "",
+                tokens=_tokens(columns["text_bert"][i], place) if text == "text_bert" else None,
+                frames={m: of(i) for m, of in frames.items()},
+                where=place,
+            )
+            clips.append(clip)
+    return clips
+
+
+def _tokens(rows: np.ndarray, where: str) -> np.ndarray:
+    """Token ids of a text_bert item (3, L): row 0 where the mask of row 1 is set."""
+    ids = rows[0][rows[1] > 0]
+    if not np.isfinite(ids).all() or (ids != np.floor(ids)).any() or (ids < 0).any() or (ids >= 2**31).any():
+        raise Refused(f"{where}: text_bert holds what is no token id.")
+    return ids.astype(np.int32)
+
+
+def _frames(columns: Columns, modality: str, padding: str) -> Callable[[int], np.ndarray]:
+    """The valid frames (T, D) of clip i, float32.
+
+    As many as stored lengths say; else, where the sequence is as long as text_bert (aligned files), as many as its
+    mask says; else up to the last row that is not all zero. Before the valid frames of a sequence padded in front,
+    all rows are zero; its stored lengths count up to the first such row and are not used.
+    """
+    x = columns[modality]
+    lengths = columns.get(f"{modality}_lengths")
+    bert = columns.get("text_bert")
+
+    def of(i: int) -> np.ndarray:
+        filled = np.flatnonzero(_filled(x[i]))
+        first, n = 0, int(filled[-1]) + 1 if len(filled) else 0
+        if padding == "front":
+            first, n = int(filled[0]) if len(filled) else 0, x.shape[1] if len(filled) else 0
+        elif lengths is not None:
+            n = int(lengths[i])
+        elif x.shape[1] == 1:
+            n = 1
+        elif bert is not None and bert.shape[2] == x.shape[1]:
+            n = max(int((bert[i, 1] > 0).sum()), 1)
+        with np.errstate(over="ignore", invalid="ignore"):  # beyond float32 is infinite, which preprocess counts
+            return np.asarray(x[i, first:n], np.float32)
+
+    return of
+
+
+def _padding(splits: Iterable[Columns], modality: str) -> str:
+    """On which side sequences are padded with rows of zeros, "end" or "front": measured, since files differ.
+
+    A row a clip is no sign: aligned files have one of zeros at [CLS].
+    """
+    front = end = clips = 0
+    for columns in splits:
+        filled = _filled(columns[modality])
+        some = filled.any(1)
+        front += int(filled.argmax(1)[some].sum())
+        end += int(filled[:, ::-1].argmax(1)[some].sum())
+        clips += int(some.sum())
+    return "front" if front > end + clips else "end"
+
+
+def _filled(x: np.ndarray) -> np.ndarray:
+    """Which frames (..., D) are not all zero -> (...)."""
+    with np.errstate(invalid="ignore"):  # a damaged number may be a NaN that numpy warns of
+        return np.asarray(x.any(-1))
+
+
+def _is_chinese(clips: list[Clip]) -> bool:
+    """Whether most texts hold a Chinese character."""
+    texts = [clip.text for clip in clips if clip.text.strip()]
+    return sum(any("\u4e00" <= letter <= "\u9fff" for letter in text) for text in texts) * 2 > len(texts)

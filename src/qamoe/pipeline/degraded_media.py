@@ -1,0 +1,133 @@
+"""The test split under signal-level degradation: extract/signals/<cell>.arrow, the degraded modality alone.
+
+The degraded media themselves are gone as soon as features are made of them.
+"""
+
+import csv
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from qamoe.config.params import Extract
+from qamoe.data import arrow_store
+from qamoe.data.clip import Clip
+from qamoe.degradation.swap_partners import Partners
+from qamoe.errors import Refused
+from qamoe.extractors.registry import extractor
+from qamoe.extractors.worker_pool import Job, part_key, read_part
+from qamoe.files import written_aside
+from qamoe.media import degradations
+from qamoe.media.degraded_copy import Signal, Voice
+from qamoe.media.word_confusion import Vocabulary
+
+TEXT_SCHEMA = pa.schema([("clip_id", pa.string()), ("ids", pa.list_(pa.int32())), ("words", pa.list_(pa.string()))])
+Lost = dict[tuple[str, str], str]
+
+
+def write(
+    clips: list[Clip],
+    params: Extract,
+    folder: Path,
+    digest: Callable[[Path], str],
+    make: Callable[[list[tuple[Job, Path]]], Lost],
+) -> None:
+    """Degrade the test clips and write a store for each cell, and problems.csv: what could not be made, by cell.
+
+    `make` runs jobs and returns the reasons of those that left no part. A clip whose degraded media give nothing (no
+    face is found any more) has no frames: that is the degradation's doing, and no fault of the corpus.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    if params.signals is None:
+        return
+    test = [clip for clip in clips if clip.split == "test"]
+    _check(test, params)
+    vocabulary = Vocabulary.of(clip.text for clip in clips if clip.split == "train")
+    partners = Partners([clip.clip_id for clip in test], [clip.source for clip in test])
+    problems: list[tuple[str, str, str]] = []
+    for name, kind, severity in degradations.cells(params.signals.severities):
+        about = {"kind": kind, "severity": severity, "seed": params.signals.seed}
+        place = folder / f"{name}.arrow"
+        if degradations.MODALITY[kind] == "text":
+            _write_words(test, params, severity, vocabulary, place, about)
+            continue
+        jobs = [
+            (job, _part(job, params, folder.parent / "parts", digest))
+            for job in _jobs(test, params, kind, severity, partners, digest)
+        ]
+        lost = make([(job, part) for job, part in jobs if read_part(part) is None])
+        found = [read_part(part) for _, part in jobs]
+        for (job, _), frames in zip(jobs, found, strict=True):
+            reason = lost.get((job.clip_id, job.modality)) or frames
+            if isinstance(reason, str) and reason:
+                problems.append((name, job.clip_id, reason))
+        made_by = extractor(getattr(params, degradations.MODALITY[kind]))
+        schema = pa.schema([("clip_id", pa.string()), ("frames", arrow_store.frames_type(len(made_by.columns)))])
+        empty = np.zeros((0, len(made_by.columns)), np.float32)
+        rows = (
+            {"clip_id": clip.clip_id, "frames": frames if isinstance(frames, np.ndarray) else empty}
+            for clip, frames in zip(test, found, strict=True)
+        )
+        arrow_store.write(place, schema, rows, about)
+    with written_aside(folder / "problems.csv") as aside, aside.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(("cell", "clip_id", "reason"))
+        writer.writerows(sorted(problems))
+
+
+def _check(test: list[Clip], params: Extract) -> None:
+    assert params.signals is not None
+    if not test:
+        raise Refused("extract.signals degrades the test split, which is empty.")
+    for modality in sorted({degradations.MODALITY[kind] for kind in params.signals.severities}):
+        for clip in test:
+            if modality == "text" and (clip.tokens is not None or "text" in clip.frames) and not clip.text:
+                raise Refused(
+                    f"{clip.where}: extract.signals needs words, and this clip has token ids or vectors alone."
+                )
+            if modality != "text" and clip.media is None:
+                raise Refused(f"{clip.where}: extract.signals needs media, and this clip has features alone.")
+            if modality != "text" and clip.media is not None:
+                made_by = extractor(getattr(params, modality))
+                if made_by.reads(clip.media) != clip.media:
+                    raise Refused(f"extract.signals degrades {modality}, and {made_by.name} reads no media.")
+
+
+def _jobs(
+    test: list[Clip], params: Extract, kind: str, severity: float, partners: Partners, digest: Callable[[Path], str]
+) -> Iterator[Job]:
+    assert params.signals is not None
+    for row, clip in enumerate(test):
+        assert clip.media is not None
+        voices: list[Voice] = []
+        for number in range(1, 1 + degradations.VOICES) if kind == "babble" else ():
+            other = test[partners.of([row], degradations.drawn(params.signals.seed, clip.clip_id, kind, number))[0]]
+            assert other.media is not None
+            voices.append(Voice(other.media, other.start_s, other.end_s, digest(other.media)))
+        signal = Signal(kind, severity, params.signals.seed, clip.clip_id, tuple(voices))
+        yield Job(clip.clip_id, degradations.MODALITY[kind], clip.media, clip.start_s, clip.end_s, signal)
+
+
+def _part(job: Job, params: Extract, parts: Path, digest: Callable[[Path], str]) -> Path:
+    key = part_key(job, digest(job.media), extractor(getattr(params, job.modality)))
+    return parts / job.modality / key[:2] / key
+
+
+def _write_words(
+    test: list[Clip], params: Extract, severity: float, vocabulary: Vocabulary, place: Path, about: dict[str, Any]
+) -> None:
+    assert params.signals is not None
+    tokeniser = extractor(params.text)
+    seed = params.signals.seed
+
+    def row(clip: Clip) -> dict[str, Any]:
+        heard = degradations.word_errors(
+            clip.text, severity, degradations.drawn(seed, clip.clip_id, "word_errors"), vocabulary
+        )
+        ids, words = tokeniser.extract(heard)
+        return {"clip_id": clip.clip_id, "ids": ids, "words": words}
+
+    arrow_store.write(place, TEXT_SCHEMA, map(row, test), about)

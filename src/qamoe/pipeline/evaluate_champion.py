@@ -1,0 +1,107 @@
+"""The champion on today's test split -> a run below its training run, and tags of its version: an event.
+
+The test split grows with the data; a champion keeps its weights. What has changed between two measurements is then
+the data. The champion reads frames that its own training split standardised, as in promotion.
+"""
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qamoe.config import params as parameters
+from qamoe.config import settings
+from qamoe.config.params import Params
+from qamoe.errors import Refused
+from qamoe.pipeline import runner
+from qamoe.pipeline.evaluate import PREDICTIONS, aggregate
+from qamoe.pipeline.promote import fetched, restandardised, same_columns
+from qamoe.pipeline.shared import file_digest, read_stats
+from qamoe.pipeline.source_dependencies import code_digest
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from qamoe.data.arrow_store import Store
+    from qamoe.models.checkpoint import Trained
+
+
+def run(params: Params, out: Path) -> None:
+    """Measure and record the champion, unless the same was measured before.
+
+    Raises Refused where there is no champion, no test clip, or the champion is of another corpus.
+    """
+    from qamoe.data.arrow_store import Store
+    from qamoe.dataset.degraded_split import feature_sizes
+    from qamoe.evaluation.protocol import PROTOCOL
+    from qamoe.registry import champion as records
+    from qamoe.registry import registry
+    from qamoe.tracking.mlflow_store import answering, connect
+
+    stats = read_stats(out)
+    test = out / "preprocess" / "test.arrow"
+    store = Store(test)
+    if not len(store):
+        raise Refused("The test split is empty; there is nothing to evaluate the champion on.")
+    name = params.registry.name
+    client = connect()
+    with answering():
+        champion = registry.champion(client, name)
+    if champion is None:
+        raise Refused(f"{name} has no champion; promote a candidate first.")
+    about = {"test_digest": file_digest(test), "test_clips": str(len(store)), "protocol": str(PROTOCOL)}
+    digest = parameters.digest(champion.digest, about, params.evaluate, code_digest("qamoe.pipeline.evaluate_champion"))
+    with answering():
+        measured = records.known(client, digest)
+    title = f"version {champion.version} of {name} on {len(store)} test clips"
+    if measured is not None:
+        print(f"{title}; measured before\nrun: {measured}", flush=True)
+        return
+    ours = {"stats": stats, "task": stats["task"], "inputs": feature_sizes(stats), "extract": _extract(params)}
+    with tempfile.TemporaryDirectory() as temporary:
+        theirs = fetched(name, champion.version, ours, Path(temporary))
+        cells = _cells(params, stats, theirs, store, Path(temporary))
+    with answering():
+        made = records.record(client, name, champion, digest, cells, about)
+    print(title)
+    for line in _headline(cells):
+        print(line)
+    print(f"run: {made}", flush=True)
+
+
+def _extract(params: Params) -> dict[str, Any]:
+    return params.extract.model_dump(mode="json", exclude={"corpus"})
+
+
+def _cells(params: Params, stats: dict[str, Any], champion: "Trained", store: "Store", folder: Path) -> "pd.DataFrame":
+    """cells.parquet of the champion, from the slices of params.yaml."""
+    import pandas as pd
+
+    from qamoe.dataset.degraded_split import open_views
+    from qamoe.degradation.views import references
+    from qamoe.evaluation import protocol
+
+    own, modalities = champion.config["stats"], tuple(champion.config["modalities"])
+    if not same_columns(own, stats):
+        store = restandardised(store, stats, own, folder / "own.arrow")
+    timed = [m for m in modalities if m in own and own[m].get("rate")]
+    cells = protocol.plan(params.evaluate.slices, params.evaluate, modalities, timed)
+    device = settings.device()
+    views = protocol.views(cells)
+    about = (references(own), folder / "states", file_digest(store.path), device)
+    split = open_views(store, views, modalities, *about, encoder=champion.frozen_encoder)
+    with protocol.predictions_file(folder / PREDICTIONS) as append:
+        for (rows,) in protocol.by_view([champion], split, cells, device):
+            append(rows)
+    aggregate(champion, cells, folder)
+    return pd.read_parquet(folder / "cells.parquet")
+
+
+def _headline(cells: "pd.DataFrame") -> list[str]:
+    from qamoe.report import tables
+
+    made = tables.headline(cells.assign(model="champion", seed=0)).iloc[0]
+    return [f"{c.label}: {tables.number(made[c.name], c.metric)}" for c in tables.columns_of(cells)]
+
+
+if __name__ == "__main__":
+    runner.main("evaluate_champion", run)

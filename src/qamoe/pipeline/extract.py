@@ -1,0 +1,232 @@
+"""Corpus -> features: artifacts/extract/{text,audio,vision}.arrow, clips.parquet and problems.csv.
+
+Token ids (stored text vectors, of a corpus that has nothing else) and frames as they are, one row a clip in clip-id
+order, whatever the number of workers. What cannot be extracted from a clip is a problem with its reason; the modality
+then has no frames. Too many fail the stage.
+"""
+
+import csv
+import hashlib
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from qamoe.config import settings
+from qamoe.config.block import Block
+from qamoe.config.params import Extract, Params
+from qamoe.data import arrow_store
+from qamoe.data.clip import Clip, Corpus, check_text
+from qamoe.data.readers import READERS
+from qamoe.errors import Refused
+from qamoe.extractors.registry import extractor
+from qamoe.extractors.tokens import Tokens
+from qamoe.extractors.worker_pool import Job, make_parts, make_parts_on_ray, part_key, read_part
+from qamoe.files import written_aside
+from qamoe.pipeline import degraded_media, runner
+
+STREAMS = ("audio", "vision")
+_TOLD = 10  # problems that a refusal names
+Problems = list[tuple[str, str, str]]
+
+
+def run(params: Params, out: Path) -> None:
+    """Run the stage. Raises Refused for a corpus that cannot be used, before anything is written."""
+    settings_ = params.extract
+    corpus = READERS[settings_.corpus.kind](Path(settings_.corpus.path), settings_.task)
+    clips = sorted(corpus.clips, key=lambda clip: clip.clip_id)
+    tokeniser = extractor(settings_.text)
+    check_text(corpus, tokeniser, settings_.corpus.path)
+    folder = out / "extract"
+    problems: Problems = []
+    digest = cache(_digest)
+    _clear(folder)
+    parts = _extracted(clips, settings_, folder / "parts", digest, problems)
+    _refuse_too_many(problems, len(clips), settings_.max_problem_share)
+    degraded_media.write(clips, settings_, folder / "signals", digest, partial(_made, settings_))
+    seconds = _write_streams(clips, corpus, settings_, parts, folder)
+    if corpus.vocabulary is None:
+        _write_vectors(clips, folder)
+    else:
+        _write_text(clips, tokeniser, folder, ready=corpus.vocabulary == tokeniser.vocabulary)
+    _write_clips(clips, corpus, settings_, seconds, folder)
+    _write_problems(problems, folder / "problems.csv")
+    runner.log.info(json.dumps({"stage": "extract", "clips": len(clips), "problems": len(problems)}))
+
+
+def _clear(folder: Path) -> None:
+    """Remove what a stage or a worker that was killed had begun: copies of media, and files written aside."""
+    for left in (folder / "parts").glob("*/*/.copy-*"):
+        shutil.rmtree(left, ignore_errors=True)
+    for left in (*folder.glob(".*.[0-9]*"), *(folder / "parts").glob("*/*/.*.[0-9]*")):
+        left.unlink(missing_ok=True)
+
+
+def _extracted(
+    clips: list[Clip], params: Extract, parts: Path, digest: Callable[[Path], str], problems: Problems
+) -> dict[tuple[str, str], Path]:
+    """Make the parts of all clips that have media; fills `problems`; returns where each part lies."""
+    places: dict[tuple[str, str], Path] = {}
+    waiting: list[tuple[Job, Path]] = []
+    for clip in clips:
+        if clip.media is None:
+            continue
+        for modality in STREAMS:
+            job = Job(clip.clip_id, modality, clip.media, clip.start_s, clip.end_s)
+            made_by = extractor(getattr(params, modality))
+            key = part_key(job, digest(made_by.reads(clip.media)), made_by)
+            part = parts / modality / key[:2] / key
+            places[clip.clip_id, modality] = part
+            if read_part(part) is None:
+                waiting.append((job, part))
+    lost = _made(params, waiting)
+    for (clip_id, modality), part in places.items():
+        reason = lost.get((clip_id, modality)) or read_part(part)
+        if isinstance(reason, str) and reason:
+            problems.append((clip_id, modality, reason))
+    return places
+
+
+def _digest(media: Path) -> str:
+    """SHA-256 of a file; of one that is not there, a word of its own, so that it is looked for again when it comes."""
+    if not media.is_file():
+        return "absent"
+    with media.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _made(params: Extract, waiting: list[tuple[Job, Path]]) -> dict[tuple[str, str], str]:
+    """Make parts, with a bar of progress; returns the reasons of the jobs that left none."""
+    if not waiting:
+        return {}
+    chosen: dict[str, Block] = {m: getattr(params, m) for m in STREAMS}
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn
+    from rich.progress import TimeRemainingColumn as TimeLeft
+    from rich.text import Text
+
+    class Rate(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            return Text(f"{task.speed:.1f}/s" if task.speed else "")
+
+    quiet = not runner.log.isEnabledFor(20)
+    columns = (TextColumn("extract"), BarColumn(), MofNCompleteColumn(), Rate(), TimeLeft())
+    console = Console(file=sys.stderr)
+    with Progress(*columns, console=console, disable=quiet or not console.is_terminal) as progress:
+        task = progress.add_task("extract", total=len(waiting))
+        make = make_parts_on_ray if settings.executor() == "ray" else make_parts
+        return make(waiting, chosen, settings.workers(), params.seconds_per_clip, lambda: progress.advance(task))
+
+
+def _refuse_too_many(problems: Problems, clips: int, allowed: float) -> None:
+    bad = {clip_id for clip_id, _, _ in problems}
+    if len(bad) > allowed * clips:
+        told = [f"{clip_id}, {modality}: {reason}" for clip_id, modality, reason in sorted(problems)]
+        most = "" if len(told) <= _TOLD else f", and {len(told) - _TOLD} more"
+        raise Refused(
+            f"{len(bad)} of {clips} clips have problems, above extract.max_problem_share ({allowed:g}): "
+            f"{'; '.join(told[:_TOLD])}{most}."
+        )
+
+
+def _frames(clip: Clip, modality: str, parts: dict[tuple[str, str], Path], dimension: int) -> np.ndarray:
+    if modality in clip.frames:
+        return clip.frames[modality]
+    part = parts.get((clip.clip_id, modality))
+    frames = read_part(part) if part else None
+    return frames if isinstance(frames, np.ndarray) else np.zeros((0, dimension), np.float32)
+
+
+def _write_streams(
+    clips: list[Clip], corpus: Corpus, params: Extract, parts: dict[tuple[str, str], Path], folder: Path
+) -> list[float | None]:
+    """Write audio.arrow and vision.arrow; returns each clip's length in seconds, where frames tell it."""
+    seconds: list[float | None] = [None] * len(clips)
+    for modality in STREAMS:
+        ready = next((clip.frames[modality] for clip in clips if modality in clip.frames), None)
+        about: dict[str, Any]
+        if ready is not None:
+            about = _as_given(ready.shape[1])
+        elif modality in corpus.modalities:
+            made_by = extractor(getattr(params, modality))
+            about = {"extractor": made_by.name, "version": made_by.version, "rate": made_by.rate}
+            about |= {"dimension": len(made_by.columns), "columns": list(made_by.columns)}
+        else:
+            about = {"extractor": None, "version": "", "rate": None, "dimension": 1, "columns": []}
+        schema = pa.schema([("clip_id", pa.string()), ("frames", arrow_store.frames_type(about["dimension"]))])
+        rows = (
+            {"clip_id": clip.clip_id, "frames": _frames(clip, modality, parts, about["dimension"])} for clip in clips
+        )
+        arrow_store.write(folder / f"{modality}.arrow", schema, rows if modality in corpus.modalities else (), about)
+        if about["rate"]:
+            lengths = arrow_store.Store(folder / f"{modality}.arrow").lengths("frames")
+            seconds = [max(s or 0.0, n / about["rate"]) for s, n in zip(seconds, lengths, strict=True)]
+    return seconds
+
+
+def _write_text(clips: list[Clip], tokeniser: Tokens, folder: Path, *, ready: bool) -> None:
+    """Write text.arrow; `ready` token ids are of the tokeniser's vocabulary and win over words."""
+    about = {"extractor": tokeniser.name, "version": tokeniser.version, "unk": tokeniser.unk_id}
+    about |= {"special": list(tokeniser.special_ids), "vocabulary": tokeniser.vocab_size}
+    about |= {"vocabulary_sha256": tokeniser.vocabulary_sha256}
+
+    def row(clip: Clip) -> dict[str, Any]:
+        if clip.tokens is not None and ready:
+            ids, limit = clip.tokens, tokeniser.max_tokens
+            if len(ids) > limit:
+                ids = np.append(ids[: limit - 1], ids[-1])  # a text that is too long loses its end, never its SEP
+            return {"clip_id": clip.clip_id, "ids": ids, "words": tokeniser.words(ids)}
+        ids, words = tokeniser.extract(clip.text) if clip.text else (np.zeros(0, np.int32), [])
+        return {"clip_id": clip.clip_id, "ids": ids, "words": words}
+
+    arrow_store.write(folder / "text.arrow", degraded_media.TEXT_SCHEMA, map(row, clips), about)
+
+
+def _write_vectors(clips: list[Clip], folder: Path) -> None:
+    """Write text.arrow of a corpus whose text is stored vectors alone, as frames without a rate."""
+    size = clips[0].frames["text"].shape[1]
+    schema = pa.schema([("clip_id", pa.string()), ("frames", arrow_store.frames_type(size))])
+    rows = ({"clip_id": clip.clip_id, "frames": clip.frames["text"]} for clip in clips)
+    arrow_store.write(folder / "text.arrow", schema, rows, _as_given(size))
+
+
+def _as_given(dimension: int) -> dict[str, Any]:
+    return {"extractor": "as given", "version": "", "rate": None, "dimension": dimension, "columns": []}
+
+
+def _write_clips(clips: list[Clip], corpus: Corpus, params: Extract, seconds: list[float | None], folder: Path) -> None:
+    about = {
+        "about": corpus.about,
+        "generated": corpus.generated,
+        "task": params.task.model_dump(mode="json"),
+    }
+    about |= {"modalities": list(corpus.modalities)}
+    columns = {
+        "clip_id": [clip.clip_id for clip in clips],
+        "source": [clip.source for clip in clips],
+        "split": [clip.split for clip in clips],
+        "label": pa.array([clip.label for clip in clips], pa.float64()),
+        "text": [clip.text for clip in clips],
+        "seconds": pa.array(seconds, pa.float64()),
+    }
+    table = pa.table(columns).replace_schema_metadata({"qamoe": json.dumps(about, sort_keys=True)})
+    with written_aside(folder / "clips.parquet") as aside:
+        pq.write_table(table, aside)
+
+
+def _write_problems(problems: Problems, path: Path) -> None:
+    with written_aside(path) as aside, aside.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(("clip_id", "modality", "reason"))
+        writer.writerows(sorted(problems))
+
+
+if __name__ == "__main__":
+    runner.main("extract", run)

@@ -1,0 +1,259 @@
+"""The best checkpoint of QA-MoE -> the registered champion, if the gate lets it: an event, without a DVC output.
+
+Candidate and champion are measured on the gate split, which no other stage reads; never on test. The rules are in
+registry/gate.py, aliases and records of it in registry/registry.py.
+"""
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qamoe.config import settings
+from qamoe.config.params import Params
+from qamoe.errors import Refused
+from qamoe.pipeline import runner
+from qamoe.pipeline.shared import data_digest, file_digest, read_stats, refuse_other_kinds
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from qamoe.data.arrow_store import Store
+    from qamoe.degradation.views import View
+    from qamoe.models.checkpoint import Trained
+    from qamoe.registry.registry import Decision
+
+MODEL = "qamoe"
+_AT_ONCE = 64  # clips that are predicted at once
+_COMPARED_CLIPS = 8  # that the registered model has to predict as the evaluated one
+
+
+def run(params: Params, out: Path, dry: bool = False) -> None:
+    """Promote, refuse or leave things as they are, or with `dry` only say which; the decision is printed last."""
+    decision = decide(params, out, dry)
+    for reason in decision.reasons:
+        print(reason)
+    if decision.run is not None:
+        print(f"run: {decision.run}")
+    print(f"decision: {decision.outcome}", flush=True)
+
+
+def decide(params: Params, out: Path, dry: bool = False) -> "Decision":
+    """Measure and ask the gate; with `dry` nothing is registered or recorded.
+
+    Raises Refused where a stage before it has not run, or the champion is of another corpus.
+    """
+    from qamoe.evaluation.protocol import PROTOCOL
+    from qamoe.models import checkpoint
+    from qamoe.registry import registry
+    from qamoe.registry.gate import Evidence
+    from qamoe.tracking.mlflow_store import answering, connect, one_at_a_time
+    from qamoe.tracking.runs import record_training
+
+    stats = read_stats(out)
+    refuse_other_kinds(stats, ("mixed",), "The gate")
+    folder, config = best_candidate(params, out)
+    split, store = gate_split(out)
+    name = params.registry.name
+    print(f"candidate: {MODEL} seed {config['seed']}, selection {config['selection']:.4f}; judged on split {split}")
+    client = connect()
+    with answering():
+        if not dry:
+            with one_at_a_time():
+                registry.finish(client, name)
+        against = registry.champion(client, name)
+    print(f"champion: {f'version {against.version} of {name}' if against else f'none yet of {name}'}")
+    gate_digest = file_digest(store.path)
+    key = registry.gate_key(gate_digest, PROTOCOL, params.registry, against)
+    with answering():
+        decision = registry.settled(client, name, checkpoint.digest(folder), key, against)
+    if decision is not None:
+        return decision
+    with tempfile.TemporaryDirectory() as temporary:
+        rivals = [checkpoint.load(folder, settings.device())]
+        if against is not None:
+            rivals.append(fetched(name, against.version, config, Path(temporary)))
+        rows = _measured(params, stats, rivals, store, Path(temporary))
+    evidence = Evidence(
+        config,
+        rows[0],
+        rows[1] if against else None,
+        _raw_clips(store, stats, config["modalities"]),
+        split,
+        params.registry.coverage_90,
+        params.registry.calibration_error,
+        params.registry.tolerance,
+    )
+    if dry:
+        print("dry run: nothing is registered or recorded, and no registered model asked whether it predicts the same")
+        return registry.foretold(evidence)
+    about = {"protocol": PROTOCOL, "data_digest": config["digests"]["data"], "gate_digest": gate_digest}
+    with answering():
+        run_id = record_training(client, folder, name)
+        registry.keep_reference(client, run_id, reference_of(rivals[0], out))
+        decision = registry.submit(client, name, run_id, evidence, key, against, about)
+    if decision.outcome == "overtaken":
+        print(f"another candidate became champion of {name} meanwhile: once more, against it")
+        return decide(params, out)
+    return decision
+
+
+def reference_of(candidate: "Trained", out: Path) -> "pd.DataFrame":
+    """What the candidate's training and validation clips are like, undamaged (registry/drift.py)."""
+    import pandas as pd
+
+    from qamoe.data.arrow_store import Store
+    from qamoe.degradation.views import alike
+    from qamoe.registry import drift
+
+    clean = alike("clean", 0.0, 0, 0)
+    stores = [Store(out / "preprocess" / f"{split}.arrow") for split in ("train", "valid")]
+    parts = [described(candidate, store, clean).assign(**{drift.SOURCE: store.sources}) for store in stores]
+    return pd.concat(parts, ignore_index=True)
+
+
+def described(trained: "Trained", store: "Store", view: "View") -> "pd.DataFrame":
+    """The clips of a split under a view as drift sees them, a row a clip: their inputs, and r of a model."""
+    import pandas as pd
+
+    from qamoe.dataset.degraded_split import Views
+    from qamoe.degradation.views import references
+    from qamoe.evaluation.protocol import predicted
+    from qamoe.registry import drift
+
+    stats, modalities = trained.config["stats"], tuple(trained.config["modalities"])
+    split = Views(store, (view,), modalities, references(stats), None)
+    clips, found = [], []
+    for start in range(0, len(store), _AT_ONCE):
+        batch, _, _ = split.degraded(0, range(start, min(start + _AT_ONCE, len(store))))
+        clips += [{m: batch.x[m][i][batch.mask[m][i]].numpy() for m in modalities} for i in range(len(batch))]
+        present = {m: mask.any(1) for m, mask in batch.mask.items()}
+        found.append(pd.DataFrame(predicted(trained, trained.vectors(batch.to(settings.device())), present)))
+    return drift.with_reliability(drift.describe(clips, stats), pd.concat(found, ignore_index=True))
+
+
+def best_candidate(params: Params, out: Path) -> tuple[Path, dict[str, Any]]:
+    """The seed with the lowest validation selection value. Raises Refused where a seed is missing or of other data."""
+    from qamoe.models.checkpoint_config import read_config
+
+    if MODEL not in params.seeds:
+        raise Refused(f"seeds names no {MODEL}; promotion judges {MODEL} alone.")
+    data = data_digest(out)
+    found = []
+    for seed in params.seeds[MODEL]:
+        folder = out / "train" / MODEL / str(seed)
+        config = read_config(folder)
+        if config is None:
+            raise Refused(f"There is no finished checkpoint in {folder}; run the stage train first.")
+        theirs = config.get("digests", {}).get("data")
+        if theirs is None:
+            raise Refused(f"{folder / 'model.json'} does not say what data it was trained on; run the stage train.")
+        if theirs != data:
+            raise Refused(f"{folder} was trained on other data than {out / 'preprocess'} holds; run the stage train.")
+        found.append((config["selection"], seed, folder, config))
+    _, _, folder, config = min(found, key=lambda item: item[:2])
+    return folder, config
+
+
+def gate_split(out: Path) -> tuple[str, "Store"]:
+    """The split that promotion reads: gate, or valid where the corpus's own split leaves no room for one."""
+    from qamoe.data.arrow_store import Store
+
+    for split in ("gate", "valid"):
+        store = Store(out / "preprocess" / f"{split}.arrow")
+        if len(store):
+            return split, store
+    raise Refused("Neither the gate nor the validation split has a clip; a candidate cannot be judged.")
+
+
+def fetched(name: str, version: str, config: dict[str, Any], folder: Path) -> "Trained":
+    """The checkpoint of a registered version. Raises Refused where it is of another corpus than `config`."""
+    from pydantic import ValidationError
+
+    from qamoe.models import checkpoint
+    from qamoe.registry import registry
+
+    place = registry.fetch(name, version, folder / "champion")
+    theirs = checkpoint.read_config(place)
+    if theirs is None:
+        raise Refused(f"Version {version} of {name} holds no {checkpoint.CONFIG}; it was not registered by promote.")
+    registry.same_corpus(config, theirs, name, version)
+    try:
+        return checkpoint.load(place, settings.device())
+    except ValidationError as error:
+        reason = error.errors()[0]
+        key = ".".join(str(part) for part in reason["loc"])
+        raise Refused(f"The champion of {name} (version {version}) is of other code: {key}, {reason['msg']}.") from None
+
+
+def _measured(
+    params: Params, stats: dict[str, Any], rivals: list["Trained"], store: "Store", temporary: Path
+) -> list["pd.DataFrame"]:
+    """Predictions on the gate's slices, each model reading frames that its own training split standardised."""
+    from qamoe.dataset.degraded_split import open_views
+    from qamoe.degradation.views import references
+    from qamoe.evaluation import protocol
+    from qamoe.models.checkpoint import shared_encoder
+
+    device = settings.device()
+    evaluation = params.evaluate.model_copy(update={"seed": params.registry.seed, "draws": params.registry.draws})
+    slices = ["clean", "missing", "noise"] if len(rivals) > 1 else ["clean"]
+    cells = [*protocol.plan(slices, evaluation), protocol.mixed(params.registry.seed, params.registry.draws)]
+    groups = [rivals] if all(same_columns(r.config["stats"], stats) for r in rivals) else [[r] for r in rivals]
+    found = []
+    for number, group in enumerate(groups):
+        own, modalities = group[0].config["stats"], tuple(group[0].config["modalities"])
+        place = temporary / str(number)
+        standard = store if same_columns(own, stats) else restandardised(store, stats, own, place / "own.arrow")
+        views = protocol.views(cells)
+        encoder = shared_encoder(group)
+        digest = file_digest(standard.path)
+        split = open_views(standard, views, modalities, references(own), place, digest, device, encoder=encoder)
+        found += protocol.measure(group, split, cells, device)
+    return found
+
+
+def same_columns(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    """Whether two stats.json standardise frames alike."""
+    return all(a[m] == b[m] for m in a["modalities"] if m != "text")
+
+
+def restandardised(store: "Store", stats: dict[str, Any], own: dict[str, Any], path: Path) -> "Store":
+    """The same clips as a model of older data knew them: after an ingest, mean and deviation are others."""
+    from qamoe.data.arrow_store import Store, write
+    from qamoe.data.normalise import Columns, clean
+    from qamoe.inference.predict import raw_frames
+
+    streams = {m: Columns.from_json(own[m]) for m in own["modalities"] if m != "text"}
+
+    def rows() -> Iterator[dict[str, Any]]:
+        for row in range(len(store)):
+            made: dict[str, Any] = {field.name: None for field in store.schema}
+            made |= {"clip_id": store.clip_ids[row], "source": store.sources[row], "label": store.labels[row]}
+            for m in ("text", "audio", "vision"):
+                frames = store.sequence(m, row)
+                made[m] = clean(raw_frames(frames, stats[m]), streams[m]) if m in streams else frames
+            yield made
+
+    write(path, store.schema, rows(), store.metadata)
+    return Store(path)
+
+
+def _raw_clips(store: "Store", stats: dict[str, Any], modalities: list[str]) -> "pd.DataFrame":
+    """A few clips as the registered model takes them: token ids and raw frames, by clip id."""
+    import pandas as pd
+
+    from qamoe.inference.predict import raw_frames
+
+    chosen = range(min(_COMPARED_CLIPS, len(store)))
+    columns: dict[str, Any] = {}
+    for m in modalities:
+        if m == "text":
+            columns["tokens"] = [store.sequence(m, row).tolist() for row in chosen]
+        else:
+            columns[m] = [raw_frames(store.sequence(m, row), stats[m]) for row in chosen]
+    return pd.DataFrame(columns, index=[store.clip_ids[row] for row in chosen])
+
+
+if __name__ == "__main__":
+    runner.main("promote", run)

@@ -1,0 +1,201 @@
+"""Raw clips of a folder -> scores.parquet and drift.csv, by the champion: an event, incremental by content.
+
+A row a clip: clip_id, path, text, start_s, end_s, what qamoe.inference.predict gives, what its inputs are like
+(qamoe.registry.drift), problem, key, model. The file holds what the source holds now. A clip whose media, span, text
+and model are those of its row is not scored again, and features that another champion needs too are kept beside it
+(parts/). drift.csv compares all these clips with those that the champion was made of.
+"""
+
+import argparse
+import hashlib
+import logging
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qamoe.config import params as parameters
+from qamoe.config import settings
+from qamoe.errors import told
+from qamoe.files import written_aside
+from qamoe.pipeline import runner
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+
+    from qamoe.data.clip import Clip
+    from qamoe.serving.model_loader import Served
+
+SCORES = "scores.parquet"
+DRIFT = "drift.csv"
+_ABOUT = ("clip_id", "path", "text", "start_s", "end_s")
+_LAST = ("problem", "key", "model")
+_SECONDS = 60.0  # of work on one clip
+
+
+def run(source: Path, out: Path, model: str) -> None:
+    """Score what is new, and print how many that were. Raises Refused where source or model cannot be used."""
+    import pandas as pd
+
+    from qamoe.data import inbox
+    from qamoe.inference import predict
+    from qamoe.registry import drift
+    from qamoe.serving.model_loader import open_model
+
+    faults: list[str] = []
+    clips = inbox.read(source, faults)
+    for fault in faults:
+        runner.log.warning("not scored: %s", fault)
+    served = open_model(model, None)
+    config = served.trained.config
+    outputs, inputs = predict.outputs(config["task"]), drift.columns(config["modalities"])
+    columns = [*_ABOUT, *outputs, *inputs, *_LAST]
+    keys = [_key(clip, served.digest) for clip in clips]
+    before = _read(out / SCORES, columns)
+    kept = before[before["key"].isin(keys)].drop_duplicates("key").set_index("key")
+    waiting = [clip for clip, key in zip(clips, keys, strict=True) if key not in kept.index]
+    frames, problems = _frames(waiting, served, out / "parts")
+    rows = pd.DataFrame(
+        [{"text": clip.text or None, **frames.get(clip.clip_id, {})} for clip in waiting],
+        [clip.clip_id for clip in waiting],
+        ["text", "audio", "vision"],
+        dtype=object,
+    )
+    scored = served.predict(rows) if len(rows) else pd.DataFrame(columns=outputs)
+    nothing = [clip.clip_id for clip in waiting if not clip.text and not frames.get(clip.clip_id)]
+    scored.loc[nothing, list(predict.numbers(config["task"]))] = float("nan")
+    if "class" in outputs:
+        scored.loc[nothing, "class"] = None
+    like = drift.describe(predict.prepared(config, rows), config["stats"]).set_axis(rows.index)
+    scored = scored.join(like)
+    made = []
+    for clip, key in zip(clips, keys, strict=True):
+        found: dict[Any, Any]
+        if key in kept.index:
+            found = kept.loc[key, [*outputs, *inputs, "problem"]].to_dict()
+        else:
+            found = dict(scored.loc[clip.clip_id].items())
+            found["problem"] = problems.get(clip.clip_id, "")
+        made.append({**_about(clip, source), **found, "key": key, "model": served.name})
+    table = pd.DataFrame(made, columns=columns)
+    _write(table, out / SCORES)
+    _remove_parts(clips, served, out / "parts")
+    unusable = f", {len(faults)} rows that cannot be used" if faults else ""
+    print(f"scored {len(waiting)} new clips of {source}, {len(clips) - len(waiting)} kept{unusable}", flush=True)
+    (out / DRIFT).unlink(missing_ok=True)
+    reference = served.reference()
+    if reference is None:
+        print("drift: this model has no reference to compare with", flush=True)
+        return
+    compared = drift.drift(reference, drift.with_reliability(table[inputs].astype(float), table))
+    with written_aside(out / DRIFT) as aside:
+        compared.features.to_csv(aside, index=False)
+    print(compared.sentence, flush=True)
+
+
+def _about(clip: "Clip", source: Path) -> dict[str, Any]:
+    assert clip.media is not None
+    root = (source if source.is_dir() else source.parent).resolve()
+    path = clip.media.relative_to(root).as_posix()
+    end_s = float("nan") if clip.end_s is None else clip.end_s
+    return {"clip_id": clip.clip_id, "path": path, "text": clip.text, "start_s": clip.start_s, "end_s": end_s}
+
+
+def _digest(media: Path) -> str:
+    if not media.is_file():  # what an extractor reads beside the media may be absent
+        return "absent"
+    with media.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _key(clip: "Clip", model: str) -> str:
+    """All that a clip's score depends on."""
+    assert clip.media is not None
+    return parameters.digest(model, _digest(clip.media), clip.start_s, clip.end_s, clip.text)
+
+
+def _read(path: Path, columns: list[str]) -> "pd.DataFrame":
+    """Earlier scores; none where the file is not there or has other columns, as those of another task or version."""
+    import pandas as pd
+
+    try:
+        before = pd.read_parquet(path)
+    except (FileNotFoundError, OSError, ValueError):
+        return pd.DataFrame(columns=columns)
+    return before if list(before) == columns else pd.DataFrame(columns=columns)
+
+
+def _write(rows: "pd.DataFrame", path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    words = {"clip_id", "path", "text", "class", *_LAST}
+    kinds = {"routing": pa.list_(pa.float64()), **dict.fromkeys(words, pa.string())}
+    schema = pa.schema([(column, kinds.get(column, pa.float64())) for column in map(str, rows)])
+    with written_aside(path) as aside:
+        pq.write_table(pa.Table.from_pandas(rows, schema, preserve_index=False), aside)
+
+
+def _jobs(clips: list["Clip"], served: "Served", parts: Path) -> dict[tuple[str, str], tuple[Any, Path]]:
+    """The job and the part of each modality that media give."""
+    from qamoe.extractors.registry import extractor
+    from qamoe.extractors.worker_pool import Job, part_key
+
+    found = {}
+    for modality, chosen in served.extractors().items():
+        made_by = extractor(chosen)
+        for clip in clips:
+            assert clip.media is not None
+            job = Job(clip.clip_id, modality, clip.media, clip.start_s, clip.end_s)
+            key = part_key(job, _digest(made_by.reads(clip.media)), made_by)
+            found[clip.clip_id, modality] = (job, parts / modality / key[:2] / key)
+    return found
+
+
+def _frames(
+    clips: list["Clip"], served: "Served", parts: Path
+) -> tuple[dict[str, dict[str, "np.ndarray"]], dict[str, str]]:
+    """Raw frames by clip and modality, and what went wrong with a clip."""
+    from qamoe.extractors.worker_pool import make_parts, read_part
+
+    jobs = _jobs(clips, served, parts)
+    waiting = [job for job in jobs.values() if read_part(job[1]) is None]
+    lost = make_parts(waiting, served.extractors(), settings.workers(), _SECONDS, lambda: None) if waiting else {}
+    frames: dict[str, dict[str, np.ndarray]] = {}
+    problems: dict[str, list[str]] = {}
+    for (clip_id, modality), (_, part) in jobs.items():
+        found = lost.get((clip_id, modality)) or read_part(part)
+        if isinstance(found, str):
+            if found:
+                problems.setdefault(clip_id, []).append(f"{modality}: {found}")
+        elif found is not None and len(found):
+            frames.setdefault(clip_id, {})[modality] = found
+    return frames, {clip_id: "; ".join(told) for clip_id, told in problems.items()}
+
+
+def _remove_parts(clips: list["Clip"], served: "Served", parts: Path) -> None:
+    """Features of clips that have gone go too."""
+    used = {part for _, part in _jobs(clips, served, parts).values()}
+    for file in parts.rglob("*") if parts.is_dir() else ():
+        if file.is_file() and file.with_suffix("") not in used:
+            file.unlink()
+
+
+def main() -> None:
+    """The command; a refusal becomes one sentence on stderr and exit code 2."""
+    parser = argparse.ArgumentParser(prog="python -m qamoe.pipeline.score")
+    parser.add_argument("source", type=Path, help="a folder of media, or a manifest.csv")
+    parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="names the champion: registry.name")
+    parser.add_argument("--out", type=Path, default=Path("artifacts-score"))
+    parser.add_argument("--model", help="models:/NAME@ALIAS or models:/NAME/VERSION (default: the champion)")
+    arguments = parser.parse_args()
+    settings.go_offline()
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    with told("score"):
+        model = arguments.model or f"models:/{parameters.load(arguments.params).registry.name}@champion"
+        with runner.alone(arguments.out / ".score.lock"):
+            run(arguments.source, arguments.out, model)
+
+
+if __name__ == "__main__":
+    main()

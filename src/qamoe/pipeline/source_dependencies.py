@@ -1,0 +1,101 @@
+"""Which source files can change the result of a stage: found by reading imports, never by running code.
+
+`python -m qamoe.pipeline.source_dependencies` writes them into dvc.yaml as the `deps` of the stages code-<stage>, and a
+test compares the two. What those stages make, and what a checkpoint carries, is a digest of what runs: the syntax tree
+of each file without comments and docstrings, so that a remark makes nothing stale.
+"""
+
+import ast
+import hashlib
+import json
+from pathlib import Path
+
+from qamoe.source_code import what_runs
+
+PACKAGE = Path(__file__).parent.parent
+STAGES = ("extract", "preprocess", "tune", "train", "evaluate", "report")
+# What writes down what happened, or says where it runs; config/params.py holds no values (a test), dvc.yaml has them.
+UNCHANGING = (
+    "config.params",
+    "config.settings",
+    "errors",
+    "files",
+    "pipeline.runner",
+    "pipeline.source_dependencies",
+    "process_lifetime",
+    "ray_worker_pool",
+    "registry",
+    "source_code",
+    "tracking",
+)
+_WRITTEN = "  # From here on written by `python -m qamoe.pipeline.source_dependencies`.\n"
+
+
+def _file(module: str) -> Path | None:
+    place = PACKAGE.parent.joinpath(*module.split("."))
+    for path in (place.with_suffix(".py"), place / "__init__.py"):
+        if path.is_file():
+            return path
+    return None
+
+
+def imports(path: Path) -> set[str]:
+    """Dotted names that a file imports, wherever in it."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            found.add(node.module)
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def closure(module: str) -> list[Path]:
+    """Sorted source files of qamoe that a module of it reaches by imports, itself included."""
+    seen: dict[str, Path] = {}
+    waiting = [module]
+    while waiting:
+        name = waiting.pop()
+        short = name.removeprefix("qamoe.")
+        path = _file(name)
+        if path is None or name in seen or any(short == u or short.startswith(f"{u}.") for u in UNCHANGING):
+            continue
+        seen[name] = path
+        parents = [".".join(name.split(".")[:i]) for i in range(2, name.count(".") + 1)]
+        waiting += [n for n in imports(path) if n.startswith("qamoe.")] + parents
+    return sorted(path for path in set(seen.values()) if path.stat().st_size > 0)
+
+
+def file_digests(module: str) -> dict[str, str]:
+    """SHA-256 of what runs of each file of a module's closure, by its place in the package."""
+    return {
+        path.relative_to(PACKAGE).as_posix(): hashlib.sha256(what_runs(path).encode()).hexdigest()
+        for path in closure(module)
+    }
+
+
+def code_digest(module: str) -> str:
+    """SHA-256 over the names and digests of a module's closure."""
+    return hashlib.sha256(json.dumps(file_digests(module)).encode()).hexdigest()
+
+
+def write_dependencies(plan: Path = Path("dvc.yaml")) -> None:
+    """Write the stages code-<stage> at the end of dvc.yaml, each with the source files of its stage."""
+    kept, mark, _ = plan.read_text().partition(_WRITTEN)
+    if not mark:
+        raise ValueError(f"{plan} has no line {_WRITTEN.strip()!r}")
+    plan.write_text(kept + mark + "\n".join(map(_code_stage, STAGES)))
+
+
+def _code_stage(stage: str) -> str:
+    files = [path.relative_to(PACKAGE.parent.parent).as_posix() for path in closure(f"qamoe.pipeline.{stage}")]
+    deps = "".join(f"      - {file}\n" for file in files)
+    return (
+        f"  code-{stage}:\n    cmd: exec python -m qamoe.pipeline.code {stage}\n    deps:\n{deps}"
+        f"    outs:\n      - artifacts/code/{stage}.json\n"
+    )
+
+
+if __name__ == "__main__":
+    write_dependencies()

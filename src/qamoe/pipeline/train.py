@@ -1,0 +1,194 @@
+"""Clean splits -> checkpoints: artifacts/train/<model>/<seed>/.
+
+Every model x seed of params.yaml, or one model's seeds; seeds run side by side, one thread each. A seed already
+finished under the same digests is kept; a killed one goes on after its last whole epoch. The test split is not read.
+Started by torchrun, its processes train one seed after the other, each on its share of every batch.
+
+All models are trained by the same function on the same views, specialists on those of their own cell.
+"""
+
+import json
+import shutil
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qamoe.config import params as parameters
+from qamoe.config import settings
+from qamoe.config.model_names import family, specialist_cell
+from qamoe.config.params import Params
+from qamoe.errors import Refused
+from qamoe.pipeline import runner
+from qamoe.pipeline.shared import data_digest, read_stats, refuse_other_kinds, remove_other_seeds
+from qamoe.pipeline.source_dependencies import code_digest
+from qamoe.process_lifetime import die_with_parent
+
+if TYPE_CHECKING:
+    from qamoe.training.distributed import Parts
+
+Job = tuple[str, int, dict[str, str]]  # model, seed, digests
+
+
+def run(params: Params, out: Path, model: str | None = None) -> None:
+    """Train what params.yaml lists and is not finished. Raises Refused where a stage before it has not run."""
+    from qamoe.models import text_encoder_finetuned
+    from qamoe.training.distributed import Parts, joined
+
+    stats = read_stats(out)
+    refuse_kinds(params, stats)
+    for name, cell in ((name, specialist_cell(name)) for name in ([model] if model else params.seeds)):
+        refuse_other_kinds(stats, [cell[0]] if cell else [], f"seeds.{name}")
+    if "vocabulary" in stats["text"] and "text" in stats["modalities"]:  # refuses an encoder that cannot be
+        limit = params.preprocess.max_frames.text
+        text_encoder_finetuned.architecture(
+            params.models.encoders.text, limit, text_encoder_finetuned.vocabulary(stats)
+        )
+    names = [model] if model else list(params.seeds)
+    process, processes, place = settings.processes()
+    parts = Parts(process, processes, settings.batch_parts())
+    with joined(parts, settings.device(), place):
+        jobs = parts.once(partial(_prepared, params, stats, out, names))
+        if jobs:
+            _train_all(params, out, jobs, parts)
+        for name in filter(specialist_cell, names) if parts.first else ():
+            shutil.rmtree(_states(out, name), ignore_errors=True)  # large, and of no use to another model
+
+
+def _prepared(params: Params, stats: dict[str, Any], out: Path, names: list[str]) -> list[Job]:
+    """What is not finished yet; the text of its views is encoded, so that whoever trains finds it."""
+    folder = out / "train"
+    for name in names:
+        remove_other_seeds(folder / name, params.seeds[name])
+    data = data_digest(out)
+    jobs = [(name, seed, training_digests(params, name, data)) for name in names for seed in params.seeds[name]]
+    waiting = [job for job in jobs if not _finished(folder / job[0] / str(job[1]), job[2])]
+    runner.log.info(json.dumps({"stage": "train", "seeds": len(waiting), "kept": len(jobs) - len(waiting)}))
+    for name in {_states(out, name): name for name, _, _ in waiting}.values():
+        open_splits(params, stats, out, name)
+    return waiting
+
+
+def refuse_kinds(params: Params, stats: dict[str, Any]) -> None:
+    """Refuse degradations of training and selection that are not those of the corpus's text."""
+    common = params.train.common
+    refuse_other_kinds(stats, common.degrade.kinds, "train.common.degrade.kinds")
+    refuse_other_kinds(stats, common.selection.severities, "train.common.selection.severities")
+
+
+def _train_all(params: Params, out: Path, jobs: list[Job], parts: "Parts") -> None:
+    """Train each of the jobs, side by side where there is room."""
+    side_by_side = settings.side_by_side(len(jobs))
+    if side_by_side == 1 or parts.processes > 1:
+        for job in jobs:
+            train_one(params, out, *job, parts)
+        return
+    level = runner.log.level
+    with ProcessPoolExecutor(side_by_side, get_context("spawn"), worker_started, (level,)) as pool:
+        for future in [pool.submit(train_one, params, out, *job, parts) for job in jobs]:
+            future.result()
+
+
+def training_digests(params: Params, name: str, data: str) -> dict[str, str]:
+    """What a checkpoint is made of: its parameters, its data and the code."""
+    from qamoe.models import text_encoder_frozen as text
+
+    block = getattr(params.models, family(name))
+    values: list[Any] = [params.train, params.models.encoders, block, params.preprocess, params.extract.task]
+    encoder = params.models.encoders.text
+    if encoder.finetune or encoder.encoder != text.NAME:
+        values.append(text.digest(encoder.encoder))
+    return {"params": parameters.digest(*values), "data": data, "code": code_digest("qamoe.pipeline.train")}
+
+
+def _states(out: Path, name: str) -> Path:
+    """Where the encoded text of a model's views lies."""
+    states = out / "states" / "train"
+    return states if specialist_cell(name) is None else states / name
+
+
+def open_splits(params: Params, stats: dict[str, Any], out: Path, name: str) -> tuple[Any, Any, Any]:
+    """The training split under a model's views, the validation split under its selection cells, and those cells."""
+    from qamoe.data.arrow_store import Store
+    from qamoe.dataset.degraded_split import open_views
+    from qamoe.degradation.views import View, references
+    from qamoe.training.selection import selection_cells, specialist
+
+    common = params.train.common
+    text = params.models.encoders.text
+    encoder = None if text.finetune else text.encoder
+    if encoder is None:  # nothing is made once and kept, so every epoch has a view of its own
+        fresh = common.degrade.model_copy(update={"views": common.epochs})
+        common = common.model_copy(update={"degrade": fresh})
+    drawn = common.degrade
+    count = min(drawn.views, common.epochs)
+    shares = drawn.model_dump(exclude={"kinds", "views", "seed"})
+    training = [View(drawn.seed, number, drawn=drawn.kinds, **shares) for number in range(count)]
+    cells = selection_cells(common.selection)
+    cell = specialist_cell(name)
+    if cell is not None:
+        training, cells = specialist(*cell, common)
+    split = {part: Store(out / "preprocess" / f"{part}.arrow") for part in ("train", "valid")}
+    if not len(split["valid"]):
+        raise Refused("The validation split is empty; checkpoints are chosen on it, so it needs at least one source.")
+    shared = (
+        tuple(stats["modalities"]),
+        references(stats),
+        _states(out, name),
+        data_digest(out),
+        settings.device(),
+    )
+    train = open_views(split["train"], training, *shared, encoder=encoder)
+    return train, open_views(split["valid"], cells.views, *shared, encoder=encoder), cells
+
+
+def train_one(params: Params, out: Path, name: str, seed: int, digests: dict[str, str], parts: "Parts") -> None:
+    """Train one seed of one model into its folder, recording as it goes; runs in a process of its own."""
+    from qamoe.dataset.degraded_split import feature_sizes, restrict_threads
+    from qamoe.tracking.runs import training_run
+    from qamoe.training.trainer import fit
+
+    restrict_threads()
+    stats = read_stats(out)
+    train, valid, cells = open_splits(params, stats, out, name)
+    folder = out / "train" / name / str(seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    with training_run(params, name, seed, digests) as record:
+        fit(
+            name,
+            seed,
+            params,
+            stats,
+            feature_sizes(stats),
+            train,
+            valid,
+            cells,
+            digests,
+            folder,
+            settings.device(),
+            record.epoch,
+            parts,
+        )
+        record.finish(folder)
+
+
+def worker_started(level: int) -> None:
+    """What a worker process of a stage does first: quiet, offline, and ended with its stage."""
+    import logging
+
+    settings.go_offline()
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    runner.log.setLevel(level)
+    die_with_parent()
+
+
+def _finished(folder: Path, digests: dict[str, str]) -> bool:
+    try:
+        return json.loads((folder / "model.json").read_text())["digests"] == digests
+    except FileNotFoundError:
+        return False
+
+
+if __name__ == "__main__":
+    runner.main("train", run, selects_model=True, spreads=True)

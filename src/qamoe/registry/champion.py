@@ -1,0 +1,62 @@
+"""What was measured of the champion since it was promoted: runs below its training run, and tags of its version."""
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qamoe.registry.registry import Champion
+from qamoe.tracking.mlflow_store import find
+from qamoe.tracking.provenance import origin
+from qamoe.tracking.runs import EVALUATION, Record, milliseconds, spectrum_metrics
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_EVENT = "qamoe.champion_evaluation"  # a digest of the champion, the test split and how it was measured
+_TAG = "qamoe.today."
+
+
+def known(client: Any, digest: str) -> str | None:
+    """The run of a measurement that is complete, or None."""
+    found = find(client, **{_EVENT.replace(".", "__"): digest})
+    return found.info.run_id if found is not None else None
+
+
+def record(
+    client: Any, name: str, champion: Champion, digest: str, cells: "pd.DataFrame", about: dict[str, str]
+) -> str:
+    """Log the cells as metrics, tables and a figure in a child of the champion's training run; returns the new run.
+
+    The version's tags qamoe.today.* hold the newest headline. The digest is set last: a run that has it is whole.
+    """
+    from qamoe.evaluation.summary import summarise
+    from qamoe.report import plots, tables
+
+    version = client.get_model_version(name, champion.version)
+    trained = client.get_run(version.run_id)
+    tags = {"mlflow.parentRunId": version.run_id, "qamoe.version": champion.version, **origin()}
+    tags |= {f"qamoe.{key}": value for key, value in about.items()}
+    tags |= {"mlflow.source.name": "qamoe.pipeline.evaluate_champion", "mlflow.source.type": "LOCAL"}
+    title = f"{name}-v{champion.version}-{about['test_digest'][:8]}"
+    run = client.create_run(trained.info.experiment_id, tags=tags, run_name=title).info.run_id
+    status = "FAILED"
+    try:
+        summary = summarise(cells)
+        with tempfile.TemporaryDirectory() as made:
+            if tables.graded_slices(cells):
+                plots.spectrum_curve({"qamoe": cells}).savefig(Path(made) / "spectrum.png", dpi=120)
+            summary.to_csv(Path(made) / "summary.csv", index=False)
+            cells.to_parquet(Path(made) / "cells.parquet", index=False)
+            client.log_artifacts(run, made, EVALUATION)
+        metrics = spectrum_metrics(cells, summary)
+        now = milliseconds()
+        rows = [(metric, value, step, now) for metric, value, step in metrics]
+        Record(client, run).log(rows, {_EVENT: digest})
+        shown = {metric: f"{value:.6g}" for metric, value, _ in metrics if metric.endswith((".mae.area", "clean.mae"))}
+        shown |= {metric: f"{value:.6g}" for metric, value, _ in metrics if metric in ("mixed.mae", "mixed.accuracy")}
+        for tag, value in {**shown, **about, "run": run}.items():
+            client.set_model_version_tag(name, champion.version, _TAG + tag, value)
+        status = "FINISHED"
+    finally:
+        client.set_terminated(run, status)
+    return run

@@ -1,0 +1,123 @@
+"""What evaluate and train wrote about all runs: cells and records read at once, predictions a slice at a time.
+
+A slice of one model may hold a million rows, so predictions are read where they are needed and not kept.
+"""
+
+import json
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from qamoe.errors import Refused
+from qamoe.report import tables
+
+PREDICTIONS = "predictions.parquet"
+BROKEN = "broken.parquet"
+CELLS = "cells.parquet"
+
+
+class Results(NamedTuple):
+    """All runs: cells with model and seed in front, the folders of predictions, per run what train wrote about it."""
+
+    cells: pd.DataFrame
+    folders: dict[str, dict[Any, Path]]  # model -> seed -> evaluate/<model>/<seed>
+    runs: list[dict[str, Any]]  # model, seed, config, epochs
+
+    @property
+    def models(self) -> list[str]:
+        return list(self.folders)
+
+    def slices_of(self, model: str) -> list[str]:
+        return list(self.cells.loc[self.cells["model"] == model, "slice"].unique())
+
+    def config(self, model: str, seed: Any) -> dict[str, Any]:
+        """model.json of one run."""
+        return next(run["config"] for run in self.runs if (run["model"], run["seed"]) == (model, seed))
+
+    def predictions(
+        self,
+        model: str,
+        slice: str | None = None,
+        cells: Sequence[str] | None = None,
+        columns: Sequence[str] | None = None,
+        file: str = PREDICTIONS,
+    ) -> pd.DataFrame:
+        """Rows of all seeds of a model, with a column seed: of one slice or some cells, of some columns or all."""
+        wanted = [("slice", "==", slice)] if slice else [("cell", "in", list(cells))] if cells else None
+        parts = [
+            pd.read_parquet(folder / file, columns=list(columns) if columns else None, filters=wanted).assign(seed=seed)
+            for seed, folder in self.folders[model].items()
+        ]
+        return pd.concat(parts, ignore_index=True)
+
+    def compared(
+        self, model: str, slice: str | None = None, cells: Sequence[str] | None = None, file: str = PREDICTIONS
+    ) -> pd.DataFrame:
+        """Rows with the columns that comparisons need alone."""
+        names = columns_of(next(iter(self.folders[model].values())) / file)
+        kept = ("clip_id", "source", "slice", "cell", "draw", "target", "prediction", "variance", "within")
+        return self.predictions(
+            model, slice, cells, [n for n in names if n in kept or n.startswith(("severity_", "p_"))], file
+        )
+
+    def has(self, model: str, column: str) -> bool:
+        """Whether a model's predictions hold a column with anything in it."""
+        path = next(iter(self.folders[model].values())) / PREDICTIONS
+        return column in columns_of(path) and bool(pd.read_parquet(path, columns=[column])[column].notna().any())
+
+
+def columns_of(path: Path) -> list[str]:
+    import pyarrow.parquet as pq
+
+    return list(pq.read_schema(path).names)
+
+
+def read(evaluated: Path, trained: Path, models: Collection[str] | None = None) -> Results:
+    """Read evaluate/<model>/<seed>/ and train/<model>/<seed>/; Refused where there is nothing, or half of it."""
+    folders = evaluations(evaluated, models)
+    runs: list[dict[str, Any]] = []
+    for model, seeds in folders.items():
+        for seed, folder in seeds.items():
+            record = trained / model / folder.name
+            for needed in (folder / PREDICTIONS, record / "model.json"):
+                if not needed.is_file():
+                    raise Refused(f"{needed} is missing beside {folder / CELLS}; run the stage that writes it.")
+            history = record / "history.jsonl"
+            lines = history.read_text().splitlines() if history.is_file() else []
+            runs.append(
+                {
+                    "model": model,
+                    "seed": seed,
+                    "config": json.loads((record / "model.json").read_text()),
+                    "epochs": [json.loads(text) for text in lines if text.strip()],
+                }
+            )
+    return Results(read_cells(folders), folders, runs)
+
+
+def evaluations(evaluated: Path, models: Collection[str] | None = None) -> dict[str, dict[Any, Path]]:
+    """model -> seed -> folder of every finished evaluation, of some models or of all; Refused where there is none."""
+    found = [f.parent for f in evaluated.glob(f"*/*/{CELLS}") if not f.parent.parent.name.startswith(".")]
+    found = [f for f in found if models is None or f.parent.name in models]
+    found.sort(key=lambda f: (tables.model_order(f.parent.name), int(f.name) if f.name.isdigit() else 0, f.name))
+    if not found:
+        raise Refused(f"{evaluated} holds no <model>/<seed>/{CELLS}; run the stage evaluate first.")
+    folders: dict[str, dict[Any, Path]] = {}
+    for folder in found:
+        seed = int(folder.name) if folder.name.isdigit() else folder.name
+        folders.setdefault(folder.parent.name, {})[seed] = folder
+    return folders
+
+
+def read_cells(folders: dict[str, dict[Any, Path]]) -> pd.DataFrame:
+    """cells.parquet of every run under each other, with model and seed."""
+    return pd.concat(
+        [
+            pd.read_parquet(folder / CELLS).assign(model=model, seed=seed)
+            for model, seeds in folders.items()
+            for seed, folder in seeds.items()
+        ],
+        ignore_index=True,
+    )

@@ -1,0 +1,97 @@
+"""A search in MLflow: a parent run a study, a child run a trial, found again after whatever ended the search."""
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from qamoe.config import settings
+from qamoe.config.params import Params
+from qamoe.tracking import mlflow_store
+from qamoe.tracking.mlflow_store import PARENT, answering, connect, experiment_id, reason
+from qamoe.tracking.provenance import origin
+from qamoe.tracking.runs import Record, flat, log, milliseconds
+
+_STUDY, _TRIAL = "qamoe.study", "qamoe.trial"
+_SOURCE = {"mlflow.source.name": "qamoe.pipeline.tune", "mlflow.source.type": "LOCAL"}
+_WITHOUT = "; QAMOE_TRACKING=off searches without them"
+_ENDS = {"COMPLETE": "FINISHED", "PRUNED": "FINISHED", "FAIL": "KILLED"}  # of Optuna's states
+
+
+def parent_run(params: Params, study: str) -> str | None:
+    """The run of a study, made where there is none; None with QAMOE_TRACKING=off.
+
+    Raises Refused, before any trial, where the store does not answer.
+    """
+    if settings.untracked():
+        return None
+    client = connect(_WITHOUT)
+    with answering(_WITHOUT):
+        place = experiment_id(client, params.registry.name)
+        tags = {_STUDY: study, "qamoe.role": "study"}
+        run, made = mlflow_store.one_run(client, place, f"search-{study[:8]}", tags, _SOURCE | origin())
+        if made:
+            _log_params(client, run, {"tune": params.tune.model_dump(mode="json")})
+        return run
+
+
+def _log_params(client: Any, run: str, values: dict[str, Any]) -> None:
+    from mlflow.entities import Param
+
+    client.log_batch(run, params=[Param(key, value) for key, value in flat(values).items()])
+
+
+@contextmanager
+def trial_run(parent: str | None, params: Params, number: int) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """Record one trial while it runs: yields what takes the line of an epoch. A store that goes away costs the record.
+
+    What ends the block early (a pruned trial, a failure) leaves the run to `finish`, which asks the study.
+    """
+    if parent is None:
+        yield lambda line: None
+        return
+    lines: list[tuple[dict[str, Any], int]] = []
+    client, run = connect(), None
+    try:
+        above = client.get_run(parent)
+        tags = _SOURCE | {PARENT: parent, _STUDY: above.data.tags[_STUDY], _TRIAL: str(number)}
+        run = client.create_run(above.info.experiment_id, tags=tags, run_name=f"trial-{number}").info.run_id
+        common = params.train.common
+        tried: dict[str, Any] = {"train": {"common": {"lr": common.lr, "weight_decay": common.weight_decay}}}
+        tried["models"] = {"encoders": {"dropout": params.models.encoders.dropout}}
+        _log_params(
+            client,
+            run,
+            tried,
+        )
+    except Exception as error:
+        log.warning("trial %d is not recorded: %s", number, reason(error))
+    try:
+        yield lambda line: lines.append((line, milliseconds()))
+    finally:
+        if run is not None:
+            try:
+                Record(client, run).lines([line for line, _ in lines], [at for _, at in lines])
+            except Exception as error:
+                log.warning("trial %d is recorded in part: %s", number, reason(error))
+
+
+def finish(parent: str | None, trials: list[dict[str, Any]], best: dict[str, float], value: float) -> None:
+    """Say how each trial ended, also one whose worker was killed, and what the study found."""
+    if parent is None:
+        return
+    client = connect(_WITHOUT)
+    with answering(_WITHOUT):
+        above = client.get_run(parent)
+        place, known = above.info.experiment_id, {str(trial["number"]): trial for trial in trials}
+        for run in client.search_runs([place], f"tags.`{PARENT}` = '{parent}'", max_results=5000):
+            trial = known.get(run.data.tags.get(_TRIAL, ""))
+            if trial is None or run.info.status != "RUNNING":
+                continue
+            client.set_tag(run.info.run_id, "qamoe.state", trial["state"])
+            if trial["value"] is not None and math.isfinite(trial["value"]):
+                client.log_metric(run.info.run_id, "selection", trial["value"])
+            client.set_terminated(run.info.run_id, _ENDS.get(trial["state"], "KILLED"))
+        now = milliseconds()
+        Record(client, parent).log([("selection", value, 0, now), *((f"best.{k}", v, 0, now) for k, v in best.items())])
+        client.set_terminated(parent, "FINISHED")

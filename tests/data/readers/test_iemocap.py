@@ -1,0 +1,143 @@
+"""IEMOCAP in GCNet's layout, as Python 2 and 3 write it, with its features, its sound, or its text alone."""
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from qamoe.config.params import Task
+from qamoe.data.readers.iemocap import CLASSES, FEATURES, read
+from qamoe.errors import Refused
+
+FOUR = Task(kind="classification", classes=("neutral", "happy", "sad", "angry"))  # in an order of one's own
+SIX = Task(kind="classification", classes=CLASSES[6])
+# dialogue -> (utterance, label, speaker, sentence)
+DIALOGUES = {
+    "Ses01F_impro01": [("Ses01F_impro01_F000", 2, "F", "Excuse me."), ("Ses01F_impro01_M000", 3, "M", "Do you have?")],
+    "Ses03M_script01_1": [("Ses03M_script01_1_M001", 0, "M", "Yeah, café.")],
+    "Ses04F_impro02": [("Ses04F_impro02_F003", 1, "F", "I don't know.")],
+    "Ses05F_impro08b": [("Ses05F_impro08b_F001", 0, "F", "Great!"), ("Ses05F_impro08b_M002", 2, "M", "Okay.")],
+}
+TEST = {"Ses05F_impro08b"}
+
+
+def content(dialogues: dict[str, Any] | None = None) -> list[Any]:
+    chosen = DIALOGUES if dialogues is None else dialogues
+    columns = [{name: [row[i] for row in rows] for name, rows in chosen.items()} for i in range(4)]
+    return [*columns, set(chosen) - TEST, set(chosen) & TEST]
+
+
+def stored(folder: Path, made: Any, name: str = "IEMOCAP_features_raw_4way.pkl", protocol: int = 2) -> Path:
+    (folder / name).write_bytes(pickle.dumps(made, protocol=protocol))
+    return folder
+
+
+@pytest.mark.parametrize("protocol", [0, 2, 4])
+def test_utterances_become_clips(tmp_path: Path, protocol: int) -> None:
+    corpus = read(stored(tmp_path, content(), protocol=protocol), FOUR)
+    assert corpus.modalities == ("text",)
+    expected = [
+        (utterance, dialogue, CLASSES[4][label], sentence)
+        for dialogue, rows in DIALOGUES.items()
+        for utterance, label, _, sentence in rows
+    ]
+    assert [(c.clip_id, c.source, FOUR.classes[int(c.label)], c.text) for c in corpus.clips] == expected
+    assert [c.split for c in corpus.clips] == ["train", "train", "train", "valid", "test", "test"]
+
+
+def test_the_number_of_classes_says_which_file_is_meant(tmp_path: Path) -> None:
+    with pytest.raises(Refused, match=r"There is no file .*IEMOCAP_features_raw_6way\.pkl"):
+        read(stored(tmp_path, content()), SIX)
+    made = content()
+    made[1]["Ses04F_impro02"] = [5]
+    corpus = read(stored(tmp_path, made, "IEMOCAP_features_raw_6way.pkl"), SIX)
+    assert [SIX.classes[int(c.label)] for c in corpus.clips if c.split == "valid"] == ["frustrated"]
+
+
+def test_features_come_back_number_by_number(tmp_path: Path) -> None:
+    """wav2vec: one file an utterance. manet: a folder an utterance with both faces, or no face at all."""
+    draws = np.random.default_rng(0)
+    audio, faces = tmp_path / "features" / FEATURES["audio"], tmp_path / "features" / FEATURES["vision"]
+    audio.mkdir(parents=True)
+    given: dict[tuple[str, str], np.ndarray] = {}
+    for rows in DIALOGUES.values():
+        for i, (utterance, _, speaker, _) in enumerate(rows):
+            given[utterance, "audio"] = x = draws.standard_normal((3 + i, 512)).astype(np.float32)
+            np.save(audio / f"{utterance}.npy", x if i else x[0])
+            (faces / utterance).mkdir(parents=True)
+            for who in "FM":
+                x = draws.standard_normal((2 + i, 1024)).astype(np.float32)
+                np.save(faces / utterance / f"compress_{who}.npy", x)
+                if who == speaker:
+                    given[utterance, "vision"] = x
+            if not i:
+                given[utterance, "audio"] = given[utterance, "audio"][:1]
+    gone = "Ses05F_impro08b_M002"
+    np.save(faces / gone / "compress_M.npy", np.array([]))
+    (audio / f"{gone}.npy").unlink()
+    given[gone, "audio"], given[gone, "vision"] = np.zeros((0, 512)), np.zeros((0, 1024))
+    corpus = read(stored(tmp_path, content()), FOUR)
+    assert corpus.modalities == ("text", "audio", "vision")
+    for clip in corpus.clips:
+        for modality in ("audio", "vision"):
+            np.testing.assert_array_equal(clip.frames[modality], given[clip.clip_id, modality])
+
+
+def test_the_corpus_own_sound_is_media(tmp_path: Path) -> None:
+    (tmp_path / "Session1/sentences/wav").mkdir(parents=True)
+    corpus = read(stored(tmp_path, content()), FOUR)
+    assert corpus.modalities == ("text", "audio")
+    assert corpus.clips[0].media == tmp_path / "Session1/sentences/wav/Ses01F_impro01/Ses01F_impro01_F000.wav"
+    assert corpus.clips[5].media == tmp_path / "Session5/sentences/wav/Ses05F_impro08b/Ses05F_impro08b_M002.wav"
+
+
+def with_item(place: int, key: Any, value: Any) -> list[Any]:
+    made = content()
+    made[place][key] = value
+    return made
+
+
+@pytest.mark.parametrize(
+    ("made", "sentence"),
+    [
+        ([{}] * 9, r"is no pickle of GCNet's layout: a list of utterance ids, .* is needed, this is 9 items"),
+        ({"train": 1}, "this is dict"),
+        ([*content()[:3], [], set(), set()], "utterance ids, labels, speakers, sentences must be dicts by dialogue"),
+        ([*content()[:4], None, set()], "training dialogues and test dialogues must be sets"),
+        (with_item(0, "Ses02F_impro01", []), "dialogue 'Ses02F_impro01' is in no split"),
+        ([*content()[:4], set(DIALOGUES), TEST], "dialogue Ses05F_impro08b is in training and in test"),
+        (with_item(1, "Ses04F_impro02", [1, 2]), "dialogue Ses04F_impro02: ids, labels, speakers and sentences differ"),
+        (with_item(1, "Ses04F_impro02", [4]), r"utterance Ses04F_impro02_F003: label 4 is none of 0 to 3"),
+        (with_item(1, "Ses04F_impro02", ["1"]), "label '1' is none of 0 to 3"),
+        (with_item(3, "Ses04F_impro02", "I don't know."), "holds no list for dialogue Ses04F_impro02"),
+        (with_item(0, "Ses04F_impro02", ["../../x"]), r"utterance \.\./\.\./x: such ids begin with Ses01 to Ses05"),
+        (content({k: v for k, v in DIALOGUES.items() if k[4] in "15"}), "training needs two sessions"),
+    ],
+)
+def test_another_layout_is_refused(tmp_path: Path, made: Any, sentence: str) -> None:
+    with pytest.raises(Refused, match=sentence) as refusal:
+        read(stored(tmp_path, made), FOUR)
+    assert "\n" not in str(refusal.value)
+
+
+def test_wrong_features_and_tasks_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(Refused, match=r"IEMOCAP needs extract\.task of kind classification with the classes happy, s"):
+        read(tmp_path, Task(kind="classification", classes=("happy", "sad")))
+    stored(tmp_path, content())
+    audio = tmp_path / "features" / FEATURES["audio"]
+    audio.mkdir(parents=True)
+    with pytest.raises(Refused, match=r"wav2vec-large-c-UTT holds a file for no utterance; it is UTTERANCE\.npy"):
+        read(tmp_path, FOUR)
+    file = audio / "Ses01F_impro01_F000.npy"
+    np.save(file, np.array([{"a": 1}]), allow_pickle=True)
+    with pytest.raises(Refused, match=r"F000\.npy is no array of numbers"):
+        read(tmp_path, FOUR)
+    np.save(file, np.zeros((2, 2, 2)))
+    with pytest.raises(Refused, match=r"F000\.npy has shape \(2, 2, 2\)"):
+        read(tmp_path, FOUR)
+    np.save(file, np.zeros((2, 3)))
+    np.save(audio / "Ses01F_impro01_M000.npy", np.zeros((2, 4)))
+    with pytest.raises(Refused, match=r"utterances must have one number of columns, not \[3, 4\]"):
+        read(tmp_path, FOUR)

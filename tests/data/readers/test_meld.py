@@ -1,0 +1,93 @@
+"""MELD: the three csv files as they are published, quotes and line ends included, with and without clips."""
+
+from pathlib import Path
+
+import pytest
+
+from qamoe.config.params import Task
+from qamoe.data.readers.meld import EMOTIONS, FOLDERS, SENTIMENTS, read
+from qamoe.errors import Refused
+
+EMOTION = Task(kind="classification", classes=EMOTIONS)
+SENTIMENT = Task(kind="classification", classes=SENTIMENTS)
+HEADER = "Sr No.,Utterance,Speaker,Emotion,Sentiment,Dialogue_ID,Utterance_ID,Season,Episode,StartTime,EndTime"
+ROWS = {
+    "train": [
+        '1,"also I was the point person, you know",Chandler,neutral,neutral,0,0,8,21,"00:16:16,059","00:16:21,731"',
+        '2,You must’ve had your hands full.,"The Interviewer",surprise,positive,0,1,8,21,"0:16:21,940","0:16:23,442"',
+    ],
+    "dev": ['1,"Oh my God, he’s ""lost"" it.",Phoebe,sadness,negative,0,0,4,7,"00:20:57,256","00:21:00,049"'],
+    "test": ['3,Why?,Mark,anger,negative,0,0,3,19,"00:14:38,127","00:14:40,378"'],
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name, rows in ROWS.items():
+        (tmp_path / f"{name}_sent_emo.csv").write_bytes("".join(f"{r}\r\n" for r in (HEADER, *rows)).encode())
+    return tmp_path
+
+
+def test_rows_become_clips_of_their_split(folder: Path) -> None:
+    corpus = read(folder, EMOTION)
+    assert corpus.modalities == ("text",)
+    assert [(c.clip_id, c.source, c.split, EMOTIONS[int(c.label)], c.text) for c in corpus.clips] == [
+        ("train-dia0_utt0", "train-dia0", "train", "neutral", "also I was the point person, you know"),
+        ("train-dia0_utt1", "train-dia0", "train", "surprise", "You must’ve had your hands full."),
+        ("dev-dia0_utt0", "dev-dia0", "valid", "sadness", 'Oh my God, he’s "lost" it.'),
+        ("test-dia0_utt0", "test-dia0", "test", "anger", "Why?"),
+    ]
+
+
+def test_the_tasks_classes_say_which_label_is_meant(folder: Path) -> None:
+    corpus = read(folder, SENTIMENT)
+    assert [SENTIMENTS[int(c.label)] for c in corpus.clips] == ["neutral", "positive", "negative", "negative"]
+    assert corpus.about["label"] == "Sentiment"
+
+
+def test_tables_where_the_repository_keeps_them(folder: Path) -> None:
+    (folder / "data/MELD").mkdir(parents=True)
+    for file in folder.glob("*.csv"):
+        file.rename(folder / "data/MELD" / file.name)
+    assert len(read(folder, EMOTION).clips) == 4
+
+
+def test_clips_are_media_without_a_span(folder: Path) -> None:
+    for name in FOLDERS.values():
+        (folder / name).mkdir()
+    corpus = read(folder, EMOTION)
+    assert corpus.modalities == ("text", "audio", "vision")
+    assert [c.media for c in corpus.clips] == [
+        folder / "train_splits/dia0_utt0.mp4",
+        folder / "train_splits/dia0_utt1.mp4",
+        folder / "dev_splits_complete/dia0_utt0.mp4",
+        folder / "output_repeated_splits_test/dia0_utt0.mp4",
+    ]
+    assert all((c.start_s, c.end_s) == (0.0, None) for c in corpus.clips)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "sentence"),
+    [
+        ("surprise", "Surprise", r"train_sent_emo\.csv, line 3: label 'Surprise' is none of the classes neutral"),
+        ("Dialogue_ID", "Dialogue", r"train_sent_emo\.csv lacks the column Dialogue_ID"),
+        ("positive,0,1", "positive,0,0", r"line 3: clip id 'train-dia0_utt0' stands twice"),
+        ("positive,0,1", "positive,../0,1", r"line 3: Dialogue_ID '\.\./0' is no whole number from 0 on"),
+    ],
+)
+def test_a_wrong_table_is_refused(folder: Path, old: str, new: str, sentence: str) -> None:
+    path = folder / "train_sent_emo.csv"
+    path.write_bytes(path.read_bytes().replace(old.encode(), new.encode()))
+    with pytest.raises(Refused, match=sentence):
+        read(folder, EMOTION)
+
+
+def test_wrong_folders_and_tasks_are_refused(folder: Path) -> None:
+    with pytest.raises(Refused, match=r"MELD needs extract\.task of kind classification with the classes neutral, sur"):
+        read(folder, Task(kind="regression"))
+    (folder / "train_splits").mkdir()
+    with pytest.raises(Refused, match=r"There is no folder .*dev_splits_complete; the clips of MELD are in train_spl"):
+        read(folder, EMOTION)
+    (folder / "dev_sent_emo.csv").unlink()
+    with pytest.raises(Refused, match=r"There is no .*dev_sent_emo\.csv; MELD is train_, dev_ and test_sent_emo"):
+        read(folder, EMOTION)

@@ -1,0 +1,130 @@
+"""New clips go into data/ whole or not at all, once, and never into the git-tracked remote."""
+
+import csv
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qamoe.config.params import Task
+from qamoe.data import manifest
+from qamoe.data.clip import drawn_split
+from qamoe.data.ingest import Ingested, ingest
+from qamoe.errors import Refused
+
+TASK = Task(kind="regression", low=-3, high=3)
+
+
+def write(folder: Path, *rows: tuple[str, ...], **media: bytes) -> Path:
+    """A folder with a manifest of rows and media named by keyword."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in media.items():
+        (folder / f"{name}.mp4").write_bytes(content)
+    with (folder / "manifest.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([manifest.COLUMNS, *rows])
+    return folder
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    return write(
+        tmp_path / "data",
+        ("a", "one", "a.mp4", "0", "1.5", "a film, and more", "1.5", "test"),
+        ("b", "two", "a.mp4", "", "", "a dull film", "-1", "train"),
+        a=b"first",
+    )
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_new_clips_stand_behind_the_old_ones_with_media_named_by_content(data: Path, tmp_path: Path) -> None:
+    new = write(
+        tmp_path / "new",
+        ("c", "one", "x.mp4", "", "", 'so "good"', "2", ""),
+        ("d", "three", "x.mp4", "0.5", "1", "", "0", ""),
+        ("e", "four", "y.mp4", "", "", "bad", "-3", "valid"),
+        x=b"second",
+        y=b"third",
+    )
+    before = (data / "manifest.csv").read_text()
+    assert ingest(new, data, TASK) == Ingested(3, 0, False)
+    assert (data / "manifest.csv").read_text().startswith(before)
+    read = {clip.clip_id: clip for clip in manifest.read(data, TASK).clips}
+    assert list(read) == ["a", "b", "c", "d", "e"]
+    assert read["c"].split == "test", "where its source is already"
+    assert read["d"].split == drawn_split("three")
+    assert read["e"].split == "valid"
+    assert (read["c"].text, read["d"].start_s, read["d"].end_s) == ('so "good"', 0.5, 1.0)
+    assert read["c"].media == read["d"].media
+    assert read["c"].media is not None
+    assert read["c"].media.read_bytes() == b"second"
+
+    once = tree(data)
+    again = ingest(new, data, TASK)
+    assert (again.new, again.known) == (0, 3)
+    assert tree(data) == once
+
+
+@pytest.mark.parametrize(
+    ("row", "sentence"),
+    [
+        (("a", "nine", "x.mp4", "", "", "other", "1", "test"), "clip id 'a' is another clip's"),
+        (("c", "one", "x.mp4", "", "", "", "1", "train"), "source 'one' is in split test .* and in split train"),
+        (("c", "nine", "x.mp4", "", "", "", "9", ""), "label 9 lies outside"),
+        (("c", "nine", "../x.mp4", "", "", "", "1", ""), "leads outside the corpus folder"),
+        (("c", "nine", "gone.mp4", "", "", "", "1", ""), "there is no file 'gone.mp4'"),
+    ],
+)
+def test_a_wrong_row_changes_nothing(data: Path, tmp_path: Path, row: tuple[str, ...], sentence: str) -> None:
+    good = ("g", "seven", "x.mp4", "", "", "good", "1", "")
+    new = write(tmp_path / "new", good, row, x=b"second")
+    (tmp_path / "data.dvc").write_text("outs:\n- md5: x.dir\n  path: data\n  remote: sample\n")
+    before = tree(tmp_path)
+    with pytest.raises(Refused, match=sentence):
+        ingest(new, data, TASK)
+    assert tree(tmp_path) == before
+
+
+def test_a_link_into_dvcs_cache_is_replaced_and_not_written_through(data: Path, tmp_path: Path) -> None:
+    cached = tmp_path / "cached"
+    (data / "manifest.csv").rename(cached)
+    (data / "manifest.csv").hardlink_to(cached)
+    before = cached.read_bytes()
+    ingest(write(tmp_path / "new", ("c", "nine", "x.mp4", "", "", "", "1", ""), x=b"second"), data, TASK)
+    assert cached.read_bytes() == before
+    assert len(manifest.read(data, TASK).clips) == 3
+
+
+@pytest.mark.slow
+def test_a_push_after_an_ingest_leaves_the_sample_remote_as_it_was(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "params.yaml").write_text((Path(manifest.__file__).parents[3] / "params.yaml").read_text())
+
+    def run(*arguments: str, check: bool = True) -> Any:
+        done = subprocess.run([sys.executable, "-m", *arguments], capture_output=True, text=True, check=False)
+        assert not check or done.returncode == 0, done.stderr
+        return done
+
+    run("dvc", "init", "--quiet", "--no-scm")
+    run("dvc", "remote", "add", "sample", ".dvcstore")
+    run("dvc", "add", "data", "--quiet")
+    with (tmp_path / "data.dvc").open("a") as file:
+        file.write("  remote: sample\n")
+    run("dvc", "push", "data.dvc")
+    store = tree(tmp_path / ".dvcstore")
+    assert store
+
+    new = write(tmp_path / "new", ("c", "nine", "x.mp4", "", "", "", "1", ""), x=b"of a real person")
+    told = run("qamoe.cli.app", "ingest", str(new)).stdout
+    assert "deleted the line 'remote: sample'" in told
+    assert told.endswith("1 new clips, 0 known before\nnext: dvc add data\n")
+    run("dvc", "add", "data", "--quiet")
+    assert "sample" not in (tmp_path / "data.dvc").read_text()
+    assert run("dvc", "push", check=False).returncode != 0, "there is no remote for it"
+    assert tree(tmp_path / ".dvcstore") == store

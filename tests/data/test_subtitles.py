@@ -1,0 +1,59 @@
+"""The words beside a clip: a .srt by its times, a .txt as a whole."""
+
+from pathlib import Path
+
+import pytest
+
+from qamoe.data.subtitles import beside
+from qamoe.media.decode import Problem
+
+SRT = """\ufeff1\r
+00:00:00,200 --> 00:00:01,200\r
+<i>What</i> a\r
+lovely film,\r
+\r
+2\r
+00:00:01,500 --> 00:00:02,700 X1:40 X2:600\r
+{\\an8}isn't it?\r
+\r
+7 of 10\r
+3\r
+01:00:00.5 --> 01:00:01.0\r
+never\r
+"""
+
+
+def test_a_cue_belongs_where_its_middle_lies(tmp_path: Path) -> None:
+    (tmp_path / "clip.srt").write_bytes(SRT.encode())
+    (tmp_path / "clip.txt").write_text("not these words")
+    clip = tmp_path / "clip.mp4"
+    assert beside(clip) == "What a lovely film, isn't it? 7 of 10 never"
+    assert beside(clip, 0.0, 2.0) == "What a lovely film,"
+    assert beside(clip, 2.0, 4.0) == "isn't it? 7 of 10"
+    assert beside(clip, 4.0, 6.0) == ""
+    assert beside(clip, 3600.0, None) == "never"
+
+
+def test_a_txt_is_said_in_the_whole_file_alone(tmp_path: Path) -> None:
+    clip = tmp_path / "clip.wav"
+    assert beside(clip) == ""
+    (tmp_path / "clip.txt").write_bytes("\ufeffa lovely\n\nfilm \u2026\n".encode())
+    assert beside(clip) == "a lovely film \u2026"
+    for span in ((1.0, None), (0.0, 2.0)):
+        with pytest.raises(Problem, match=r"clip\.txt has no times"):
+            beside(clip, *span)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [(b"\xff\xfea\x00", "not UTF-8 text"), (b"a lovely film\n", "no line such as 00:00:01,000 -->")],
+)
+def test_a_srt_that_is_none_is_a_problem_and_an_empty_one_has_no_words(
+    tmp_path: Path, content: bytes, reason: str
+) -> None:
+    srt = tmp_path / "clip.srt"
+    srt.write_bytes(content)
+    with pytest.raises(Problem, match=reason):
+        beside(tmp_path / "clip.mp4")
+    srt.write_bytes(b"\n \n")
+    assert beside(tmp_path / "clip.mp4") == ""

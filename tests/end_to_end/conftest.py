@@ -1,0 +1,142 @@
+"""A checkout of the project with a corpus and models so small that its whole pipeline takes a minute."""
+
+import copy
+import csv
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.end_to_end.services import Services, environment
+
+ROOT = Path(__file__).parents[2]
+MODELS = ("mean", "qamoe")
+CLIPS = {"train": 12, "valid": 4, "gate": 4, "test": 4}  # of the sample corpus, real media
+LEFT_OUT = ("tests", "docs", "benchmarks", "experiments")
+
+
+def git(folder: Path, *arguments: str) -> str:
+    """What git answers in a folder; it has to succeed."""
+    who = ("-c", "user.name=someone", "-c", "user.email=someone@example.org")
+    done = subprocess.run(["git", *who, *arguments], cwd=folder, check=True, capture_output=True, text=True)
+    return done.stdout.strip()
+
+
+def dvc(folder: Path, *arguments: str) -> None:
+    """Run a dvc command that has to succeed."""
+    command = [sys.executable, "-m", "dvc", *arguments, "--quiet"]
+    subprocess.run(command, cwd=folder, check=True, capture_output=True)
+
+
+def small_params() -> dict[str, Any]:
+    """params.yaml with the smallest models, few epochs and few cells."""
+    content = copy.deepcopy(yaml.safe_load((ROOT / "params.yaml").read_text()))
+    content["extract"]["vision"]["rate"] = 2
+    common = content["train"]["common"]
+    common |= {"epochs": 32, "batch_size": 4, "lr": 0.01, "patience": 32}
+    common["degrade"]["views"] = 2
+    common["selection"] |= {"severities": {"missing": [0.0, 0.5], "noise": [0.5]}, "draws": 1}
+    content["models"]["encoders"] |= {"width": 8, "heads": 2}
+    content["models"]["qamoe"] |= {"experts": 3, "active": 2, "hidden": 8}
+    content["seeds"] = {name: [1] for name in MODELS}
+    content["evaluate"] |= {"draws": 1, "mixed_draws": 1, "slices": ["clean", "missing", "noise", "burst", "mixed"]}
+    content["evaluate"]["broken_permutations"] = 1
+    content["tune"] |= {"trials": 1, "epochs": 2}
+    content["registry"] |= {"draws": 2, "coverage_90": [0.0, 1.0]}
+    return content
+
+
+def fewer_clips(data: Path) -> None:
+    """Keep a few clips of each split, and their media."""
+    with (data / "manifest.csv").open(newline="", encoding="utf-8") as lines:
+        reader = csv.DictReader(lines)
+        rows, columns = list(reader), reader.fieldnames
+    assert columns is not None
+    kept = []
+    for split, count in CLIPS.items():
+        of_split = sorted((row for row in rows if row["split"] == split), key=lambda row: row["clip_id"])
+        kept += of_split[:: len(of_split) // count][:count]  # of several sources
+    with (data / "manifest.csv.new").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(kept)
+    (data / "manifest.csv.new").replace(data / "manifest.csv")
+    for media in (data / "media").iterdir():
+        if f"media/{media.name}" not in {row["path"] for row in kept}:
+            media.unlink()
+
+
+@pytest.fixture(scope="session")
+def untouched(tmp_path_factory: pytest.TempPathFactory, empty_records: Path) -> Path:
+    """The checkout before anything ran in it: all is committed, data/ is there, and a record store without runs."""
+    folder = tmp_path_factory.mktemp("untouched") / "checkout"
+    folder.mkdir()
+    for name in git(ROOT, "ls-files", "--cached", "--others", "--exclude-standard").splitlines():
+        if name.split("/")[0] not in LEFT_OUT and (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, folder / name)
+    (folder / "dvc.lock").unlink()
+    (folder / "params.yaml").write_text(yaml.safe_dump(small_params(), sort_keys=False))
+    git(folder, "init", "--quiet")
+    dvc(folder, "pull", "data.dvc")
+    fewer_clips(folder / "data")
+    dvc(folder, "add", "data")
+    shutil.rmtree(folder / ".dvcstore")
+    shutil.copy(empty_records, folder / "mlflow.db")
+    git(folder, "add", "--all")
+    git(folder, "commit", "--quiet", "--message", "a small pipeline")
+    return folder
+
+
+@dataclass(frozen=True)
+class Run:
+    """A checkout in which the whole pipeline has run undisturbed, and how long that took."""
+
+    checkout: Path
+    seconds: float
+
+
+def copied(checkout: Path, to: Path) -> Path:
+    """A checkout of its own: paths of the folder stand in the records, so what has run in it does not go along."""
+    shutil.copytree(checkout, to, symlinks=True)
+    return to
+
+
+@pytest.fixture(scope="session")
+def finished(untouched: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """The checkout after its pipeline."""
+    checkout = copied(untouched, tmp_path_factory.mktemp("finished") / "checkout")
+    home = tmp_path_factory.mktemp("prefect")
+    began = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-m", "flows.pipeline"],
+        cwd=checkout,
+        env=environment(checkout, home),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "decision: promoted" in done.stdout, done.stdout
+    return Run(checkout, time.monotonic() - began)
+
+
+@contextmanager
+def serving(checkout: Path, home: Path, **more: str) -> Iterator[Services]:
+    """A server, a worker and the deployments of prefect.yaml for the time of the block."""
+    services = Services(checkout, home, **more)
+    try:
+        services.start("server")
+        services.deploy()
+        services.start("worker")
+        yield services
+    finally:
+        services.stop()
+        services.clear()

@@ -1,0 +1,344 @@
+"""The spectrum: which cells there are, one row a (clip, cell, draw), and no metric of an incomplete grid."""
+
+from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from qamoe.config.params import Evaluate
+from qamoe.data.arrow_store import Store
+from qamoe.dataset.degraded_split import Views, open_views
+from qamoe.degradation.views import View, alike, references
+from qamoe.errors import Refused
+from qamoe.evaluation import protocol
+from qamoe.evaluation.encoding_cache import Encodings
+from qamoe.models import checkpoint
+
+ALL = ("clean", "missing", "noise", "burst", "mixed", "alone", "joint", "subsets", "swap", "held_out")
+MODALITIES = ("text", "audio", "vision")
+
+
+def evaluate(draws: int = 2, mixed_draws: int = 3, slices: tuple[str, ...] = ALL) -> Evaluate:
+    return Evaluate.model_validate({"seed": 7, "draws": draws, "mixed_draws": mixed_draws, "slices": list(slices)})
+
+
+def test_the_plan_has_every_cell_of_every_slice_once() -> None:
+    cells = protocol.plan(ALL, evaluate(draws=3, mixed_draws=10))
+    sizes = {"clean": 1, "missing": 11, "noise": 11, "burst": 11, "mixed": 1}
+    sizes |= {"alone": 99, "joint": 25, "subsets": 13, "swap": 12, "held_out": 22}
+    assert Counter(c.slice for c in cells) == sizes
+    assert list(dict.fromkeys(c.slice for c in cells)) == list(ALL)
+    names = [c.name for c in cells]
+    assert len(set(names)) == len(names)
+    assert names[:4] == ["clean", "missing-0.0", "missing-0.1", "missing-0.2"]
+    of_slice = {name: [c for c in cells if c.slice == name] for name in ALL}
+    assert [len(c.views) for c in of_slice["missing"]] == [1, *[3] * 10]
+    assert [c.severity for c in of_slice["noise"]] == [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0]
+    assert np.isnan(of_slice["mixed"][0].severity)
+    assert len(of_slice["mixed"][0].views) == 10
+    assert {c.name for c in of_slice["alone"]} == {
+        f"alone-{m}-{k}-{s / 10:.1f}" for m in MODALITIES for k in ("missing", "noise", "burst") for s in range(11)
+    }
+    levels = ("0.00", "0.25", "0.50", "0.75", "1.00")
+    assert [c.name for c in of_slice["joint"]] == [f"joint-{m}-{n}" for m in levels for n in levels]
+    kept = ["t", "a", "v", "ta", "tv", "av"]
+    blind = [f"subsets-{subset}-blind" for subset in kept]
+    assert [c.name for c in of_slice["subsets"]] == [*(f"subsets-{s}" for s in [*kept, "tav"]), *blind]
+    assert {c.name for c in of_slice["swap"]} == {f"swap-{m}-{s}" for m in MODALITIES for s in levels[1:]}
+    assert {c.name for c in of_slice["held_out"]} == {
+        f"held_out-{k}-{s / 10:.1f}" for k in ("additive", "desync") for s in range(11)
+    }
+
+
+def test_cells_leave_the_modalities_that_they_are_not_meant_for_clean() -> None:
+    cells = {c.name: c for c in protocol.plan(ALL, evaluate())}
+    assert cells["alone-audio-burst-0.3"].views[1] == View(7, 1, ("clean", "burst", "clean"), (0.0, 0.3, 0.0))
+    assert cells["swap-text-0.25"].views[0] == View(7, 0, ("swap", "clean", "clean"), (0.25, 0.0, 0.0))
+    assert cells["held_out-desync-1.0"].views[0] == View(7, 0, ("clean", "desync", "desync"), (0.0, 1.0, 1.0))
+    gone = ("clean", "missing", "missing")
+    assert cells["subsets-t"].views == (View(7, 0, gone, (0.0, 1.0, 1.0), announced=True),)
+    assert cells["subsets-t-blind"].views == (View(7, 0, gone, (0.0, 1.0, 1.0)),)
+    joint = cells["joint-0.25-0.75"]
+    assert joint.views[0] == View(7, 0, ("noise",) * 3, (0.75,) * 3, then=(("missing",) * 3, (0.25,) * 3))
+    assert (joint.severity_missing, joint.severity_noise) == (0.25, 0.75)
+    assert [cells[name].modalities for name in ("clean", "subsets-t", "subsets-tav", "missing-0.0")] == [
+        (),
+        ("audio", "vision"),
+        (),
+        MODALITIES,
+    ]
+
+
+def test_what_a_corpus_lacks_has_no_cells() -> None:
+    two = protocol.plan(ALL, evaluate(), ("text", "audio"))
+    assert not [c.name for c in two if "vision" in c.modalities or "vision" in c.name]
+    assert [c.name for c in two if c.slice == "subsets"] == [
+        "subsets-t", "subsets-a", "subsets-ta", "subsets-t-blind", "subsets-a-blind"
+    ]  # fmt: skip
+    assert Counter(c.slice for c in two)["alone"] == 66
+    assert {c.slice for c in protocol.plan(ALL, evaluate(), ("text",))} == set(ALL) - {"held_out"}
+    unknown = protocol.plan(("held_out",), evaluate(), MODALITIES, ("vision",))
+    desync = [c for c in unknown if c.kind == "desync"]
+    assert {c.modalities for c in desync} == {("vision",)}, "a frame rate that is not known allows no shift by a time"
+    assert not [c for c in protocol.plan(("held_out",), evaluate(), MODALITIES, ()) if c.kind == "desync"]
+
+
+def test_cells_degrade_all_modalities_alike_by_the_protocols_seed() -> None:
+    cells = {c.name: c for c in protocol.plan(ALL, evaluate())}
+    assert cells["missing-0.3"].views == (alike("missing", 0.3, 7, 0), alike("missing", 0.3, 7, 1))
+    assert cells["clean"].views == (alike("clean", 0.0, 7, 0),)
+    assert cells["mixed"].views == tuple(View(7, draw) for draw in range(3))
+
+
+def test_only_the_slices_asked_for_are_planned() -> None:
+    assert {c.slice for c in protocol.plan(("noise",), evaluate())} == {"noise"}
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory, tiny_params: Any, tiny_stats: Any, tiny_checkpoint: Any) -> Any:
+    """A test split of seven clips, one without sound, and checkpoints of two models."""
+    import pyarrow as pa
+
+    from qamoe.data import arrow_store
+
+    torch.set_num_threads(1)
+    folder, draws = tmp_path_factory.mktemp("spectrum"), np.random.default_rng(0)
+    columns = [
+        ("clip_id", pa.string()),
+        ("source", pa.string()),
+        ("label", pa.float64()),
+        ("text", pa.list_(pa.int32())),
+    ]
+    schema = pa.schema(columns + [(m, arrow_store.frames_type(2)) for m in ("audio", "vision")])
+    rows = [
+        {
+            "clip_id": f"clip-{i}",
+            "source": f"source-{i % 2}",
+            "label": float(i) - 3,
+            "text": np.array([101, *draws.integers(2000, 9000, i), 102], np.int32),
+            "audio": draws.standard_normal((0 if i == 2 else 4 + i, 2)).astype(np.float32),
+            "vision": draws.standard_normal((9 - i, 2)).astype(np.float32),
+        }
+        for i in range(7)
+    ]
+    arrow_store.write(folder / "test.arrow", schema, rows, {})
+    opened = Store(folder / "test.arrow")
+    cells = [c for c in protocol.plan(ALL, evaluate()) if c.slice != "alone" or c.severity in (0.0, 0.7)]
+    cells = [c for c in cells if c.slice != "held_out" or c.severity in (0.0, 0.7)]
+    split = open_views(opened, protocol.views(cells), MODALITIES, references(tiny_stats), folder, "data", "cpu")
+    trained = [checkpoint.load(tiny_checkpoint(folder / m, model=m)) for m in ("qamoe", "mean")]
+    return SimpleNamespace(split=split, cells=cells, trained=trained, store=opened)
+
+
+@pytest.fixture(scope="module")
+def measured(corpus: Any) -> list[pd.DataFrame]:
+    return protocol.measure(corpus.trained, corpus.split, corpus.cells, "cpu")
+
+
+def test_there_is_one_row_a_clip_cell_and_draw_in_order(corpus: Any, measured: list[pd.DataFrame]) -> None:
+    for rows in measured:
+        assert len(rows) == 7 * sum(len(c.views) for c in corpus.cells)
+        assert not rows.duplicated(["clip_id", "cell", "draw"]).any()
+        assert list(dict.fromkeys(rows["cell"])) == [c.name for c in corpus.cells]
+        assert list(rows["clip_id"][:7]) == corpus.store.clip_ids
+        assert rows["target"][:7].tolist() == corpus.store.labels
+
+
+def test_rows_say_what_was_done_to_each_clip(measured: list[pd.DataFrame]) -> None:
+    rows = measured[0].set_index(["cell", "draw", "clip_id"]).sort_index()
+    clean, half, gone = rows.loc[("clean", 0)], rows.loc[("missing-0.5", 1)], rows.loc[("missing-1.0", 0)]
+    assert (clean[["kind_text", "kind_audio", "kind_vision"]] == "clean").all(axis=None)
+    assert (clean[["lost_text", "lost_audio", "lost_vision"]] == 0).all(axis=None)
+    assert (half["kind_text"] == "missing").all()
+    assert half["severity_audio"].tolist() == pytest.approx([0.5] * 7)
+    shares = half["lost_vision"] * half["frames_vision"]
+    assert shares.tolist() == pytest.approx(shares.round().tolist(), abs=1e-5), "a share of whole frames"
+    assert gone["lost_vision"].tolist() == [1.0] * 7
+    assert gone["lost_audio"].tolist() == [1.0, 1.0, 0.0, 1.0, 1.0, 1.0, 1.0]
+    assert clean["frames_text"].tolist() == [0, 1, 2, 3, 4, 5, 6], "CLS and SEP are no words"
+    assert clean["frames_audio"].tolist() == [4, 5, 0, 7, 8, 9, 10]
+    noise = rows.loc[("noise-0.3", 0)]
+    assert noise["lost_audio"].tolist() == pytest.approx([0.3] * 7)
+    mixed = rows.loc[("mixed", 0)]
+    assert mixed["severity_audio"].nunique() == 7
+    assert set(mixed["kind_audio"]) <= {"missing", "noise", "burst"}
+    joint = rows.loc[("joint-0.25-0.75", 0)]
+    assert (joint["kind_audio"] == "noise+missing").all()
+    assert (joint["severity_audio"] == 0.25).all()
+    assert not np.isclose(joint["lost_vision"], 0.75).any(), "the missing share, not the noise"
+    assert (rows.loc[("joint-0.00-0.00", 0)]["kind_audio"] == "clean").all()
+    swapped = rows.loc[("swap-vision-0.50", 1)]
+    assert set(swapped["lost_vision"]) == {0.0, 1.0}
+    assert (swapped["kind_text"] == "clean").all()
+    assert (rows.loc[("held_out-desync-0.7", 0)]["kind_vision"] == "desync").all()
+
+
+def test_what_is_announced_is_not_trusted(measured: list[pd.DataFrame]) -> None:
+    rows = measured[0].set_index("cell")
+    assert (rows.loc["subsets-t", ["trust_audio", "trust_vision"]] == 0).all(axis=None)
+    blind = rows.loc["subsets-t-blind"].query("clip_id != 'clip-2'")
+    assert blind["trust_audio"].max() > 0, "what nobody told it"
+
+
+def test_the_severity_0_of_every_curve_is_the_clean_prediction(measured: list[pd.DataFrame]) -> None:
+    rows = measured[0]
+    clean = rows.query("cell == 'clean'")["prediction"].to_numpy()
+    same = rows[rows["cell"].str.endswith("-0.0") | rows["cell"].isin(["joint-0.00-0.00", "subsets-tav"])]
+    assert same["cell"].nunique() == 3 + 9 + 2 + 2
+    for _, found in same.groupby("cell"):
+        np.testing.assert_array_equal(found["prediction"], clean)
+
+
+def test_reliability_trust_and_routing_are_there_where_a_model_has_them(measured: list[pd.DataFrame]) -> None:
+    qamoe, mean = measured
+    assert qamoe[["r_text", "r_audio", "r_vision"]].notna().all(axis=None)
+    assert qamoe["trust_text"].between(0, 1).all()
+    silent = (qamoe["clip_id"] == "clip-2") & (qamoe["kind_audio"] != "swap")
+    assert (qamoe.loc[silent, "trust_audio"] == 0).all(), "no sound, no trust in it"
+    assert np.allclose(np.stack(qamoe["routing"]).sum(1), 1, atol=1e-5)
+    assert mean[["r_text", "trust_vision"]].isna().all(axis=None)
+    assert mean["routing"].isna().all()
+
+
+def test_the_oracle_is_told_which_clips_were_swapped(corpus: Any, tiny_checkpoint: Any, tmp_path: Path) -> None:
+    oracle = checkpoint.load(tiny_checkpoint(tmp_path / "oracle", model="oracle"))
+    cells = [c for c in corpus.cells if c.name == "swap-audio-0.50"]
+    (found,) = protocol.measure([oracle], corpus.split, cells, "cpu")
+    assert set(found["lost_audio"]) == {0.0, 1.0}
+    assert (found["severity_audio"] == 0.5).all()
+    np.testing.assert_array_equal(found["r_audio"], 1 - found["lost_audio"])
+
+
+def test_predictions_do_not_depend_on_how_clips_are_batched(
+    corpus: Any, measured: list[pd.DataFrame], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(protocol, "_BATCH", 2)
+    some = ("mixed", "missing-0.4", "joint-0.25-0.75", "swap-text-1.00", "swap-audio-0.50", "held_out-desync-0.7")
+    cells = [c for c in corpus.cells if c.name in some]
+    again = protocol.measure(corpus.trained, corpus.split, cells, "cpu")
+    for before, after in zip(measured, again, strict=True):
+        expected = before[before["cell"].isin(some)].reset_index(drop=True)
+        pd.testing.assert_frame_equal(after.drop(columns="routing"), expected.drop(columns="routing"), atol=1e-5)
+
+
+def test_what_cells_share_changes_no_prediction(corpus: Any, measured: list[pd.DataFrame]) -> None:
+    """Each modality is degraded and encoded once for all cells that hold it; here every view is predicted by itself."""
+    rows, everything = list(range(7)), corpus.split
+    for trained, found in zip(corpus.trained, measured, strict=True):
+        by_cell = dict(list(found.groupby(["cell", "draw"], sort=False)))
+        for cell in corpus.cells:
+            for view in cell.views:
+                batch, lost, state = everything.degraded(everything.views.index(view), rows)
+                expected, here = trained.predict(batch, state=state), by_cell[cell.name, view.number]
+                np.testing.assert_allclose(here["prediction"], expected.value, atol=1e-5)
+                np.testing.assert_array_equal(here[[f"lost_{m}" for m in MODALITIES]].to_numpy(np.float32), lost)
+                if expected.r is not None:
+                    r = here[[f"r_{m}" for m in MODALITIES]].to_numpy(np.float32)
+                    np.testing.assert_allclose(r, expected.r, atol=1e-5)
+
+
+def test_an_encoding_is_made_once_and_dropped_after_its_last_cell(corpus: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[tuple[View, str]] = []
+    degraded = Views.degraded
+
+    def counted(self: Views, view: int, rows: Any, modalities: Any = None) -> Any:
+        made.extend((self.views[view].of(m), m) for m in modalities)
+        return degraded(self, view, rows, modalities)
+
+    monkeypatch.setattr(Views, "degraded", counted)
+    order = [view for cell in corpus.cells for view in cell.views]
+    encodings = Encodings(corpus.trained, corpus.split, [range(7)], order, "cpu")
+    for view in order:
+        encodings.of(view)
+    assert len(made) == len(set(made)) < 0.7 * 3 * len(order)
+    assert encodings.kept == {}
+
+
+def test_checkpoints_side_by_side_predict_to_the_bit_what_each_does_alone(
+    corpus: Any, measured: list[pd.DataFrame]
+) -> None:
+    cells = [c for c in corpus.cells if c.slice in ("clean", "mixed")]
+    trained = [*corpus.trained, *corpus.trained]
+    rows = [pd.concat(parts) for parts in zip(*protocol.by_view(trained, corpus.split, cells, "cpu", 3), strict=True)]
+    for before, after in zip([*measured, *measured], rows, strict=True):
+        expected = before[before["slice"].isin(("clean", "mixed"))].reset_index(drop=True)
+        pd.testing.assert_frame_equal(after.reset_index(drop=True), expected, check_exact=True)
+
+
+def test_a_corpus_without_vision_leaves_its_columns_empty(corpus: Any, tmp_path: Path) -> None:
+    two = ("text", "audio")
+    trained = corpus.trained[0]
+    config = {**trained.config, "modalities": list(two), "inputs": {m: trained.config["inputs"][m] for m in two}}
+    torch.manual_seed(0)
+    smaller = checkpoint.Trained(checkpoint.make("qamoe", config).eval(), config, tmp_path)
+    whole = corpus.split
+    split = Views(whole.store, whole.views, two, whole.references, whole.states)
+    few = [c for c in corpus.cells if c.name in ("missing-0.4", "mixed", "joint-0.25-0.75")]
+    (rows,) = protocol.measure([smaller], split, few, "cpu")
+    assert (rows["kind_vision"] == "absent").all()
+    assert (rows["frames_vision"] == 0).all()
+    assert rows[["severity_vision", "lost_vision", "r_vision", "trust_vision"]].isna().all(axis=None)
+    assert rows[["r_text", "r_audio"]].notna().all(axis=None)
+
+
+def test_predictions_go_through_parquet(measured: list[pd.DataFrame], tmp_path: Path) -> None:
+    for name, rows in zip(("qamoe", "mean"), measured, strict=True):
+        with protocol.predictions_file(tmp_path / f"{name}.parquet") as append:
+            append(rows)
+        again = pd.read_parquet(tmp_path / f"{name}.parquet")
+        assert len(again) == len(rows)
+        np.testing.assert_array_equal(again["prediction"], rows["prediction"].astype(float))
+        assert again["draw"].dtype == np.int32
+        assert again["routing"].isna().all() == (name == "mean")
+
+
+SIGMAS = {"0.5": 0.7, "0.9": 1.7}
+
+
+def test_every_cell_draw_and_metric_is_aggregated(corpus: Any, measured: list[pd.DataFrame]) -> None:
+    table = protocol.aggregate(measured[0], corpus.cells, SIGMAS)
+    assert not table.duplicated(["cell", "draw", "metric"]).any()
+    assert len(table.drop_duplicates(["cell", "draw"])) == sum(len(c.views) for c in corpus.cells)
+    assert (table["n"] == 7).all()
+    here = table[(table["cell"] == "missing-0.4") & (table["draw"] == 1) & (table["metric"] == "mae")].iloc[0]
+    rows = measured[0].query("cell == 'missing-0.4' and draw == 1")
+    assert here["value"] == pytest.approx((rows["prediction"] - rows["target"]).abs().mean(), abs=1e-6)
+    assert here[["slice", "kind", "modalities", "severity"]].tolist() == [
+        "missing",
+        "missing",
+        "text+audio+vision",
+        0.4,
+    ]
+    assert table.loc[table["slice"].isin(["mixed", "joint"]), "severity"].isna().all()
+    joint = table[table["cell"] == "joint-0.25-0.75"]
+    assert (joint[["severity_missing", "severity_noise"]] == (0.25, 0.75)).all(axis=None)
+    assert table.loc[table["slice"] != "joint", ["severity_missing", "severity_noise"]].isna().all(axis=None)
+    assert set(table.loc[table["slice"] == "clean", "modalities"]) == {""}
+    assert set(table.loc[table["cell"] == "subsets-a", "modalities"]) == {"text+vision"}
+
+
+@pytest.mark.parametrize(
+    ("gone", "sentence"),
+    [
+        ("cell == 'noise-0.3'", r"cell noise-0\.3, draw 0: 0 predictions of 7 clips"),
+        ("cell == 'alone-vision-burst-0.7'", r"cell alone-vision-burst-0\.7, draw 0: 0 predictions of 7 clips"),
+        ("cell == 'subsets-ta-blind'", r"cell subsets-ta-blind, draw 0: 0 predictions of 7 clips"),
+        ("cell == 'mixed' and draw == 2", r"cell mixed, draw 2: 0 predictions of 7 clips"),
+        ("cell == 'missing-1.0' and draw == 1 and clip_id == 'clip-4'", r"missing-1\.0, draw 1: 6 predictions of 7"),
+    ],
+)
+def test_an_incomplete_grid_is_refused(corpus: Any, measured: list[pd.DataFrame], gone: str, sentence: str) -> None:
+    rows = measured[0].drop(measured[0].query(gone).index)
+    with pytest.raises(Refused, match=sentence):
+        protocol.aggregate(rows, corpus.cells, SIGMAS)
+
+
+def test_a_clip_that_is_there_twice_is_refused(corpus: Any, measured: list[pd.DataFrame]) -> None:
+    rows = pd.concat([measured[0], measured[0].query("cell == 'clean' and clip_id == 'clip-1'")])
+    with pytest.raises(Refused, match=r"cell clean, draw 0: 8 predictions of 7 clips"):
+        protocol.aggregate(rows, corpus.cells, SIGMAS)

@@ -1,0 +1,121 @@
+"""The sound extractor: its frames, what its columns follow, and what it refuses."""
+
+import wave
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from qamoe.config.settings import shared_data
+from qamoe.extractors.egemaps import COLUMNS, SAMPLE_RATE, Egemaps
+from qamoe.media.decode import NoStream, Problem
+
+real_clips = shared_data() / "clips" / "cremad"
+needs_real_clips = pytest.mark.skipif(not real_clips.is_dir(), reason=f"there is no folder {real_clips}")
+PITCH, LOUDNESS = COLUMNS.index("F0semitoneFrom27.5Hz_sma3nz"), COLUMNS.index("Loudness_sma3")
+
+
+def hum(seconds: float, pitch: float = 150.0, amplitude: float = 0.2) -> np.ndarray:
+    """A voice-like buzz: ten harmonics, falling off."""
+    time = np.arange(round(seconds * SAMPLE_RATE)) / SAMPLE_RATE
+    buzz = sum(np.sin(2 * np.pi * pitch * k * time) / k for k in range(1, 11))
+    return (amplitude * buzz / np.abs(buzz).max()).astype(np.float32)
+
+
+def save(path: Path, sound: np.ndarray) -> Path:
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(SAMPLE_RATE)
+        file.writeframes((sound * 32767).astype("<i2").tobytes())
+    return path
+
+
+@pytest.mark.parametrize("rate", [20.0, 10.0, 100.0, 12.5])
+def test_frames_come_at_the_rate_asked_for(rate: float) -> None:
+    frames = Egemaps(rate).describe(hum(2.0))
+    assert frames.shape[1] == len(COLUMNS) == 25
+    assert frames.dtype == np.float32
+    # openSMILE's windows do not reach beyond the end, so the last hops are missing.
+    assert 2.0 * rate - 0.1 * rate - 1 <= len(frames) <= 2.0 * rate
+
+
+def test_a_frame_is_the_mean_of_its_hops() -> None:
+    sound = hum(1.0, 140) + hum(1.0, 231, 0.05)
+    hops = Egemaps(100).describe(sound)
+    frames = Egemaps(20).describe(sound)
+    for k in (0, 7, 18):
+        np.testing.assert_allclose(frames[k], hops[5 * k : 5 * k + 5].mean(0), rtol=1e-4, atol=1e-4)
+
+
+def test_pitch_and_loudness_follow_the_voice() -> None:
+    low, high = (Egemaps(20).describe(hum(1.0, pitch))[5:-5, PITCH].mean() for pitch in (110, 220))
+    assert high - low == pytest.approx(12, abs=0.5)  # semitones: an octave
+    quiet, loud = (Egemaps(20).describe(hum(1.0, 150, a))[5:-5, LOUDNESS].mean() for a in (0.05, 0.4))
+    assert loud > 1.5 * quiet
+
+
+def test_change_is_found_where_it_happens() -> None:
+    frames = Egemaps(20).describe(np.concatenate([hum(1.0, amplitude=0.02), hum(1.0, amplitude=0.4)]))
+    jump = int(np.argmax(np.diff(frames[:, LOUDNESS])))
+    assert abs(jump - 19) <= 1
+
+
+def test_silence_is_a_problem(tmp_path: Path) -> None:
+    with pytest.raises(Problem, match="silence"):
+        Egemaps(20).describe(np.zeros(SAMPLE_RATE, np.float32))
+    with pytest.raises(Problem, match="silence"):
+        Egemaps(20).extract(save(tmp_path / "silent.wav", np.full(SAMPLE_RATE, 1e-5)))
+
+
+def test_a_sound_without_voice_is_allowed() -> None:
+    hiss = np.random.default_rng(1).normal(0, 0.02, SAMPLE_RATE).astype(np.float32)
+    frames = Egemaps(20).describe(hiss)
+    assert np.isfinite(frames).all()
+    assert (frames[:, PITCH] == 0).mean() > 0.8
+
+
+def test_too_short_a_sound_is_a_problem() -> None:
+    with pytest.raises(Problem, match=r"only 0\.05 s of sound"):
+        Egemaps(20).describe(hum(0.05))
+    assert len(Egemaps(20).describe(hum(0.11))) >= 1
+
+
+def test_broken_samples_leave_no_nan() -> None:
+    sound = hum(1.0)
+    sound[5000:5100] = np.nan
+    assert np.isfinite(Egemaps(20).describe(sound)).all()
+
+
+def test_extraction_gives_the_same_bytes_again(tmp_path: Path) -> None:
+    path = save(tmp_path / "voice.wav", hum(1.5))
+    once = Egemaps(20).extract(path)
+    assert Egemaps(20).extract(path).tobytes() == once.tobytes()
+    assert len(Egemaps(20).extract(path, 0.5, 1.0)) == pytest.approx(10, abs=2)
+
+
+def test_pictures_alone_are_no_problem_of_this_modality(tmp_path: Path) -> None:
+    import av
+
+    with av.open(str(tmp_path / "mute.mp4"), "w") as container:
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
+        container.mux(stream.encode(av.VideoFrame(64, 64, "yuv420p")))
+        container.mux(stream.encode(None))
+    with pytest.raises(NoStream):
+        Egemaps(20).extract(tmp_path / "mute.mp4")
+
+
+@pytest.mark.parametrize("rate", [0, -1, 101])
+def test_a_rate_out_of_range_is_refused(rate: float) -> None:
+    with pytest.raises(ValueError, match="rate"):
+        Egemaps(rate)
+
+
+@pytest.mark.real_data
+@needs_real_clips
+def test_real_voices_are_heard() -> None:
+    for path in sorted(real_clips.iterdir()):
+        frames = Egemaps(20).extract(path)
+        assert np.isfinite(frames).all()
+        assert 0.4 < (frames[:, PITCH] > 0).mean() < 0.95

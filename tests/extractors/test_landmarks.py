@@ -1,0 +1,187 @@
+"""The face extractor: what its columns say of a drawn face, what it does without one, and that it stays offline."""
+
+import ctypes
+import platform
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from qamoe.config.settings import shared_data
+from qamoe.data.synthetic import face as sample_face
+from qamoe.data.synthetic import video
+from qamoe.data.synthetic.face import Expression, Portrait
+from qamoe.errors import Refused
+from qamoe.extractors import landmarks
+from qamoe.extractors.landmarks import COLUMNS, Landmarks
+from qamoe.media.decode import NoStream, Problem
+
+real_clips = shared_data() / "clips" / "cremad"
+needs_real_clips = pytest.mark.skipif(not real_clips.is_dir(), reason=f"there is no folder {real_clips}")
+STILL = Expression(smile=0, brow=0, frown=0, squint=0, opening=0)
+
+
+def portrait(seed: int = 1) -> Portrait:
+    return Portrait(sample_face.invent(np.random.default_rng(seed)))
+
+
+def film(path: Path, pictures: list[np.ndarray]) -> Path:
+    time = np.arange(len(pictures) * video.SAMPLES_PER_PICTURE) / 22_050
+    video.write(path, np.sin(2 * np.pi * 220 * time).astype(np.float32) / 4, pictures)
+    return path
+
+
+def column(row: np.ndarray, name: str) -> float:
+    return float(row[COLUMNS.index(name)])
+
+
+def test_the_pinned_version_is_installed() -> None:
+    assert version("mediapipe") == landmarks.MEDIAPIPE
+
+
+def test_columns_are_named_once_each_and_mediapipes_own_blendshapes_are_all_there() -> None:
+    assert len(set(COLUMNS)) == len(COLUMNS) == 72
+    assert COLUMNS[-1] == "face_found"
+    assert len(landmarks.BLENDSHAPES) == 51
+
+
+def test_columns_follow_the_face() -> None:
+    person, extractor = portrait(2), Landmarks(5)
+
+    def seen(**moves: float) -> np.ndarray:
+        return extractor.describe(person.picture(Expression(**{**vars(STILL), **moves})))
+
+    assert column(seen(smile=1), "mouth_corner_left_rise") > column(seen(smile=-1), "mouth_corner_left_rise") + 0.05
+    assert column(seen(smile=1), "mouthSmileLeft") > column(seen(smile=-1), "mouthSmileLeft") + 0.2
+    assert column(seen(opening=0.8), "jawOpen") > column(seen(), "jawOpen") + 0.1
+    assert column(seen(opening=0.8), "mouth_opening") > column(seen(), "mouth_opening") + 0.1
+    assert column(seen(brow=1), "brow_left_middle_rise") > column(seen(brow=-1), "brow_left_middle_rise") + 0.05
+    assert column(seen(turn=12), "head_roll") > column(seen(turn=-12), "head_roll") + 0.3
+
+
+def test_distances_do_not_follow_the_heads_place_or_tilt() -> None:
+    person, extractor = portrait(3), Landmarks(5)
+    first = COLUMNS.index(landmarks.RISES[0][0])
+    still = extractor.describe(person.picture(STILL))[first:-1]
+    moved = extractor.describe(person.picture(Expression(**{**vars(STILL), "turn": 8, "right": 10, "down": -6})))
+    assert np.abs(moved[first:-1] - still).max() < 0.06
+
+
+def test_every_invented_face_is_found() -> None:
+    extractor = Landmarks(5)
+    faces = [portrait(seed) for seed in range(20)]
+    moves = (STILL, Expression(0.9, 0.5, -0.4, 0.5, 0.6), Expression(-0.9, -0.6, 0.9, 0.5, 0.2, blink=1))
+    rows = np.stack([extractor.describe(face.picture(move)) for face in faces for move in moves])
+    assert rows[:, -1].all()
+
+
+def test_extraction_gives_the_same_bytes_again(tmp_path: Path) -> None:
+    person = portrait()
+    clip = film(tmp_path / "clip.mp4", [person.picture(Expression(k / 10, 0, 0, 0, 0.3)) for k in range(10)])
+    once = Landmarks(5).extract(clip)
+    assert once.shape == (5, 72)
+    assert once.dtype == np.float32
+    assert np.isfinite(once).all()
+    assert Landmarks(5).extract(clip).tobytes() == once.tobytes()
+    # Tracking from picture to picture would make a frame depend on where the span begins.
+    assert Landmarks(5).extract(clip, 0.4).tobytes() == once[2:].tobytes()
+
+
+def test_pictures_without_a_face_are_zero_rows(tmp_path: Path) -> None:
+    person, wall = portrait(), np.full((240, 240, 3), 90, np.uint8)
+    clip = film(tmp_path / "clip.mp4", [person.picture(STILL)] * 6 + [wall] * 4)
+    frames = Landmarks(10).extract(clip)
+    assert frames[:, -1].tolist() == [1] * 6 + [0] * 4
+    assert not frames[6:].any()
+    with pytest.raises(Problem, match="no face in any picture"):
+        Landmarks(5).extract(film(tmp_path / "wall.mp4", [wall] * 10))
+
+
+def test_sound_alone_is_no_problem_of_this_modality(tmp_path: Path) -> None:
+    import wave
+
+    with wave.open(str(tmp_path / "voice.wav"), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(8000)
+        file.writeframes(b"\0\1" * 8000)
+    with pytest.raises(NoStream):
+        Landmarks(5).extract(tmp_path / "voice.wav")
+
+
+def test_another_model_is_refused(tmp_path: Path) -> None:
+    other = tmp_path / "face_landmarker.task"
+    other.write_bytes(b"another model")
+    with pytest.raises(Refused, match="SHA-256"):
+        Landmarks(5, model=other).describe(np.zeros((64, 64, 3), np.uint8))
+
+
+def test_a_rate_of_zero_is_refused() -> None:
+    with pytest.raises(ValueError, match="rate"):
+        Landmarks(0)
+
+
+# The process forbids itself to open sockets, by a kernel filter that ends it at the first attempt, and then goes on.
+WITHOUT_SOCKETS = """
+import ctypes, struct, sys
+
+def forbid_sockets(number):
+    load, equal, give = (0x20, 0, 0, 0), (0x15, 0, 1, number), (0x06, 0, 0, 0x80000000)
+    program = b"".join(struct.pack("HBBI", *step) for step in (load, equal, give, (0x06, 0, 0, 0x7FFF0000)))
+    held = ctypes.create_string_buffer(program, len(program))
+    header = ctypes.create_string_buffer(struct.pack("HP", 4, ctypes.addressof(held)))
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(38, 1, 0, 0, 0) or libc.prctl(22, 2, header, 0, 0):
+        sys.exit(77)
+
+forbid_sockets(int(sys.argv[1]))
+"""
+OPEN_ONE = "import socket\nsocket.socket()\n"
+FIND_A_FACE = """
+import numpy as np
+from qamoe.corpora.sample_face import Expression, Portrait, invent
+from qamoe.features.landmarks import Landmarks
+row = Landmarks(5).describe(Portrait(invent(np.random.default_rng(1))).picture(Expression(0, 0, 0, 0, 0)))
+print("found", row[-1])
+"""
+SOCKET_CALL = {"x86_64": 41, "aarch64": 198}
+KILLED_BY_FILTER = -31  # SIGSYS
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux" or platform.machine() not in SOCKET_CALL or ctypes.sizeof(ctypes.c_void_p) != 8,
+    reason="the kernel's filter is known for Linux on x86_64 and aarch64 alone",
+)
+def test_the_landmarker_opens_no_socket() -> None:
+    def ends(work: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", WITHOUT_SOCKETS + work, str(SOCKET_CALL[platform.machine()])]
+        return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+    control = ends(OPEN_ONE)
+    if control.returncode == 77:
+        pytest.skip("this kernel takes no filter")
+    assert control.returncode == KILLED_BY_FILTER
+    seen = ends(FIND_A_FACE)
+    assert (seen.returncode, seen.stdout) == (0, "found 1.0\n"), seen.stderr
+    assert not seen.stderr
+
+
+@pytest.mark.real_data
+@needs_real_clips
+def test_real_faces_are_found_in_every_picture() -> None:
+    for path in sorted(real_clips.glob("*.flv")):
+        frames = Landmarks(5).extract(path)
+        assert frames[:, -1].all()
+        assert np.ptp(frames[:, COLUMNS.index("jawOpen")]) > 0.02
+
+
+@pytest.mark.real_data
+@needs_real_clips
+def test_a_real_smile_is_told_from_anger() -> None:
+    happy, angry = (
+        Landmarks(5).extract(real_clips / f"1001_DFA_{emotion}_XX.flv").mean(0) for emotion in ("HAP", "ANG")
+    )
+    assert column(happy, "mouthSmileLeft") > column(angry, "mouthSmileLeft") + 0.1

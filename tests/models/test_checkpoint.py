@@ -1,0 +1,195 @@
+"""Checkpoints: they rebuild their own model to the bit, fit or are refused, and never run code."""
+
+import json
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from qamoe.errors import Refused
+from qamoe.models import checkpoint
+
+
+def test_a_loaded_model_answers_to_the_bit_what_the_saved_one_did(
+    tiny_checkpoint: Any, setting: Any, tmp_path: Path
+) -> None:
+    batch = setting.valid.batch(1, range(6))
+    folder = tiny_checkpoint(tmp_path / "1")
+    trained = checkpoint.load(folder)
+    again = checkpoint.make("qamoe", trained.config)
+    again.load_state_dict(trained.model.state_dict())
+    expected = again.eval()(batch)
+    found = trained.predict(batch)
+    assert torch.equal(found.value, expected.value)
+    assert torch.equal(found.r, expected.r)
+    assert not found.value.requires_grad
+    assert not trained.model.training
+    assert trained.folder == folder
+
+
+def test_modalities_keep_their_order(tiny_checkpoint: Any, tmp_path: Path) -> None:
+    """JSON sorts keys; a model whose modalities changed places would load and answer wrongly."""
+    trained = checkpoint.load(tiny_checkpoint(tmp_path))
+    assert list(trained.model.encode.encoders) == ["text", "audio", "vision"]  # type: ignore[union-attr, arg-type]
+
+
+def test_quality_may_be_given(tiny_checkpoint: Any, setting: Any, tmp_path: Path) -> None:
+    trained, batch = checkpoint.load(tiny_checkpoint(tmp_path)), setting.valid.batch(0, range(3))
+    quality = torch.full((3, 3), 0.25)
+    assert torch.equal(trained.predict(batch, quality).r, quality)
+
+
+def test_the_oracle_is_told_by_the_state_and_other_models_are_not(
+    tiny_checkpoint: Any, setting: Any, tmp_path: Path
+) -> None:
+    oracle, qamoe = (checkpoint.load(tiny_checkpoint(tmp_path / name, model=name)) for name in ("oracle", "qamoe"))
+    batch, _, state = setting.train.degraded(0, range(6))
+    assert torch.equal(oracle.predict(batch, state=state).r, 1 - state.severity)
+    quality = torch.full((6, 3), 0.25)
+    assert torch.equal(oracle.predict(batch, quality, state).r, quality), "what is given outright goes first"
+    assert torch.equal(qamoe.predict(batch, state=state).r, qamoe.predict(batch).r)
+    with pytest.raises(Refused, match="The model oracle is told"):
+        oracle.predict(batch)
+
+
+@pytest.mark.parametrize("name", ["specialist-missing-03", "specialist-clean"])
+def test_a_specialist_is_a_qamoe_with_its_block(
+    tiny_checkpoint: Any, tiny_params: Any, tmp_path: Path, name: str
+) -> None:
+    trained = checkpoint.load(tiny_checkpoint(tmp_path, model=name))
+    assert type(trained.model).__name__ == "QAMoE"
+    assert trained.config["model"] == name
+    assert trained.config["models"] == tiny_params.models.model_dump(mode="json", include={"encoders", "qamoe"})
+
+
+def test_a_checkpoint_outlives_the_coming_and_going_of_other_models(tiny_checkpoint: Any, tmp_path: Path) -> None:
+    folder = tiny_checkpoint(tmp_path, model="concat")
+    config = json.loads((folder / "model.json").read_text())
+    assert set(config["models"]) == {"encoders", "concat"}
+    config["models"]["gone"] = {"size": 3}
+    (folder / "model.json").write_text(json.dumps(config))
+    checkpoint.load(folder)
+
+
+def test_an_unfinished_checkpoint_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(Refused, match=r"There is no finished checkpoint in .*: model\.json is missing"):
+        checkpoint.load(tmp_path)
+    assert checkpoint.read_config(tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ("{", r"model\.json is damaged: it is no JSON object; train this model again"),
+        ("[1]", r"model\.json is damaged"),
+        ("{}", r"describes no model that this code can make \(KeyError: 'model'\)"),
+    ],
+)
+def test_a_damaged_config_is_refused(tiny_checkpoint: Any, tmp_path: Path, content: str, sentence: str) -> None:
+    folder = tiny_checkpoint(tmp_path / "1")
+    (folder / "model.json").write_text(content)
+    with pytest.raises(Refused, match=sentence):
+        checkpoint.load(folder)
+
+
+def test_weights_that_do_not_fit_are_refused(tiny_checkpoint: Any, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder = tiny_checkpoint(tmp_path / "1")
+    weights = load_file(folder / "weights.safetensors")
+    name = "mixture.router.semantic.weight"
+    for broken in (
+        {k: v for k, v in weights.items() if k != name},
+        {**weights, "extra": torch.zeros(1)},
+        {**weights, name: weights[name][:, :-1].contiguous()},
+    ):
+        save_file(broken, folder / "weights.safetensors")
+        with pytest.raises(Refused, match=r"weights\.safetensors does not fit its model\.json") as refusal:
+            checkpoint.load(folder)
+        assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "gone", "pickle"])
+def test_damaged_weights_are_refused(tiny_checkpoint: Any, tmp_path: Path, damage: str) -> None:
+    folder = tiny_checkpoint(tmp_path / "1")
+    path = folder / "weights.safetensors"
+    content = {"cut": path.read_bytes()[:-100], "empty": b"", "gone": b"", "pickle": pickle.dumps({"a": 1})}
+    path.write_bytes(content[damage])
+    if damage == "gone":
+        path.unlink()
+    with pytest.raises(Refused, match=r"weights\.safetensors does not fit"):
+        checkpoint.load(folder)
+
+
+def test_the_digest_follows_weights_and_config_and_nothing_else(tiny_checkpoint: Any, tmp_path: Path) -> None:
+    one, same, other = (tiny_checkpoint(tmp_path / str(i), answer=a) for i, a in enumerate((1.0, 1.0, 1.5)))
+    assert checkpoint.digest(one) == checkpoint.digest(same) != checkpoint.digest(other)
+    (same / "history.jsonl").write_text("{}\n")
+    assert checkpoint.digest(one) == checkpoint.digest(same)
+    (same / "model.json").write_text((same / "model.json").read_text() + " ")
+    assert checkpoint.digest(one) != checkpoint.digest(same)
+
+
+def test_a_save_that_is_cut_short_leaves_no_folder_that_looks_finished(
+    tiny_checkpoint: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Over an older checkpoint, too: new weights beside the old model.json would be neither."""
+    folder = tiny_checkpoint(tmp_path / "1", answer=1.0)
+
+    def killed(path: Path, text: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint, "write_text", killed)
+    with pytest.raises(KeyboardInterrupt):
+        tiny_checkpoint(folder, answer=2.0)
+    assert checkpoint.read_config(folder) is None
+    assert not list(folder.glob(".*")), "nothing half-written is left"
+
+
+def test_a_state_comes_back(tmp_path: Path) -> None:
+    path = tmp_path / "resume.pt"
+    assert checkpoint.load_state(path) is None
+    state = {
+        "digests": {"data": "d"},
+        "model": {"w": torch.randn(3)},
+        "rng": torch.get_rng_state(),
+        "history": [{"epoch": 1}],
+    }
+    checkpoint.save_state(path, state)
+    found = checkpoint.load_state(path)
+    assert found is not None
+    assert torch.equal(found["model"]["w"], state["model"]["w"])  # type: ignore[index, call-overload]
+    assert torch.equal(found["rng"], state["rng"])  # type: ignore[arg-type]
+    assert (found["digests"], found["history"]) == (state["digests"], state["history"])
+    assert [p.name for p in tmp_path.iterdir()] == ["resume.pt"]
+
+
+class _Attack:
+    def __init__(self, victim: Path) -> None:
+        self.victim = victim
+
+    def __reduce__(self) -> Any:
+        return os.system, (f"touch {self.victim}",)
+
+
+def test_a_state_that_would_run_code_does_not(tmp_path: Path) -> None:
+    torch.save({"digests": {}, "model": _Attack(tmp_path / "victim")}, tmp_path / "resume.pt")
+    with pytest.raises(Exception, match=r"weights_only|Unsupported|posix"):
+        checkpoint.load_state(tmp_path / "resume.pt")
+    assert not (tmp_path / "victim").exists()
+
+
+def test_trust_is_r_between_its_anchors_and_zero_without_a_frame(tiny_checkpoint: Any, tmp_path: Path) -> None:
+    anchors = {
+        "text": {"clean": 0.8, "worthless": 0.4, "rescaled": True},
+        "audio": {"clean": 0.4, "worthless": 0.5, "rescaled": False},
+        "vision": {"clean": 0.6, "worthless": 0.5, "rescaled": True},
+    }
+    trained = checkpoint.load(tiny_checkpoint(tmp_path, trust=anchors))
+    r = torch.tensor([[0.7, 0.45, 0.55], [0.9, 0.3, 0.55], [0.1, 0.3, 0.55]])
+    present = torch.tensor([[True, True, True], [True, True, False], [True, False, True]])
+    expected = [[0.75, 0.45, 0.5], [1.0, 0.3, 0.0], [0.0, 0.0, 0.5]]
+    assert torch.allclose(trained.trust(r, present), torch.tensor(expected), atol=1e-6)

@@ -1,0 +1,174 @@
+"""Degraded media through extract and preprocess: the test split alone, one modality of it, by the clean statistics."""
+
+import csv
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from qamoe.config import params as parameters
+from qamoe.data.arrow_store import Store
+from qamoe.data.manifest import COLUMNS
+from qamoe.data.normalise import Columns, clean
+from qamoe.errors import Refused
+from qamoe.extractors.logmel import LogMel
+from qamoe.extractors.minilm import MiniLM
+from qamoe.extractors.openface import COLUMNS as MEASURED
+from qamoe.media import decode, degradations, degraded_copy
+from qamoe.media.degraded_copy import Signal
+from qamoe.media.word_confusion import Vocabulary
+from qamoe.pipeline import extract, preprocess
+from qamoe.pipeline.shared import read_stats
+from tests.media.test_decode import film
+
+TEXTS = {"a": "a great film", "b": "a dull night", "c": "the knight was weak", "d": "a great knight", "e": "weak film"}
+SPLITS = {"a": "train", "b": "train", "c": "valid", "d": "test", "e": "test"}
+CHANGES: dict[str, Any] = {
+    "extract.corpus": {"kind": "clips", "path": "data"},
+    "extract.audio": {"extractor": "logmel", "rate": 20, "bands": 12},
+    "extract.vision": {"extractor": "openface", "rate": 5},
+    "extract.signals": {"seed": 3, "severities": {"word_errors": [1.0], "noise": [0.5], "babble": [0.25]}},
+    "evaluate.slices": ["clean", "signals"],
+}
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """Five clips of sound with OpenFace's csv beside each; all of one length."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    with (folder / "manifest.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(COLUMNS)
+        for number, (name, text) in enumerate(TEXTS.items()):
+            writer.writerow((name, name, f"{name}.wav", "", "", text, number - 2, SPLITS[name]))
+            film(folder / f"{name}.wav", seconds=0.6 + number / 10, streams="a")
+            rows = [["timestamp", "success", *MEASURED[:-1]]]
+            rows += [[f"{k / 5}", "1", *(f"{number + k + c}" for c in range(len(MEASURED) - 1))] for k in range(4)]
+            (folder / f"{name}.csv").write_text("\n".join(",".join(row) for row in rows) + "\n")
+    return folder
+
+
+@pytest.fixture
+def run(
+    params_file: Any, tmp_path: Path, data: Path, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> Any:
+    monkeypatch.chdir(tmp_path)
+
+    def of(changes: dict[str, Any] | None = None) -> SimpleNamespace:
+        params = parameters.load(params_file(CHANGES | (changes or {})))
+        extract.run(params, tmp_path / "out")
+        preprocess.run(params, tmp_path / "out")
+        return SimpleNamespace(extract=tmp_path / "out/extract", preprocess=tmp_path / "out/preprocess")
+
+    return of
+
+
+def heard(kind: str, clip: str, data: Path, folder: Path, others: tuple[degraded_copy.Voice, ...] = ()) -> np.ndarray:
+    severity = CHANGES["extract.signals"]["severities"][kind][0]
+    copy = degraded_copy.write(Signal(kind, severity, 3, clip, others), data / f"{clip}.wav", 0.0, None, 20, folder)
+    return LogMel(20, 12).extract(copy)
+
+
+@pytest.mark.slow
+def test_the_degraded_test_split_is_extracted_and_normalised(run: Any, data: Path, tmp_path: Path) -> None:
+    out = run()
+    noisy = Store(out.extract / "signals/signals-audio-noise-0.5.arrow")
+    assert noisy.clip_ids == ["d", "e"]
+    for row, clip in enumerate(noisy.clip_ids):
+        np.testing.assert_array_equal(noisy.sequence("frames", row), heard("noise", clip, data, tmp_path))
+    crowded = Store(out.extract / "signals/signals-audio-babble-0.25.arrow")
+    voice = degraded_copy.Voice(data / "e.wav", 0.0, None, "")
+    np.testing.assert_array_equal(crowded.sequence("frames", 0), heard("babble", "d", data, tmp_path, (voice,) * 4))
+    wrong = Store(out.extract / "signals/signals-text-word_errors-1.arrow")
+    vocabulary = Vocabulary.of([TEXTS["a"], TEXTS["b"]])
+    said = degradations.word_errors(TEXTS["d"], 1.0, degradations.drawn(3, "d", "word_errors"), vocabulary)
+    assert said != TEXTS["d"]
+    assert wrong.sequence("ids", 0).tolist() == MiniLM(50).extract(said)[0].tolist()
+
+    stats, test = read_stats(tmp_path / "out"), Store(out.preprocess / "test.arrow")
+    for name in ("signals-audio-noise-0.5", "signals-text-word_errors-1"):
+        whole = Store(out.preprocess / f"signals/{name}.arrow")
+        assert (whole.clip_ids, whole.sources, whole.labels) == (test.clip_ids, test.sources, test.labels)
+        for modality in ("text", "audio", "vision"):
+            same = np.array_equal(whole.sequence(modality, 0), test.sequence(modality, 0))
+            assert same == (modality not in name)
+    normal = Store(out.preprocess / "signals/signals-audio-noise-0.5.arrow").sequence("audio", 1)
+    np.testing.assert_array_equal(normal, clean(noisy.sequence("frames", 1), Columns.from_json(stats["audio"])))
+
+
+@pytest.mark.slow
+def test_nothing_temporary_is_left_nothing_is_made_twice_and_nothing_stale_stays(run: Any) -> None:
+    out = run()
+    made = {path: path.stat().st_mtime_ns for path in (out.extract / "parts").rglob("*.npy")}
+    stores = {path.name: path.read_bytes() for path in (out.extract / "signals").glob("*.arrow")}
+    left = next(iter(made)).parent / ".copy-of-a-worker-that-was-killed"
+    left.mkdir()
+    run()
+    assert {path: path.stat().st_mtime_ns for path in (out.extract / "parts").rglob("*.npy")} == made
+    assert {path.name: path.read_bytes() for path in (out.extract / "signals").glob("*.arrow")} == stores
+    assert not list((out.extract / "parts").rglob(".copy-*"))
+    run({"extract.signals": None, "evaluate.slices": ["clean"]})
+    assert not (out.extract / "signals").exists()
+    assert not (out.preprocess / "signals").exists()
+
+
+@pytest.mark.slow
+def test_a_clip_that_cannot_be_degraded_is_a_problem_of_its_cell_alone(run: Any, data: Path) -> None:
+    shutil.copy(data / "manifest.csv", data / "kept")
+    (data / "e.wav").write_bytes(b"")
+    out = run({"extract.max_problem_share": 1.0})
+    with (out.extract / "signals/problems.csv").open(newline="") as file:
+        found = list(csv.reader(file))[1:]
+    assert ["signals-audio-noise-0.5", "e", "zero bytes"] in found
+    assert {row[1] for row in found if "noise" in row[0]} == {"e"}
+    assert Store(out.extract / "signals/signals-audio-noise-0.5.arrow").lengths("frames").tolist()[1] == 0
+
+
+def test_pictures_that_are_not_read_from_media_cannot_be_degraded(
+    run: Any, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(extract, "_made", lambda params, waiting: {})
+    changes = {"extract.signals": {"seed": 3, "severities": {"blur": [0.5]}}, "extract.max_problem_share": 1.0}
+    with pytest.raises(Refused, match=r"extract\.signals degrades vision, and openface reads no media"):
+        run(changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        (
+            {"extract.signals": {"seed": 3, "severities": {"fog": [0.5]}}},
+            "'fog' is none of the kinds word_errors",
+        ),
+        ({"extract.signals": {"seed": 3, "severities": {"noise": [0.0]}}}, "greater than 0"),
+        ({"extract.signals": {"seed": 3, "severities": {"noise": [0.5, 0.5]}}}, "noise names a severity twice"),
+        ({"extract.signals": None}, "evaluate.slices names signals, and extract.signals names none"),
+    ],
+)
+def test_a_mistake_in_the_parameters_is_named(params_file: Any, changes: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(Refused, match=sentence):
+        parameters.load(params_file(CHANGES | changes))
+
+
+@pytest.mark.parametrize("rate", [5.0, 12.5, 30.0])
+def test_a_copy_that_is_not_degraded_gives_the_same_sound_and_pictures(tmp_path: Path, rate: float) -> None:
+    path = film(tmp_path / "clip.mp4")
+    copy = degraded_copy.write(Signal("blur", 0.0, 1, "clip"), path, 0.3, 1.7, rate, tmp_path)
+    given, copied = list(decode.pictures(path, rate, 0.3, 1.7)), list(decode.pictures(copy, rate))
+    assert len(given) == len(copied) > 5
+    assert all((one == other).all() for one, other in zip(given, copied, strict=True))
+    copy = degraded_copy.write(Signal("noise", 0.0, 1, "clip"), path, 0.3, 1.7, rate, tmp_path)
+    np.testing.assert_array_equal(decode.sound(path, 44_100, 0.3, 1.7), decode.sound(copy, 44_100))
+
+
+def test_a_file_without_that_stream_or_a_picture_in_the_span_says_so(tmp_path: Path) -> None:
+    path = film(tmp_path / "clip.wav", streams="a")
+    with pytest.raises(decode.NoStream):
+        degraded_copy.write(Signal("blur", 0.5, 1, "clip"), path, 0.0, None, 5, tmp_path)
+    path = film(tmp_path / "clip.mp4")
+    with pytest.raises(decode.Problem, match="no picture between 5 s"):
+        degraded_copy.write(Signal("blur", 0.5, 1, "clip"), path, 5.0, None, 5, tmp_path)

@@ -1,0 +1,74 @@
+"""Evaluate as a stage: whole files for every seed, broken quality for models that have one, nothing done twice."""
+
+import logging
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from qamoe.config.params import Params
+from qamoe.pipeline import evaluate
+
+MODALITIES = ("text", "audio", "vision")
+SLICES = ["clean", "mixed", "subsets", "swap"]
+
+
+@pytest.fixture
+def evaluated(
+    preprocessed: Path, tiny_params: Any, tiny_checkpoint: Any, environment: dict[str, str]
+) -> Callable[..., Path]:
+    """Evaluate checkpoints of qamoe and mean on six clips: evaluated(broken_permutations=2)."""
+    shutil.copy(preprocessed / "preprocess/valid.arrow", preprocessed / "preprocess/test.arrow")
+    for model, seeds in (("qamoe", (1, 2)), ("mean", (1,))):
+        for seed in seeds:
+            tiny_checkpoint(preprocessed / "train" / model / str(seed), model=model, seed=seed)
+
+    def run(**changes: Any) -> Path:
+        content = tiny_params.model_dump(mode="json")
+        content["seeds"] = {"mean": [1], "qamoe": [1, 2]}
+        content["evaluate"] |= {"draws": 2, "mixed_draws": 2, "slices": SLICES, "broken_permutations": 2} | changes
+        evaluate.run(Params.model_validate(content), preprocessed)
+        return preprocessed / "evaluate"
+
+    return run
+
+
+def test_every_seed_gets_its_predictions_cells_and_broken_quality(evaluated: Any) -> None:
+    folder = evaluated()
+    for seed in ("1", "2"):
+        rows = pd.read_parquet(folder / "qamoe" / seed / "predictions.parquet")
+        assert len(rows) == 6 * (1 + 2 + 13 + 2 * 12)
+        cells = pd.read_parquet(folder / "qamoe" / seed / "cells.parquet")
+        assert list(cells["slice"].unique()) == SLICES
+        assert cells.groupby("metric").size().nunique() == 1
+        broken = pd.read_parquet(folder / "qamoe" / seed / "broken.parquet")
+        assert len(broken) == 2 * 2 * 2 * 6
+        assert set(broken["slice"]) == {"mixed"}
+    assert sorted(p.name for p in (folder / "mean/1").iterdir()) == ["cells.parquet", "digest", "predictions.parquet"]
+    same = ["clip_id", "cell", "draw", *(f"lost_{m}" for m in MODALITIES)]
+    mean = pd.read_parquet(folder / "mean/1/predictions.parquet")
+    pd.testing.assert_frame_equal(mean[same], rows[same])
+
+
+def test_what_is_up_to_date_is_kept_and_a_model_reuses_the_text_of_another(
+    evaluated: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = evaluated()
+    files = [p for p in folder.rglob("*") if p.is_file()]
+    before = {p: p.stat().st_mtime_ns for p in files}
+    assert len(list((folder.parent / "states/evaluate").iterdir())) == 2, "encoded once for both"
+    caplog.set_level(logging.INFO, "qamoe")
+    evaluated()
+    assert {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()} == before
+    assert caplog.text.count('"seeds": 0') == 2
+
+
+@pytest.mark.parametrize("changes", [{"broken_permutations": 0}, {"slices": ["clean"]}])
+def test_broken_quality_goes_with_what_it_is_of(evaluated: Any, changes: dict[str, Any]) -> None:
+    folder = evaluated()
+    assert (folder / "qamoe/1/broken.parquet").exists()
+    evaluated(**changes)
+    assert not (folder / "qamoe/1/broken.parquet").exists()

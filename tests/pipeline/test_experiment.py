@@ -1,0 +1,103 @@
+"""An experiment is an overlay on params.yaml whose results lie beside the main line's."""
+
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from qamoe.config import params as parameters
+from qamoe.errors import Refused
+from qamoe.pipeline import experiment
+from qamoe.pipeline.experiment import STAGES, overlaid
+
+
+def test_mappings_are_merged_null_takes_away_and_anything_else_is_replaced() -> None:
+    below = {"a": {"x": 1, "y": [1, 2]}, "b": 2, "c": {"z": 3, "w": 4}}
+    above = {"a": {"y": [9]}, "b": {"new": True}, "c": {"w": None}}
+    assert overlaid(below, above) == {"a": {"x": 1, "y": [9]}, "b": {"new": True}, "c": {"z": 3}}
+    assert below == {"a": {"x": 1, "y": [1, 2]}, "b": 2, "c": {"z": 3, "w": 4}}
+
+
+@pytest.fixture
+def commands(tmp_path: Path, params_file: Any, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """The commands that an experiment runs, none of them for real; the working folder is the test's."""
+    params_file()
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "experiments").mkdir()
+    run: list[list[str]] = []
+
+    def pretended(command: list[str], **_: Any) -> SimpleNamespace:
+        run.append(command)
+        return SimpleNamespace(returncode=int("qamoe.pipeline.evaluate" in command and "failing" in command[4]))
+
+    monkeypatch.setattr(experiment.subprocess, "run", pretended)
+    return run
+
+
+def write(name: str, text: str) -> None:
+    Path(f"experiments/{name}.yaml").write_text(text)
+
+
+def test_every_stage_runs_on_the_overlaid_parameters_into_its_own_folder(commands: list[list[str]]) -> None:
+    before = Path("params.yaml").read_bytes()
+    write("fast", "train: {common: {lr: 0.5}}\n")
+    experiment.run("fast")
+    assert [command[2] for command in commands] == [f"qamoe.pipeline.{stage}" for stage in STAGES]
+    for command in commands:
+        assert command[0] == sys.executable
+        assert command[3:] == ["--params", "artifacts-fast/params.yaml", "--out", "artifacts-fast"]
+    params = parameters.load(Path("artifacts-fast/params.yaml"))
+    assert params.train.common.lr == 0.5
+    assert params.train.common.epochs == parameters.load(Path("params.yaml")).train.common.epochs
+    assert Path("params.yaml").read_bytes() == before
+    assert not Path("artifacts").exists()
+
+
+def test_an_experiment_ends_at_the_stage_that_fails(commands: list[list[str]]) -> None:
+    write("failing", "train: {common: {lr: 0.5}}\n")
+    with pytest.raises(Refused, match=r"Experiment failing ended in stage evaluate\."):
+        experiment.run("failing")
+    assert [command[2] for command in commands][-1] == "qamoe.pipeline.evaluate"
+
+
+def test_an_unknown_experiment_is_refused_with_those_there_are(commands: list[list[str]]) -> None:
+    with pytest.raises(Refused, match=r"There is no experiment experiments/x\.yaml; those there are: none\."):
+        experiment.run("x")
+    write("b", "{}")
+    write("a", "{}")
+    with pytest.raises(Refused, match=r"those there are: a, b\."):
+        experiment.run("x")
+
+
+@pytest.mark.parametrize(
+    ("overlay", "sentence"),
+    [
+        ("train: {common: {learning_rate: 0.5}}\n", r"unknown key train\.common\.learning_rate"),
+        ("train: {common: {lr: -1}}\n", r"train\.common\.lr is -1"),
+        ("train: [", r"wrong\.yaml is not YAML"),
+    ],
+)
+def test_a_wrong_overlay_is_refused_before_anything_is_written(
+    commands: list[list[str]], overlay: str, sentence: str
+) -> None:
+    write("wrong", overlay)
+    with pytest.raises(Refused, match=sentence):
+        experiment.run("wrong")
+    assert commands == []
+    assert not Path("artifacts-wrong").exists()
+
+
+def test_an_overlay_of_comments_changes_nothing(commands: list[list[str]]) -> None:
+    write("same", "# to be filled\n")
+    experiment.run("same")
+    assert parameters.load(Path("artifacts-same/params.yaml")) == parameters.load(Path("params.yaml"))
+
+
+def test_the_command_says_a_refusal_in_a_sentence(stage: Any, tmp_path: Path) -> None:
+    done: subprocess.CompletedProcess[str] = stage("experiment", "nothing")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "experiment: There is no experiment experiments/nothing.yaml; those there are: none.\n"
+    assert list(tmp_path.iterdir()) == []

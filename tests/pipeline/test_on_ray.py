@@ -1,0 +1,117 @@
+"""Extraction and evaluation on a Ray of two processes on this machine: the rules and the bytes of processes."""
+
+import os
+import shutil
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from qamoe import ray_worker_pool
+from qamoe.config import params as parameters
+from qamoe.config.block import Block
+from qamoe.errors import Refused
+from qamoe.extractors import worker_pool
+from qamoe.extractors.worker_pool import Job, make_parts_on_ray, read_part
+from qamoe.pipeline import extract
+from tests.extractors.test_worker_pool import make_part_obediently, values
+from tests.media.test_decode import film
+from tests.pipeline.test_extract_scale import CHANGES, corpus, finished
+
+ray = pytest.importorskip("ray", reason="ray is not installed: pip install -c requirements.lock -e '.[ray]'")
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _left() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("RAY_ADDRESS", raising=False)
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        yield
+    ray.shutdown()
+
+
+def test_a_worker_that_dies_or_hangs_costs_its_clip_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker_pool, "_make_part", make_part_obediently)
+    orders = ["0", "exit", "2", "hang", "kill", "problem", "no stream", "error", "8"]
+    jobs = []
+    for i, order in enumerate(orders):
+        (tmp_path / f"{i}.txt").write_text(order)
+        jobs.append((Job(f"clip-{i}", "audio", tmp_path / f"{i}.txt", 0.0, None), tmp_path / "parts" / f"{i:064x}"))
+    done: list[int] = []
+    lost = make_parts_on_ray(jobs, {"audio": Block()}, 2, 20.0, lambda: done.append(1))
+    assert lost == {
+        ("clip-1", "audio"): "the extractor died",
+        ("clip-3", "audio"): "took longer than 20 s",
+        ("clip-4", "audio"): "the extractor died",
+        ("clip-7", "audio"): "the extractor failed: IndexError: list index out of range",
+    }
+    found = values([read_part(part) for _, part in jobs])
+    assert found == [[0, 0], None, [2, 2], None, None, "no face", "", None, [8, 8]]
+    assert len(done) == len(orders)
+
+
+def test_the_stage_gives_the_same_bytes_on_ray(
+    params_file: Any,
+    environment: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("QAMOE_WORKERS", "2")
+    corpus(tmp_path / "data", count=12, seconds=0.5)
+    film(tmp_path / "data/0003.wav", seconds=0.5, streams="a")
+    (tmp_path / "data/0004.wav").write_bytes(b"")
+    params = parameters.load(params_file(CHANGES))
+    made = {}
+    for how in ("processes", "ray"):
+        monkeypatch.setenv("QAMOE_EXECUTOR", how)
+        extract.run(params, tmp_path / how)
+        out = tmp_path / how / "extract"
+        made[how] = {path.relative_to(out): path.read_bytes() for path in finished(out)}
+    assert len(made["ray"]) == 2 * 12 + 5
+    assert made["ray"] == made["processes"]
+
+
+def test_the_spectrum_is_the_same_bytes_on_ray(
+    preprocessed: Path, tiny_params: Any, tiny_checkpoint: Any, environment: dict[str, str], stage: Any, tmp_path: Path
+) -> None:
+    shutil.copy(preprocessed / "preprocess/valid.arrow", preprocessed / "preprocess/test.arrow")
+    content = tiny_params.model_dump(mode="json")
+    content["seeds"] = {"mean": [1], "qamoe": [1, 2]}
+    slices = ["clean", "missing", "mixed", "subsets", "swap"]
+    content["evaluate"] |= {"draws": 2, "mixed_draws": 2, "slices": slices, "broken_permutations": 2}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(content))
+    for model, seeds in content["seeds"].items():
+        for seed in seeds:
+            tiny_checkpoint(preprocessed / "train" / model / str(seed), model=model, seed=seed)
+    made = {}
+    for how in ("processes", "ray"):
+        environment |= {"QAMOE_EXECUTOR": how, "QAMOE_WORKERS": "2"}
+        out = tmp_path / how
+        shutil.copytree(preprocessed, out)
+        done = stage("evaluate", "--params", tmp_path / "params.yaml", "--out", how)
+        assert done.returncode == 0, done.stderr
+        made[how] = {p.relative_to(out): p.read_bytes() for p in (out / "evaluate").rglob("*") if p.is_file()}
+    assert len(made["ray"]) == 2 * 4 + 3 + 2, "of qamoe, of mean, and the encoded text"
+    assert made["ray"] == made["processes"]
+
+
+def test_tasks_come_in_order_whoever_dies(tmp_path: Path) -> None:
+    def killed_once(number: int) -> int:
+        marker = tmp_path / str(number)
+        if number % 2 and not marker.exists():
+            marker.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return number
+
+    def refused(number: int) -> int:
+        raise Refused(f"{number} is not allowed.")
+
+    assert list(ray_worker_pool.in_order(killed_once, [(number,) for number in range(6)], 2)) == [0, 1, 2, 3, 4, 5]
+    assert len(list(tmp_path.iterdir())) == 3
+    with pytest.raises(Refused, match=r"^3 is not allowed\.$"):
+        list(ray_worker_pool.in_order(refused, [(3,)], 2))

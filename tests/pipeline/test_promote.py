@@ -1,0 +1,342 @@
+"""From checkpoints and a gate split to aliases and records, in a store of its own."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from qamoe.errors import Refused
+from qamoe.inference import model_package
+from qamoe.models import checkpoint
+from qamoe.pipeline import promote
+from qamoe.pipeline.shared import data_digest
+from qamoe.registry import registry, versions
+
+
+@pytest.fixture(autouse=True)
+def _plain_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A text encoder without a context: what is promoted here does not depend on what the words mean."""
+    import torch
+
+    from qamoe.models import text_encoder_frozen
+
+    def encode(ids: torch.Tensor, mask: torch.Tensor, encoder: str) -> torch.Tensor:
+        return (
+            torch.sin(ids[..., None] * torch.arange(1, text_encoder_frozen.WIDTH + 1) / text_encoder_frozen.WIDTH)
+            * mask[..., None]
+        )
+
+    monkeypatch.setattr(text_encoder_frozen, "encode", encode)
+
+
+@pytest.fixture
+def corpus(records, tmp_path, tiny_params, tiny_corpus, tiny_checkpoint) -> Any:
+    """Write checkpoints of seeds 1 and 2 that answer as asked, and promote. There is no test split to be opened."""
+    tiny_corpus(Path("artifacts"))
+
+    class Corpus:
+        client = records
+        params = tiny_params
+        out = Path("artifacts")
+
+        def train(self, answer: float, **changed: Any) -> None:
+            digests = {"params": "p" * 64, "data": data_digest(self.out), "code": "c" * 64}
+            for seed, other in ((1, answer), (2, 9.0)):
+                folder = self.out / "train" / "qamoe" / str(seed)
+                tiny_checkpoint(folder, seed=seed, answer=other, **{"digests": digests, **changed})
+
+        def promote(self) -> registry.Decision:
+            return promote.decide(self.params, self.out)
+
+        def aliases(self) -> dict[str, str]:
+            found = self.client.get_registered_model("qa-moe").aliases
+            return {alias: str(version) for alias, version in found.items()}
+
+    return Corpus()
+
+
+def test_the_life_of_a_champion(corpus, capsys):
+    import mlflow
+
+    corpus.train(answer=0.6)
+    first = corpus.promote()
+    assert (first.outcome, first.version) == ("promoted", "1")
+    assert corpus.aliases() == {"champion": "1"}
+
+    assert corpus.promote().outcome == "unchanged"
+
+    corpus.train(answer=0.5)  # further from the labels than the champion
+    refused = corpus.promote()
+    assert (refused.outcome, refused.version) == ("refused", "2")
+    assert [v.rule for v in refused.verdicts if not v.passed] == ["beats_the_champion", "keeps_every_slice"]
+    assert corpus.aliases() == {"champion": "1", "challenger": "2"}
+
+    again = corpus.promote()
+    assert again.outcome == "unchanged"
+    assert any("failed beats_the_champion" in reason for reason in again.reasons)
+
+    corpus.train(answer=1.0)
+    promote.run(corpus.params, corpus.out)
+    assert capsys.readouterr().out.splitlines()[-1] == "decision: promoted"
+    assert corpus.aliases() == {"champion": "3", "previous": "1"}
+
+    served = mlflow.pyfunc.load_model("models:/qa-moe@champion").predict(pd.DataFrame({"text": ["a film"]}))
+    assert served["score"][0] == pytest.approx(1.0, abs=0.2)
+
+    corpus.train(answer=0.5)  # refused before, but by another champion
+    assert corpus.promote().outcome == "refused"
+    assert len(corpus.client.search_model_versions("name = 'qa-moe'")) == 3  # a checkpoint is registered once
+
+    version = corpus.client.get_model_version("qa-moe", "2")
+    assert version.tags["qamoe.decision"] == "refused"
+    assert version.tags["qamoe.protocol"] == "1"
+    assert version.tags["qamoe.split"] == "gate"
+    assert version.tags["qamoe.artifact_digest"] == checkpoint.digest(corpus.out / "train" / "qamoe" / "1")
+    assert "`beats_the_champion`" in version.description
+    files = [file.path for file in corpus.client.list_artifacts(version.run_id, "promote")]
+    assert len(files) == 4 + 1  # two decisions, each as JSON and as a page, and what the clips are like
+    assert "promote/reference.parquet" in files
+    for path in (path for path in files if path.endswith(".json")):
+        content = json.loads(mlflow.artifacts.load_text(f"runs:/{version.run_id}/{path}"))
+        assert content["decision"] == "refused"
+        assert content["candidate"]["seed"] == 1
+        assert {rule["rule"] for rule in content["rules"]} == {
+            "predicts_the_same",
+            "beats_the_champion",
+            "keeps_every_slice",
+            "covers_90",
+        }
+
+
+def test_a_dry_run_says_what_would_be_and_leaves_nothing(corpus, capsys):
+    corpus.train(answer=0.6)
+    promote.run(corpus.params, corpus.out, dry=True)
+    said = capsys.readouterr().out.splitlines()
+    assert said[-1] == "decision: promoted"
+    assert "dry run: nothing is registered" in said[2]
+    assert not any("predicts_the_same" in line for line in said)
+    assert corpus.client.search_registered_models() == []
+    assert corpus.promote().outcome == "promoted"
+
+    corpus.train(answer=0.5)
+    promote.run(corpus.params, corpus.out, dry=True)
+    assert capsys.readouterr().out.splitlines()[-1] == "decision: refused"
+    assert corpus.aliases() == {"champion": "1"}
+
+
+def test_a_rollback_swaps_champion_and_previous_and_holds_until_it_is_undone(corpus):
+    with pytest.raises(Refused, match="qa-moe has no champion, so there is none to go back from"):
+        versions.rollback("qa-moe")
+    with pytest.raises(Refused, match="No version of qa-moe is registered"):
+        versions.show("qa-moe")
+    corpus.train(answer=0.6)
+    corpus.promote()
+    with pytest.raises(Refused, match="no champion before version 1; there is nothing to go back to"):
+        versions.rollback("qa-moe")
+    corpus.train(answer=1.0)
+    corpus.promote()
+    assert corpus.aliases() == {"champion": "2", "previous": "1"}
+
+    assert versions.rollback("qa-moe").startswith("champion: version 1 of qa-moe, in place of version 2")
+    assert corpus.aliases() == {"champion": "1", "previous": "2"}
+    held = corpus.promote()  # the checkpoints are still those of version 2
+    assert (held.outcome, held.version) == ("unchanged", "2")
+    assert "was rolled back at" in held.reasons[0]
+    assert [(row["version"], row["aliases"], row["decision"]) for row in versions.listed(corpus.client, "qa-moe")] == [
+        ("2", "previous", "rolled back"),
+        ("1", "champion", "promoted"),
+    ]
+
+    versions.rollback("qa-moe")
+    assert corpus.aliases() == {"champion": "2", "previous": "1"}
+    assert corpus.promote().reasons == ("this checkpoint is the champion (version 2)",)
+    assert [row["decision"] for row in versions.listed(corpus.client, "qa-moe")] == ["promoted", "rolled back"]
+
+
+def test_a_rollback_that_was_cut_short_leaves_the_champion_and_can_be_done_again(corpus, monkeypatch):
+    corpus.train(answer=0.6)
+    corpus.promote()
+    corpus.train(answer=1.0)
+    corpus.promote()
+    whole = type(corpus.client).set_registered_model_alias
+
+    def cut(self: Any, name: str, alias: str, version: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(type(corpus.client), "set_registered_model_alias", cut)
+    with pytest.raises(KeyboardInterrupt):
+        versions.rollback("qa-moe")
+    assert corpus.aliases() == {"champion": "2", "previous": "1"}
+    monkeypatch.setattr(type(corpus.client), "set_registered_model_alias", whole)
+    versions.rollback("qa-moe")
+    assert corpus.aliases() == {"champion": "1", "previous": "2"}
+
+
+def refused_for(decision: registry.Decision) -> list[str]:
+    assert decision.outcome == "refused"
+    return [verdict.rule for verdict in decision.verdicts if not verdict.passed]
+
+
+def test_a_candidate_whose_intervals_are_too_narrow_is_refused(corpus):
+    narrow = {"sigmas": {"0.5": 0.007, "0.8": 0.013, "0.9": 0.017, "0.95": 0.02}}
+    corpus.train(answer=1.0, calibration=narrow)
+    assert refused_for(corpus.promote()) == ["covers_90"]
+    assert corpus.aliases() == {"challenger": "1"}
+
+
+def test_a_candidate_that_is_better_but_for_one_slice_is_refused(corpus, monkeypatch):
+    corpus.train(answer=0.6)
+    corpus.promote()
+    corpus.train(answer=1.0)
+    measured = promote._measured
+
+    def worse_on_noise(*arguments: Any) -> list[pd.DataFrame]:
+        """As measured, but that the candidate's answers to noisy clips are off by a label unit."""
+        ours, theirs = measured(*arguments)
+        off = (ours["slice"] == "noise").astype(float)
+        return [ours.assign(prediction=ours["prediction"] + off), theirs]
+
+    monkeypatch.setattr(promote, "_measured", worse_on_noise)
+    decision = corpus.promote()
+    assert refused_for(decision) == ["keeps_every_slice"]
+    (verdict,) = (verdict for verdict in decision.verdicts if not verdict.passed)
+    assert verdict.numbers["noise"] > 1.05 * verdict.numbers["champion_noise"]
+    assert verdict.numbers["clean"] < verdict.numbers["champion_clean"]
+    assert corpus.aliases() == {"champion": "1", "challenger": "2"}
+
+
+def test_a_run_whose_data_nobody_knows_is_refused_before_anything_is_recorded(corpus):
+    for digests, sentence in (({"params": "p", "code": "c"}, "does not say what data"), ({"data": "d"}, "other data")):
+        corpus.train(answer=1.0, digests=digests)
+        with pytest.raises(Refused, match=rf"qamoe/1\S* .*{sentence}.*run the stage train"):
+            corpus.promote()
+    assert corpus.client.search_registered_models() == []
+
+
+def test_by_another_protocol_or_other_clips_the_champion_is_measured_anew(corpus, monkeypatch, tiny_corpus):
+    from qamoe.evaluation import protocol
+
+    corpus.train(answer=0.6)
+    corpus.promote()
+    corpus.train(answer=0.5)
+    measured, models = promote._measured, []
+
+    def counted(params: Any, stats: Any, rivals: Any, *rest: Any) -> list[pd.DataFrame]:
+        models.append([rival.config["seed"] for rival in rivals])
+        return measured(params, stats, rivals, *rest)
+
+    monkeypatch.setattr(promote, "_measured", counted)
+    first = corpus.promote()
+    assert first.outcome == "refused"
+    assert corpus.promote().outcome == "unchanged"
+    assert len(models) == 1, "nothing has changed"
+
+    monkeypatch.setattr(protocol, "PROTOCOL", protocol.PROTOCOL + 1)
+    again = corpus.promote()
+    assert (again.outcome, len(models), len(models[-1])) == ("refused", 2, 2), "candidate and champion"
+    assert corpus.client.get_model_version("qa-moe", "2").tags["qamoe.protocol"] == str(protocol.PROTOCOL)
+
+    tiny_corpus(corpus.out, gate=11)  # the same corpus with another gate split
+    corpus.train(answer=0.5)
+    other = corpus.promote()
+    assert (other.outcome, len(models), len(models[-1])) == ("refused", 3, 2)
+    assert other.verdicts[1].numbers["champion_mae"] != again.verdicts[1].numbers["champion_mae"]
+
+
+def test_no_promotion_reads_the_test_split(corpus):
+    """Whoever opened it here would fail, and what it holds changes no decision and no number."""
+    test = corpus.out / "preprocess" / "test.arrow"
+    evaluated = corpus.out / "evaluate" / "qamoe" / "1" / "cells.parquet"
+    evaluated.parent.mkdir(parents=True)
+    corpus.train(answer=0.6)
+    for path in (test, evaluated):
+        path.write_bytes(b"no table at all")
+    assert corpus.promote().outcome == "promoted"
+    corpus.train(answer=0.5)
+    refused = corpus.promote()
+    assert refused.outcome == "refused"
+    for path in (test, evaluated):
+        path.write_bytes(b"something else")
+    assert corpus.promote().outcome == "unchanged", "the gate is the same one"
+    assert (test.read_bytes(), evaluated.read_bytes()) == (b"something else", b"something else")
+
+
+def test_a_first_candidate_that_is_no_better_than_the_mean_is_refused(corpus):
+    corpus.train(answer=-1.0)
+    decision = corpus.promote()
+    assert decision.outcome == "refused"
+    assert {v.rule for v in decision.verdicts if not v.passed} >= {"beats_the_mean"}
+    assert corpus.aliases() == {"challenger": "1"}
+    assert corpus.promote().outcome == "unchanged"
+
+
+def test_a_fine_tuned_candidate_is_measured_beside_a_frozen_champion(corpus, tiny_encoder, tmp_path):
+    corpus.train(answer=0.6)
+    assert corpus.promote().outcome == "promoted"
+    corpus.train(answer=1.0, encoder=tiny_encoder(tmp_path / "encoder"))
+    decision = corpus.promote()
+    assert (decision.outcome, decision.version) == ("promoted", "2"), decision.reasons
+
+
+def test_without_a_gate_split_validation_judges_and_the_record_says_so(corpus, tiny_corpus):
+    tiny_corpus(corpus.out, gate=0)
+    corpus.train(answer=1.0)
+    assert corpus.promote().outcome == "promoted"
+    version = corpus.client.get_model_version_by_alias("qa-moe", "champion")
+    assert version.tags["qamoe.split"] == "valid"
+    assert "no gate split" in version.description
+
+
+def test_a_registered_model_that_predicts_otherwise_is_refused(corpus, tiny_checkpoint, monkeypatch, tmp_path):
+    corpus.train(answer=1.0)
+    logged = model_package.log_model
+    other = tiny_checkpoint(tmp_path / "other", answer=1.2)
+    monkeypatch.setattr(model_package, "log_model", lambda folder, *rest: logged(other, *rest))
+    decision = corpus.promote()
+    assert [v.rule for v in decision.verdicts if not v.passed] == ["predicts_the_same"]
+    assert corpus.aliases() == {"challenger": "1"}
+
+
+def test_a_champion_of_another_corpus_is_refused(corpus, tiny_corpus, tiny_stats):
+    corpus.train(answer=0.6)
+    corpus.promote()
+    other = tiny_stats | {"about": {"corpus": "other"}}
+    tiny_corpus(corpus.out, stats=other)
+    corpus.train(answer=1.0, stats=other)
+    with pytest.raises(Refused, match=r"another corpus .*registry\.name"):
+        corpus.promote()
+    assert corpus.aliases() == {"champion": "1"}
+
+
+def test_a_champion_of_older_data_reads_frames_standardised_its_own_way(corpus, tiny_stats, tmp_path):
+    """After an ingest mean and deviation are others; the champion must not be measured on frames it never knew."""
+    from qamoe.data.arrow_store import Store
+
+    corpus.train(answer=0.6)
+    old = checkpoint.load(corpus.out / "train" / "qamoe" / "1")
+    new = json.loads(json.dumps(tiny_stats))
+    new["audio"] |= {"mean": [4.0, -2.0], "deviation": [3.0, 1.5]}
+    store = Store(corpus.out / "preprocess" / "gate.arrow")
+    rows = promote._measured(corpus.params, tiny_stats, [old], store, tmp_path)[0]
+    shifted = promote.restandardised(store, tiny_stats, new, tmp_path / "new.arrow")  # the same clips after the ingest
+    assert np.abs(shifted.sequence("audio", 3) - store.sequence("audio", 3)).max() > 0.1
+    fresh = checkpoint.Trained(old.model, old.config | {"stats": new}, old.folder)
+    again = promote._measured(corpus.params, new, [fresh, old], shifted, tmp_path)[1]
+    again = again[again["slice"].isin(rows["slice"].unique())]
+    np.testing.assert_allclose(again["prediction"], rows["prediction"], atol=1e-5)
+
+
+def test_what_is_missing_or_stale_is_named(corpus, tiny_corpus, tiny_stats):
+    with pytest.raises(Refused, match=r"train/qamoe/1; run the stage train"):
+        corpus.promote()
+    with pytest.raises(Refused, match="seeds names no qamoe"):
+        promote.decide(corpus.params.model_copy(update={"seeds": {"mean": (1,)}}), corpus.out)
+    corpus.train(answer=1.0)
+    tiny_corpus(
+        corpus.out, gate=0, stats={**json.loads((corpus.out / "preprocess" / "stats.json").read_text()), "clips": {}}
+    )
+    with pytest.raises(Refused, match="trained on other data"):
+        corpus.promote()

@@ -1,0 +1,173 @@
+"""How a stage starts and ends: one at a time, a refusal as one sentence, nothing left running or locked."""
+
+import json
+import logging
+import os
+import select
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qamoe.config import settings
+from qamoe.errors import Refused
+from qamoe.pipeline import runner
+
+Started = Callable[..., "subprocess.Popen[bytes]"]
+# Ends by itself only when nobody holds the other end of its standard input.
+WAITING = "import sys; print('ready', flush=True); sys.stdin.read()"
+# A leader of a group whose child outlives it, unless the whole group is ended.
+LEADER = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {WAITING!r}])"
+
+
+def closed(process: "subprocess.Popen[bytes]") -> bool:
+    """Whether nobody holds the standard output of a process any more, be it the process or a child of it."""
+    assert process.stdout is not None
+    ready, _, _ = select.select([process.stdout], [], [], 60)
+    return bool(ready) and process.stdout.read() == b""
+
+
+@pytest.fixture
+def started() -> Iterator[Started]:
+    """Start Python code that says 'ready' and waits; what is left at the end of the test is ended."""
+    running: list[subprocess.Popen[bytes]] = []
+
+    def start(code: str, **options: Any) -> "subprocess.Popen[bytes]":
+        process = subprocess.Popen(
+            [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, **options
+        )
+        running.append(process)
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"ready\n"
+        return process
+
+    yield start
+    for process in running:
+        process.kill()
+        if process.stdin is not None:
+            process.stdin.close()  # a child that is left over reads its end and goes
+        process.wait()
+
+
+def held(pid: int, started_at: str | None) -> str:
+    return json.dumps({"pid": pid, "started": started_at})
+
+
+def test_the_lock_names_this_process_and_goes_with_it(tmp_path: Path) -> None:
+    lock = tmp_path / "out" / ".train.lock"
+    with runner.alone(lock):
+        assert json.loads(lock.read_text()) == {"pid": os.getpid(), "started": runner._started(os.getpid())}
+    assert not lock.exists()
+    with pytest.raises(Refused), runner.alone(lock):
+        raise Refused("no")
+    assert not lock.exists()
+
+
+def test_a_stage_that_still_runs_is_ended_by_the_next(tmp_path: Path, started: Started) -> None:
+    process, lock = started(WAITING), tmp_path / ".train.lock"
+    lock.write_text(held(process.pid, runner._started(process.pid)))
+    with runner.alone(lock):
+        assert process.wait() == -signal.SIGKILL
+        assert json.loads(lock.read_text())["pid"] == os.getpid()
+
+
+def test_a_number_that_another_process_has_now_is_left_alone(tmp_path: Path, started: Started) -> None:
+    process, lock = started(WAITING), tmp_path / ".train.lock"
+    lock.write_text(held(process.pid, "1"))
+    with runner.alone(lock):
+        assert process.poll() is None
+    process.communicate(b"")
+    assert process.returncode == 0
+
+
+@pytest.mark.parametrize("content", ["", "half of a li", held(2**22 + 1, None), held(2**22 + 1, "5"), "[]", "{}"])
+def test_a_lock_that_says_nothing_is_taken_over(tmp_path: Path, content: str) -> None:
+    lock = tmp_path / ".train.lock"
+    lock.write_text(content)
+    with runner.alone(lock):
+        assert json.loads(lock.read_text())["pid"] == os.getpid()
+
+
+def test_the_whole_group_of_a_leader_is_ended(started: Started) -> None:
+    process = started(LEADER, start_new_session=True)
+    runner.end(process.pid)
+    assert closed(process), "the child, which holds the other end, is there still"
+    assert process.wait() == -signal.SIGKILL
+
+
+def test_ending_what_is_gone_is_no_error(started: Started) -> None:
+    process = started(WAITING)
+    process.communicate(b"")
+    runner.end(process.pid)
+
+
+@pytest.fixture
+def command(tmp_path: Path, params_file: Any, environment: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Call a stage's main with a run of the test's own: command(run, "--model", "mean")."""
+    params_file()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(settings, "go_offline", lambda: None)
+    level = runner.log.level
+
+    def call(run: Callable[..., None], *arguments: str, selects_model: bool = True) -> None:
+        monkeypatch.setattr(sys, "argv", ["stage", *arguments])
+        runner.main("train", run, selects_model=selects_model)
+
+    yield call
+    runner.log.setLevel(level)
+
+
+def test_a_stage_gets_its_parameters_folder_and_model(command: Any, tmp_path: Path) -> None:
+    seen: list[Any] = []
+
+    def run(params: Any, out: Path, model: str | None = None) -> None:
+        seen.append((params.seeds["mean"], out, model, sorted(p.name for p in out.iterdir())))
+
+    command(run)
+    command(run, "--out", "elsewhere", "--model", "mean")
+    assert seen == [
+        ((1,), Path("artifacts"), None, [".train-concat.lock", ".train-mean.lock", ".train-qamoe.lock"]),
+        ((1,), Path("elsewhere"), "mean", [".train-mean.lock"]),
+    ]
+    assert not Path("elsewhere").exists(), "made for the lock alone, and left behind"
+
+
+def test_a_refusal_is_a_sentence_and_exit_code_2(command: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    def run(**_: Any) -> None:
+        raise Refused("There is no such thing.")
+
+    with pytest.raises(SystemExit) as ended:
+        command(lambda params, **rest: run(**rest))
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == "train: There is no such thing.\n"
+    assert not Path("artifacts").exists()
+
+
+def test_a_stop_by_hand_says_how_to_go_on(command: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    def run(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as ended:
+        command(run)
+    assert ended.value.code == 130
+    assert capsys.readouterr().err == "train: stopped; start it again to go on.\n"
+    assert not Path("artifacts").exists()
+
+
+def test_an_unknown_model_is_refused(command: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        command(lambda *_, **__: pytest.fail("it ran"), "--model", "tensor")
+    assert ended.value.code == 2
+    assert "--model 'tensor' has no seeds in params.yaml; allowed are concat, mean, qamoe." in capsys.readouterr().err
+    assert not Path("artifacts").exists()
+
+
+@pytest.mark.parametrize(("flag", "level"), [((), logging.INFO), (("-q",), logging.WARNING)])
+def test_quiet_silences_the_lines(command: Any, flag: tuple[str, ...], level: int) -> None:
+    seen: list[int] = []
+    command(lambda *_, **__: seen.append(runner.log.getEffectiveLevel()), *flag)
+    assert seen == [level]

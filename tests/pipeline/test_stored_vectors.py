@@ -1,0 +1,119 @@
+"""A corpus whose text is stored vectors alone goes through every stage, and only as frames that can be lost."""
+
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import yaml
+
+from qamoe.config import params as parameters
+from qamoe.config.params import Params
+from qamoe.data.arrow_store import Store
+from qamoe.errors import Refused
+from qamoe.inference.predict import predict
+from qamoe.models import checkpoint
+from qamoe.pipeline import evaluate, extract, preprocess, train
+from qamoe.pipeline.experiment import overlaid
+
+ROOT = Path(__file__).parents[2]
+CLIPS = {"train": 12, "valid": 6, "test": 6}
+
+
+@pytest.fixture
+def vectors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[str, Any]]:
+    """vectors.pkl: text (N, 6, 5) as vectors, audio beside it, and the label in the first column of both."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torch, "set_num_threads", lambda _: None)  # of this process, which has other tests
+    for name, value in {"QAMOE_TRACKING": "off", "QAMOE_DEVICE": "cpu", "QAMOE_WORKERS": "1"}.items():
+        monkeypatch.setenv(name, value)
+    draws = np.random.default_rng(1)
+    made = {}
+    for split, count in CLIPS.items():
+        labels = np.linspace(-3, 3, count).round(2)
+        text, audio = (draws.standard_normal((count, length, 5)).astype(np.float32) for length in (6, 4))
+        for column in (text, audio):
+            column[:, :, 0] = labels[:, None]
+        made[split] = {"id": [f"{split}{i}$_$0" for i in range(count)], "regression_labels": labels}
+        made[split] |= {"text": text, "audio": audio}
+    (tmp_path / "vectors.pkl").write_bytes(pickle.dumps(made))
+    return made
+
+
+@pytest.fixture
+def params(params_file: Callable[..., Path]) -> Callable[..., Params]:
+    """The parameters of experiments/vectors.yaml with the smallest models, and with changes by dotted keys."""
+
+    def make(**changes: Any) -> Params:
+        path = params_file({"seeds": {"concat": [1], "qamoe": [1]}})
+        merged = overlaid(parameters.read(path), parameters.read(ROOT / "experiments/vectors.yaml"))
+        merged["extract"]["corpus"]["path"] = "vectors.pkl"
+        path.write_text(yaml.safe_dump(overlaid(merged, changes)))
+        return parameters.load(path)
+
+    return make
+
+
+def test_stored_vectors_are_read_trained_on_and_lost_frame_by_frame(
+    vectors: dict[str, dict[str, Any]], params: Callable[..., Params]
+) -> None:
+    out = Path("out")
+    for stage in (extract, preprocess, train, evaluate):
+        stage.run(params(), out)
+    stored = Store(out / "extract/text.arrow")
+    for split, columns in vectors.items():
+        for name, expected in zip(columns["id"], columns["text"], strict=True):
+            np.testing.assert_array_equal(stored.sequence("frames", stored.clip_ids.index(name)), expected, split)
+    every = np.concatenate(vectors["train"]["text"])
+    opened = Store(out / "preprocess/test.arrow")
+    expected = (vectors["test"]["text"][2] - every.mean(0)) / every.std(0)
+    np.testing.assert_allclose(opened.sequence("text", opened.clip_ids.index("test2$_$0")), expected, atol=1e-5)
+
+    for model in ("concat", "qamoe"):
+        cells = pd.read_parquet(out / f"evaluate/{model}/1/cells.parquet")
+        assert set(cells["slice"]) == {"clean", "missing_features"}
+        rows = pd.read_parquet(out / f"evaluate/{model}/1/predictions.parquet")
+        assert set(rows["kind_text"]) == {"clean", "missing_features"}
+        assert (rows["frames_text"] == 6).all()
+        curve = rows[rows["slice"] == "missing_features"]
+        lost = curve.groupby("severity_text")["lost_text"].mean()
+        assert lost.is_monotonic_increasing
+        assert (lost.iloc[0], lost.iloc[-1]) == (0, 1)
+        blind = curve[curve["severity_text"] == 1].groupby("draw")["prediction"]
+        assert blind.std().max() < 1e-5, "of a clip that lost every frame nothing is known"
+        clean = rows[rows["slice"] == "clean"]
+        assert clean["prediction"].std() > 0.01
+
+    served = checkpoint.load(out / "train/qamoe/1")
+    with pytest.raises(Refused, match="this model reads stored text vectors"):
+        predict(served, pd.DataFrame({"text": ["a lovely film"]}))
+
+
+def test_kinds_that_would_take_words_away_are_refused(
+    vectors: dict[str, dict[str, Any]], params: Callable[..., Params]
+) -> None:
+    out = Path("out")
+    extract.run(params(), out)
+    preprocess.run(params(), out)
+    sentence = (
+        r"kinds names noise; the text of this corpus is stored vectors, and allowed with them are clean and missi"
+    )
+    with pytest.raises(Refused, match=sentence):
+        train.run(params(train={"common": {"degrade": {"kinds": ["missing_features", "noise"]}}}), out)
+    with pytest.raises(Refused, match=r"selection\.severities names missing;"):
+        train.run(params(train={"common": {"selection": {"severities": {"missing": [0.5]}}}}), out)
+    with pytest.raises(Refused, match=r"seeds\.specialist-missing-03 names missing;"):
+        train.run(params(seeds={"specialist-missing-03": [1]}), out)
+    with pytest.raises(Refused, match=r"evaluate\.slices names mixed;"):
+        evaluate.run(params(evaluate={"slices": ["clean", "mixed"]}), out)
+    assert not (out / "train").exists()
+
+
+def test_words_are_not_lost_as_frames(preprocessed: Path, params_file: Callable[..., Path]) -> None:
+    changed = {"train.common.degrade.kinds": ["missing_features"]}
+    with pytest.raises(Refused, match="names missing_features, which is for a corpus whose text is stored vectors"):
+        train.run(parameters.load(params_file(changed)), preprocessed)

@@ -1,0 +1,269 @@
+"""The stage train: what is finished is kept, what is not listed goes, and a kill at any moment changes no bit."""
+
+import json
+import logging
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from qamoe.config import params as parameters
+from qamoe.dataset.degraded_split import Views
+from qamoe.errors import Refused
+from qamoe.pipeline import train
+
+FILES = ("history.jsonl", "model.json", "weights.safetensors")
+
+
+@pytest.fixture
+def trained(
+    preprocessed: Path, params_file: Any, environment: Any, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Path]:
+    """Run the stage in this process on plain text: trained({"seeds.qamoe": [1, 2]}, model="qamoe")."""
+    from qamoe.models import text_encoder_frozen
+
+    def encode(ids: torch.Tensor, mask: torch.Tensor, encoder: str) -> torch.Tensor:
+        return (
+            torch.sin(ids[..., None] * torch.arange(1, text_encoder_frozen.WIDTH + 1) / text_encoder_frozen.WIDTH)
+            * mask[..., None]
+        )
+
+    monkeypatch.setattr(text_encoder_frozen, "encode", encode)
+
+    def run(changes: dict[str, Any] | None = None, model: str | None = "qamoe") -> Path:
+        params = parameters.load(params_file({"train.common.epochs": 2} | (changes or {})))
+        train.run(params, preprocessed, model)
+        return preprocessed / "train"
+
+    return run
+
+
+def stamp(folder: Path) -> dict[str, tuple[int, int]]:
+    return {p.name: (p.stat().st_ino, p.stat().st_mtime_ns) for p in folder.iterdir()}
+
+
+def summary(caplog: pytest.LogCaptureFixture) -> dict[str, Any]:
+    """The stage's own line."""
+    lines = [json.loads(message) for message in caplog.messages if message.startswith('{"stage"')]
+    caplog.clear()
+    return lines[-1]
+
+
+def test_finished_seeds_are_kept_and_unlisted_ones_go(trained: Any, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "qamoe")
+    folder = trained({"seeds.qamoe": [1, 2]}) / "qamoe"
+    assert summary(caplog) == {"stage": "train", "seeds": 2, "kept": 0}
+    before = stamp(folder / "1")
+    assert sorted(before) == list(FILES)
+
+    trained({"seeds.qamoe": [1, 2, 3]})
+    assert summary(caplog) == {"stage": "train", "seeds": 1, "kept": 2}
+    assert stamp(folder / "1") == before, "a finished seed is not touched"
+    assert sorted(p.name for p in folder.iterdir()) == ["1", "2", "3"]
+
+    trained({"seeds.qamoe": [3, 1]})
+    assert summary(caplog) == {"stage": "train", "seeds": 0, "kept": 2}
+    assert stamp(folder / "1") == before
+    assert sorted(p.name for p in folder.iterdir()) == ["1", "3"]
+
+    trained({"seeds.qamoe": [1, 3], "train.common.lr": 0.02})
+    assert summary(caplog) == {"stage": "train", "seeds": 2, "kept": 0}
+    assert stamp(folder / "1") != before, "other parameters are another model"
+
+
+def test_another_models_parameters_leave_a_finished_one_alone(trained: Any, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "qamoe")
+    trained()
+    caplog.clear()
+    trained({"models.concat.hidden": 9, "evaluate.draws": 1, "registry.draws": 2})
+    assert summary(caplog) == {"stage": "train", "seeds": 0, "kept": 1}
+
+
+def test_other_training_clips_are_another_model(
+    trained: Any, preprocessed: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "qamoe")
+    first = trained() / "qamoe/1/weights.safetensors"
+    weights = first.read_bytes()
+    caplog.clear()
+    path = preprocessed / "preprocess/stats.json"
+    stats = json.loads(path.read_text()) | {"target_mean": 0.5}
+    path.write_text(json.dumps(stats))
+    trained()
+    assert summary(caplog) == {"stage": "train", "seeds": 1, "kept": 0}
+    assert first.read_bytes() != weights
+
+
+def test_a_frozen_encoder_of_a_folder_is_read_and_known_again(
+    preprocessed: Path, params_file: Any, environment: Any, tiny_encoder: Any, tmp_path: Path
+) -> None:
+    from qamoe.models import checkpoint
+
+    encoder = tiny_encoder(tmp_path / "encoder")
+    chosen = {"train.common.epochs": 1, "seeds.qamoe": [1], "models.encoders.text.encoder": str(encoder)}
+    params = parameters.load(params_file(chosen))
+    train.run(params, preprocessed, "qamoe")
+    trained = checkpoint.load(preprocessed / "train/qamoe/1")
+    assert trained.frozen_encoder == str(encoder)
+    assert trained.model.encode.encoders["text"].project.in_features == 8
+    _, valid, _ = train.open_splits(params, train.read_stats(preprocessed), preprocessed, "qamoe")
+    ids, states = (Views(valid.store, valid.views, valid.modalities, valid.references, s) for s in (None, valid.states))
+    rows = range(6)
+    found, expected = (trained.predict(views.batch(1, rows)).value for views in (ids, states))
+    assert torch.allclose(found, expected, atol=1e-5)
+    digest = train.training_digests(params, "qamoe", "data")["params"]
+    tiny_encoder(encoder, initializer_range=0.5)
+    assert train.training_digests(params, "qamoe", "data")["params"] != digest
+
+
+def test_an_encoder_of_other_ids_is_refused(
+    preprocessed: Path, params_file: Any, environment: Any, tiny_encoder: Any, tmp_path: Path
+) -> None:
+    stats = json.loads((preprocessed / "preprocess/stats.json").read_text())
+    stats["text"]["vocabulary_sha256"] = "0" * 64
+    (preprocessed / "preprocess/stats.json").write_text(json.dumps(stats))
+    for chosen in ({}, {"models.encoders.text.encoder": str(tiny_encoder(tmp_path / "encoder"))}):
+        with pytest.raises(Refused, match=r"another vocabulary than the stored ids, which extract\.text names"):
+            train.run(parameters.load(params_file(chosen)), preprocessed, "qamoe")
+
+
+def test_the_test_split_is_not_opened(trained: Any, preprocessed: Path) -> None:
+    """There is none to be opened, and one that cannot be read is no hindrance."""
+    assert not (preprocessed / "preprocess/test.arrow").exists()
+    (preprocessed / "preprocess/test.arrow").mkdir()
+    (preprocessed / "preprocess/gate.arrow").unlink()
+    folder = trained(model=None)
+    assert sorted(p.parent.parent.name for p in folder.glob("*/*/model.json")) == ["concat", "mean", "qamoe"]
+
+
+def test_only_the_selected_model_is_trained(trained: Any) -> None:
+    folder = trained(model="mean")
+    assert sorted(p.name for p in folder.iterdir()) == ["mean"]
+
+
+def test_specialists_train_on_views_of_their_own_and_leave_none_behind(
+    trained: Any, preprocessed: Path, params_file: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from qamoe.training import trainer
+
+    seen: dict[str, tuple[Any, Any]] = {}
+
+    def watched(name: str, seed: int, params: Any, *rest: Any) -> None:
+        views, cells = rest[2], rest[4]
+        seen[name] = views.views, [cells.views[place] for place in cells.selection]
+        fit_as_it_is(name, seed, params, *rest)
+
+    fit_as_it_is = trainer.fit
+    monkeypatch.setattr(trainer, "fit", watched)
+    seeds = {"qamoe": [1], "specialist-missing-03": [1], "specialist-clean": [1]}
+    folder = trained({"seeds": seeds}, model=None)
+    assert sorted(p.parent.parent.name for p in folder.glob("*/*/model.json")) == sorted(seeds)
+    for views in seen["specialist-missing-03"]:
+        assert {(view.kinds, view.severities) for view in views} == {(("missing",) * 3, (0.3,) * 3)}
+    for views in seen["specialist-clean"]:
+        assert {view.severities for view in views} == {(0.0,) * 3}
+    assert all(view.kinds is None for view in seen["qamoe"][0])
+    states = sorted(p.name for p in (folder.parent / "states/train").iterdir())
+    assert len(states) == 4, "two a split, of the views that most models share"
+    assert all(name.startswith(("text-train-", "text-valid-")) for name in states)
+    weights = {name: (folder / name / "1/weights.safetensors").read_bytes() for name in seeds}
+    assert len(set(weights.values())) == 3
+
+
+def test_what_cannot_be_trained_is_refused(trained: Any, preprocessed: Path, params_file: Any) -> None:
+    (preprocessed / "preprocess/valid.arrow").write_bytes((preprocessed / "preprocess/gate.arrow").read_bytes())
+    with pytest.raises(Refused, match=r"The validation split is empty"):
+        trained()
+    (preprocessed / "preprocess/stats.json").unlink()
+    with pytest.raises(Refused, match=r"There is no .*stats\.json; run the stage preprocess first\."):
+        trained()
+    assert not (preprocessed / "train/qamoe").exists()
+
+
+def made(folder: Path) -> tuple[bytes, Any, list[Any]]:
+    """Weights, config and history without the seconds."""
+    assert sorted(p.name for p in folder.iterdir()) == list(FILES)
+    history = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+    for line in history:
+        del line["seconds"]
+    return (folder / "weights.safetensors").read_bytes(), json.loads((folder / "model.json").read_text()), history
+
+
+@pytest.mark.slow
+def test_seeds_give_the_same_bits_alone_and_beside_others(
+    trained: Any, preprocessed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = trained({"seeds.qamoe": [1, 2]}) / "qamoe"
+    alone = {seed: made(folder / seed) for seed in ("1", "2")}
+    folder.rename(tmp_path / "alone")
+    monkeypatch.setenv("QAMOE_WORKERS", "2")
+    trained({"seeds.qamoe": [1, 2]})
+    assert {seed: made(folder / seed) for seed in ("1", "2")} == alone
+
+
+@pytest.mark.slow
+def test_a_killed_stage_goes_on_to_the_bits_of_one_that_was_not(
+    stage: Any, preprocessed: Path, params_file: Any, environment: dict[str, str], tmp_path: Path
+) -> None:
+    arguments = ("--model", "qamoe", "--params", params_file(), "--out", preprocessed)
+    whole = stage("train", *arguments)
+    assert whole.returncode == 0, whole.stderr
+    folder = preprocessed / "train/qamoe/1"
+    expected = made(folder)
+    assert len(expected[2]) == 6
+    (preprocessed / "train").rename(tmp_path / "whole")
+
+    def killed_when(reached: Callable[[dict[str, Any]], bool]) -> list[str]:
+        """Start the stage, kill -9 it at the line that says `reached`; gives the lines until then."""
+        command = [sys.executable, "-m", "qamoe.pipeline.train", *map(str, arguments)]
+        process = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
+        lines: list[str] = []
+        with process:
+            assert process.stderr is not None
+            for line in process.stderr:
+                lines.append(line)
+                if line.startswith("{") and reached(json.loads(line)):
+                    process.kill()
+                    break
+            assert process.wait() == -9, lines
+        return lines
+
+    killed_when(lambda line: line.get("stage") == "train")  # before the text is encoded, or while it is
+    for epoch in (1, 3, 5):  # about when the state of that epoch is written; the one before it is there
+        lines = killed_when(lambda line, epoch=epoch: line.get("epoch") == epoch)  # type: ignore[misc]
+        assert (folder / "resume.pt").exists() or epoch == 1
+        assert epoch < 5 or any("goes on after epoch" in line for line in lines), lines
+        assert not (folder / "model.json").exists()
+    last = stage("train", *arguments)
+    assert last.returncode == 0, last.stderr
+    assert "qamoe, seed 1: goes on after epoch" in last.stderr
+    assert made(folder) == expected
+
+
+def test_classes_are_trained_and_calibrated(trained: Any, preprocessed: Path) -> None:
+    """The same clips with four classes: from class numbers in the stores to a temperature in model.json."""
+    from qamoe.data import arrow_store
+
+    for split in ("train", "valid"):
+        path = preprocessed / "preprocess" / f"{split}.arrow"
+        opened = arrow_store.Store(path)
+        rows = [
+            {"clip_id": opened.clip_ids[i], "source": opened.sources[i], "label": float(i % 4)}
+            | {m: opened.sequence(m, i) for m in ("text", "audio", "vision")}
+            for i in range(len(opened))
+        ]
+        arrow_store.write(path, opened.schema, rows, {"split": split})
+    path = preprocessed / "preprocess/stats.json"
+    stats = {key: value for key, value in json.loads(path.read_text()).items() if not key.startswith("target_")}
+    task = {"kind": "classification", "low": -3.0, "high": 3.0, "classes": ["angry", "sad", "neutral", "happy"]}
+    path.write_text(json.dumps(stats | {"task": task, "class_shares": [0.25] * 4}))
+    folder = trained(model=None)
+    configs = {p.parent.parent.name: json.loads(p.read_text()) for p in folder.glob("*/*/model.json")}
+    assert sorted(configs) == ["concat", "mean", "qamoe"]
+    assert all(list(config["calibration"]) == ["temperature"] for config in configs.values())
+    assert 1.3 < configs["mean"]["selection"] < 1.5, "the entropy of four classes, log 4, or so"
+    assert sorted(configs["qamoe"]["trust"]) == ["audio", "text", "vision"]

@@ -1,0 +1,144 @@
+"""Results of a small evaluation as stages write them: real cells and files, predictions drawn from a known rule."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from qamoe.config import params
+from qamoe.evaluation import protocol
+
+SLICES = ("clean", "missing", "noise", "mixed")
+SIGMAS = {"0.5": 0.67, "0.9": 1.645}
+SOURCES, CLIPS, EXPERTS = 24, 62, 8
+# Error of a model: at its best, and how much severity adds.
+RULES = {
+    "mean": (1.3, 0.0),
+    "concat": (0.55, 0.80),
+    "moe": (0.52, 0.60),
+    "qamoe": (0.50, 0.55),
+    "oracle": (0.48, 0.40),
+    "ablation-gate": (0.55, 0.70),
+    "specialist-clean": (0.45, 1.50),
+    "specialist-missing-03": (0.50, 0.56),
+}
+WITH_QUALITY = ("qamoe", "ablation-gate")
+MODALITIES = ("text", "audio", "vision")
+
+
+def clips(odd_source: str | None = None) -> pd.DataFrame:
+    rng = np.random.default_rng(3)
+    sources = [f"source-{i % SOURCES:02d}" for i in range(CLIPS)]
+    if odd_source is not None:
+        sources = [odd_source if s == "source-05" else s for s in sources]
+    target = np.clip(rng.normal(0, 1.4, CLIPS), -3, 3).round(1)
+    return pd.DataFrame({"clip_id": [f"clip-{i:03d}" for i in range(CLIPS)], "source": sources, "target": target})
+
+
+def predictions(
+    model: str, seed: int, cells: list[protocol.Cell], present: tuple[str, ...] = MODALITIES, odd: str | None = None
+) -> pd.DataFrame:
+    """Rows of predictions.parquet. The rule: error = best + slope * mean severity; r falls with severity."""
+    rng = np.random.default_rng([*model.encode(), seed])
+    about = clips(odd)
+    hard = np.random.default_rng(9).normal(0, 0.4, CLIPS)  # the same clips are hard for every model
+    best, slope = RULES[model]
+    parts = []
+    for cell in cells:
+        for view in cell.views:
+            rows = about.assign(slice=cell.slice, cell=cell.name, draw=view.number)
+            severities = np.full((CLIPS, 3), cell.severity)
+            if cell.slice == "mixed":
+                severities = np.random.default_rng([7, view.number]).uniform(size=(CLIPS, 3))
+            for place, modality in enumerate(MODALITIES):
+                here = modality in present
+                rows[f"kind_{modality}"] = cell.kind if here else "absent"
+                rows[f"severity_{modality}"] = severities[:, place] if here else np.nan
+                rows[f"lost_{modality}"] = severities[:, place] if here else np.nan
+                rows[f"frames_{modality}"] = 20 if here else 0
+                r = 0.9 - 0.4 * severities[:, place] + rng.normal(0, 0.02, CLIPS)
+                rows[f"r_{modality}"] = r if here and model in WITH_QUALITY else np.nan
+                rows[f"trust_{modality}"] = np.clip((r - 0.5) / 0.4, 0, 1) if here and model in WITH_QUALITY else np.nan
+            level = np.nanmean(severities, axis=1)
+            error = (best + slope * level) * (rng.normal(0, 0.6, CLIPS) + hard) + 0.02 * seed
+            rows["prediction"] = 0.1 if model == "mean" else rows["target"] + error
+            rows["variance"] = (0.3 + best + slope * level) ** 2
+            rows["routing"] = None
+            if model in WITH_QUALITY:
+                logits = np.linspace(0, 2, EXPERTS) * level[:, None] + rng.normal(0, 0.3, (CLIPS, EXPERTS))
+                usage = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+                rows["routing"] = list(usage.astype(np.float32))
+            parts.append(rows)
+    return pd.concat(parts, ignore_index=True)
+
+
+def write_run(
+    root: Path, model: str, seed: int, present: tuple[str, ...] = MODALITIES, odd: str | None = None, **config: Any
+) -> None:
+    settings = params.load(Path(__file__).parents[2] / "params.yaml").evaluate
+    cells = protocol.plan(SLICES, settings.model_copy(update={"draws": 2, "mixed_draws": 6}))
+    rows = predictions(model, seed, cells, present, odd)
+    folder, record = root / "evaluate" / model / str(seed), root / "train" / model / str(seed)
+    folder.mkdir(parents=True)
+    record.mkdir(parents=True)
+    with protocol.predictions_file(folder / "predictions.parquet") as append:
+        append(rows)
+    protocol.aggregate(rows, cells, SIGMAS).to_parquet(folder / "cells.parquet", index=False)
+    trust = {m: {"clean": 0.9, "worthless": 0.5, "rescaled": True} for m in present} if model in WITH_QUALITY else {}
+    about = {
+        "model": model,
+        "seed": seed,
+        "task": {"kind": "regression", "low": -3.0, "high": 3.0},
+        "modalities": list(present),
+        "selection": 0.8 - 0.01 * seed,
+        "calibration": {"sigmas": SIGMAS},
+        "train": {"selection": {"severities": {"missing": [0.0, 0.5], "noise": [1.0]}, "draws": 1, "seed": 1}},
+        "best_epoch": 2,
+        "trust": trust,
+        "digests": {"data": "d1f2" * 16},
+        "trained_on_generated": True,
+    }
+    (record / "model.json").write_text(json.dumps(about | config))
+    if model == "qamoe":
+        write_broken(folder / "broken.parquet", rows)
+    lines = [{"epoch": e, "loss": 1 / e, "losses.task": 1 / e, "valid": 0.9, "seconds": 1.5} for e in (1, 2, 3)]
+    (record / "history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def write_broken(path: Path, rows: pd.DataFrame) -> None:
+    """Slice mixed with r exchanged: errors grow by a fifth, and within the cell by a tenth."""
+    mixed = rows[rows["slice"] == "mixed"]
+    error = mixed["prediction"] - mixed["target"]
+    parts = [
+        mixed.assign(prediction=mixed["target"] + growth * error, within=within)
+        for within, growth in ((False, 1.2), (True, 1.1))
+    ]
+    pd.concat(parts, ignore_index=True).to_parquet(path, index=False)
+
+
+@pytest.fixture(scope="session")
+def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with every sort of model, a seed each; not to be changed."""
+    root = tmp_path_factory.mktemp("many")
+    for model in RULES:
+        write_run(root, model, 1)
+    return root
+
+
+@pytest.fixture(scope="session")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with evaluate/ and train/ of mean (seed 1), concat and qamoe (seeds 1, 2, 3); not to be changed."""
+    root = tmp_path_factory.mktemp("results")
+    for model, seeds in (("mean", (1,)), ("concat", (1, 2, 3)), ("qamoe", (1, 2, 3))):
+        for seed in seeds:
+            write_run(root, model, seed)
+    return root
+
+
+@pytest.fixture
+def make_run() -> Callable[..., None]:
+    return write_run

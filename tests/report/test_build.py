@@ -1,0 +1,448 @@
+import json
+import re
+import shutil
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from qamoe.errors import Refused
+from qamoe.evaluation.bootstrap import holm
+from qamoe.evaluation.metrics import of_predictions
+from qamoe.evaluation.summary import summarise
+from qamoe.report import build, comparisons, curves, plots, tables
+from qamoe.report.results import read
+
+Maker = Callable[..., None]
+
+
+class Page(HTMLParser):
+    """The tags of a page, the addresses that it names, and its text outside style."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.addresses: list[str] = []
+        self.text = ""
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.addresses += [value or "" for name, value in attrs if name in ("src", "href", "srcset", "action", "data")]
+
+    def handle_data(self, data: str) -> None:
+        if self.tags[-1:] != ["style"] or "{" not in data:
+            self.text += f" {data}"
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests that are not about figures: drawing them is most of a report's time."""
+    monkeypatch.setattr(plots, "data_uri", lambda figure: "data:,")
+
+
+def write(root: Path) -> dict:
+    return build.write(root / "evaluate", root / "train", root / "report")
+
+
+@pytest.fixture(scope="module")
+def written(results: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("out") / "report"
+    build.write(results / "evaluate", results / "train", out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def summary(written: Path) -> dict:
+    return json.loads((written / "summary.json").read_text())
+
+
+def test_the_page_stands_alone(written: Path) -> None:
+    html = (written / "index.html").read_text()
+    page = Page(html)
+    assert page.addresses
+    assert all(address.startswith("data:") for address in page.addresses)
+    assert "script" not in page.tags
+    assert not re.search(r"url\(|@import|https?:", html)
+
+
+def test_the_page_says_what_the_data_is(written: Path) -> None:
+    text = " ".join(Page((written / "index.html").read_text()).text.split())
+    assert "Test clips 62" in text
+    assert "Test sources 24" in text
+    assert "mean × 1, concat × 3, qamoe × 3" in text
+    assert "generated corpus" in text
+    assert "Reported by the paper, second-hand, unverified; another corpus" in text
+    assert "dvc repro report" in text
+    assert "One training seed, so no SD: mean." in text
+    assert "Corr is undefined" in text
+    assert "MAE of qamoe relative to another's" in text
+    assert "left of 0 qamoe is the better one" in text
+
+
+def test_the_summary_agrees_with_the_cells_and_with_the_headline(written: Path, summary: dict, results: Path) -> None:
+    cells = pd.read_parquet(results / "evaluate" / "qamoe" / "2" / "cells.parquet")
+    own = summarise(cells).set_index(["slice", "metric"])
+    assert summary["qamoe.missing.mae.area.seed2"] == pytest.approx(own.loc[("missing", "mae"), "area"])
+    assert summary["qamoe.missing.mae.worst.seed2"] == pytest.approx(own.loc[("missing", "mae"), "worst"])
+    seeds = [summary[f"qamoe.missing.mae.area.seed{seed}"] for seed in (1, 2, 3)]
+    assert summary["qamoe.missing.mae.area.mean"] == pytest.approx(sum(seeds) / 3)
+    assert summary["mean.missing.mae.area.sd"] is None
+    assert summary["reference.paper.mosi.acc7"] == 0.536
+    assert summary["qamoe.training.best_epoch.seed1"] == 2
+    text = (written / "index.html").read_text()
+    assert f"{summary['qamoe.missing.mae.area.mean']:.3f}" in text
+    assert f"{100 * summary['qamoe.clean.acc2_non0.clean.mean']:.1f} %" in text
+
+
+def test_each_number_of_the_headline_stands_in_its_place(written: Path, summary: dict) -> None:
+    html = (written / "index.html").read_text()
+    table = re.search(r'<table class="headline.*?</table>', html, flags=re.S)
+    assert table is not None
+    shown = {}
+    for row in re.findall(r"<tr.*?</tr>", table[0], flags=re.S):
+        cells = re.findall(r'data-label="(.*?)"><span>([^<]*?)(?:&thinsp;|\u2009)?†? ?<span', row)
+        if model := re.search(r'scope="row">(\w+)<', row):
+            shown |= {(model[1], label): value.strip() for label, value in cells}
+    checked = 0
+    for model in ("mean", "concat", "qamoe"):
+        for column in tables.REGRESSION:
+            value = summary.get(f"{model}.{column.name}.mean")
+            if value is not None and column.metric == "mae":
+                assert shown[model, column.label] == f"{value:.3f}"
+                checked += 1
+    assert checked > 12
+    assert len(set(shown.values())) > 12
+
+
+def test_the_report_is_about_the_models_that_it_was_asked_for(results: Path, tmp_path: Path) -> None:
+    made = build.write(results / "evaluate", results / "train", tmp_path / "report", models=["qamoe", "mean"])
+    assert list(made["headline"]["model"]) == ["mean", "qamoe"]
+    assert not any("concat" in name for name in json.loads((tmp_path / "report" / "summary.json").read_text()))
+
+
+def test_every_number_of_the_tables_is_in_the_summary(written: Path, summary: dict) -> None:
+    """Whatever a table cell prints must be some value of summary.json, rounded."""
+    html = (written / "index.html").read_text()
+    values = [abs(float(v)) for v in summary.values() if v is not None]
+    known = {f"{v:.3f}" for v in values} | {f"{100 * v:.1f}" for v in values} | {f"{v:g}" for v in values}
+    cells = [re.sub(r"<[^>]+>", " ", cell) for cell in re.findall(r"<td.*?</td>", html, flags=re.S)]
+    printed = {number for cell in cells for number in re.findall(r"(?<![\w-])\d+(?:\.\d+)?(?![\w-])", cell)}
+    labels = {"0", "0.9"}  # of rows: "mean over severities 0 to 0.9"
+    seeds_and_clips = {str(n) for n in range(10)}
+    assert len(printed) > 100
+    assert printed - labels - seeds_and_clips <= known
+
+
+def test_the_comparison_finds_the_better_model(summary: dict) -> None:
+    for name in ("missing", "noise", "mixed"):
+        prefix = f"comparison.qamoe-concat.{name}.mae"
+        areas = [summary[f"{model}.{name}.mae.area.mean"] for model in ("qamoe", "concat")]
+        assert summary[f"{prefix}.difference"] == pytest.approx(areas[0] - areas[1])
+        assert summary[f"{prefix}.difference.low"] < summary[f"{prefix}.difference"] < 0
+        assert summary[f"{prefix}.difference.high"] < 0
+        assert summary[f"{prefix}.ratio.high"] < 1
+
+
+@pytest.fixture(scope="module")
+def all_written(many: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The report where every sort of model was evaluated."""
+    out = tmp_path_factory.mktemp("all") / "report"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plots, "data_uri", lambda figure: "data:,")
+        build.write(many / "evaluate", many / "train", out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def all_models(all_written: Path) -> tuple[str, dict]:
+    """The page's text and the summary of that report."""
+    text = " ".join(Page((all_written / "index.html").read_text()).text.split())
+    return text, json.loads((all_written / "summary.json").read_text())
+
+
+def test_bold_differences_are_those_whose_interval_leaves_out_0(
+    all_written: Path, all_models: tuple[str, dict]
+) -> None:
+    _, summary = all_models
+    claimed = 0
+    for model in ("mean", "concat", "moe", "oracle", "ablation-gate"):
+        for name in ("clean", "missing", "noise", "mixed"):
+            prefix = f"comparison.qamoe-{model}.{name}.mae.difference"
+            claimed += not summary[f"{prefix}.low"] <= 0 <= summary[f"{prefix}.high"]
+    assert 0 < claimed < 20
+    assert (all_written / "index.html").read_text().count("<b>") == claimed
+
+
+def test_every_model_has_its_interval_and_its_difference_on_every_slice(all_models: tuple[str, dict]) -> None:
+    text, summary = all_models
+    for model in ("mean", "concat", "moe", "oracle", "ablation-gate"):
+        for name in ("clean", "missing", "noise", "mixed"):
+            area = summary[f"{model}.{name}.mae.area.mean"]
+            assert summary[f"{model}.{name}.mae.area.low"] < area < summary[f"{model}.{name}.mae.area.high"]
+            difference = summary[f"comparison.qamoe-{model}.{name}.mae.difference"]
+            assert difference == pytest.approx(summary[f"qamoe.{name}.mae.area.mean"] - area)
+    assert "Controls" in text
+    assert "Ablations" in text
+    assert text.index("Ablations") > text.index("Controls")
+
+
+def test_holm_is_over_the_family_as_far_as_it_was_measured(all_models: tuple[str, dict]) -> None:
+    _, summary = all_models
+    names = [name for name in summary if name.endswith(".p_holm")]
+    assert sorted(names) == [f"comparison.qamoe-{m}.mixed.mae.p_holm" for m in ("concat", "moe")]
+    plain = [summary[name.replace("p_holm", "p")] for name in sorted(names)]
+    assert [summary[name] for name in sorted(names)] == pytest.approx(
+        list(holm(dict(zip("ab", plain, strict=True))).values())
+    )
+
+
+def test_the_first_figure_claims_what_the_table_claims(many: Path) -> None:
+    asked: list[pd.DataFrame] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plots, "data_uri", lambda figure: "data:,")
+        patch.setattr(plots, "at_a_glance", lambda cells, r, pairs, metric, first: asked.append(pairs))
+        patch.setattr(comparisons, "SIGNIFICANT", -1.0)  # so that Holm leaves nothing of the family
+        results = read(many / "evaluate", many / "train")
+        build.build(results)
+    (pairs,) = asked
+    assert set(pairs["against"]) == {"concat", "moe"}
+    in_family = pairs["slice"].isin(comparisons.FAMILY[1])
+    assert not pairs.loc[in_family, "claimed"].any()
+    rest = pairs[~in_family]
+    assert rest["claimed"].any()
+    assert list(rest["claimed"]) == list((rest["low"] > 1) | (rest["high"] < 1))
+
+
+def test_the_first_figure_names_the_best_control_where_it_is_not_drawn(many: Path) -> None:
+    results = read(many / "evaluate", many / "train")
+    judged = [
+        {"slice": "mixed", "best": "moe", "relative": "−1.0 %"},
+        {"slice": "missing", "best": "text", "relative": "+5.6 %"},
+    ]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plots, "data_uri", lambda figure: "data:,")
+        (shown,) = curves.at_a_glance(results, object(), judged)  # type: ignore[arg-type]
+    told = shown["caption"].partition("Not drawn: ")[2]
+    assert told == "text, the control that errs least on missing (MAE of qamoe relative to text there: +5.6 %)."
+
+
+def test_the_best_control_is_neither_oracle_nor_ablation(all_models: tuple[str, dict]) -> None:
+    text, summary = all_models
+    assert "No worse than the best control?" in text
+    for name in ("mixed", "missing"):
+        upper = summary[f"non_inferior.{name}.moe.mae.upper"]
+        assert upper == pytest.approx(summary[f"comparison.qamoe-moe.{name}.mae.ratio.high"] - 1)
+        assert summary[f"non_inferior.{name}"] is (upper < 0.01)
+
+
+def test_a_specialist_is_met_in_its_own_cell_and_the_clean_one_in_worse_ones(all_models: tuple[str, dict]) -> None:
+    text, summary = all_models
+    own = "comparison.qamoe-specialist-missing-03.missing-s03.mae"
+    assert summary[f"{own}.ratio.low"] < summary[f"{own}.ratio"] < summary[f"{own}.ratio.high"]
+    assert summary["specialists.specialist-missing-03.missing-s03.mae"] > 0
+    assert not any("specialist-missing-03.missing-s05" in name for name in summary)
+    met = {name.split(".")[2] for name in summary if name.startswith("comparison.qamoe-specialist-clean.")}
+    worse = {f"{kind}-s{tenths:02d}" for kind in ("missing", "noise") for tenths in range(3, 11)}
+    assert met == worse | {"clean"}
+    ratios = [summary[f"{own}.ratio"], summary["comparison.qamoe-specialist-clean.clean.mae.ratio"]]
+    assert summary["specialists.mean_ratio"] == pytest.approx(sum(ratios) / 2)
+    assert "One checkpoint against specialists" in text
+
+
+def test_reliability_is_read_from_the_predictions(all_models: tuple[str, dict]) -> None:
+    """The made-up r falls with severity but for a little noise, and broken quality costs a fifth and a tenth."""
+    text, summary = all_models
+    assert summary["qamoe.reliability.noise.noise.text.spearman.mean"] > 0.95
+    assert summary["qamoe.reliability.missing.missing.vision.auroc.s10.mean"] == 1
+    assert summary["qamoe.reliability.noise.noise.text.clips"] == 62
+    rises = [summary[f"qamoe.broken.{way}.rise"] for way in ("across", "within")]
+    assert rises == pytest.approx([0.2, 0.1])
+    assert "Broken quality" in text
+    ratio = summary["qamoe.lost.mae_ratio_to_mean"]
+    assert summary["qamoe.lost.mae_ratio_to_mean.low"] < ratio < summary["qamoe.lost.mae_ratio_to_mean.high"]
+    assert f"{100 * summary['qamoe.lost.spread.mean']:.1f} % of the label's standard deviation" in text
+
+
+def test_coverage_is_that_of_the_cells_and_of_those_of_selection(many: Path, all_models: tuple[str, dict]) -> None:
+    text, summary = all_models
+    cells = pd.read_parquet(many / "evaluate" / "qamoe" / "1" / "cells.parquet").query("metric == 'coverage_90'")
+    by_cell = cells.groupby("cell")["value"].mean()
+    assert summary["qamoe.coverage_90.missing.s07"] == pytest.approx(by_cell["missing-0.7"])
+    chosen = by_cell[["clean", "missing-0.5", "noise-1.0"]]
+    assert summary["qamoe.coverage_90.selection"] == pytest.approx(chosen.mean())
+    assert summary["qamoe.coverage_90.selection.low"] < summary["qamoe.coverage_90.selection"]
+    assert "the cells of selection" in text
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_without_broken_parquet_nothing_is_said_of_it(tmp_path: Path, make_run: Maker) -> None:
+    make_run(tmp_path, "qamoe", 1)
+    (tmp_path / "evaluate" / "qamoe" / "1" / "broken.parquet").unlink()
+    write(tmp_path)
+    text = Page((tmp_path / "report" / "index.html").read_text()).text
+    assert "Broken quality" not in text
+    assert "Is reliability real" in text
+
+
+def test_metrics_for_dvc_are_few_and_small(written: Path, summary: dict) -> None:
+    metrics = json.loads((written / "metrics.json").read_text())
+    assert list(metrics) == ["concat", "mean", "qamoe"]
+    assert metrics["qamoe"]["mixed"]["mae"] == pytest.approx(summary["qamoe.mixed.mae.area.mean"], abs=1e-6)
+    assert "nll" not in metrics["qamoe"]["clean"]
+
+
+def test_curves_for_dvc(written: Path, summary: dict) -> None:
+    curves = pd.read_csv(written / "curves.csv")
+    assert list(curves.columns[:5]) == ["model", "slice", "severity", "error", "mae"]
+    of_qamoe = curves.query("model == 'qamoe' and slice == 'missing'").set_index("severity")
+    assert of_qamoe["error"][0.7] == pytest.approx(summary["qamoe.missing.mae.s07.mean"], abs=1e-5)
+
+
+def test_a_second_report_is_the_same_bytes_and_leaves_nothing_of_the_first(written: Path, results: Path) -> None:
+    before = {path.name: path.read_bytes() for path in written.iterdir()}
+    (written / "stale.png").write_bytes(b"of an older version")
+    build.write(results / "evaluate", results / "train", written)
+    assert {path.name: path.read_bytes() for path in written.iterdir()} == before
+    assert [path.name for path in written.parent.iterdir()] == ["report"]
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_report_that_fails_leaves_the_old_one(
+    written: Path, results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "report"
+    shutil.copytree(written, out)
+    before = (out / "index.html").read_bytes()
+
+    def broken(*_: object) -> dict:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(build, "metrics", broken)
+    with pytest.raises(OSError, match="no space"):
+        build.write(results / "evaluate", results / "train", out)
+    assert (out / "index.html").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["report"]
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_strings_of_a_corpus_are_escaped(tmp_path: Path, make_run: Maker) -> None:
+    make_run(tmp_path, "qamoe", 1, odd='<script>alert("&")</script>', modalities=["<b>text</b>", "audio", "vision"])
+    write(tmp_path)
+    html = (tmp_path / "report" / "index.html").read_text()
+    page = Page(html)
+    assert "script" not in page.tags
+    assert "<b>text" not in html
+    assert "&lt;b&gt;text" in html
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_an_odd_source_is_shown_and_escaped(tmp_path: Path, make_run: Maker) -> None:
+    make_run(tmp_path, "qamoe", 1, odd="<script>")
+    path = tmp_path / "evaluate" / "qamoe" / "1" / "predictions.parquet"
+    rows = pd.read_parquet(path)
+    rows.loc[rows["source"] == "<script>", "prediction"] += 9  # the hardest, so that the page lists it
+    rows.to_parquet(path)
+    write(tmp_path)
+    html = (tmp_path / "report" / "index.html").read_text()
+    assert "&lt;script&gt;" in html
+    assert "<script" not in html
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_corpus_without_vision_has_no_line_for_it(tmp_path: Path, make_run: Maker) -> None:
+    for model in ("concat", "qamoe"):
+        make_run(tmp_path, model, 1, present=("text", "audio"))
+    write(tmp_path)
+    summary = json.loads((tmp_path / "report" / "summary.json").read_text())
+    assert any(name.startswith("qamoe.missing.trust.audio") for name in summary)
+    assert not any("vision" in name for name in summary)
+    assert "This corpus has no vision" in (tmp_path / "report" / "index.html").read_text()
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_models_without_trust_and_routing_give_a_page_without_them(tmp_path: Path, make_run: Maker) -> None:
+    make_run(tmp_path, "mean", 1)
+    made = write(tmp_path)
+    text = Page((tmp_path / "report" / "index.html").read_text()).text
+    assert "Experts" not in text
+    assert "nothing to compare" in text
+    assert "At a glance" not in text
+    assert made["comparison"] == []
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_trust_that_fell_back_to_r_is_said(tmp_path: Path, make_run: Maker) -> None:
+    make_run(tmp_path, "qamoe", 4, trust={"audio": {"clean": 0.6, "worthless": 0.7, "rescaled": False}})
+    write(tmp_path)
+    text = " ".join(Page((tmp_path / "report" / "index.html").read_text()).text.split())
+    assert "Trust is r itself, not rescaled (qamoe, audio, seed 4)" in text
+
+
+def as_classes(root: Path, model: str) -> None:
+    """Turn a run into one of two classes: the sign of the target, with a probability that grows with the prediction."""
+    folder = root / "evaluate" / model / "1"
+    rows, cells = pd.read_parquet(folder / "predictions.parquet"), pd.read_parquet(folder / "cells.parquet")
+    positive = 1 / (1 + np.exp(-rows["prediction"]))
+    rows = rows.assign(target=(rows["target"] > 0).astype(float), p_no=1 - positive, p_yes=positive)
+    rows = rows.assign(prediction=(positive > 0.5).astype(float), variance=np.nan)
+    rows.to_parquet(folder / "predictions.parquet", index=False)
+    about = cells.drop(columns=["metric", "value"]).drop_duplicates()
+    lines = []
+    for line in about.to_dict("records"):
+        here = rows[(rows["cell"] == line["cell"]) & (rows["draw"] == line["draw"])]
+        lines += [line | {"metric": m, "value": v} for m, v in of_predictions(here, {}).items()]
+    pd.DataFrame(lines).to_parquet(folder / "cells.parquet", index=False)
+    (folder / "broken.parquet").unlink(missing_ok=True)
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_classes_have_a_page_of_their_own_metrics(tmp_path: Path, make_run: Maker) -> None:
+    task = {"kind": "classification", "classes": ["no", "yes"]}
+    for model in ("concat", "qamoe"):
+        make_run(tmp_path, model, 1, task=task, calibration={"temperature": 1.3})
+        as_classes(tmp_path, model)
+    write(tmp_path)
+    text = " ".join(Page((tmp_path / "report" / "index.html").read_text()).text.split())
+    summary = json.loads((tmp_path / "report" / "summary.json").read_text())
+    assert "Accuracy, clean" in text
+    assert "Accuracy of qamoe minus that of another model" in text
+    assert "MAE of" not in text
+    assert "right of 0 qamoe is the better one" in text
+    difference = [summary[f"{model}.mixed.accuracy.area.mean"] for model in ("qamoe", "concat")]
+    assert summary["comparison.qamoe-concat.mixed.accuracy.difference"] == pytest.approx(difference[0] - difference[1])
+    assert summary["qamoe.reliability.noise.noise.audio.spearman.mean"] > 0.9
+    assert "Calibration error" in text
+    assert "qamoe.coverage_90.mixed" not in summary
+
+
+def test_half_a_result_is_refused_by_name(tmp_path: Path, make_run: Maker) -> None:
+    with pytest.raises(Refused, match="run the stage evaluate"):
+        write(tmp_path)
+    make_run(tmp_path, "qamoe", 1)
+    (tmp_path / "train" / "qamoe" / "1" / "model.json").unlink()
+    with pytest.raises(Refused, match=r"train/qamoe/1/model\.json is missing"):
+        write(tmp_path)
+    assert not (tmp_path / "report").exists()
+
+
+def test_a_search_is_shown_where_there_was_one(results: Path, undrawn: None, tmp_path: Path) -> None:
+    tuned = tmp_path / "tune"
+    about = (results / "evaluate", results / "train", tmp_path / "report", tuned)
+    assert "Search" not in Page(build.write(*about)["page"].read_text()).text
+    (tuned / "plots").mkdir(parents=True)
+    rows = ["number,state,value,lr", "0,COMPLETE,0.75,0.001", "1,PRUNED,0.71,0.002", "2,COMPLETE,0.73,0.003"]
+    (tuned / "trials.csv").write_text("\n".join(rows) + "\n")
+    for name in ("history", "slice"):
+        (tuned / "plots" / f"{name}.svg").write_text(f"<svg>{name}</svg>")
+    made = build.write(*about)
+    page = Page(made["page"].read_text())
+    assert "2 trials ran to their end and 1 were pruned; the best has a validation error of 0.730." in page.text
+    drawn = [plots.svg_uri(f"<svg>{name}</svg>".encode()) for name in ("history", "slice")]
+    assert [address for address in page.addresses if address in drawn] == drawn
+    summary = json.loads(made["summary"].read_text())
+    found = [summary[f"tune.{name}"] for name in ("trials.complete", "trials.pruned", "selection.best")]
+    assert found == [2, 1, 0.73]

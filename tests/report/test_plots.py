@@ -1,0 +1,106 @@
+import base64
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from qamoe.report import plots, tables
+from qamoe.report.results import Results, read
+
+
+@pytest.fixture(scope="module")
+def found(results: Path) -> Results:
+    return read(results / "evaluate", results / "train")
+
+
+def cells_by_model(found: Results) -> dict[str, pd.DataFrame]:
+    return {str(model): own for model, own in found.cells.groupby("model")}
+
+
+def test_spectrum_has_a_panel_a_slice_and_a_labelled_line_a_model(found: Results) -> None:
+    figure = plots.spectrum_curve(cells_by_model(found))
+    assert [ax.get_title(loc="left") for ax in figure.axes] == ["missing", "noise"]
+    assert figure.axes[0].get_ylabel() == "MAE (label units)"
+    assert "η" in figure.axes[0].get_xlabel()
+    labels = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    assert labels == ["mean", "concat", "qamoe"]
+
+
+def test_spectrum_draws_the_mean_of_the_seeds_thick(found: Results) -> None:
+    (ax,) = plots.spectrum_curve(cells_by_model(found), ["noise"]).axes
+    thick = next(line for line in ax.lines if line.get_label() == "qamoe")
+    expected = tables.curves(found.cells).query("model == 'qamoe' and slice == 'noise'")["mae"]
+    assert thick.get_ydata() == pytest.approx(expected.to_numpy())
+    thin = [line for line in ax.lines if line.get_color() == thick.get_color() and line is not thick]
+    assert len(thin) == 3
+    assert all(line.get_linewidth() < thick.get_linewidth() for line in thin)
+
+
+def test_spectrum_takes_the_cells_of_one_run_as_they_are_on_disk(results: Path) -> None:
+    cells = pd.read_parquet(results / "evaluate" / "qamoe" / "1" / "cells.parquet")
+    assert len(plots.spectrum_curve({"qamoe": cells}).axes) == 2
+
+
+def test_at_a_glance_marks_are_full_where_a_difference_is_claimed(found: Results) -> None:
+    pairs = pd.DataFrame(
+        {
+            "against": ["concat", "concat", "moe"],
+            "slice": ["missing", "noise", "noise"],
+            "ratio": [0.95, 0.99, 1.02],
+            "low": [0.9, 0.97, 1.01],
+            "high": [0.98, 1.01, 1.03],
+            "claimed": [True, False, True],
+        }
+    )
+    cells = found.cells[found.cells["slice"] == "missing"]
+    r = tables.by_severity(found.predictions("qamoe"), "missing", "text", "r").assign(slice="missing", modality="text")
+    figure = plots.at_a_glance(cells, r, pairs, "mae", "qamoe")
+    assert len(figure.axes) == 3
+    forest = figure.axes[-1]
+    marks = [line for line in forest.lines if line.get_marker() == "o" and len(line.get_xdata())]
+    assert [float(line.get_xdata()[0]) for line in marks] == pytest.approx([-5, -1, 2])
+    assert [line.get_markerfacecolor() == line.get_color() for line in marks] == [True, False, True]
+    assert [tick.get_text() for tick in forest.get_yticklabels()] == ["missing", "noise"]
+    assert len(plots.at_a_glance(cells, r.iloc[:0], pairs, "mae", "qamoe").axes) == 2
+
+
+def test_a_model_has_one_colour_everywhere_and_grey_tells_the_known_ones_apart() -> None:
+    assert plots.line("qamoe") == plots.LINES["qamoe"]
+    assert plots.line("ablation-no-gate") == plots.line("ablation-no-gate")
+    assert plots.line("ablation-no-gate") not in plots.LINES.values()
+    styles = [style for _, style in (*plots.LINES.values(), *plots.OTHERS)]
+    assert len({str(style) for style in styles}) == len(styles)
+
+
+def test_trust_draws_what_there_is(found: Results) -> None:
+    r = tables.by_severity(found.predictions("qamoe"), "missing", "text", "r")
+    (ax,) = plots.trust_curve("text", "missing", None, r).axes
+    assert [line.get_label() for line in ax.lines] == ["reliability r"]
+
+
+def test_expert_usage_shows_the_share_of_every_expert(found: Results) -> None:
+    usage = tables.usage_by_severity(found.predictions("qamoe"), "missing")
+    figure = plots.expert_usage("missing", usage, seed=2)
+    shares = figure.axes[1].collections[0].get_array()
+    expected = usage[usage["seed"] == 2].filter(like="expert_").to_numpy().T
+    assert np.asarray(shares) == pytest.approx(expected)
+
+
+def test_an_embedded_figure_is_an_svg_without_a_date_and_the_same_again(found: Results) -> None:
+    usage = tables.usage_by_severity(found.predictions("qamoe"), "missing")
+    uris = [plots.data_uri(plots.expert_usage("missing", usage, seed=1)) for _ in range(2)]
+    assert uris[0] == uris[1]
+    head, body = uris[0].split(",", 1)
+    assert head == "data:image/svg+xml;base64"
+    svg = base64.b64decode(body).decode()
+    assert "<svg" in svg
+    assert "<metadata>" not in svg
+
+
+def test_nothing_global_changes(found: Results) -> None:
+    import matplotlib
+
+    before = dict(matplotlib.rcParams)
+    plots.spectrum_curve(cells_by_model(found))
+    assert dict(matplotlib.rcParams) == before

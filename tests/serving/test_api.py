@@ -1,0 +1,408 @@
+"""Over HTTP a clip is answered as by the registered model, and everything else is refused in one sentence."""
+
+import base64
+import gzip
+import multiprocessing
+import os
+import random
+import re
+import signal
+import wave
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from qamoe.inference.extraction_worker import FORMATS, Extraction, Limits
+from qamoe.inference.predict import predict
+from qamoe.models import checkpoint
+from qamoe.serving.api import PAGE, Service
+from qamoe.serving.model_loader import open_model
+from tests.fixtures.served import WORDS, Server, running
+
+DRAWS = np.random.default_rng(3)
+CLIPS: list[dict[str, Any]] = [
+    {"text": "a lovely film", "audio": DRAWS.normal(5, 2, (7, 3)), "vision": DRAWS.normal(0.1, 0.3, (2, 2))},
+    {"audio": DRAWS.normal(5, 2, (90, 3))},
+    {"tokens": [101, 2204, 102], "vision": DRAWS.normal(0.1, 0.3, (5, 2))},
+    {},
+]
+UNKNOWN = "A" * 24
+
+
+def packed(frames: np.ndarray) -> dict[str, Any]:
+    return {"shape": list(frames.shape), "float32": base64.b64encode(frames.astype("<f4").tobytes()).decode()}
+
+
+def sent(clip: dict[str, Any]) -> dict[str, Any]:
+    return {name: packed(value) if isinstance(value, np.ndarray) else value for name, value in clip.items()}
+
+
+def rows(clips: list[dict[str, Any]]) -> pd.DataFrame:
+    """What the same clips are to the pyfunc; float32, as they were sent."""
+    columns = {name: [clip.get(name) for clip in clips] for name in ("text", "tokens", "audio", "vision")}
+    for name in ("audio", "vision"):
+        columns[name] = [None if frames is None else frames.astype(np.float32) for frames in columns[name]]
+    return pd.DataFrame({name: pd.Series(values, dtype=object) for name, values in columns.items()})
+
+
+@pytest.mark.parametrize(("model", "experts"), [("concat", None), ("moe", 8)])
+def test_what_is_said_of_a_model_is_its_own(tiny_checkpoint: Any, tmp_path: Path, model: str, experts: Any) -> None:
+    served = open_model("", tiny_checkpoint(tmp_path / model / "1", model=model))
+    assert Service(lambda: served, None, Limits()).about().experts == experts
+
+
+def assert_equal(answers: list[dict[str, Any]], expected: pd.DataFrame) -> None:
+    assert len(answers) == len(expected)
+    for answer, (_, row) in zip(answers, expected.iterrows(), strict=True):
+        for name in ("score", "low_90", "high_90", "variance"):
+            assert answer[name] == pytest.approx(row[name], abs=1e-5)
+        for m in ("text", "audio", "vision"):
+            assert answer["trust"][m] == pytest.approx(row[f"trust_{m}"], abs=1e-5)
+            assert answer["r"][m] == pytest.approx(row[f"r_{m}"], abs=1e-5)
+        assert answer["routing"] == pytest.approx(row["routing"], abs=1e-5)
+
+
+def tone(path: Path, seconds: float, samples: np.ndarray) -> bytes:
+    with wave.open(str(path), "wb") as file:
+        file.setparams((1, 2, 22_050, 0, "NONE", ""))
+        file.writeframes((np.resize(samples, int(seconds * 22_050)) * 20_000).astype("<i2").tobytes())
+    return path.read_bytes()
+
+
+def film_of(path: Path, width: int, height: int) -> bytes:
+    import av
+
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=5)
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        for _ in range(5):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.zeros((height, width, 3), np.uint8))))
+        container.mux(stream.encode(None))
+    return path.read_bytes()
+
+
+def test_a_batch_over_http_equals_its_rows_and_the_prediction_code(server, checkpoint_folder):
+    status, answer = server.ask("POST", "/predict", {"clips": [sent(clip) for clip in CLIPS]})
+    assert status == 200
+    assert_equal(answer["clips"], predict(checkpoint.load(checkpoint_folder), rows(CLIPS)))
+    alone = [server.ask("POST", "/predict", {"clips": [sent(clip)]})[1]["clips"][0] for clip in CLIPS]
+    assert_equal(alone, predict(checkpoint.load(checkpoint_folder), rows(CLIPS)))
+    assert answer["clips"][3]["trust"] == {"text": 0, "audio": 0, "vision": 0}
+
+
+def test_the_champion_is_served_and_reload_follows_a_rollback(records, tiny_checkpoint, tmp_path):
+    import mlflow
+
+    from qamoe.registry import registry, versions
+    from qamoe.tracking.runs import record_training
+
+    for seed, answer in ((1, 1.0), (2, -1.0)):
+        folder = tiny_checkpoint(tmp_path / str(seed), seed=seed, answer=answer)
+        run = records.get_run(record_training(records, folder, "qa-moe"))
+        records.set_registered_model_alias("qa-moe", "champion", registry._register(records, "qa-moe", run))
+    clips = {"clips": [sent(clip) for clip in CLIPS]}
+    with running(lambda: open_model("models:/qa-moe@champion", None)) as server:
+        records.set_registered_model_alias("qa-moe", "previous", "1")
+        for version in ("2", "1"):
+            assert server.ask("POST", "/reload")[1]["name"] == f"qa-moe version {version} (champion)"
+            pyfunc = mlflow.pyfunc.load_model(f"models:/qa-moe/{version}")
+            assert_equal(server.ask("POST", "/predict", clips)[1]["clips"], pyfunc.predict(rows(CLIPS)))
+            if version == "2":
+                versions.rollback("qa-moe")
+                assert server.ask("GET", "/healthz")[1]["model"] == "qa-moe version 2 (champion)", "until it is told"
+        records.delete_registered_model_alias("qa-moe", "champion")
+        status, answer = server.ask("POST", "/reload")
+        assert (status, answer) == (503, {"error": "The model cannot be loaded; the one before answers on."})
+        assert server.ask("GET", "/healthz")[1]["model"] == "qa-moe version 1 (champion)"
+
+
+def test_a_film_is_extracted_once_and_then_answered_with_any_words_and_damage(server, film, checkpoint_folder):
+    from qamoe.inference.extraction_worker import in_process
+
+    status, clip = server.ask("POST", "/clips", film.read_bytes())
+    assert status == 201
+    assert clip["frames"] == {"audio": 29, "vision": 8}
+    assert clip["seconds"] == pytest.approx(1.5, abs=0.1)
+    place = f"/clips/{clip['id']}/predict"
+    _, clean = server.ask("POST", place, {"text": "a lovely film"})
+    served = open_model("", checkpoint_folder)
+    frames = in_process(film, served.extractors()).frames
+    columns = {"text": "a lovely film", **frames}
+    one = pd.DataFrame({name: pd.Series([value], dtype=object) for name, value in columns.items()})
+    assert_equal([clean], served.predict(one))
+
+    def degraded(**damage: Any) -> dict[str, Any]:
+        return server.ask("POST", place, {"text": "a lovely film", "degrade": damage})[1]
+
+    assert degraded(audio={"kind": "noise", "severity": 0}) == clean
+    assert degraded() == clean
+    seen = {clean["score"]}
+    for modality in ("text", "audio", "vision"):
+        for kind in ("missing", "noise"):
+            answer = degraded(**{modality: {"kind": kind, "severity": 1}})
+            assert answer["score"] not in seen
+            seen.add(answer["score"])
+    # The same film sent again has other ids and the same draws.
+    half = degraded(audio={"kind": "noise", "severity": 0.5})
+    again = server.ask("POST", "/clips", film.read_bytes())[1]["id"]
+    assert again != clip["id"]
+    body = {"text": "a lovely film", "degrade": {"audio": {"kind": "noise", "severity": 0.5}}}
+    assert server.ask("POST", f"/clips/{again}/predict", body)[1] == half
+    assert half["score"] != clean["score"]
+
+
+def test_a_sound_file_is_a_clip_without_a_face(server, tmp_path, voice):
+    status, clip = server.ask("POST", "/clips", tone(tmp_path / "tone.wav", 1.0, voice))
+    assert (status, clip["frames"]) == (201, {"audio": 19, "vision": 0})
+    assert clip["problems"] == {"vision": "no video stream"}
+    status, answer = server.ask("POST", f"/clips/{clip['id']}/predict", {})
+    assert status == 200
+    assert answer["trust"]["text"] == answer["trust"]["vision"] == 0
+
+
+def test_samples_come_from_the_test_split_by_label_and_are_extracted_once(server):
+    _, offered = server.ask("GET", "/samples")
+    assert [(s["text"], s["label"]) for s in offered] == [("a dull film", -2.0), (WORDS, 1.5)]
+    first, second = (server.ask("POST", "/samples/0", {})[1] for _ in range(2))
+    assert first == second
+    assert first["seconds"] == pytest.approx(1.2)
+    status, media = server.raw("GET", "/samples/1/media", Range="bytes=0-9")
+    assert (status, len(media)) == (206, 10)
+    assert server.ask("POST", "/samples/2", {}) == (
+        404,
+        {"error": "There is no such sample; there are 2, numbered from 0."},
+    )
+
+
+def test_the_page_and_the_description_name_no_address_outside(server):
+    for path, name in (("/", "index.html"), ("/docs", "docs.html")):
+        status, page = server.raw("GET", path)
+        assert (status, page.decode()) == (200, (PAGE / name).read_text())
+        assert re.findall(rb"(?:https?:)?//[a-z0-9.-]+\.[a-z]+", page) == []
+    status, described = server.ask("GET", "/openapi.json")
+    assert status == 200
+    assert set(described["paths"]) == {
+        "/healthz", "/model", "/reload", "/predict", "/clips", "/clips/{clip_id}/predict",
+        "/samples", "/samples/{number}", "/samples/{number}/media",
+    }  # fmt: skip
+    fields = {name for schema in described["components"]["schemas"].values() for name in schema.get("properties", {})}
+    assert "severity" in fields
+    assert not fields & {"path", "url", "uri", "file", "folder", "address"}
+
+
+SECRET = "s3cr3t-of-the-sender"
+
+
+def bad_requests(film: bytes) -> dict[str, tuple[int, str, str, Any]]:
+    """Name -> expected status, method, path, body."""
+    frames = packed(np.ones((2, 3), np.float32))
+    clip = f"/clips/{UNKNOWN}/predict"
+
+    def one(**clip: Any) -> tuple[str, str, Any]:
+        return "POST", "/predict", {"clips": [clip]}
+
+    return {
+        "no json": (422, "POST", "/predict", SECRET.encode()),
+        "half of a json": (422, "POST", "/predict", b'{"clips": ['),
+        "no utf-8": (400, "POST", "/predict", b'{"clips": "\xff\xfe"}'),
+        "deep": (400, "POST", "/predict", b"[" * 200_000),
+        "zipped": (400, "POST", "/predict", gzip.compress(b'{"clips": [{"text": "' + b"a" * (50 << 20) + b'"}]}')),
+        "a zipped file": (422, "POST", "/clips", gzip.compress(bytes(50 << 20))),
+        "an array": (422, "POST", "/predict", []),
+        "nothing": (422, "POST", "/predict", None),
+        "no clips": (422, "POST", "/predict", {"clips": []}),
+        "too many clips": (422, "POST", "/predict", {"clips": [{}] * 65}),
+        "another key": (422, *one(**{SECRET: 1})),
+        "a path": (422, *one(path=f"/etc/{SECRET}")),
+        "a url": (422, *one(media=f"http://example.org/{SECRET}")),
+        "a path for features": (422, *one(audio=f"file:///{SECRET}")),
+        "text that is a number": (422, *one(text=5)),
+        "half a character": (422, "POST", "/predict", b'{"clips": [{"text": "\\ud800"}]}'),
+        "long text": (422, *one(text=SECRET * 1000)),
+        "tokens that are words": (422, *one(tokens=[SECRET])),
+        "tokens unknown": (422, *one(tokens=[101, 99_999_999])),
+        "tokens negative": (422, *one(tokens=[-1])),
+        "no base64": (422, *one(audio={"shape": [1, 3], "float32": "?" * 16})),
+        "fewer bytes": (422, *one(audio=frames | {"shape": [3, 3]})),
+        "a shape of one": (422, *one(audio=frames | {"shape": [6]})),
+        "a negative shape": (422, *one(audio=frames | {"shape": [-2, -3]})),
+        "few columns": (422, *one(audio=packed(np.ones((3, 2), np.float32)))),
+        "nan": (422, *one(audio=packed(np.full((2, 3), np.nan)))),
+        "infinity": (422, *one(vision=packed(np.full((2, 2), np.inf)))),
+        "an unknown id": (404, "POST", clip, {}),
+        "a path as id": (404, "POST", "/clips/..%2F..%2Fetc%2Fpasswd/predict", {}),
+        "a long id": (422, "POST", f"/clips/{'a' * 500}/predict", {}),
+        "another kind": (422, "POST", clip, {"degrade": {"audio": {"kind": SECRET, "severity": 1}}}),
+        "a severity above 1": (422, "POST", clip, {"degrade": {"audio": {"kind": "noise", "severity": 1.5}}}),
+        "a severity of nan": (422, "POST", clip, b'{"degrade": {"audio": {"kind": "noise", "severity": NaN}}}'),
+        "no sample": (404, "GET", "/samples/9/media", None),
+        "a sample by name": (422, "GET", "/samples/..%2e/media", None),
+        "no page": (404, "GET", f"/{SECRET}", None),
+        "another method": (405, "DELETE", "/predict", None),
+        "an empty file": (400, "POST", "/clips", b""),
+        "no media": (422, "POST", "/clips", SECRET.encode() * 50),
+        "a playlist": (422, "POST", "/clips", b"#EXTM3U\n#EXTINF:1,\nfile:///etc/passwd\n#EXT-X-ENDLIST\n"),
+        "a list of files": (422, "POST", "/clips", b"ffconcat version 1.0\nfile /etc/passwd\n"),
+        "half a film": (422, "POST", "/clips", film[: len(film) // 3]),
+        "a large file": (413, "POST", "/clips", bytes(2 << 20)),
+        "a large json": (413, "POST", "/predict", b'{"clips": [{"text": "' + b"a" * (2 << 20) + b'"}]}'),
+    }  # fmt: skip
+
+
+def assert_refused(server: Server, status: int, method: str, path: str, body: Any, name: str = "") -> None:
+    got, content = server.raw(method, path, body)
+    text = content.decode()
+    assert got == status, (name, got, text)
+    assert re.fullmatch(r'\{"error":"[^"\n]{10,300}\."\}', text.replace('\\"', "'")), (name, text)
+    assert SECRET not in text, name
+    assert "Traceback" not in text
+
+
+def test_what_cannot_be_used_is_refused_in_one_sentence(server, film):
+    for name, request in bad_requests(film.read_bytes()).items():
+        assert_refused(server, *request, name=name)
+    assert server.ask("GET", "/healthz")[0] == 200
+
+
+def test_two_hundred_seeded_malformed_requests_leave_the_server_up(server, film):
+    """A clip that was right, with a value of another kind put in somewhere."""
+    chance = random.Random(14)
+    audio = packed(np.ones((4, 3), np.float32))
+    good = {"text": "a film", "tokens": [101, 102], "audio": audio, "vision": packed(np.ones((2, 2)))}
+    anywhere = [5, -1, True, {}, [[1]], [None], {"shape": [1]}, 1e308, float("nan"), 10**400]
+    strange = {
+        "text": [*anywhere, "\ud800" * 3, "x" * 20_000],
+        "tokens": [*anywhere, "file:///etc/passwd", [1.5], [10**30], [30_522], [0] * 600],
+        "audio": [
+            *anywhere,
+            "file:///etc/passwd",
+            [],
+            packed(np.full((1, 3), np.nan)),
+            audio | {"url": "http://passwd"},
+        ],
+        "vision": [
+            *anywhere,
+            "../passwd",
+            packed(np.ones((3, 1), np.float32)),
+            packed(np.ones((2, 2))) | {"shape": [2]},
+        ],
+        "shape": [*anywhere, "4,3", [4], [4, 3, 1], [3, 3], [-4, -3], [4.5, 3], [2**40, 2**40]],
+        "float32": [*anywhere, "", "?", "A", "AAAA", "/etc/passwd"],
+    }
+    whole = bad_requests(film.read_bytes())
+    for name in chance.choices(sorted(set(whole) - {"a large file", "a large json"}), k=60):
+        assert_refused(server, *whole[name], name=name)
+    for _ in range(200):
+        field = chance.choice(list(strange))
+        value = chance.choice(strange[field])
+        clip = good | ({field: value} if field in good else {"audio": audio | {field: value}})
+        status, content = server.raw("POST", "/predict", {"clips": [clip]})
+        text = content.decode()
+        assert status in (400, 422), (field, value, text)
+        assert text.startswith('{"error":"')
+        assert text.endswith('."}')
+        assert not any(word in text for word in ("Traceback", "passwd", "1e308", "xxxx"))
+    media = film.read_bytes()
+    for _ in range(5):  # a film is more robust: a damaged one may well be read
+        damaged = bytearray(media)
+        for _ in range(200):
+            damaged[chance.randrange(len(damaged))] = chance.randrange(256)
+        assert server.raw("POST", "/clips", bytes(damaged))[0] in (201, 422)
+    assert server.ask("POST", "/predict", {"clips": [sent(CLIPS[0])]})[0] == 200
+
+
+def test_long_and_large_films_are_refused_before_they_are_decoded(server, tmp_path, voice):
+    long = tone(tmp_path / "long.wav", 6.0, voice)
+    assert server.ask("POST", "/clips", long) == (422, {"error": "The clip is longer than 4 s, which is allowed."})
+    status, answer = server.ask("POST", "/clips", film_of(tmp_path / "large.mp4", 1280, 720))
+    assert (status, answer) == (422, {"error": "The pictures have 1280 x 720 pixels; allowed are 307200 in all."})
+    status, answer = server.ask("POST", "/clips", film_of(tmp_path / "dark.mp4", 64, 64))
+    assert status == 422
+    assert "audio: no audio stream; vision: no face in any picture" in answer["error"]
+    status, answer = server.ask("POST", "/clips", b"--x\r\n", **{"Content-Type": "multipart/form-data; boundary=x"})
+    assert (status, answer) == (415, {"error": "Send the file itself as the body, not a form."})
+
+
+def test_a_body_without_a_length_is_bounded_too(server):
+    def chunks() -> Iterator[bytes]:
+        for _ in range(40):
+            yield bytes(1 << 16)
+
+    status, answer = server.ask("POST", "/clips", chunks())
+    assert (status, answer) == (413, {"error": "The body is too large; allowed are 1 MiB."})
+
+
+def test_pages_of_other_sites_may_not_ask(server):
+    body = {"clips": [{}]}
+    assert server.ask("POST", "/predict", body, Origin="http://example.org")[0] == 403
+    assert server.ask("POST", "/predict", body, Origin="null")[0] == 403
+    assert server.ask("POST", "/predict", body, Origin=f"http://127.0.0.1:{server.port}")[0] == 200
+
+
+def test_formats_of_uploads_are_those_that_a_corpus_may_have():
+    from qamoe.media.decode import FORMATS as OF_A_CORPUS
+
+    assert set(FORMATS.split(",")) < set(OF_A_CORPUS.split(","))
+    assert not {"hls", "concat", "dash"} & set(FORMATS.split(","))
+
+
+@pytest.mark.slow
+def test_a_file_that_takes_too_long_costs_itself_alone(film):
+    from qamoe.config.extractor_settings import EgemapsSettings
+    from qamoe.errors import Refused
+
+    extractors = {"audio": EgemapsSettings(extractor="egemaps", rate=20)}
+    hurried = Extraction(Limits(work_s=0.001), extractors)
+    try:
+        with pytest.raises(Refused, match=r"took longer than 0.001 s"):
+            hurried.extract(film, extractors)
+        hurried.limits = Limits()
+        found = hurried.extract(film, extractors).frames["audio"]
+    finally:
+        hurried.close()
+    unhurried = Extraction(Limits(), extractors)
+    try:
+        np.testing.assert_array_equal(found, unhurried.extract(film, extractors).frames["audio"])
+    finally:
+        unhurried.close()
+
+
+@pytest.mark.slow
+def test_a_worker_that_dies_has_a_successor(film):
+    from qamoe.config.extractor_settings import EgemapsSettings
+    from qamoe.errors import Refused
+
+    extractors = {"audio": EgemapsSettings(extractor="egemaps", rate=20)}
+    before = set(multiprocessing.active_children())
+    extraction = Extraction(Limits(), extractors)
+    try:
+        first = extraction.extract(film, extractors)
+        (worker,) = set(multiprocessing.active_children()) - before
+        os.kill(worker.pid, signal.SIGKILL)
+        with pytest.raises(Refused, match="beyond recovery"):
+            extraction.extract(film, extractors)
+        assert np.array_equal(extraction.extract(film, extractors).frames["audio"], first.frames["audio"])
+    finally:
+        extraction.close()
+    assert set(multiprocessing.active_children()) == before
+
+
+@pytest.mark.slow
+def test_a_thousand_requests_of_eight_clients_are_answered_as_in_a_batch(server, checkpoint_folder):
+    expected = predict(checkpoint.load(checkpoint_folder), rows(CLIPS))
+
+    def client(number: int) -> int:
+        for i in range(125):
+            which = (number + i) % len(CLIPS)
+            status, answer = server.ask("POST", "/predict", {"clips": [sent(CLIPS[which])]})
+            assert status == 200
+            assert_equal(answer["clips"], expected.iloc[[which]])
+        return 125
+
+    with ThreadPoolExecutor(8) as pool:
+        assert sum(pool.map(client, range(8))) == 1000

@@ -1,0 +1,54 @@
+"""What a server keeps is bounded, and what it offers is chosen from the test split."""
+
+import numpy as np
+import pytest
+
+from qamoe.errors import Refused
+from qamoe.inference.extraction_worker import Extracted
+from qamoe.serving.clip_cache import Clips, Kept, samples
+
+TASK = {"kind": "regression", "low": -3.0, "high": 3.0, "classes": []}
+
+
+def clip(key: str, values: int = 10) -> Kept:
+    return Kept(key, Extracted({"audio": np.zeros((values, 1), np.float32)}, {}))
+
+
+def test_the_longest_unused_clip_makes_room():
+    clips = Clips(most=2)
+    first, second = clips.put(clip("1")), clips.put(clip("2"))
+    assert clips.get(first) is not None
+    third = clips.put(clip("3"))
+    assert [clips.get(name) is not None for name in (first, second, third)] == [True, False, True]
+    assert len(clips) == 2
+
+
+def test_bytes_are_bounded_and_the_newest_always_stays():
+    clips = Clips(most=9, most_bytes=100)
+    small, large = clips.put(clip("1", 10)), clips.put(clip("2", 500))
+    assert clips.get(small) is None
+    assert clips.get(large) is not None
+
+
+def test_ids_are_long_and_never_the_same():
+    clips = Clips(most=1000)
+    ids = {clips.put(clip("same")) for _ in range(200)}
+    assert len(ids) == 200
+    assert min(map(len, ids)) >= 24
+
+
+def test_samples_need_a_corpus(tmp_path):
+    assert samples(None, TASK) == []
+    with pytest.raises(Refused, match=r"manifest.csv"):
+        samples(tmp_path, TASK)
+
+
+def test_one_clip_a_source_from_low_to_high_labels(tmp_path):
+    (tmp_path / "a.wav").write_bytes(b"")
+    lines = ["clip_id,source,path,start_s,end_s,text,label,split"]
+    lines += [f"c{s}-{i},s{s},a.wav,,,words,{s / 10},test" for s in range(20) for i in range(2)]
+    lines += ["t,train,a.wav,,,words,-3,train"]
+    (tmp_path / "manifest.csv").write_text("\n".join(lines))
+    chosen = samples(tmp_path, TASK)
+    assert [c.source for c in chosen] == ["s0", "s3", "s7", "s11", "s15", "s19"]
+    assert all(c.clip_id.endswith("-0") for c in chosen)

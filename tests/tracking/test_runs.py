@@ -1,0 +1,329 @@
+"""Runs are whole or findable as unfinished, continue instead of doubling, and never stop a training."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from qamoe.errors import Refused
+from qamoe.evaluation.summary import summarise
+from qamoe.models import checkpoint
+from qamoe.tracking import runs as tracking
+from qamoe.tracking.mlflow_store import masked
+from qamoe.tracking.provenance import main_checkout
+
+DIGESTS = {"params": "p" * 64, "data": "d" * 64, "code": "c" * 64}
+
+
+def line(epoch: int) -> dict[str, Any]:
+    return {"epoch": epoch, "loss": 1.0 / epoch, "losses.task": 0.5, "valid": 0.6, "seconds": 1.5}
+
+
+def runs(client: Any, wanted: str = "tags.`qamoe.seed` LIKE '%'") -> list[Any]:
+    found = client.search_runs([client.get_experiment_by_name("qa-moe").experiment_id], wanted)
+    return sorted(found, key=lambda run: run.info.start_time)
+
+
+def git(*arguments: str, where: Path) -> None:
+    who = ["-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false"]
+    subprocess.run(["git", *who, *arguments], cwd=where, check=True, capture_output=True)
+
+
+def test_the_default_store_is_at_the_main_checkout_from_every_copy_of_it(tmp_path, monkeypatch):
+    main = tmp_path.resolve() / "main"
+    inside = main / "src"
+    inside.mkdir(parents=True)
+    git("init", ".", where=main)
+    git("commit", "--allow-empty", "-m", "first", where=main)
+    git("worktree", "add", "../tree", where=main)
+    copy = main / ".dvc" / "tmp" / "exps" / "tmpabc"  # dvc exp run --temp makes a repository of its own there
+    copy.mkdir(parents=True)
+    git("init", ".", where=copy)
+    for place in (main, inside, tmp_path / "tree", copy):
+        assert main_checkout(place) == main
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.chdir(tmp_path / "tree")
+    assert tracking.uri() == f"sqlite:///{main}/mlflow.db"
+
+
+def test_without_git_the_store_is_in_the_working_folder_and_the_environment_wins(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert main_checkout(tmp_path) == tmp_path.resolve()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://somewhere:5000")
+    assert tracking.uri() == "http://somewhere:5000"
+
+
+@pytest.mark.parametrize(
+    ("told", "shown"),
+    [
+        ("no http://ann:se%40cret@host:5000/a, sqlite:////x/a.db", "no http://***@host:5000/a, sqlite:////x/a.db"),
+        ("postgresql://ann:p@ss@host/db", "postgresql://***@host/db"),
+        ("postgresql://ann:p/ss@host:5/db", "postgresql://***@host:5/db"),
+        ("postgresql://host/db?user=ann&password=secret&a=b", "postgresql://host/db?user=ann&password=***&a=b"),
+        ("http://host/path@v1 models:/qa-moe@champion", "http://host/path@v1 models:/qa-moe@champion"),
+    ],
+)
+def test_credentials_are_masked(told, shown):
+    assert masked(told) == shown
+
+
+def test_a_database_is_whole_or_absent(empty_records, tmp_path, monkeypatch, tiny_params):
+    assert [path.name for path in empty_records.parent.iterdir()] == ["mlflow.db"]  # what lay there half-made is gone
+    broken = tmp_path / "mlflow.db"
+    broken.write_bytes(b"no database, and not ours to replace")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{broken}")
+    with pytest.raises(Refused, match="cannot be used"), tracking.training_run(tiny_params, "qamoe", 1, DIGESTS):
+        pytest.fail("training began")
+
+
+def test_a_specialist_is_recorded_under_its_own_name_with_the_sizes_of_qamoe(
+    records, tiny_params, tiny_checkpoint, tmp_path
+):
+    name = "specialist-missing-03"
+    with tracking.training_run(tiny_params, name, 1, DIGESTS) as record:
+        record.finish(tiny_checkpoint(tmp_path / "checkpoint", model=name))
+    (run,) = runs(records)
+    assert (run.info.status, run.info.run_name, run.data.tags["qamoe.model"]) == ("FINISHED", f"{name}-seed1", name)
+    assert run.data.params["models.qamoe.experts"] == "3"
+    assert run.data.params["model"] == name
+
+
+def test_a_training_run_holds_what_made_it_and_its_model(records, tiny_params, tiny_checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setenv("MY_SECRET", "hush-hush")
+    (tmp_path / "dvc.lock").write_text("schema: '2.0'\n")
+    with tracking.training_run(tiny_params, "qamoe", 1, DIGESTS) as record:
+        for epoch in (1, 2, 3):
+            record.epoch(line(epoch))
+        folder = tiny_checkpoint(tmp_path / "checkpoint")
+        record.finish(folder)
+    (run,) = runs(records)
+    assert (run.info.status, run.info.run_name) == ("FINISHED", "qamoe-seed1")
+    assert run.data.params["seed"] == "1"
+    assert run.data.params["train.common.lr"] == "0.001"
+    assert run.data.params["models.qamoe.experts"] == "3"
+    assert not any(name.startswith("models.concat") for name in run.data.params)
+    assert [(m.step, m.value) for m in records.get_metric_history(run.info.run_id, "loss")] == [
+        (1, 1),
+        (2, 0.5),
+        (3, 1 / 3),
+    ]
+    assert (run.data.metrics["best_epoch"], run.data.metrics["selection"]) == (2, 0.6)
+    tags = run.data.tags
+    assert tags["qamoe.artifact_digest"] == checkpoint.digest(folder)
+    assert tags["qamoe.data_digest"] == DIGESTS["data"]
+    assert len(tags["qamoe.dvc_lock_digest"]) == 64
+    assert "version.torch" in tags
+    assert "corpus tiny" in tags["mlflow.note.content"]
+    assert "hush-hush" not in repr((run.data.tags, run.data.params))
+    assert str(tmp_path) not in repr((run.data.tags, run.data.params))
+    model = records.get_logged_model(tags["qamoe.logged_model"])
+    assert {m.key: m.value for m in model.metrics}["loss"] == 0.5  # of the best epoch, not of the last
+    assert model.tags["qamoe.artifact_digest"] == checkpoint.digest(folder)
+
+
+@pytest.mark.parametrize(("error", "status"), [(KeyboardInterrupt, "KILLED"), (ValueError, "FAILED"), (None, "FAILED")])
+def test_a_stopped_training_goes_on_in_its_own_run(records, tiny_params, tiny_checkpoint, tmp_path, error, status):
+    def stopped() -> None:
+        with tracking.training_run(tiny_params, "qamoe", 1, DIGESTS) as record:
+            record.epoch(line(1))
+            record.epoch(line(2))
+            if error is not None:
+                raise error
+
+    if error is None:
+        stopped()
+    else:
+        with pytest.raises(error):
+            stopped()
+    assert [run.info.status for run in runs(records)] == [status]
+    with tracking.training_run(tiny_params, "qamoe", 1, DIGESTS) as record:
+        record.epoch(line(2))  # logged before the kill, and not yet in the state that was saved
+        record.epoch(line(3))
+        record.finish(tiny_checkpoint(tmp_path / "checkpoint"))
+    (run,) = runs(records)
+    assert run.info.status == "FINISHED"
+    assert [m.step for m in records.get_metric_history(run.info.run_id, "valid")] == [1, 2, 3]
+
+
+def test_a_run_that_a_kill_left_running_is_continued_by_the_same_training_alone(records, tiny_params):
+    with pytest.raises(KeyboardInterrupt), tracking.training_run(tiny_params, "qamoe", 1, DIGESTS):
+        raise KeyboardInterrupt
+    records.update_run(runs(records)[0].info.run_id, status="RUNNING")  # what kill -9 leaves
+    for seed, digests in ((2, DIGESTS), (1, DIGESTS | {"params": "other"}), (1, DIGESTS)):
+        with pytest.raises(ValueError, match="end"), tracking.training_run(tiny_params, "qamoe", seed, digests):
+            raise ValueError("end")
+    assert len(runs(records)) == 3
+
+
+def test_seeds_of_the_same_training_are_children_of_one_run_and_others_are_not(
+    records, tiny_params, tiny_checkpoint, tmp_path
+):
+    other = {"params": "o" * 64}
+    for name, seed, changed in (("qamoe", 1, {}), ("qamoe", 2, {}), ("qamoe", 3, other), ("mean", 1, {})):
+        folder = tmp_path / name / str(seed)
+        tracking.record_training(
+            records, tiny_checkpoint(folder, model=name, seed=seed, digests=DIGESTS | changed), "qa-moe"
+        )
+    above = {run.info.run_id: run for run in runs(records, "tags.`qamoe.role` = 'model'")}
+    parents = [run.data.tags["mlflow.parentRunId"] for run in runs(records)]
+    assert len(set(parents)) == len(above) == 3
+    assert parents[0] == parents[1], "seeds 1 and 2"
+    assert [above[parent].info.run_name for parent in parents] == ["qamoe", "qamoe", "qamoe", "mean"]
+    assert {run.info.status for run in above.values()} == {"FINISHED"}
+    assert not any(run.data.params or run.data.metrics for run in above.values()), "or they would count as seeds"
+
+
+def test_a_store_that_goes_away_does_not_stop_a_training(records, tiny_params, tiny_checkpoint, tmp_path, caplog):
+    with tracking.training_run(tiny_params, "qamoe", 1, DIGESTS) as record:
+        assert record.record is not None
+        record.epoch(line(1))
+        working = record.record.client
+
+        class Away:
+            def __getattr__(self, name: str) -> Any:
+                raise OSError("http://ann:secret@host is away")
+
+        record.record.client = Away()
+        record.epoch(line(2))
+        record.record.client = working
+        record.epoch(line(3))
+        record.record.client = Away()
+        folder = tiny_checkpoint(tmp_path / "checkpoint")
+        record.finish(folder)
+    assert "secret" not in caplog.text
+    assert f"python -m qamoe.pipeline.record {folder}" in caplog.text
+    (run,) = runs(records)
+    assert run.info.status == "FAILED"
+    assert [m.step for m in records.get_metric_history(run.info.run_id, "valid")] == [1, 2, 3]
+    assert tracking.record_training(records, folder, "qa-moe") == run.info.run_id  # and no second one
+    assert runs(records)[0].info.status == "FINISHED"
+
+
+def test_a_store_that_cannot_be_used_is_refused_before_training(tmp_path, monkeypatch, tiny_params):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", str(tmp_path / "mlruns"))  # MLflow 3 has no file store any more
+    with (
+        pytest.raises(Refused, match=r"MLFLOW_TRACKING_URI.*QAMOE_TRACKING=off"),
+        tracking.training_run(tiny_params, "qamoe", 1, DIGESTS),
+    ):
+        pytest.fail("training began")
+
+
+def test_untracked_training_never_imports_mlflow(tmp_path):
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom qamoe.tracking.runs import record_evaluation, training_run\n"
+        "with training_run(None, 'qamoe', 1, {}) as record:\n    record.epoch({'epoch': 1})\n"
+        "    record.finish(Path('nowhere'))\n"
+        "record_evaluation(Path('nowhere'), Path('nowhere'))\nassert 'mlflow' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path, env=os.environ | {"QAMOE_TRACKING": "off"})
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_is_recorded_once(records, tiny_checkpoint, tmp_path):
+    folder = tiny_checkpoint(tmp_path / "checkpoint", model="mean")
+    first = tracking.record_training(records, folder, "qa-moe")
+    assert tracking.record_training(records, folder, "elsewhere") == first
+    (run,) = runs(records)
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["qamoe.recorded"].startswith("later")
+    assert "mlflow.source.git.commit" not in run.data.tags  # nobody knows what made it
+    history = records.get_metric_history(run.info.run_id, "loss")
+    assert [m.step for m in history] == [1, 2, 3]
+    with pytest.raises(Refused, match=r"model\.json"):
+        tracking.record_training(records, tmp_path, "qa-moe")
+
+
+def test_two_checkpoints_recorded_at_once_have_a_run_each(records, tiny_checkpoint, tmp_path, monkeypatch):
+    """Even where both say that they were made of the same: one begins while the other is being logged."""
+    one, other = (tiny_checkpoint(tmp_path / str(answer), answer=answer) for answer in (0.5, 0.7))
+    finish, second = tracking.Record.finish, []
+
+    def meanwhile(record: tracking.Record, folder: Path) -> None:
+        if folder == one:
+            second.append(tracking.record_training(records, other, "qa-moe"))
+        finish(record, folder)
+
+    monkeypatch.setattr(tracking.Record, "finish", meanwhile)
+    first = tracking.record_training(records, one, "qa-moe")
+    assert second != [first]
+    for folder, run in ((one, first), (other, *second)):
+        assert records.get_run(run).data.tags[tracking.ARTIFACT] == checkpoint.digest(folder)
+
+
+def cells(offset: float = 0.0) -> pd.DataFrame:
+    rows = []
+    for name, severities in (("clean", [0.0]), ("missing", [0.0, 0.3, 1.0]), ("mixed", [float("nan")])):
+        for severity in severities:
+            for draw in (0, 1):
+                shared = {"slice": name, "cell": f"{name}-{severity}", "kind": name, "severity": severity, "draw": draw}
+                mae = 0.5 + (0.0 if severity != severity else severity) + 0.1 * draw + offset
+                rows += [{**shared, "metric": "mae", "value": mae}, {**shared, "metric": "corr", "value": 0.2}]
+    return pd.DataFrame(rows)
+
+
+def evaluate(folder: Path, digest: str, offset: float = 0.0) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    cells(offset).to_parquet(folder / "cells.parquet")
+    (folder / "digest").write_text(digest)
+    return folder
+
+
+def test_an_evaluation_is_recorded_once_with_its_curves(records, tiny_checkpoint, tmp_path):
+    folder = tiny_checkpoint(tmp_path / "train" / "qamoe" / "1")
+    evaluated = evaluate(tmp_path / "evaluate" / "qamoe" / "1", "first")
+    tracking.record_evaluation(folder, evaluated)
+    tracking.record_evaluation(folder, evaluated)
+    (run,) = runs(records)
+    curve = records.get_metric_history(run.info.run_id, "missing.mae")
+    assert [(m.step, round(m.value, 6)) for m in curve] == [(0, 0.55), (30, 0.85), (100, 1.55)]
+    metrics = run.data.metrics
+    assert metrics["clean.mae"] == pytest.approx(0.55)
+    assert metrics["mixed.mae"] == pytest.approx(0.55)
+    area = summarise(cells()).set_index(["slice", "metric"])["area"]["missing", "mae"]
+    assert metrics["missing.mae.area"] == pytest.approx(area)
+    assert not any("nan" in name for name in metrics)
+    names = {file.path for file in records.list_artifacts(run.info.run_id, "evaluate")}
+    assert names == {"evaluate/cells.parquet", "evaluate/summary.csv", "evaluate/spectrum.png"}
+    model = records.get_logged_model(run.data.tags["qamoe.logged_model"])
+    assert "missing.mae.area" in {metric.key for metric in model.metrics}
+    tracking.record_evaluation(folder, evaluate(evaluated, "second", offset=1.0))
+    assert runs(records)[0].data.metrics["clean.mae"] == pytest.approx(1.55)
+
+
+def test_an_evaluation_is_not_lost_for_a_store_that_does_not_answer(tmp_path, monkeypatch, caplog, tiny_checkpoint):
+    folder = tiny_checkpoint(tmp_path / "train" / "qamoe" / "1")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", str(tmp_path / "mlruns"))
+    tracking.record_evaluation(folder, evaluate(tmp_path / "evaluate" / "qamoe" / "1", "first"))
+    assert "python -m qamoe.pipeline.record" in caplog.text
+
+
+def test_the_stage_record_takes_training_folders_with_their_evaluations(records, tiny_checkpoint, tmp_path, capsys):
+    from qamoe.pipeline import record
+
+    folder = tiny_checkpoint(tmp_path / "artifacts" / "train" / "qamoe" / "1")
+    evaluate(tmp_path / "artifacts" / "evaluate" / "qamoe" / "1", "first")
+    with pytest.raises(Refused, match="nowhere is no finished checkpoint"):
+        record.run([folder, Path("nowhere")], "qa-moe")
+    assert records.get_experiment_by_name("qa-moe") is None  # nothing half-done
+    record.run([folder], "qa-moe")
+    record.run([folder.relative_to(tmp_path)], "qa-moe")
+    (run,) = runs(records)
+    assert "clean.mae" in run.data.metrics
+    assert capsys.readouterr().out.count(f"run {run.info.run_id}, evaluated") == 2
+
+
+@pytest.mark.slow
+def test_a_server_that_is_down_is_refused_in_seconds_without_its_password(monkeypatch, tiny_params):
+    import socket
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://ann:secret@127.0.0.1:{port}")
+    with pytest.raises(Refused) as refusal, tracking.training_run(tiny_params, "qamoe", 1, DIGESTS):
+        pytest.fail("training began")
+    assert "secret" not in str(refusal.value)

@@ -1,0 +1,115 @@
+"""Secrets of the machine stay where they are: in no record, artifact, log, report or error."""
+
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qamoe.errors import Refused
+from qamoe.pipeline import promote
+from qamoe.pipeline.shared import data_digest
+from qamoe.tracking import runs
+from qamoe.tracking.mlflow_store import connect
+
+PLANTED = {
+    "QAMOE_STUDY_URL": "postgresql://ann:planted-study@127.0.0.1:1/optuna",
+    "PREFECT_SERVER_DATABASE_CONNECTION_URL": "postgresql+asyncpg://ann:planted-prefect@127.0.0.1:1/prefect",
+    "DATABASE_URL": "postgresql://ann:planted-database@127.0.0.1:1/all",
+    "AWS_ACCESS_KEY_ID": "planted-key-id",
+    "AWS_SECRET_ACCESS_KEY": "planted-access-key",
+    "MLFLOW_TRACKING_PASSWORD": "planted-login",
+}
+REMOTE = "https://ann:planted-remote@example.org/team/project.git"
+
+
+@pytest.fixture
+def planted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, records: Any) -> Any:
+    """A checkout whose environment, git remote and DVC remote hold secrets; returns a client of its store."""
+    for name, value in PLANTED.items():
+        monkeypatch.setenv(name, value)
+    who = ["git", "-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false"]
+    for arguments in (["init", "."], ["remote", "add", "origin", REMOTE], ["commit", "--allow-empty", "-m", "first"]):
+        subprocess.run([*who, *arguments], cwd=tmp_path, check=True, capture_output=True)
+    (tmp_path / ".dvc").mkdir()
+    (tmp_path / ".dvc/config.local").write_text("['remote \"team\"']\n    password = planted-dvc\n    url = " + REMOTE)
+    return records
+
+
+def written(place: Path) -> Iterator[Path]:
+    """All files but those that hold the secrets."""
+    for path in place.rglob("*"):
+        if path.is_file() and not {".git", ".dvc"} & set(path.relative_to(place).parts):
+            yield path
+
+
+def test_what_is_recorded_promoted_and_said_holds_no_secret(
+    planted: Any,
+    tiny_params: Any,
+    tiny_corpus: Callable[..., None],
+    tiny_checkpoint: Callable[..., Path],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    out = tmp_path / "artifacts"
+    tiny_corpus(out)
+    digests = {"params": "p" * 64, "data": data_digest(out), "code": "c" * 64}
+    params = tiny_params.model_copy(update={"seeds": {"qamoe": [1]}})
+    with runs.training_run(params, "qamoe", 1, digests) as record:
+        record.epoch({"epoch": 1, "loss": 1.0, "valid": 0.5, "seconds": 1.0})
+        record.finish(tiny_checkpoint(out / "train/qamoe/1", digests=digests))
+    assert promote.decide(params, out).outcome == "promoted"
+    place = planted.get_experiment_by_name("qa-moe").experiment_id
+    (run,) = planted.search_runs([place], "tags.`qamoe.seed` = '1'")
+    assert len(run.data.tags["mlflow.source.git.commit"]) == 40, "it does look at the checkout"
+    files = list(written(tmp_path))
+    assert {"mlflow.db", "model.json", "requirements.txt"} <= {path.name for path in files}
+    assert [path for path in files if b"planted" in path.read_bytes()] == []
+    assert "planted" not in caplog.text
+    assert "planted" not in "".join(capfd.readouterr())
+
+
+@pytest.mark.parametrize(
+    "store",
+    [
+        "mssql://ann:planted-store@127.0.0.1:1/mlflow",  # its driver is not there; it is not asked again and again
+        "mssql://127.0.0.1:1/mlflow?user=ann&password=planted-store",
+        "nonsense://ann:planted-store@127.0.0.1:1/mlflow",
+    ],
+)
+def test_a_store_that_cannot_be_used_is_named_without_its_password(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
+    with pytest.raises(Refused) as refusal:
+        connect()
+    assert "127.0.0.1" in str(refusal.value)
+    assert "planted" not in str(refusal.value)
+
+
+@pytest.mark.slow
+def test_a_command_that_fails_says_no_secret(planted: Any, tmp_path: Path, tiny_corpus: Callable[..., None]) -> None:
+    """The search looks for its database, and a server for its model, at addresses that hold passwords."""
+    tiny_corpus(tmp_path / "artifacts")
+    root = Path(__file__).parents[2]
+    params = ["--params", str(root / "params.yaml")]
+    for command, also in (
+        ([sys.executable, "-m", "qamoe.pipeline.tune", *params, "--out", "artifacts"], {"QAMOE_TRACKING": "off"}),
+        (
+            [sys.executable, "-m", "qamoe.cli.app", "serve"],
+            {"MLFLOW_TRACKING_URI": "http://ann:planted-web@127.0.0.1:1"},
+        ),
+        (
+            [sys.executable, "-m", "qamoe.cli.app", "models", *params],
+            {"MLFLOW_TRACKING_URI": "http://a:planted@[::1]:1"},
+        ),
+    ):
+        done = subprocess.run(command, cwd=tmp_path, env=os.environ | also, capture_output=True, text=True, check=False)
+        assert done.returncode != 0
+        assert done.stderr
+        assert "Traceback" not in done.stderr
+        assert "planted" not in done.stdout + done.stderr

@@ -1,0 +1,242 @@
+"""The training loop: the same seed gives the same bits, stopped or not, and the best epoch is what is kept."""
+
+import itertools
+import json
+import logging
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from qamoe.dataset.degraded_split import rows_in_batches
+from qamoe.models import checkpoint
+from qamoe.models.factory import MODELS
+from qamoe.training import trainer
+from qamoe.training.selection import predictions, selection_value
+from qamoe.training.trainer import RESUME, learning_rate, objective
+
+
+class Stopped(Exception):
+    """What a kill looks like from inside."""
+
+
+def stop_at(epoch: int) -> Any:
+    def on_epoch(line: dict[str, Any]) -> None:
+        if line["epoch"] == epoch:
+            raise Stopped
+
+    return on_epoch
+
+
+def made(folder: Path) -> dict[str, bytes]:
+    """All that a training wrote: DVC knows it by its bytes, so one result has one digest."""
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def told(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Config and history."""
+    history = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+    return checkpoint.read_config(folder) or {}, history
+
+
+@pytest.mark.parametrize("model", [*MODELS, "specialist-missing-03"])
+def test_the_same_seed_gives_the_same_bits(train: Any, tmp_path: Path, model: str) -> None:
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        train(tmp_path / name, model, seed, common={"epochs": 2})
+    assert made(tmp_path / "a") == made(tmp_path / "b")
+    if model != "mean":
+        assert made(tmp_path / "a")["weights.safetensors"] != made(tmp_path / "c")["weights.safetensors"]
+        losses = {key for line in told(tmp_path / "a")[1] for key in line if key.startswith("losses.")}
+        own = {"precision": {"probe"}, "moe": {"balance", "router_z"}}
+        taught = {"probe", "severity", "balance", "router_z"}
+        quality = taught if model.startswith(("qamoe", "oracle", "specialist")) else set()
+        assert losses == {f"losses.{name}" for name in {"task", "variance"} | own.get(model, quality)}
+
+
+def test_every_epoch_takes_every_clip_once_in_an_order_of_its_own(
+    train: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    orders: list[list[int]] = []
+
+    def watched(*arguments: Any) -> list[list[int]]:
+        batches = rows_in_batches(*arguments)
+        orders.append([row for batch in batches for row in batch])
+        return batches
+
+    monkeypatch.setattr(trainer, "rows_in_batches", watched)
+    for seed in (1, 2):
+        train(tmp_path / str(seed), "concat", seed, common={"epochs": 2})
+    assert all(sorted(order) == list(range(20)) for order in orders)
+    assert len({tuple(order) for order in orders}) == 4, "by seed and by epoch"
+
+
+def test_a_seed_is_the_same_whatever_was_drawn_before(train: Any, whole: Path, tmp_path: Path) -> None:
+    torch.rand(17)
+    train(tmp_path)
+    assert made(tmp_path) == made(whole)
+
+
+@pytest.mark.parametrize("stops", [(1,), (5,), (2, 2, 4)])
+def test_a_stopped_training_goes_on_to_the_same_bits(
+    train: Any, whole: Path, tmp_path: Path, stops: tuple[int, ...], caplog: pytest.LogCaptureFixture
+) -> None:
+    seen: list[int] = []
+    caplog.set_level(logging.INFO, "qamoe")
+    for stop in stops:
+        with pytest.raises(Stopped):
+            train(tmp_path / "stopped", on_epoch=stop_at(stop))
+        assert checkpoint.read_config(tmp_path / "stopped") is None
+    train(tmp_path / "stopped", on_epoch=lambda line: seen.append(line["epoch"]))
+    assert made(tmp_path / "stopped") == made(whole)
+    assert seen == list(range(stops[-1], 6)), "only the epochs that were not whole are run again"
+    if stops[-1] > 1:
+        assert f"qamoe, seed 1: goes on after epoch {stops[-1] - 1}" in caplog.text
+    assert sorted(p.name for p in (tmp_path / "stopped").iterdir()) == [
+        "history.jsonl",
+        "model.json",
+        "weights.safetensors",
+    ]
+
+
+def test_a_training_killed_between_its_last_epoch_and_its_checkpoint_is_finished(
+    train: Any, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: Any) -> None:
+        raise Stopped
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save", killed)
+        with pytest.raises(Stopped):
+            train(tmp_path / "killed")
+    train(tmp_path / "killed", on_epoch=stop_at(1))
+    assert made(tmp_path / "killed") == made(whole)
+
+
+@pytest.mark.parametrize("what", ["params", "data", "code"])
+def test_a_state_of_other_digests_is_left_behind_with_a_line(
+    train: Any, setting: Any, whole: Path, tmp_path: Path, what: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    other = setting.digests | {what: "other"}
+    with pytest.raises(Stopped):
+        train(tmp_path, digests=other, on_epoch=stop_at(2), common={"lr": 0.02})
+    caplog.set_level(logging.INFO, "qamoe")
+    train(tmp_path)
+    assert f"qamoe, seed 1: starts anew, since its unfinished state has other {what}" in caplog.text
+    assert made(tmp_path) == made(whole)
+
+
+def test_what_a_kill_left_half_written_is_cleared_away(train: Any, tmp_path: Path) -> None:
+    """The folder is an output of the pipeline: what lies in it is stored and shared."""
+    for name in (f".{RESUME}.99999", ".weights.safetensors.99999"):
+        (tmp_path / name).write_bytes(b"half")
+    train(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["history.jsonl", "model.json", "weights.safetensors"]
+
+
+def test_the_best_epoch_is_what_is_kept(train: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = iter([0.9, 0.5, 0.7])
+    weights: list[dict[str, torch.Tensor]] = []
+
+    def watched(model: torch.nn.Module, *rest: Any) -> dict[str, Any]:
+        weights.append({name: value.clone() for name, value in model.state_dict().items()})
+        return predictions(model, *rest)
+
+    monkeypatch.setattr(trainer, "selection_value", lambda *_: next(values))
+    monkeypatch.setattr(trainer, "predictions", watched)
+    train(tmp_path, common={"epochs": 3})
+    config, history = told(tmp_path)
+    assert (config["best_epoch"], config["selection"]) == (2, 0.5)
+    assert [line["valid"] for line in history] == [0.9, 0.5, 0.7]
+    kept = checkpoint.load(tmp_path).model.state_dict()
+    assert all(torch.equal(kept[name], value) for name, value in weights[1].items())
+    assert any(not torch.equal(kept[name], value) for name, value in weights[2].items())
+
+
+def test_the_selection_value_is_the_kept_models_own(setting: Any, whole: Path) -> None:
+    found = predictions(checkpoint.load(whole).model, setting.valid, setting.cells.selection, 8, "cpu")
+    config, history = told(whole)
+    assert selection_value(found, setting.cells) == pytest.approx(config["selection"], abs=1e-6)
+    assert config["selection"] == min(line["valid"] for line in history)
+
+
+def test_patience_ends_it(train: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = iter([0.9, 0.5, 0.7, 0.6, 0.55, 0.1])
+    monkeypatch.setattr(trainer, "selection_value", lambda *_: next(values))
+    train(tmp_path, common={"epochs": 20, "patience": 2})
+    config, history = told(tmp_path)
+    assert [line["valid"] for line in history] == [0.9, 0.5, 0.7, 0.6]
+    assert (config["best_epoch"], config["selection"]) == (2, 0.5)
+
+
+def test_training_learns_what_the_sound_tells(train: Any, tmp_path: Path) -> None:
+    train(tmp_path / "mean", "mean")
+    train(tmp_path / "qamoe", common={"epochs": 25, "patience": 25})
+    config, history = told(tmp_path / "qamoe")
+    assert history[-1]["losses.task"] < 0.7 * history[0]["losses.task"]
+    assert config["selection"] < told(tmp_path / "mean")[0]["selection"]
+    assert set(history[0]) == {"epoch", "loss", "valid"} | {
+        f"losses.{name}" for name in ("task", "variance", "probe", "severity", "balance", "router_z")
+    }
+
+
+def test_the_config_says_all_that_prediction_needs(setting: Any, whole: Path) -> None:
+    config = told(whole)[0]
+    assert (config["model"], config["seed"], config["digests"]) == ("qamoe", 1, setting.digests)
+    assert config["modalities"] == ["text", "audio", "vision"]
+    assert config["stats"] == setting.stats
+    sigmas = config["calibration"]["sigmas"]
+    assert list(sigmas) == ["0.5", "0.8", "0.9", "0.95"]
+    assert sorted(sigmas.values()) == list(sigmas.values())
+
+
+def test_trust_is_anchored_at_the_median_r_of_clean_and_of_worthless_clips(setting: Any, whole: Path) -> None:
+    trained, cells = checkpoint.load(whole), setting.cells
+    clean, worthless = (
+        predictions(trained.model, setting.valid, places, 8, "cpu")["r"] for places in (cells.clean, cells.worthless)
+    )
+    for place, modality in enumerate(trained.config["modalities"]):
+        there = setting.valid.store.lengths(modality) > 0  # some clips of this store lack a modality
+        high, low = (float(np.median(r[:, there, place])) for r in (clean, worthless))
+        assert abs(high - low) > 1e-4
+        anchors = trained.config["trust"][modality]
+        assert (anchors["clean"], anchors["worthless"]) == (pytest.approx(high), pytest.approx(low))
+        assert anchors["rescaled"] == (low < high)
+
+
+def test_intervals_cover_what_they_say_on_the_cells_they_were_learnt_on(setting: Any, whole: Path) -> None:
+    trained = checkpoint.load(whole)
+    found = predictions(trained.model, setting.valid, setting.cells.selection, 8, "cpu")
+    scores = np.abs(found["value"] - found["target"]) / np.sqrt(found["variance"])
+    for level, reach in trained.config["calibration"]["sigmas"].items():
+        share = (scores <= reach + 1e-5).mean()
+        assert float(level) <= share <= float(level) + 0.1
+
+
+def test_a_training_that_diverges_says_so(train: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from qamoe.errors import Refused
+
+    monkeypatch.setattr(trainer, "selection_value", lambda *_: math.nan)
+    with pytest.raises(Refused, match=r"qamoe, seed 1.*(NaN|not finite|diverged)"):
+        train(tmp_path, common={"epochs": 2})
+
+
+def test_the_learning_rate_warms_up_and_falls_to_zero(setting: Any) -> None:
+    common = setting.params.train.common.model_copy(update={"lr": 0.1, "warmup_share": 0.1})
+    rates = [learning_rate(step, 100, common) for step in range(100)]
+    assert rates[:10] == pytest.approx([0.01 * (i + 1) for i in range(10)])
+    assert rates[10] == pytest.approx(0.1)
+    assert rates[55] == pytest.approx(0.05)
+    assert all(a > b for a, b in itertools.pairwise(rates[10:]))
+    assert 0 < rates[-1] < 0.001
+    at_once = common.model_copy(update={"warmup_share": 0.0})
+    assert learning_rate(0, 100, at_once) == pytest.approx(0.1)
+
+
+def test_losses_are_weighted_as_the_parameters_say(setting: Any) -> None:
+    common = setting.params.train.common
+    losses = {name: torch.tensor(value) for name, value in {"task": 2.0, "variance": 3.0, "probe": 5.0}.items()}
+    expected = 2.0 + 3.0 * common.loss.variance + 5.0 * common.loss.probe
+    assert objective(losses, common).item() == pytest.approx(expected)
