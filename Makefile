@@ -60,7 +60,7 @@ ui server deploy worker schedule: export DO_NOT_TRACK := true
 
 ui: setup ## runs, metrics and models in the browser: http://127.0.0.1:5000 (PORT=5001 picks another port)
 	$(VENV)/bin/mlflow ui --host 127.0.0.1 --port $(or $(PORT),5000) \
-		--backend-store-uri "$$($(PY) -c 'from qamoe.tracking import tracking; print(tracking.uri())')"
+		--backend-store-uri "$$($(PY) -c 'from qamoe.tracking import mlflow_store; print(mlflow_store.uri())')"
 
 server worker deploy schedule: export PREFECT_API_URL ?= http://127.0.0.1:$(or $(PORT),4200)/api
 

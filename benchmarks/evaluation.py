@@ -21,11 +21,11 @@ from figures import figure
 
 from qamoe.config import params as parameters
 from qamoe.data.arrow_store import Store, frames_type, write
-from qamoe.dataset.degraded_split import Views, feature_sizes, open_views
+from qamoe.dataset.degraded_split import DegradedSplit, feature_sizes, open_views
 from qamoe.degradation.views import View, references
 from qamoe.evaluation import protocol as spectrum
 from qamoe.evaluation.protocol import Cell
-from qamoe.evaluation.quality_permutation import broken
+from qamoe.evaluation.quality_permutation import permuted_quality
 from qamoe.models.checkpoint import Trained, make
 from qamoe.rng import MODALITIES
 
@@ -62,11 +62,13 @@ def measure(params: parameters.Params, folder: Path) -> None:
     split = open_views(store, spectrum.views(cells), MODALITIES, references(STATS), folder, "", "cpu")
     text = time.process_time() - begin
     _, without = planned(trained, split, others)
-    made, of_all = planned(trained, split, [*others, *alone])
+    made, dense_forward = planned(trained, split, [*others, *alone])
     _, of_one = planned(trained[:1], split, [*others, *alone])
     rows = pd.concat([each for each in made if each["slice"][0] == "mixed"], ignore_index=True)
     begin = time.process_time()
-    permuted = sum(1 for _ in broken(trained[0], split, mixed, rows, asked.broken_permutations, asked.seed, "cpu"))
+    permuted = sum(
+        1 for _ in permuted_quality(trained[0], split, mixed, rows, asked.quality_permutations, asked.seed, "cpu")
+    )
     breaking = time.process_time() - begin
 
     views = [(cell, view) for cell in [*others, *alone] for view in cell.views]
@@ -79,19 +81,19 @@ def measure(params: parameters.Params, folder: Path) -> None:
         difference = max(difference, float((found.set_index("clip_id")["prediction"] - expected).abs().max()))
     each = float(np.mean(naive))
     seeds, added = len(trained), sum(len(cell.views) for cell in alone)
-    whole, shared = each * (len(views) + permuted), text + of_all + seeds * breaking
+    whole, shared = each * (len(views) + permuted), text + dense_forward + seeds * breaking
     figure("evaluation: views of the whole protocol", len(views))
     figure("evaluation: permutations of broken quality", permuted)
     figure("evaluation: a view cell by cell", 1000 * each, "ms")
     figure(f"evaluation: {seeds} seeds, the whole protocol", shared, "s")
     figure(f"evaluation: {seeds} seeds, cell by cell by shared", seeds * whole / shared, "times", at_least=8)
     figure("evaluation: one seed alone, cell by cell by shared", whole / (text + of_one + breaking), "times")
-    cost = 100 * (of_all - without) / added / (seeds * each)
+    cost = 100 * (dense_forward - without) / added / (seeds * each)
     figure("evaluation: an added view of slice alone by one cell by cell", cost, "%", at_most=15)
     figure("evaluation: largest difference of a prediction", difference, at_most=1e-5)
 
 
-def planned(trained: list[Trained], split: Views, cells: list[Cell]) -> tuple[list[pd.DataFrame], float]:
+def planned(trained: list[Trained], split: DegradedSplit, cells: list[Cell]) -> tuple[list[pd.DataFrame], float]:
     """Every view's rows by the first checkpoint, and the seconds that those of all took."""
     begin = time.process_time()
     rows = [frames[0] for frames in spectrum.by_view(trained, split, cells, "cpu")]
@@ -100,7 +102,7 @@ def planned(trained: list[Trained], split: Views, cells: list[Cell]) -> tuple[li
 
 def by_itself(trained: Trained, store: Store, cell: Cell, view: View) -> pd.DataFrame:
     """One view alone: its rows by clip."""
-    split = Views(store, (view,), MODALITIES, references(STATS), None)
+    split = DegradedSplit(store, (view,), MODALITIES, references(STATS), None)
     batches, _ = spectrum.batched(store)
     parts = []
     for rows in batches:
@@ -122,7 +124,7 @@ def fresh(params: parameters.Params, seed: int) -> Trained:
         "task": {"kind": "regression", "low": -3.0, "high": 3.0},
         "target_mean": 0.0,
         "target_std": 1.0,
-        "trust": {m: {"clean": 0.8, "worthless": 0.4, "rescaled": True} for m in MODALITIES},
+        "trust": {m: {"clean": 0.8, "fully_degraded": 0.4, "rescaled": True} for m in MODALITIES},
     }
     torch.manual_seed(seed)
     return Trained(make("qamoe", config).eval(), config, Path())

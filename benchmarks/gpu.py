@@ -19,7 +19,7 @@ from mult import MulT
 
 from qamoe.data.arrow_store import Store
 from qamoe.data.batch import Batch
-from qamoe.dataset.degraded_split import Views
+from qamoe.dataset.degraded_split import DegradedSplit
 from qamoe.degradation.views import alike, apply
 from qamoe.rng import MODALITIES
 
@@ -116,7 +116,9 @@ def as_training_reads(device: str) -> bool:
         short = {m: length // 10 for m, length in shapes.FRAMES.items()}
         written(Path(name) / "clips.arrow", 60, short)
         store = Store(Path(name) / "clips.arrow")
-        here, there = (Views(store, views, MODALITIES, shapes.references(), None, each) for each in (device, "cpu"))
+        here, there = (
+            DegradedSplit(store, views, MODALITIES, shapes.references(), None, each) for each in (device, "cpu")
+        )
         for view in range(len(views)):
             (mine, lost, _), (expected, expected_lost, _) = here.degraded(view, rows), there.degraded(view, rows)
             parts = [(lost, expected_lost), *((mine.x[m], expected.x[m]) for m in MODALITIES)]

@@ -35,10 +35,10 @@ QAMOE = QAMoE(
     max_log_variance=4.0,
     initial_log_variance=-3.0,
     sampled=False,
-    sees="all",
+    variance_context="all",
 )
 LOSS = LossWeights(variance=0.5, probe=0.3, severity=1.0, balance=0.01, router_z=0.001)
-TRAINING = View(2026, 0, clean_share=0.3, alike_share=0.5, whole_share=0.25, announced_share=0.5)
+TRAINING = View(2026, 0, clean_share=0.3, shared_draw_share=0.5, full_severity_share=0.25, mask_revealed_share=0.5)
 CLIP_NORM, LR = 1.0, 0.001
 
 

@@ -41,7 +41,7 @@ def _git(*arguments: str) -> str | None:
         return None
 
 
-def origin() -> dict[str, str]:
+def provenance() -> dict[str, str]:
     """The commit, the digest of dvc.lock and the digest of the data, as far as there are such."""
     found = {}
     if commit := _git("rev-parse", "HEAD"):
@@ -56,7 +56,7 @@ def origin() -> dict[str, str]:
 
 def named(doing: str) -> None:
     """Name the running flow run by what it does, and the commit that it does it with."""
-    commit = origin().get("commit")
+    commit = provenance().get("commit")
     name = f"{doing} at {commit[:7]}" if commit else doing
     with get_client(sync_client=True) as client:
         client.set_flow_run_name(flow_run.id, name[:200])
@@ -95,15 +95,15 @@ def run(doing: str, work: Callable[[], State[Any]], *, scheduled: bool = False, 
         return Failed(message=f"Changed but not committed: {told}; a scheduled run takes commits only.")
     named(doing)
     if reads_only:
-        noted(**origin())
+        noted(**provenance())
         return work()
     with _alone():
-        before = origin()
+        before = provenance()
         noted(**before)
         try:
             return work()
         finally:
-            noted(**{f"{key}_after": value for key, value in origin().items() if value != before.get(key)})
+            noted(**{f"{key}_after": value for key, value in provenance().items() if value != before.get(key)})
 
 
 def headline() -> str:
@@ -145,5 +145,5 @@ def published(key: str, said: str, *, table: bool = True) -> None:
     places = [f"- MLflow run: [{run}]({records_page()}/#/runs/{run})" for run in runs_of(said)]
     if REPORT.is_file():
         places.append(f"- Report: [{REPORT}]({REPORT.resolve().as_uri()})")
-    parts += ["\n".join(places), "\n".join(f"- {key}: `{value}`" for key, value in origin().items())]
+    parts += ["\n".join(places), "\n".join(f"- {key}: `{value}`" for key, value in provenance().items())]
     create_markdown_artifact("\n\n".join(filter(None, parts)) or "Nothing was said.", key)

@@ -8,15 +8,15 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from qamoe.config import params as parameters
-from qamoe.errors import Refused
-from qamoe.files import written_aside
+from qamoe.errors import UserError
+from qamoe.files import atomic_write
 
 
 def lay(below: Any, above: Mapping[str, Any], place: str = "") -> None:
-    """Lay an overlay over parameters, in place. Raises Refused for a key that they do not have."""
+    """Lay an overlay over parameters, in place. Raises UserError for a key that they do not have."""
     for key, value in above.items():
         if key not in below:
-            raise Refused(f"{place}{key} is no key of params.yaml; was it written by another version?")
+            raise UserError(f"{place}{key} is no key of params.yaml; was it written by another version?")
         if isinstance(value, Mapping):
             lay(below[key], value, f"{place}{key}.")
         else:
@@ -24,15 +24,15 @@ def lay(below: Any, above: Mapping[str, Any], place: str = "") -> None:
 
 
 def accept(tuned: Path, target: Path) -> None:
-    """Write the values of `tuned` into `target`. Raises Refused where the search has not run."""
+    """Write the values of `tuned` into `target`. Raises UserError where the search has not run."""
     if not tuned.is_file():
-        raise Refused(f"There is no {tuned}; run the search first: dvc repro tune.")
+        raise UserError(f"There is no {tuned}; run the search first: dvc repro tune.")
     yaml = YAML()
     yaml.width = 4096
     yaml.indent(mapping=2, sequence=4, offset=2)
     merged = yaml.load(target)
     lay(merged, yaml.load(tuned))
-    with written_aside(target) as aside:
+    with atomic_write(target) as aside:
         yaml.dump(merged, aside)
         parameters.load(aside)
 
@@ -40,5 +40,5 @@ def accept(tuned: Path, target: Path) -> None:
 if __name__ == "__main__":
     try:
         accept(Path("artifacts/tune/best_params.yaml"), Path("params.yaml"))
-    except Refused as refusal:
+    except UserError as refusal:
         sys.exit(f"accept-tuned: {refusal}")

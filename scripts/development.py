@@ -17,14 +17,14 @@ import pyarrow as pa
 from qamoe.config import params as parameters
 from qamoe.config import settings
 from qamoe.data.arrow_store import BATCH_ROWS
-from qamoe.errors import Refused
-from qamoe.files import written_aside
+from qamoe.errors import UserError
+from qamoe.files import atomic_write
 
 SPLITS = ("valid", "gate")
 
 
 def main() -> None:
-    """Make the folder and evaluate. Raises Refused where the stages before have not run."""
+    """Make the folder and evaluate. Raises UserError where the stages before have not run."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--params", type=Path, default=Path("params.yaml"))
     parser.add_argument("--out", type=Path, default=Path("artifacts"))
@@ -37,7 +37,7 @@ def main() -> None:
     command = [sys.executable, "-m", "qamoe.pipeline.evaluate", "--params", str(asked.params), "--out", str(folder)]
     for model in asked.models or params.seeds:
         if subprocess.run([*command, "--model", model], env=unrecorded, check=False).returncode:
-            raise Refused(f"The evaluation of {model} in {folder} ended with an error.")
+            raise UserError(f"The evaluation of {model} in {folder} ended with an error.")
 
 
 def prepared(out: Path) -> Path:
@@ -45,7 +45,7 @@ def prepared(out: Path) -> Path:
     source = out / "preprocess"
     missing = [str(path) for path in (source / f"{split}.arrow" for split in SPLITS) if not path.is_file()]
     if missing:
-        raise Refused(f"There is no {' and no '.join(missing)}; run the stage preprocess first.")
+        raise UserError(f"There is no {' and no '.join(missing)}; run the stage preprocess first.")
     folder = out / "development"
     (folder / "preprocess").mkdir(parents=True, exist_ok=True)
     for name, target in (("train", out / "train"), ("preprocess/stats.json", source / "stats.json")):
@@ -56,7 +56,7 @@ def prepared(out: Path) -> Path:
     about = tables[0].schema.metadata
     both = pa.concat_tables([table.replace_schema_metadata(about) for table in tables]).combine_chunks()
     with (
-        written_aside(folder / "preprocess" / "test.arrow") as aside,
+        atomic_write(folder / "preprocess" / "test.arrow") as aside,
         pa.OSFile(str(aside), "wb") as file,
         pa.ipc.new_file(file, both.schema) as writer,
     ):
@@ -67,5 +67,5 @@ def prepared(out: Path) -> Path:
 if __name__ == "__main__":
     try:
         main()
-    except Refused as refusal:
+    except UserError as refusal:
         sys.exit(f"development: {refusal}")

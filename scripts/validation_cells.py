@@ -11,7 +11,7 @@ import numpy as np
 
 from qamoe.config import params as parameters
 from qamoe.config import settings
-from qamoe.errors import Refused
+from qamoe.errors import UserError
 from qamoe.models import checkpoint
 from qamoe.pipeline.shared import read_stats
 from qamoe.pipeline.train import open_splits
@@ -49,5 +49,5 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
-    except Refused as refusal:
+    except UserError as refusal:
         sys.exit(f"validation_cells: {refusal}")

@@ -122,7 +122,7 @@ def tiny_checkpoint(tiny_params: Any, tiny_stats: dict[str, Any]) -> Callable[..
         if encoder is not None:
             content["models"]["encoders"]["text"] |= {"finetune": True, "encoder": str(encoder)}
         config = _config(model, seed, type(tiny_params).model_validate(content), tiny_stats, inputs, digests)
-        anchors = {m: {"clean": 0.8, "worthless": 0.4, "rescaled": True} for m in inputs}
+        anchors = {m: {"clean": 0.8, "fully_degraded": 0.4, "rescaled": True} for m in inputs}
         config |= {
             "selection": 0.5 + 0.1 * seed,
             "best_epoch": 2,

@@ -5,13 +5,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-from qamoe.files import remove_abandoned, written_aside
+from qamoe.files import atomic_write, remove_abandoned
 
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from qamoe.files import written_aside
-with written_aside(Path(sys.argv[1])) as aside:
+from qamoe.files import atomic_write
+with atomic_write(Path(sys.argv[1])) as aside:
     aside.write_text("half")
     os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -22,7 +22,7 @@ def test_what_a_killed_process_was_writing_is_removed_and_nothing_else(tmp_path:
     assert done.returncode == -9
     subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "text-valid-1.npy")], check=False)
     assert len(list(tmp_path.iterdir())) == 2
-    with written_aside(tmp_path / "text-train-2.npy") as aside:
+    with atomic_write(tmp_path / "text-train-2.npy") as aside:
         aside.write_text("being written")
         (tmp_path / "text-train-3.npy").write_text("whole")
         (tmp_path / f".text-train-4.npy.{os.getppid()}").write_text("of another process that runs")

@@ -5,16 +5,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 
-class Refused(Exception):
+class UserError(Exception):
     """Input that cannot be used: what was seen, what is allowed, and where, in one sentence."""
 
 
 @contextmanager
-def told(command: str) -> Iterator[None]:
+def exit_on_user_error(command: str) -> Iterator[None]:
     """End the process where the block is refused (a sentence on stderr, exit code 2) or stopped by Ctrl-C (130)."""
     try:
         yield
-    except Refused as refusal:
+    except UserError as refusal:
         print(f"{command}: {refusal}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 @contextmanager
-def written_aside(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """Yield a path beside `path`; rename it there when the block ends well, remove it when it does not."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}")
@@ -31,5 +31,5 @@ def remove_abandoned(folder: Path, names: str) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file aside and rename it."""
-    with written_aside(path) as aside:
+    with atomic_write(path) as aside:
         aside.write_text(text)

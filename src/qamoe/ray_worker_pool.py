@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from qamoe.config import settings
-from qamoe.errors import Refused
+from qamoe.errors import UserError
 
 _STORE = 80_000_000  # bytes of shared memory, about the least that Ray starts with; what is more goes to disk
 T = TypeVar("T")
@@ -21,13 +21,13 @@ T = TypeVar("T")
 def joined(workers: int) -> Any:
     """The module ray, connected to a cluster; it stays so until this process ends.
 
-    That of RAY_ADDRESS, else one of this machine with `workers` cores. Raises Refused where Ray is not installed or
+    That of RAY_ADDRESS, else one of this machine with `workers` cores. Raises UserError where Ray is not installed or
     its cluster does not answer.
     """
     try:
         import ray  # here and not in extractors/worker_pool.py: the docstring of this module says why
     except ModuleNotFoundError:
-        raise Refused("QAMOE_EXECUTOR is ray, which is not installed: pip install -e '.[ray]'.") from None
+        raise UserError("QAMOE_EXECUTOR is ray, which is not installed: pip install -e '.[ray]'.") from None
     address = settings.ray_address()
     if ray.is_initialized():
         return ray
@@ -44,7 +44,7 @@ def joined(workers: int) -> Any:
     try:
         ray.init(address, log_to_driver=False, logging_level="ERROR")
     except ConnectionError:
-        raise Refused(f"RAY_ADDRESS is {address!r}, and no Ray cluster answers there.") from None
+        raise UserError(f"RAY_ADDRESS is {address!r}, and no Ray cluster answers there.") from None
     return ray
 
 
@@ -52,7 +52,7 @@ def in_order(work: Callable[..., T], tasks: Iterable[tuple[Any, ...]], workers: 
     """What `work(*task)` returns, task by task, from workers of one core each.
 
     At most one task more than there are workers has begun, so that results do not pile up. Ray tries a task whose
-    worker died three times more. Raises Refused where a task does, or where its workers die again and again.
+    worker died three times more. Raises UserError where a task does, or where its workers die again and again.
     """
     ray = joined(workers)
     remote = ray.remote(num_cpus=1)(_in_folder)
@@ -62,9 +62,9 @@ def in_order(work: Callable[..., T], tasks: Iterable[tuple[Any, ...]], workers: 
         try:
             return ray.get(begun.popleft())
         except ray.exceptions.RayTaskError as error:
-            raise (error.cause if isinstance(error.cause, Refused) else error) from None
+            raise (error.cause if isinstance(error.cause, UserError) else error) from None
         except ray.exceptions.RayError as error:
-            raise Refused(f"A task on Ray did not end: {last_line(error)}") from None
+            raise UserError(f"A task on Ray did not end: {last_line(error)}") from None
 
     for task in tasks:
         if len(begun) > workers:

@@ -19,8 +19,8 @@ SLOW = ("mlflow", "transformers", "matplotlib", "scipy", "fastapi", "optuna", "m
 ASK = """
 import json, sys
 from pathlib import Path
-from qamoe.serving import terminal
-terminal.predict([Path(sys.argv[1])], "a lovely film", None, "models:/qa-moe@champion", None, True)
+from qamoe.cli import predict
+predict.predict([Path(sys.argv[1])], "a lovely film", None, "models:/qa-moe@champion", None, True)
 print(json.dumps([name for name in sys.argv[2:] if name in sys.modules]))
 """
 

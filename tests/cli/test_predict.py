@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from qamoe.cli import predict
-from qamoe.errors import Refused
+from qamoe.errors import UserError
 from tests.fixtures.served import written
 
 KEYS = ["clip", "score", "interval", "trust", "reasons"]
@@ -167,15 +167,15 @@ def test_a_refusal_is_one_sentence_and_exit_code_2(qamoe):
     ],
 )
 def test_what_cannot_be_asked_is_refused_before_a_model_is_loaded(lines, names, more, sentence):
-    with pytest.raises(Refused, match=sentence):
+    with pytest.raises(UserError, match=sentence):
         lines(*map(Path, names), folder=Path("no checkpoint"), **more)
 
 
 def test_the_longest_clip_of_training_bounds_clips_and_windows(lines, voice, tmp_path, tiny_checkpoint, tiny_stats):
     talk = written(tmp_path / "talk.wav", np.tile(voice, 3))
-    with pytest.raises(Refused, match=r"lasts 4\.5 s, more than twice the longest clip of training \(2\.0 s\)"):
+    with pytest.raises(UserError, match=r"lasts 4\.5 s, more than twice the longest clip of training \(2\.0 s\)"):
         lines(talk)
-    with pytest.raises(Refused, match=r"--window is 4\.1 s; allowed are up to 4\.0 s"):
+    with pytest.raises(UserError, match=r"--window is 4\.1 s; allowed are up to 4\.0 s"):
         lines(talk, window=4.1)
     older = {key: value for key, value in tiny_stats.items() if key != "seconds_max"}
     (answer,), _ = lines(talk, folder=tiny_checkpoint(tmp_path / "older", stats=older))

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from qamoe.config.model_names import family, specialist_cell
 from qamoe.config.params import MODEL_NAMES, Params, digest, load
-from qamoe.errors import Refused
+from qamoe.errors import UserError
 from qamoe.pipeline.experiment import overlaid
 
 ROOT = Path(__file__).parents[2]
@@ -35,7 +35,7 @@ def changed(key: str, value: Any) -> dict[str, Any]:
 def refusal(tmp_path: Path, content: Any) -> str:
     path = tmp_path / "params.yaml"
     path.write_text(content if isinstance(content, str) else yaml.safe_dump(content))
-    with pytest.raises(Refused) as refused:
+    with pytest.raises(UserError) as refused:
         load(path)
     sentence = str(refused.value)
     assert "\n" not in sentence
@@ -188,8 +188,8 @@ def test_a_mistake_is_named_with_its_key_and_value(tmp_path: Path, key: str, val
         ("train.common.selection.severities.noise", []),
         ("evaluate.slices", []),
         ("evaluate.slices", ["clean", "mixed", "clean"]),
-        ("evaluate.broken_permutations", -1),
-        ("train.common.degrade.announced_share", 1.5),
+        ("evaluate.quality_permutations", -1),
+        ("train.common.degrade.mask_revealed_share", 1.5),
         ("train.common.degrade.swap", ...),
         ("train.common.selection.severities", {"desync": [0.5]}),
         ("tune.lr", [0.003, 0.0003]),
@@ -222,15 +222,15 @@ def test_another_file_is_refused(tmp_path: Path, content: str, sentence: str) ->
 
 
 def test_no_file_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(Refused, match=r"There is no parameter file .*nowhere\.yaml\."):
+    with pytest.raises(UserError, match=r"There is no parameter file .*nowhere\.yaml\."):
         load(tmp_path / "nowhere.yaml")
 
 
 def test_what_is_no_text_file_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(Refused, match=f"The parameter file {tmp_path} cannot be read: Is a directory"):
+    with pytest.raises(UserError, match=f"The parameter file {tmp_path} cannot be read: Is a directory"):
         load(tmp_path)
     (tmp_path / "params.yaml").write_bytes(b"extract: \xff\xfe")
-    with pytest.raises(Refused, match=r"params\.yaml is not YAML: .*utf-8"):
+    with pytest.raises(UserError, match=r"params\.yaml is not YAML: .*utf-8"):
         load(tmp_path / "params.yaml")
 
 

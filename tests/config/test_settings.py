@@ -3,7 +3,7 @@
 import pytest
 
 from qamoe.config import settings
-from qamoe.errors import Refused
+from qamoe.errors import UserError
 
 
 @pytest.mark.parametrize(
@@ -30,7 +30,7 @@ def test_a_device_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     for asked in ("gpu", "cuda", "cuda:0"):
         monkeypatch.setenv("QAMOE_DEVICE", asked)
-        with pytest.raises(Refused, match=f"QAMOE_DEVICE is '{asked}'; on this machine there is cpu"):
+        with pytest.raises(UserError, match=f"QAMOE_DEVICE is '{asked}'; on this machine there is cpu"):
             settings.device()
 
 
@@ -38,7 +38,7 @@ def test_a_device_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) 
 def test_tracking_is_on_or_off_and_nothing_else(monkeypatch: pytest.MonkeyPatch, asked: str, off: bool | None) -> None:
     monkeypatch.setenv("QAMOE_TRACKING", asked)
     if off is None:
-        with pytest.raises(Refused, match=f"QAMOE_TRACKING is '{asked}'; allowed are on and off"):
+        with pytest.raises(UserError, match=f"QAMOE_TRACKING is '{asked}'; allowed are on and off"):
             settings.untracked()
     else:
         assert settings.untracked() is off
@@ -52,7 +52,7 @@ def test_a_number_that_was_asked_for_is_kept(monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize("asked", ["0", "-1", "two", "1.5"])
 def test_a_number_of_workers_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch, asked: str) -> None:
     monkeypatch.setenv("QAMOE_WORKERS", asked)
-    with pytest.raises(Refused, match=r"QAMOE_WORKERS is .*; allowed is a whole number from 1 on"):
+    with pytest.raises(UserError, match=r"QAMOE_WORKERS is .*; allowed is a whole number from 1 on"):
         settings.workers()
 
 
@@ -62,5 +62,5 @@ def test_an_executor_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("QAMOE_EXECUTOR", "ray")
     assert settings.executor() == "ray"
     monkeypatch.setenv("QAMOE_EXECUTOR", "dask")
-    with pytest.raises(Refused, match=r"QAMOE_EXECUTOR is 'dask'; allowed are processes and ray\."):
+    with pytest.raises(UserError, match=r"QAMOE_EXECUTOR is 'dask'; allowed are processes and ray\."):
         settings.executor()

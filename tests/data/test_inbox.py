@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from qamoe.data import inbox
-from qamoe.errors import Refused
+from qamoe.errors import UserError
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def test_a_manifest_needs_paths_alone_and_a_bad_row_costs_itself(folder: Path) -
 @pytest.mark.parametrize(("content", "sentence"), [(b"text\nx\n", "lacks the column path"), (b"\xff\xfe", "UTF-8")])
 def test_a_manifest_that_is_none_is_refused(folder: Path, content: bytes, sentence: str) -> None:
     (folder / "manifest.csv").write_bytes(content)
-    with pytest.raises(Refused, match=sentence):
+    with pytest.raises(UserError, match=sentence):
         inbox.read(folder, [])
-    with pytest.raises(Refused, match="nothing at"):
+    with pytest.raises(UserError, match="nothing at"):
         inbox.read(folder / "nowhere", [])

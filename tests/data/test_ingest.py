@@ -12,7 +12,7 @@ from qamoe.config.params import Task
 from qamoe.data import manifest
 from qamoe.data.clip import drawn_split
 from qamoe.data.ingest import Ingested, ingest
-from qamoe.errors import Refused
+from qamoe.errors import UserError
 
 TASK = Task(kind="regression", low=-3, high=3)
 
@@ -84,7 +84,7 @@ def test_a_wrong_row_changes_nothing(data: Path, tmp_path: Path, row: tuple[str,
     new = write(tmp_path / "new", good, row, x=b"second")
     (tmp_path / "data.dvc").write_text("outs:\n- md5: x.dir\n  path: data\n  remote: sample\n")
     before = tree(tmp_path)
-    with pytest.raises(Refused, match=sentence):
+    with pytest.raises(UserError, match=sentence):
         ingest(new, data, TASK)
     assert tree(tmp_path) == before
 

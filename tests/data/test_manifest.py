@@ -11,7 +11,7 @@ import pytest
 from qamoe.config.params import Task
 from qamoe.data.clip import Clip, drawn_split
 from qamoe.data.manifest import COLUMNS, GENERATOR_VERSION, read, read_generated
-from qamoe.errors import Refused
+from qamoe.errors import UserError
 from tests.fixtures.damage import mutated, ruined
 
 REGRESSION = Task(kind="regression", low=-3, high=3)
@@ -101,20 +101,20 @@ def test_a_manifest_of_a_spreadsheet_is_read(write: Write) -> None:
     ],
 )
 def test_a_wrong_manifest_is_refused(write: Write, changes: list[dict[str, str]], sentence: str) -> None:
-    with pytest.raises(Refused, match=sentence) as refusal:
+    with pytest.raises(UserError, match=sentence) as refusal:
         read(write(*changes), REGRESSION)
     assert "\n" not in str(refusal.value)
 
 
 def test_a_label_that_is_no_class_is_refused(write: Write) -> None:
-    with pytest.raises(Refused, match=r"line 2: label 'fear' is none of the classes joy, anger\."):
+    with pytest.raises(UserError, match=r"line 2: label 'fear' is none of the classes joy, anger\."):
         read(write({"label": "fear"}), CLASSES)
 
 
 @pytest.mark.parametrize("column", COLUMNS)
 def test_a_missing_column_is_named(write: Write, column: str) -> None:
     columns = tuple(c for c in COLUMNS if c != column)
-    with pytest.raises(Refused, match=rf"manifest\.csv lacks the column {column}; its header is clip_id,source,"):
+    with pytest.raises(UserError, match=rf"manifest\.csv lacks the column {column}; its header is clip_id,source,"):
         read(write({}, columns=columns), REGRESSION)
 
 
@@ -144,7 +144,7 @@ def test_cells_that_would_move_or_swallow_others_are_refused(
     if sentence is None:
         assert [clip.clip_id for clip in read(path.parent, REGRESSION).clips] == ["clip-1", "b", "c"]
         return
-    with pytest.raises(Refused, match=sentence) as refusal:
+    with pytest.raises(UserError, match=sentence) as refusal:
         read(path.parent, REGRESSION)
     assert "\n" not in str(refusal.value)
 
@@ -152,7 +152,7 @@ def test_cells_that_would_move_or_swallow_others_are_refused(
 def test_a_manifest_without_even_a_header_is_refused(write: Write) -> None:
     folder = write()
     (folder / "manifest.csv").write_text("")
-    with pytest.raises(Refused, match="lacks the column clip_id"):
+    with pytest.raises(UserError, match="lacks the column clip_id"):
         read(folder, REGRESSION)
 
 
@@ -160,21 +160,21 @@ def test_a_manifest_in_another_encoding_is_refused(write: Write) -> None:
     folder = write({})
     path = folder / "manifest.csv"
     path.write_bytes(path.read_bytes().replace(b"anna", "zoë".encode("latin-1")))
-    with pytest.raises(Refused, match=r"manifest\.csv.*UTF-8"):
+    with pytest.raises(UserError, match=r"manifest\.csv.*UTF-8"):
         read(folder, REGRESSION)
 
 
 def test_no_folder_and_no_manifest_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(Refused, match=r"There is no data folder .*nowhere; the sample corpus comes with 'dvc pull"):
+    with pytest.raises(UserError, match=r"There is no data folder .*nowhere; the sample corpus comes with 'dvc pull"):
         read(tmp_path / "nowhere", REGRESSION)
-    with pytest.raises(Refused, match=r"There is no manifest\.csv in .*; its header is clip_id,source,path,"):
+    with pytest.raises(UserError, match=r"There is no manifest\.csv in .*; its header is clip_id,source,path,"):
         read(tmp_path, REGRESSION)
 
 
 def test_a_link_out_of_the_folder_is_refused(write: Write, tmp_path: Path) -> None:
     folder = write({"path": "media/link.mp4"})
     (folder / "media/link.mp4").symlink_to(tmp_path / "outside.mp4")
-    with pytest.raises(Refused, match="leads outside the corpus folder"):
+    with pytest.raises(UserError, match="leads outside the corpus folder"):
         read(folder, REGRESSION)
 
 
@@ -215,14 +215,14 @@ def test_drawn_splits_have_their_shares_and_never_change() -> None:
 
 def test_a_generated_corpus_says_which_generator_made_it(write: Write) -> None:
     folder = write({})
-    with pytest.raises(Refused, match=r"corpus\.json is missing; for clips of your own set extract\.corpus\.kind"):
+    with pytest.raises(UserError, match=r"corpus\.json is missing; for clips of your own set extract\.corpus\.kind"):
         read_generated(folder, REGRESSION)
     (folder / "corpus.json").write_text(json.dumps({"version": GENERATOR_VERSION, "seed": 7}))
     corpus = read_generated(folder, REGRESSION)
     assert corpus.generated
     assert corpus.about == {"corpus": "sample", "version": GENERATOR_VERSION, "seed": 7}
     (folder / "corpus.json").write_text(json.dumps({"version": 99}))
-    with pytest.raises(Refused, match=r"generator version 99 is not 1"):
+    with pytest.raises(UserError, match=r"generator version 99 is not 1"):
         read_generated(folder, REGRESSION)
 
 
@@ -230,7 +230,7 @@ def test_a_generated_corpus_says_which_generator_made_it(write: Write) -> None:
 def test_a_damaged_corpus_json_is_one_sentence(write: Write, content: bytes) -> None:
     folder = write({})
     (folder / "corpus.json").write_bytes(content)
-    with pytest.raises(Refused, match=r"corpus\.json is damaged; it is a JSON object") as refusal:
+    with pytest.raises(UserError, match=r"corpus\.json is damaged; it is a JSON object") as refusal:
         read_generated(folder, REGRESSION)
     assert "\n" not in str(refusal.value)
 
@@ -241,7 +241,7 @@ def test_a_damaged_corpus_json_is_one_sentence(write: Write, content: bytes) -> 
 def test_a_path_that_no_file_has_is_refused(write: Write, path: str) -> None:
     folder = write({"path": path})
     (folder / "media/loop").symlink_to("loop")
-    with pytest.raises(Refused, match=r"line 2: there is no file '"):
+    with pytest.raises(UserError, match=r"line 2: there is no file '"):
         read(folder, REGRESSION)
 
 
@@ -271,7 +271,7 @@ def test_a_damaged_manifest_is_read_or_refused_and_moves_no_row_that_it_left_alo
         path.write_bytes(ruined(whole, whole, seed) if seed % 2 else mutated(whole, seed))
         try:
             now = {clip.clip_id: clip for clip in read(folder, REGRESSION).clips}
-        except Refused as refusal:
+        except UserError as refusal:
             refused.append(str(refusal))
             continue
         assert all(clip.media == folder.resolve() / "media/one.mp4" for clip in now.values())

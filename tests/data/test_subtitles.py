@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from qamoe.data.subtitles import beside
-from qamoe.media.decode import Problem
+from qamoe.media.decode import ClipError
 
 SRT = """\ufeff1\r
 00:00:00,200 --> 00:00:01,200\r
@@ -40,7 +40,7 @@ def test_a_txt_is_said_in_the_whole_file_alone(tmp_path: Path) -> None:
     (tmp_path / "clip.txt").write_bytes("\ufeffa lovely\n\nfilm \u2026\n".encode())
     assert beside(clip) == "a lovely film \u2026"
     for span in ((1.0, None), (0.0, 2.0)):
-        with pytest.raises(Problem, match=r"clip\.txt has no times"):
+        with pytest.raises(ClipError, match=r"clip\.txt has no times"):
             beside(clip, *span)
 
 
@@ -53,7 +53,7 @@ def test_a_srt_that_is_none_is_a_problem_and_an_empty_one_has_no_words(
 ) -> None:
     srt = tmp_path / "clip.srt"
     srt.write_bytes(content)
-    with pytest.raises(Problem, match=reason):
+    with pytest.raises(ClipError, match=reason):
         beside(tmp_path / "clip.mp4")
     srt.write_bytes(b"\n \n")
     assert beside(tmp_path / "clip.mp4") == ""

@@ -16,7 +16,7 @@ from qamoe.config.params import Params
 from qamoe.config.settings import shared_data
 from qamoe.data.manifest import COLUMNS
 from qamoe.data.validate import Findings, check, kind_of
-from qamoe.errors import Refused
+from qamoe.errors import UserError
 from tests.media.test_decode import film
 
 ROOT = Path(__file__).parents[2]
@@ -197,9 +197,9 @@ def test_the_kind_is_known_by_the_files(tmp_path: Path) -> None:
 
 
 def test_nothing_there_and_an_unknown_kind_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(Refused, match=r"There is nothing at .*nowhere\."):
+    with pytest.raises(UserError, match=r"There is nothing at .*nowhere\."):
         check(tmp_path / "nowhere", EXTRACT)
-    with pytest.raises(Refused, match=r"--kind 'mosi' is unknown; allowed are sample, clips, mmsa, mintrec"):
+    with pytest.raises(UserError, match=r"--kind 'mosi' is unknown; allowed are sample, clips, mmsa, mintrec"):
         check(tmp_path, EXTRACT, "mosi")
 
 

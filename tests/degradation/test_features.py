@@ -369,7 +369,7 @@ def test_a_clean_share_of_nothing_or_all_is_exact(share: float, clean: bool) -> 
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
 def test_a_share_of_the_clips_draws_once_for_all_its_modalities(share: float) -> None:
     keys = torch.tensor([clip_key(str(i)) for i in range(4000)])
-    state = drawn_state(2026, keys, 3, 0.2, alike_share=share)
+    state = drawn_state(2026, keys, 3, 0.2, shared_draw_share=share)
     alike = (state.severity == state.severity[:, :1]).all(1) & (state.kind == state.kind[:, :1]).all(1)
     by_chance = 0.2**3  # all of them clean
     assert alike.float().mean().item() == pytest.approx(share + (1 - share) * by_chance, abs=0.02)
@@ -381,7 +381,7 @@ def test_a_share_of_the_clips_draws_once_for_all_its_modalities(share: float) ->
 @pytest.mark.parametrize("share", [0.0, 0.25])
 def test_a_share_of_the_severities_is_the_whole(share: float) -> None:
     keys = torch.tensor([clip_key(str(i)) for i in range(4000)])
-    state = drawn_state(2026, keys, 3, 0.2, whole_share=share)
+    state = drawn_state(2026, keys, 3, 0.2, full_severity_share=share)
     drawn = state.severity[state.kind != -1]
     assert (drawn == 1).float().mean().item() == pytest.approx(share, abs=0.02)
     rest = drawn[drawn < 1]
@@ -400,7 +400,7 @@ def test_a_drawn_state_is_each_clips_own() -> None:
 @pytest.mark.parametrize(("announced", "whole"), [(0.0, 0.3), (0.4, 0.3), (1.0, 0.3), (1.0, 0.0)])
 def test_a_share_of_what_is_wholly_missing_is_announced(announced: float, whole: float) -> None:
     keys = torch.tensor([clip_key(str(i)) for i in range(6000)])
-    state = drawn_state(2026, keys, 3, 0.2, whole_share=whole, announced_share=announced)
+    state = drawn_state(2026, keys, 3, 0.2, full_severity_share=whole, mask_revealed_share=announced)
     gone = (state.kind == KINDS.index("missing")) & (state.severity == 1)
     assert not state.announced[~gone].any()
     assert bool(gone.any()) == (whole > 0)

@@ -21,7 +21,7 @@ from qamoe.rng import MODALITIES, Draws
 CLIPS = 9
 ALL = ("missing",) * 3
 VIEWS = (
-    View(2026, 3, clean_share=0.2, whole_share=0.5, announced_share=0.5, swap=True),
+    View(2026, 3, clean_share=0.2, full_severity_share=0.5, mask_revealed_share=0.5, swap=True),
     View(7, 0),
     alike("missing", 0.4, 7, 1),
     alike("noise", 0.7, 7, 2),

@@ -48,7 +48,7 @@ def small_params() -> dict[str, Any]:
     content["models"]["qamoe"] |= {"experts": 3, "active": 2, "hidden": 8}
     content["seeds"] = {name: [1] for name in MODELS}
     content["evaluate"] |= {"draws": 1, "mixed_draws": 1, "slices": ["clean", "missing", "noise", "burst", "mixed"]}
-    content["evaluate"]["broken_permutations"] = 1
+    content["evaluate"]["quality_permutations"] = 1
     content["tune"] |= {"trials": 1, "epochs": 2}
     content["registry"] |= {"draws": 2, "coverage_90": [0.0, 1.0]}
     return content

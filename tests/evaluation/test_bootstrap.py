@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from qamoe.config import params
-from qamoe.errors import Refused
+from qamoe.errors import UserError
 from qamoe.evaluation import protocol, summary
 from qamoe.evaluation.bootstrap import (
     CLASSIFICATION,
@@ -117,19 +117,19 @@ def test_weights_are_the_trapezoid_and_sum_to_one(cells: list[protocol.Cell]) ->
 
 def test_different_grids_are_refused(cells: list[protocol.Cell]) -> None:
     a = two_sources(1, 0)
-    with pytest.raises(Refused, match=r"40 rows a seed against 39"):
+    with pytest.raises(UserError, match=r"40 rows a seed against 39"):
         paired_bootstrap(a, a.iloc[:-1])
     for column, value in (("target", a["target"] + 1), ("draw", 1), ("source", a["source"] + "x")):
-        with pytest.raises(Refused, match="the first model was not measured on the same"):
+        with pytest.raises(UserError, match="the first model was not measured on the same"):
             paired_bootstrap(a, a.assign(**{column: value}))
-    with pytest.raises(Refused, match="twice"):
+    with pytest.raises(UserError, match="twice"):
         paired_bootstrap(a, pd.concat([a, a]))
-    with pytest.raises(Refused, match="one slice, not about clean, mixed"):
+    with pytest.raises(UserError, match="one slice, not about clean, mixed"):
         paired_bootstrap(a, pd.concat([a, a.assign(slice="mixed")]))
-    with pytest.raises(Refused, match="'acc9'; allowed are mae"):
+    with pytest.raises(UserError, match="'acc9'; allowed are mae"):
         paired_bootstrap(a, a, "acc9")
     uneven = pd.concat([a.assign(seed=1), a.iloc[1:].assign(seed=2)])
-    with pytest.raises(Refused, match=r"seed 2 was not measured .* \(39 rows a seed against 40\)"):
+    with pytest.raises(UserError, match=r"seed 2 was not measured .* \(39 rows a seed against 40\)"):
         resample(uneven)
 
 
@@ -215,5 +215,5 @@ def test_classes_are_compared_by_their_own_metrics(metric: str) -> None:
     found = compare(a, b, metric, draws=300)
     assert found.difference == pytest.approx(values[0] - values[1])
     assert found.low < found.difference < found.high
-    with pytest.raises(Refused, match="allowed are accuracy, macro_f1"):
+    with pytest.raises(UserError, match="allowed are accuracy, macro_f1"):
         compare(a, b, "mae")

@@ -10,7 +10,7 @@ import pytest
 
 from qamoe.data import arrow_store
 from qamoe.data.arrow_store import Store
-from qamoe.dataset.degraded_split import Views, open_views
+from qamoe.dataset.degraded_split import DegradedSplit, open_views
 from qamoe.degradation.views import references
 from qamoe.evaluation import media_slice, protocol
 from qamoe.evaluation.summary import summarise
@@ -66,7 +66,7 @@ def measured(tmp_path: Path, tiny_stats: Any, tiny_checkpoint: Any) -> pd.DataFr
         "word_errors": write(tmp_path / "words.arrow", 0.0, 1),
     }
 
-    def opened(cell: protocol.Cell) -> Views:
+    def opened(cell: protocol.Cell) -> DegradedSplit:
         opened_store = Store(files[cell.kind if cell.severity else "clean"])
         return open_views(opened_store, cell.views, MODALITIES, references(tiny_stats), tmp_path, "data", "cpu")
 

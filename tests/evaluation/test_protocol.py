@@ -12,9 +12,9 @@ import torch
 
 from qamoe.config.params import Evaluate
 from qamoe.data.arrow_store import Store
-from qamoe.dataset.degraded_split import Views, open_views
+from qamoe.dataset.degraded_split import DegradedSplit, open_views
 from qamoe.degradation.views import View, alike, references
-from qamoe.errors import Refused
+from qamoe.errors import UserError
 from qamoe.evaluation import protocol
 from qamoe.evaluation.encoding_cache import Encodings
 from qamoe.models import checkpoint
@@ -24,7 +24,8 @@ MODALITIES = ("text", "audio", "vision")
 
 
 def evaluate(draws: int = 2, mixed_draws: int = 3, slices: tuple[str, ...] = ALL) -> Evaluate:
-    return Evaluate.model_validate({"seed": 7, "draws": draws, "mixed_draws": mixed_draws, "slices": list(slices)})
+    content = {"seed": 7, "draws": draws, "mixed_draws": mixed_draws, "slices": list(slices), "quality_permutations": 2}
+    return Evaluate.model_validate(content)
 
 
 def test_the_plan_has_every_cell_of_every_slice_once() -> None:
@@ -244,13 +245,13 @@ def test_what_cells_share_changes_no_prediction(corpus: Any, measured: list[pd.D
 
 def test_an_encoding_is_made_once_and_dropped_after_its_last_cell(corpus: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[tuple[View, str]] = []
-    degraded = Views.degraded
+    degraded = DegradedSplit.degraded
 
-    def counted(self: Views, view: int, rows: Any, modalities: Any = None) -> Any:
+    def counted(self: DegradedSplit, view: int, rows: Any, modalities: Any = None) -> Any:
         made.extend((self.views[view].of(m), m) for m in modalities)
         return degraded(self, view, rows, modalities)
 
-    monkeypatch.setattr(Views, "degraded", counted)
+    monkeypatch.setattr(DegradedSplit, "degraded", counted)
     order = [view for cell in corpus.cells for view in cell.views]
     encodings = Encodings(corpus.trained, corpus.split, [range(7)], order, "cpu")
     for view in order:
@@ -277,7 +278,7 @@ def test_a_corpus_without_vision_leaves_its_columns_empty(corpus: Any, tmp_path:
     torch.manual_seed(0)
     smaller = checkpoint.Trained(checkpoint.make("qamoe", config).eval(), config, tmp_path)
     whole = corpus.split
-    split = Views(whole.store, whole.views, two, whole.references, whole.states)
+    split = DegradedSplit(whole.store, whole.views, two, whole.references, whole.states)
     few = [c for c in corpus.cells if c.name in ("missing-0.4", "mixed", "joint-0.25-0.75")]
     (rows,) = protocol.measure([smaller], split, few, "cpu")
     assert (rows["kind_vision"] == "absent").all()
@@ -334,11 +335,11 @@ def test_every_cell_draw_and_metric_is_aggregated(corpus: Any, measured: list[pd
 )
 def test_an_incomplete_grid_is_refused(corpus: Any, measured: list[pd.DataFrame], gone: str, sentence: str) -> None:
     rows = measured[0].drop(measured[0].query(gone).index)
-    with pytest.raises(Refused, match=sentence):
+    with pytest.raises(UserError, match=sentence):
         protocol.aggregate(rows, corpus.cells, SIGMAS)
 
 
 def test_a_clip_that_is_there_twice_is_refused(corpus: Any, measured: list[pd.DataFrame]) -> None:
     rows = pd.concat([measured[0], measured[0].query("cell == 'clean' and clip_id == 'clip-1'")])
-    with pytest.raises(Refused, match=r"cell clean, draw 0: 8 predictions of 7 clips"):
+    with pytest.raises(UserError, match=r"cell clean, draw 0: 8 predictions of 7 clips"):
         protocol.aggregate(rows, corpus.cells, SIGMAS)

@@ -13,7 +13,7 @@ from qamoe.data.arrow_store import Store
 from qamoe.dataset.degraded_split import open_views
 from qamoe.degradation.views import references
 from qamoe.evaluation import protocol
-from qamoe.evaluation.quality_permutation import broken, donors
+from qamoe.evaluation.quality_permutation import donors, permuted_quality
 from qamoe.models import checkpoint
 
 MODALITIES = ("text", "audio", "vision")
@@ -48,12 +48,14 @@ def found(tmp_path_factory: pytest.TempPathFactory, tiny_corpus: Any, tiny_stats
     with torch.no_grad():
         for parameter in trained.model.parameters():
             parameter.add_(0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
-    params = Evaluate.model_validate({"seed": 7, "draws": 1, "mixed_draws": DRAWS, "slices": ["mixed"]})
+    params = Evaluate.model_validate(
+        {"seed": 7, "draws": 1, "mixed_draws": DRAWS, "slices": ["mixed"], "quality_permutations": 2}
+    )
     cells = protocol.plan(("mixed",), params)
     store = Store(folder / "preprocess/valid.arrow")
     split = open_views(store, protocol.views(cells), MODALITIES, references(tiny_stats), folder, "data", "cpu")
     (rows,) = protocol.measure([trained], split, cells, "cpu")
-    made = pd.concat(broken(trained, split, cells[0], rows, PERMUTATIONS, 7, "cpu"), ignore_index=True)
+    made = pd.concat(permuted_quality(trained, split, cells[0], rows, PERMUTATIONS, 7, "cpu"), ignore_index=True)
     return trained, split, rows, made
 
 

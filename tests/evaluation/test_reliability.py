@@ -6,13 +6,13 @@ import pytest
 from scipy.stats import spearmanr
 from sklearn.metrics import roc_auc_score
 
-from qamoe.errors import Refused
+from qamoe.errors import UserError
 from qamoe.evaluation.reliability import (
     auroc,
-    broken,
     coverage,
     covered_share,
     curves,
+    permuted_quality,
     spearman,
     spread_when_all_is_lost,
 )
@@ -98,7 +98,7 @@ def test_slice_alone_is_followed_in_the_degraded_modality_by_kind() -> None:
 
 def test_a_severity_that_a_clip_lacks_is_refused() -> None:
     rows = graded("missing", "missing", lambda s, lost, rng: 1 - lost, np.full(CLIPS, 30))
-    with pytest.raises(Refused, match="missing at some severity"):
+    with pytest.raises(UserError, match="missing at some severity"):
         spearman(rows[~((rows["clip_id"] == "c03") & (rows["cell"] == "missing-0.4"))])
 
 
@@ -129,17 +129,17 @@ def mixed(error: float, draws: int, source_effect: float = 0.0) -> pd.DataFrame:
 
 
 def test_broken_quality_is_the_relative_rise() -> None:
-    found = broken(mixed(0.5, 10), mixed(0.55, 20))
+    found = permuted_quality(mixed(0.5, 10), mixed(0.55, 20))
     assert (found.rise, found.low, found.high) == pytest.approx((0.1, 0.1, 0.1))
     assert (found.mae, found.intact) == pytest.approx((0.55, 0.5))
-    unequal = broken(mixed(0.5, 3), mixed(0.5, 4, source_effect=0.1))
+    unequal = permuted_quality(mixed(0.5, 3), mixed(0.5, 4, source_effect=0.1))
     assert unequal.low < unequal.rise < unequal.high
     assert unequal.rise == pytest.approx(0.25 / 0.5)
 
 
 def test_broken_quality_of_other_clips_is_refused() -> None:
-    with pytest.raises(Refused, match="different clips"):
-        broken(mixed(0.5, 3), mixed(0.5, 3).query("clip_id != 'c00'"))
+    with pytest.raises(UserError, match="different clips"):
+        permuted_quality(mixed(0.5, 3), mixed(0.5, 3).query("clip_id != 'c00'"))
 
 
 def test_spread_is_that_of_predictions_when_nothing_is_left() -> None:

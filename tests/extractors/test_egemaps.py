@@ -8,7 +8,7 @@ import pytest
 
 from qamoe.config.settings import shared_data
 from qamoe.extractors.egemaps import COLUMNS, SAMPLE_RATE, Egemaps
-from qamoe.media.decode import NoStream, Problem
+from qamoe.media.decode import ClipError, NoStream
 
 real_clips = shared_data() / "clips" / "cremad"
 needs_real_clips = pytest.mark.skipif(not real_clips.is_dir(), reason=f"there is no folder {real_clips}")
@@ -62,9 +62,9 @@ def test_change_is_found_where_it_happens() -> None:
 
 
 def test_silence_is_a_problem(tmp_path: Path) -> None:
-    with pytest.raises(Problem, match="silence"):
+    with pytest.raises(ClipError, match="silence"):
         Egemaps(20).describe(np.zeros(SAMPLE_RATE, np.float32))
-    with pytest.raises(Problem, match="silence"):
+    with pytest.raises(ClipError, match="silence"):
         Egemaps(20).extract(save(tmp_path / "silent.wav", np.full(SAMPLE_RATE, 1e-5)))
 
 
@@ -76,7 +76,7 @@ def test_a_sound_without_voice_is_allowed() -> None:
 
 
 def test_too_short_a_sound_is_a_problem() -> None:
-    with pytest.raises(Problem, match=r"only 0\.05 s of sound"):
+    with pytest.raises(ClipError, match=r"only 0\.05 s of sound"):
         Egemaps(20).describe(hum(0.05))
     assert len(Egemaps(20).describe(hum(0.11))) >= 1
 

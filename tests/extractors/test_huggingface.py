@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-from qamoe.errors import Refused
+from qamoe.errors import UserError
 from qamoe.extractors.huggingface import HuggingFace
 from qamoe.extractors.minilm import MiniLM, model_folder
 from qamoe.extractors.tokens import vocabulary_digest
@@ -102,6 +102,6 @@ def damaged(folder: Path) -> Path:
 def test_a_folder_without_a_usable_tokenizer_is_refused(
     make: Callable[[Path], Path], said: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(Refused, match=said) as caught:
+    with pytest.raises(UserError, match=said) as caught:
         HuggingFace(str(make(tmp_path / "folder")), 50)
     assert "\n" not in str(caught.value)

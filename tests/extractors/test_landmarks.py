@@ -14,10 +14,10 @@ from qamoe.config.settings import shared_data
 from qamoe.data.synthetic import face as sample_face
 from qamoe.data.synthetic import video
 from qamoe.data.synthetic.face import Expression, Portrait
-from qamoe.errors import Refused
+from qamoe.errors import UserError
 from qamoe.extractors import landmarks
 from qamoe.extractors.landmarks import COLUMNS, Landmarks
-from qamoe.media.decode import NoStream, Problem
+from qamoe.media.decode import ClipError, NoStream
 
 real_clips = shared_data() / "clips" / "cremad"
 needs_real_clips = pytest.mark.skipif(not real_clips.is_dir(), reason=f"there is no folder {real_clips}")
@@ -96,7 +96,7 @@ def test_pictures_without_a_face_are_zero_rows(tmp_path: Path) -> None:
     frames = Landmarks(10).extract(clip)
     assert frames[:, -1].tolist() == [1] * 6 + [0] * 4
     assert not frames[6:].any()
-    with pytest.raises(Problem, match="no face in any picture"):
+    with pytest.raises(ClipError, match="no face in any picture"):
         Landmarks(5).extract(film(tmp_path / "wall.mp4", [wall] * 10))
 
 
@@ -115,7 +115,7 @@ def test_sound_alone_is_no_problem_of_this_modality(tmp_path: Path) -> None:
 def test_another_model_is_refused(tmp_path: Path) -> None:
     other = tmp_path / "face_landmarker.task"
     other.write_bytes(b"another model")
-    with pytest.raises(Refused, match="SHA-256"):
+    with pytest.raises(UserError, match="SHA-256"):
         Landmarks(5, model=other).describe(np.zeros((64, 64, 3), np.uint8))
 
 
@@ -142,8 +142,8 @@ forbid_sockets(int(sys.argv[1]))
 OPEN_ONE = "import socket\nsocket.socket()\n"
 FIND_A_FACE = """
 import numpy as np
-from qamoe.corpora.sample_face import Expression, Portrait, invent
-from qamoe.features.landmarks import Landmarks
+from qamoe.data.synthetic.face import Expression, Portrait, invent
+from qamoe.extractors.landmarks import Landmarks
 row = Landmarks(5).describe(Portrait(invent(np.random.default_rng(1))).picture(Expression(0, 0, 0, 0, 0)))
 print("found", row[-1])
 """

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from qamoe.extractors.logmel import SAMPLE_RATE, LogMel, filters
-from qamoe.media.decode import Problem
+from qamoe.media.decode import ClipError
 from tests.media.test_decode import film
 
 
@@ -46,9 +46,9 @@ def test_every_filter_hears_something_and_neighbours_share_what_lies_between(ban
 
 
 def test_silence_and_too_short_a_sound_are_problems() -> None:
-    with pytest.raises(Problem, match="silence"):
+    with pytest.raises(ClipError, match="silence"):
         LogMel(20).describe(np.zeros(SAMPLE_RATE, np.float32))
-    with pytest.raises(Problem, match=r"only 0\.010 s"):
+    with pytest.raises(ClipError, match=r"only 0\.010 s"):
         LogMel(20).describe(tone(440, 0.01))
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from qamoe.extractors.openface import COLUMNS, OpenFace
-from qamoe.media.decode import Problem
+from qamoe.media.decode import ClipError
 
 HEADER = ["frame", "face_id", "timestamp", "confidence", "success", *COLUMNS[:-1], "x_0"]
 
@@ -76,22 +76,22 @@ def test_of_several_faces_the_first_counts(tmp_path: Path) -> None:
 def test_a_damaged_file_is_a_problem(tmp_path: Path, content: str | None, sentence: str) -> None:
     if content is not None:
         (tmp_path / "clip.csv").write_text(content)
-    with pytest.raises(Problem, match=sentence):
+    with pytest.raises(ClipError, match=sentence):
         OpenFace(5).extract(tmp_path / "clip.mp4")
 
 
 def test_times_that_go_backwards_and_a_span_without_a_face_are_problems(tmp_path: Path) -> None:
-    with pytest.raises(Problem, match="line 3: its time goes backwards"):
+    with pytest.raises(ClipError, match="line 3: its time goes backwards"):
         OpenFace(5).extract(write(tmp_path, [(0.2, 1, 1.0), (0.0, 1, 2.0)]))
     path = write(tmp_path, [(0.0, 1, 1.0), (0.2, 0, 2.0), (0.4, 0, 2.0)])
-    with pytest.raises(Problem, match="no face in any picture"):
+    with pytest.raises(ClipError, match="no face in any picture"):
         OpenFace(5).extract(path, 0.2)
-    with pytest.raises(Problem, match=r"no row of clip\.csv from 3 s on"):
+    with pytest.raises(ClipError, match=r"no row of clip\.csv from 3 s on"):
         OpenFace(5).extract(path, 3.0)
 
 
 def test_a_time_that_damage_gave_fills_no_memory(tmp_path: Path) -> None:
-    with pytest.raises(Problem, match=r"clip\.csv, line 3: nothing before it for 3600 s"):
+    with pytest.raises(ClipError, match=r"clip\.csv, line 3: nothing before it for 3600 s"):
         OpenFace(5).extract(write(tmp_path, [(0.0, 1, 1.0), (2e9, 1, 2.0)]))
 
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from qamoe.errors import Refused
+from qamoe.errors import UserError
 from qamoe.extractors.wav2vec import SAMPLE_RATE, Wav2vec
-from qamoe.media.decode import Problem
+from qamoe.media.decode import ClipError
 
 
 @pytest.fixture(scope="module")
@@ -72,18 +72,18 @@ def test_other_weights_are_other_parts(folder: Path, tmp_path: Path) -> None:
 
 
 def test_silence_and_too_short_a_sound_are_problems(folder: Path) -> None:
-    with pytest.raises(Problem, match="silence"):
+    with pytest.raises(ClipError, match="silence"):
         Wav2vec(20, str(folder)).describe(np.zeros(SAMPLE_RATE, np.float32))
-    with pytest.raises(Problem, match="too short"):
+    with pytest.raises(ClipError, match="too short"):
         Wav2vec(20, str(folder)).describe(noise(0.001))
 
 
 def test_a_folder_without_an_encoder_is_refused(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(Refused, match=r"there is no .*config\.json"):
+    with pytest.raises(UserError, match=r"there is no .*config\.json"):
         Wav2vec(20, str(tmp_path))
     (tmp_path / "model.safetensors").write_bytes(b"")
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(Refused, match="no wav2vec-type encoder"):
+    with pytest.raises(UserError, match="no wav2vec-type encoder"):
         Wav2vec(20, str(tmp_path))
-    with pytest.raises(Refused, match=r"rate is 60, .* gives 50 Hz"):
+    with pytest.raises(UserError, match=r"rate is 60, .* gives 50 Hz"):
         Wav2vec(60, str(folder))

@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 
 from qamoe.config.block import Block
-from qamoe.errors import Refused
+from qamoe.errors import UserError
 from qamoe.extractors import worker_pool
 from qamoe.extractors.worker_pool import Job, make_parts, part_key, read_part
-from qamoe.media.decode import NoStream, Problem
+from qamoe.media.decode import ClipError, NoStream
 
 
 class Obedient:
@@ -51,7 +51,7 @@ class Obedient:
             reading, _ = os.pipe()
             os.read(reading, 1)  # nobody ever writes
         if last == "problem":
-            raise Problem("no face")
+            raise ClipError("no face")
         if last == "no stream":
             raise NoStream("no video stream")
         if last == "error":
@@ -172,7 +172,7 @@ def test_what_a_stage_breaks_off_leaves_no_worker(extracted: Any) -> None:
 KILLED = """
 import os, signal, sys
 from tests.extractors.test_worker_pool import *
-executor._make_part = make_part_obediently
+worker_pool._make_part = make_part_obediently
 folder = Path(sys.argv[1])
 (folder / "0.txt").write_text(f"tell {folder / 'here'};hang")
 job = (Job("clip", "audio", folder / "0.txt", 0.0, None), folder / "part")
@@ -188,7 +188,7 @@ def test_a_stage_that_is_killed_takes_a_hanging_worker_along(tmp_path: Path) -> 
     command = [sys.executable, "-c", KILLED, str(tmp_path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as stage:
         assert stage.stdout is not None
-        assert os.read(here, 1) == b".", "the worker has begun"
+        assert select.select([here], [], [], 60)[0], "the worker has not begun"
         stage.kill()
         assert select.select([stage.stdout], [], [], 60)[0], "the worker is there still"
         assert stage.stdout.read() == b""
@@ -236,5 +236,5 @@ def test_an_unmade_part_is_none(tmp_path: Path) -> None:
 
 def test_ray_that_is_not_installed_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(Refused, match=r"QAMOE_EXECUTOR is ray, which is not installed: pip install -e '\.\[ray\]'\."):
+    with pytest.raises(UserError, match=r"QAMOE_EXECUTOR is ray, which is not installed: pip install -e '\.\[ray\]'\."):
         worker_pool.make_parts_on_ray([], {}, 1, 60, lambda: None)

@@ -202,11 +202,11 @@ def test_new_clips_go_in_before_the_stages(repository: Path, asked: list[str]) -
     (repository / "data/media/a.mp4").write_bytes(b"a film")
     (repository / "data/manifest.csv").write_text(f"{header}a,one,media/a.mp4,,,a film,1,train\n")
     subprocess.run([sys.executable, "-m", "dvc", "add", "data", "--quiet"], check=True)
-    before = _workspace.origin()["data_digest"]
+    before = _workspace.provenance()["data_digest"]
     (repository / "params.yaml").write_text((ROOT / "params.yaml").read_text())
 
     assert pipeline.pipeline(ingest_from="new", return_state=True).is_completed()
-    assert _workspace.origin()["data_digest"] == before
+    assert _workspace.provenance()["data_digest"] == before
 
     (repository / "new").mkdir()
     (repository / "new/b.mp4").write_bytes(b"another film")
@@ -216,7 +216,7 @@ def test_new_clips_go_in_before_the_stages(repository: Path, asked: list[str]) -
         assert state.is_completed(), state.message
     rows = (repository / "data/manifest.csv").read_text().splitlines()
     assert [row.split(",")[0] for row in rows] == ["clip_id", "a", "b"]
-    after = _workspace.origin()["data_digest"]
+    after = _workspace.provenance()["data_digest"]
     assert after != before
 
     (repository / "new/manifest.csv").write_text(f"{header}b,two,b.mp4,,,other words,-1,\n")

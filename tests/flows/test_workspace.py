@@ -56,7 +56,7 @@ def test_a_run_tells_what_it_did_and_on_what(committed: Path, monkeypatch: pytes
     assert run.name == f"extract to report, refused at {commit[:7]}"
     assert run.labels["qamoe.commit"] == commit
     assert "qamoe.dvc_lock_digest" not in run.labels, "there was none yet"
-    assert run.labels["qamoe.dvc_lock_digest_after"] == _workspace.origin()["dvc_lock_digest"]
+    assert run.labels["qamoe.dvc_lock_digest_after"] == _workspace.provenance()["dvc_lock_digest"]
     told = artifact("pipeline", state)
     assert "| qamoe | 0.500 |" in told
     assert "- MLflow run: [0123abc](http://records:5000/#/runs/0123abc)" in told

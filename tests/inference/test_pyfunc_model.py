@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from qamoe.errors import Refused
+from qamoe.errors import UserError
 from qamoe.inference import predict as serving
 from qamoe.inference.predict import NUMBERS, outputs, predict, raw_frames
 from qamoe.models import checkpoint
@@ -142,7 +142,7 @@ def test_a_model_without_quality_leaves_trust_and_routing_empty(tiny_checkpoint,
     ],
 )
 def test_input_of_another_kind_is_refused_in_a_sentence(trained, column, value, sentence):
-    with pytest.raises(Refused, match=sentence):
+    with pytest.raises(UserError, match=sentence):
         predict(trained, pd.DataFrame({column: pd.Series([None, value], dtype=object)}))
 
 

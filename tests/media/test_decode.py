@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from qamoe.config.settings import shared_data
-from qamoe.media.decode import Contents, NoStream, Problem, contents, pictures, sound
+from qamoe.media.decode import ClipError, Contents, NoStream, contents, read_audio, read_frames
 from tests.fixtures.damage import mutated
 
 RATE = 22_050
@@ -61,7 +61,7 @@ def film(
 
 
 def shades(path: Path, rate: float, start_s: float = 0.0, end_s: float | None = None) -> list[int]:
-    return [round(float(p.mean()) / 12) for p in pictures(path, rate, start_s, end_s)]
+    return [round(float(p.mean()) / 12) for p in read_frames(path, rate, start_s, end_s)]
 
 
 @pytest.fixture(scope="module")
@@ -75,14 +75,14 @@ def test_what_fills_up_the_last_frame_of_sound_is_no_sound(tmp_path: Path, suffi
     with av.open(str(path)) as container:
         decoded = sum(frame.samples for frame in container.decode(audio=0))
     assert decoded > 1.5 * RATE, "the codec filled up nothing, so that this shows nothing"
-    whole = sound(path, RATE)
+    whole = read_audio(path, RATE)
     assert len(whole) == 1.5 * RATE
     for end_s in (1.5, 60.0):
-        np.testing.assert_array_equal(sound(path, RATE, end_s=end_s), whole)
-    np.testing.assert_array_equal(sound(path, RATE, end_s=1.49), whole[: round(1.49 * RATE)])
-    assert len(sound(path, RATE, 1.0)) == 0.5 * RATE
-    with pytest.raises(Problem, match="no sound between"):
-        sound(path, RATE, 1.5)
+        np.testing.assert_array_equal(read_audio(path, RATE, end_s=end_s), whole)
+    np.testing.assert_array_equal(read_audio(path, RATE, end_s=1.49), whole[: round(1.49 * RATE)])
+    assert len(read_audio(path, RATE, 1.0)) == 0.5 * RATE
+    with pytest.raises(ClipError, match="no sound between"):
+        read_audio(path, RATE, 1.5)
 
 
 def test_pictures_are_those_on_show_at_each_time(clip: Path) -> None:
@@ -100,7 +100,7 @@ def test_a_span_of_pictures_begins_at_its_start(clip: Path) -> None:
 
 def test_pictures_are_rgb_of_the_films_size(tmp_path: Path) -> None:
     for size in ((65, 49), (33, 64)):
-        first = next(pictures(film(tmp_path / "odd.mkv", size=size, seconds=0.5), 5))
+        first = next(read_frames(film(tmp_path / "odd.mkv", size=size, seconds=0.5), 5))
         assert first.shape == (size[1], size[0], 3)
         assert first.dtype == np.uint8
 
@@ -112,17 +112,17 @@ def test_a_film_held_sideways_is_turned_upright(tmp_path: Path) -> None:
     place = content.index(b"tkhd") + 44
     content[place : place + 36] = struct.pack(">9i", 0, 1 << 16, 0, -(1 << 16), 0, 0, 48 << 16, 0, 1 << 30)
     path.write_bytes(content)
-    (shown,) = pictures(path, 5)
+    (shown,) = read_frames(path, 5)
     assert shown.shape == (64, 48, 3)
     assert shown[:24].mean() > 200
     assert shown[40:].mean() < 50
 
 
 def test_sound_of_a_span_is_as_long_as_the_span_and_in_place(clip: Path) -> None:
-    whole = sound(clip, RATE, 0.0, 2.0)
+    whole = read_audio(clip, RATE, 0.0, 2.0)
     assert whole.dtype == np.float32
     assert len(whole) == 2 * RATE
-    part = sound(clip, RATE, 0.75, 1.25)
+    part = read_audio(clip, RATE, 0.75, 1.25)
     assert len(part) == RATE // 2
     quarter = RATE // 4
     assert np.sqrt((part[:quarter] ** 2).mean()) == pytest.approx(0.5 / 2**0.5, rel=0.05)
@@ -130,20 +130,20 @@ def test_sound_of_a_span_is_as_long_as_the_span_and_in_place(clip: Path) -> None
 
 
 def test_sound_is_resampled(clip: Path) -> None:
-    assert len(sound(clip, 16_000, 0.0, 2.0)) == 32_000
+    assert len(read_audio(clip, 16_000, 0.0, 2.0)) == 32_000
 
 
 def test_a_span_far_into_a_file_is_the_same_as_cut_from_the_whole(tmp_path: Path) -> None:
     wav = film(tmp_path / "long.wav", seconds=6, streams="a")
-    whole = sound(wav, RATE)
-    np.testing.assert_array_equal(sound(wav, RATE, 4.0, 5.0), whole[4 * RATE : 5 * RATE])
+    whole = read_audio(wav, RATE)
+    np.testing.assert_array_equal(read_audio(wav, RATE, 4.0, 5.0), whole[4 * RATE : 5 * RATE])
 
 
 def test_a_format_without_the_stream_is_told_from_a_broken_one(tmp_path: Path) -> None:
     with pytest.raises(NoStream, match="no video stream"):
-        next(pictures(film(tmp_path / "voice.wav", streams="a"), 5))
+        next(read_frames(film(tmp_path / "voice.wav", streams="a"), 5))
     with pytest.raises(NoStream, match="no audio stream"):
-        sound(film(tmp_path / "mute.mp4", streams="v"), RATE)
+        read_audio(film(tmp_path / "mute.mp4", streams="v"), RATE)
 
 
 @pytest.mark.parametrize(
@@ -156,21 +156,21 @@ def test_a_format_without_the_stream_is_told_from_a_broken_one(tmp_path: Path) -
 )
 def test_a_file_that_is_no_media_is_a_problem(tmp_path: Path, name: str, content: bytes, reason: str) -> None:
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(Problem, match=reason) as seen:
-        sound(tmp_path / name, RATE)
+    with pytest.raises(ClipError, match=reason) as seen:
+        read_audio(tmp_path / name, RATE)
     assert not isinstance(seen.value, NoStream)
-    with pytest.raises(Problem, match=reason):
-        next(pictures(tmp_path / name, 5))
+    with pytest.raises(ClipError, match=reason):
+        next(read_frames(tmp_path / name, 5))
 
 
 def test_a_file_cut_short_is_a_problem_wherever_its_index_stands(tmp_path: Path) -> None:
     for name, options in (("behind.mp4", {}), ("before.mp4", {"movflags": "+faststart"})):
         whole = film(tmp_path / name, seconds=4, size=(320, 240), options=options).read_bytes()
         (tmp_path / name).write_bytes(whole[: len(whole) // 2])
-        with pytest.raises(Problem, match="cannot be decoded"):
-            sound(tmp_path / name, RATE)
-        with pytest.raises(Problem, match="cannot be decoded"):
-            list(pictures(tmp_path / name, 5))
+        with pytest.raises(ClipError, match="cannot be decoded"):
+            read_audio(tmp_path / name, RATE)
+        with pytest.raises(ClipError, match="cannot be decoded"):
+            list(read_frames(tmp_path / name, 5))
 
 
 def test_contents_say_what_is_there_without_decoding(clip: Path, tmp_path: Path) -> None:
@@ -183,23 +183,23 @@ def test_contents_say_what_is_there_without_decoding(clip: Path, tmp_path: Path)
 
 def test_contents_of_what_cannot_be_used_are_a_problem(tmp_path: Path) -> None:
     (tmp_path / "empty.mp4").write_bytes(b"")
-    with pytest.raises(Problem, match="zero bytes"):
+    with pytest.raises(ClipError, match="zero bytes"):
         contents(tmp_path / "empty.mp4")
     whole = film(tmp_path / "long.mp4", seconds=4, size=(320, 240), options={"movflags": "+faststart"}).read_bytes()
     (tmp_path / "half.mp4").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(Problem, match=r"cannot be decoded: ends after \d\.\d s of 4\.0 s"):
+    with pytest.raises(ClipError, match=r"cannot be decoded: ends after \d\.\d s of 4\.0 s"):
         contents(tmp_path / "half.mp4")
 
 
 @pytest.mark.parametrize("name", ["clip.mp4", "clip.mkv", "clip.avi", "clip.wav"])
 def test_damaged_media_are_read_or_a_problem_and_nothing_else(tmp_path: Path, name: str) -> None:
-    """50 damages a container: nothing but Problem is raised, and what is read has a shape."""
+    """50 damages a container: nothing but ClipError is raised, and what is read has a shape."""
     path = film(tmp_path / name, seconds=0.5, streams="a" if name.endswith("wav") else "av")
     whole = path.read_bytes()
     looks = (
         lambda: contents(path).seconds >= 0,
-        lambda: sound(path, 8_000).ndim == 1,
-        lambda: all(picture.shape[2] == 3 for picture in pictures(path, 5)),
+        lambda: read_audio(path, 8_000).ndim == 1,
+        lambda: all(picture.shape[2] == 3 for picture in read_frames(path, 5)),
     )
     reasons = []
     for seed in range(50):
@@ -207,7 +207,7 @@ def test_damaged_media_are_read_or_a_problem_and_nothing_else(tmp_path: Path, na
         for look in looks:
             try:
                 assert look()
-            except Problem as problem:
+            except ClipError as problem:
                 reasons.append(str(problem))
     assert 20 < len(reasons) < 150
     assert not any("\n" in reason for reason in reasons)
@@ -218,8 +218,8 @@ def test_sound_that_changes_its_rate_on_the_way_is_a_problem(tmp_path: Path, mon
     monkeypatch.setitem(globals(), "RATE", 44_100)
     fast = film(tmp_path / "fast.aac", seconds=0.5, streams="a").read_bytes()
     (tmp_path / "both.aac").write_bytes(slow + fast)
-    with pytest.raises(Problem, match="cannot be decoded: its sound changes its format on the way"):
-        sound(tmp_path / "both.aac", 8_000)
+    with pytest.raises(ClipError, match="cannot be decoded: its sound changes its format on the way"):
+        read_audio(tmp_path / "both.aac", 8_000)
 
 
 def late(path: Path, at_s: float) -> Path:
@@ -242,13 +242,13 @@ def late(path: Path, at_s: float) -> Path:
 
 def test_what_begins_late_is_in_its_place_and_a_time_that_damage_gave_fills_no_memory(tmp_path: Path) -> None:
     path = late(tmp_path / "late.mkv", 8.0)
-    assert len(sound(path, 8_000)) == pytest.approx(8 * 8_000 + 4096 * 8_000 / RATE, abs=1200)
-    assert len(list(pictures(path, 5))) == 41
+    assert len(read_audio(path, 8_000)) == pytest.approx(8 * 8_000 + 4096 * 8_000 / RATE, abs=1200)
+    assert len(list(read_frames(path, 5))) == 41
     path = late(tmp_path / "damaged.mkv", 10_000)
-    with pytest.raises(Problem, match="cannot be decoded: nothing between 0 s and 10000 s"):
-        sound(path, 8_000)
-    with pytest.raises(Problem, match="cannot be decoded: nothing between 0 s and 10000 s"):
-        list(pictures(path, 5))
+    with pytest.raises(ClipError, match="cannot be decoded: nothing between 0 s and 10000 s"):
+        read_audio(path, 8_000)
+    with pytest.raises(ClipError, match="cannot be decoded: nothing between 0 s and 10000 s"):
+        list(read_frames(path, 5))
 
 
 @pytest.mark.parametrize("rate", [1, 999])
@@ -257,15 +257,15 @@ def test_a_rate_that_no_sound_has_is_a_problem_before_it_is_resampled(tmp_path: 
     content = bytearray(path.read_bytes())
     struct.pack_into("<I", content, content.index(b"fmt ") + 12, rate)
     path.write_bytes(content)
-    with pytest.raises(Problem, match=f"cannot be decoded: sound of {rate} samples a second"):
-        sound(path, 16_000)
+    with pytest.raises(ClipError, match=f"cannot be decoded: sound of {rate} samples a second"):
+        read_audio(path, 16_000)
 
 
 def test_a_file_that_lost_both_its_streams_is_a_problem_and_not_one_without_them(tmp_path: Path) -> None:
     path = film(tmp_path / "clip.mp4", seconds=0.5)
     path.write_bytes(path.read_bytes().replace(b"trak", b"free"))
-    for look in (lambda: sound(path, RATE), lambda: next(pictures(path, 5)), lambda: contents(path)):
-        with pytest.raises(Problem, match="neither an audio nor a video stream") as seen:
+    for look in (lambda: read_audio(path, RATE), lambda: next(read_frames(path, 5)), lambda: contents(path)):
+        with pytest.raises(ClipError, match="neither an audio nor a video stream") as seen:
             look()
         assert not isinstance(seen.value, NoStream)
 
@@ -281,31 +281,31 @@ def test_a_stream_that_begins_on_the_way_is_a_problem(tmp_path: Path) -> None:
             moved[place + 1 : place + 3] = (pid + 0x10).to_bytes(2, "big")
     (tmp_path / "both.ts").write_bytes(one + two + bytes(moved))
     looks = (
-        lambda: sound(tmp_path / "both.ts", RATE),
-        lambda: list(pictures(tmp_path / "both.ts", 5)),
+        lambda: read_audio(tmp_path / "both.ts", RATE),
+        lambda: list(read_frames(tmp_path / "both.ts", 5)),
         lambda: contents(tmp_path / "both.ts"),
     )
     for look in looks:
-        with pytest.raises(Problem, match="cannot be decoded: a stream begins on the way"):
+        with pytest.raises(ClipError, match="cannot be decoded: a stream begins on the way"):
             look()
 
 
 def test_a_span_behind_the_end_is_a_problem(clip: Path) -> None:
-    with pytest.raises(Problem, match="no sound between 5 s and 6 s"):
-        sound(clip, RATE, 5.0, 6.0)
-    with pytest.raises(Problem, match="no picture between 5 s and the end"):
-        list(pictures(clip, 5, 5.0))
+    with pytest.raises(ClipError, match="no sound between 5 s and 6 s"):
+        read_audio(clip, RATE, 5.0, 6.0)
+    with pytest.raises(ClipError, match="no picture between 5 s and the end"):
+        list(read_frames(clip, 5, 5.0))
 
 
 def test_only_local_files_are_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clip = film(tmp_path / "clip.mp4", seconds=0.5)
     monkeypatch.chdir(tmp_path)
     for name in ("http://127.0.0.1:9/clip.mp4", f"concat:{clip}", f"file:{clip}", str(tmp_path)):
-        with pytest.raises(Problem, match="no such file"):
-            sound(Path(name), RATE)
+        with pytest.raises(ClipError, match="no such file"):
+            read_audio(Path(name), RATE)
     # A name that looks like a protocol is still a file.
     clip.rename(tmp_path / "concat:clip.mp4")
-    assert len(sound(Path("concat:clip.mp4"), RATE))
+    assert len(read_audio(Path("concat:clip.mp4"), RATE))
 
 
 @pytest.mark.parametrize(
@@ -319,21 +319,21 @@ def test_a_playlist_in_disguise_opens_no_other_file(tmp_path: Path, playlist: st
     film(tmp_path / "clip.ts", seconds=0.5)
     for name in ("list.mp4", "list.m3u8"):
         (tmp_path / name).write_text(playlist)
-        with pytest.raises(Problem, match="cannot be decoded"):
-            sound(tmp_path / name, RATE)
+        with pytest.raises(ClipError, match="cannot be decoded"):
+            read_audio(tmp_path / name, RATE)
 
 
 @pytest.mark.real_data
 @needs_real_clips
 def test_real_clips_decode() -> None:
     for path in sorted(real_clips.iterdir()):
-        wave = sound(path, RATE)
+        wave = read_audio(path, RATE)
         assert 1.8 < len(wave) / RATE < 2.9
         assert 0.02 < np.abs(wave).max() <= 1.0
         if path.suffix == ".flv":
-            shown = list(pictures(path, 5))
+            shown = list(read_frames(path, 5))
             assert shown[0].shape == (360, 480, 3)
             assert abs(len(shown) / 5 - len(wave) / RATE) < 0.4
         else:
             with pytest.raises(NoStream):
-                next(pictures(path, 5))
+                next(read_frames(path, 5))

@@ -27,7 +27,7 @@ def sizes() -> Encoders:
 @pytest.fixture
 def block() -> Callable[..., QAMoE]:
     def make(
-        fusion: str = "tokens", experts: int = 5, active: int = 2, sampled: bool = False, sees: str = "all"
+        fusion: str = "tokens", experts: int = 5, active: int = 2, sampled: bool = False, variance_context: str = "all"
     ) -> QAMoE:
         return QAMoE.model_validate(
             {
@@ -38,7 +38,7 @@ def block() -> Callable[..., QAMoE]:
                 "max_log_variance": 4.0,
                 "initial_log_variance": 0.0,
                 "sampled": sampled,
-                "sees": sees,
+                "variance_context": variance_context,
             }
         )
 

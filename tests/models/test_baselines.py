@@ -15,8 +15,8 @@ from torch.nn import functional as F
 from qamoe.config.params import Hidden, Mean, MoE, TensorFusion, load
 from qamoe.data.batch import Batch
 from qamoe.degradation.features import fixed_state
-from qamoe.errors import Refused
-from qamoe.models.factory import MODELS, build, told_quality
+from qamoe.errors import UserError
+from qamoe.models.factory import MODELS, build, oracle_quality
 from qamoe.models.heads import Prediction, Target, gaussian_nll
 
 ROOT = Path(__file__).parents[2]
@@ -163,7 +163,7 @@ def test_all_models_have_the_same_encoders(model: Any) -> None:
 
 
 def test_text_is_refused_on_a_corpus_without_text(model: Any) -> None:
-    with pytest.raises(Refused, match="The model text reads text alone; this corpus has audio and vision"):
+    with pytest.raises(UserError, match="The model text reads text alone; this corpus has audio and vision"):
         model("text", ("audio", "vision"))
 
 
@@ -245,16 +245,16 @@ def test_the_oracle_uses_the_quality_that_it_is_given(model: Any, batch_of: Any)
     assert ((result.value - made(batch, 1 - quality).value).abs() > 1e-5).all()
     qamoe = model("qamoe")
     assert torch.equal(qamoe(batch, quality).value, result.value), "but for that it is QA-MoE"
-    with pytest.raises(Refused, match="predicts under a known view alone"):
+    with pytest.raises(UserError, match="predicts under a known view alone"):
         made(batch)
 
 
 def test_the_truth_is_one_minus_severity_of_the_modalities_that_there_are(model: Any) -> None:
     state = fixed_state(("missing", "clean", "noise"), (0.3, 0.0, 1.0), 2)
     expected = torch.tensor([0.7, 1.0, 0.0]).expand(2, 3)
-    assert torch.allclose(told_quality(model("oracle"), state), expected)
-    assert torch.allclose(told_quality(model("oracle", ("text", "vision")), state), expected[:, [0, 2]])
-    assert all(told_quality(model(name), state) is None for name in set(MODELS) - {"oracle"})
+    assert torch.allclose(oracle_quality(model("oracle"), state), expected)
+    assert torch.allclose(oracle_quality(model("oracle", ("text", "vision")), state), expected[:, [0, 2]])
+    assert all(oracle_quality(model(name), state) is None for name in set(MODELS) - {"oracle"})
 
 
 def test_the_documented_sizes_are_those_of_the_parameters() -> None:

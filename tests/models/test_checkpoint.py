@@ -3,13 +3,14 @@
 import json
 import os
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from qamoe.errors import Refused
+from qamoe.errors import UserError
 from qamoe.models import checkpoint
 
 
@@ -51,7 +52,7 @@ def test_the_oracle_is_told_by_the_state_and_other_models_are_not(
     quality = torch.full((6, 3), 0.25)
     assert torch.equal(oracle.predict(batch, quality, state).r, quality), "what is given outright goes first"
     assert torch.equal(qamoe.predict(batch, state=state).r, qamoe.predict(batch).r)
-    with pytest.raises(Refused, match="The model oracle is told"):
+    with pytest.raises(UserError, match="The model oracle is told"):
         oracle.predict(batch)
 
 
@@ -75,7 +76,7 @@ def test_a_checkpoint_outlives_the_coming_and_going_of_other_models(tiny_checkpo
 
 
 def test_an_unfinished_checkpoint_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(Refused, match=r"There is no finished checkpoint in .*: model\.json is missing"):
+    with pytest.raises(UserError, match=r"There is no finished checkpoint in .*: model\.json is missing"):
         checkpoint.load(tmp_path)
     assert checkpoint.read_config(tmp_path) is None
 
@@ -91,7 +92,7 @@ def test_an_unfinished_checkpoint_is_refused(tmp_path: Path) -> None:
 def test_a_damaged_config_is_refused(tiny_checkpoint: Any, tmp_path: Path, content: str, sentence: str) -> None:
     folder = tiny_checkpoint(tmp_path / "1")
     (folder / "model.json").write_text(content)
-    with pytest.raises(Refused, match=sentence):
+    with pytest.raises(UserError, match=sentence):
         checkpoint.load(folder)
 
 
@@ -107,7 +108,7 @@ def test_weights_that_do_not_fit_are_refused(tiny_checkpoint: Any, tmp_path: Pat
         {**weights, name: weights[name][:, :-1].contiguous()},
     ):
         save_file(broken, folder / "weights.safetensors")
-        with pytest.raises(Refused, match=r"weights\.safetensors does not fit its model\.json") as refusal:
+        with pytest.raises(UserError, match=r"weights\.safetensors does not fit its model\.json") as refusal:
             checkpoint.load(folder)
         assert "\n" not in str(refusal.value)
 
@@ -120,7 +121,7 @@ def test_damaged_weights_are_refused(tiny_checkpoint: Any, tmp_path: Path, damag
     path.write_bytes(content[damage])
     if damage == "gone":
         path.unlink()
-    with pytest.raises(Refused, match=r"weights\.safetensors does not fit"):
+    with pytest.raises(UserError, match=r"weights\.safetensors does not fit"):
         checkpoint.load(folder)
 
 
@@ -184,12 +185,42 @@ def test_a_state_that_would_run_code_does_not(tmp_path: Path) -> None:
 
 def test_trust_is_r_between_its_anchors_and_zero_without_a_frame(tiny_checkpoint: Any, tmp_path: Path) -> None:
     anchors = {
-        "text": {"clean": 0.8, "worthless": 0.4, "rescaled": True},
-        "audio": {"clean": 0.4, "worthless": 0.5, "rescaled": False},
-        "vision": {"clean": 0.6, "worthless": 0.5, "rescaled": True},
+        "text": {"clean": 0.8, "fully_degraded": 0.4, "rescaled": True},
+        "audio": {"clean": 0.4, "fully_degraded": 0.5, "rescaled": False},
+        "vision": {"clean": 0.6, "fully_degraded": 0.5, "rescaled": True},
     }
     trained = checkpoint.load(tiny_checkpoint(tmp_path, trust=anchors))
     r = torch.tensor([[0.7, 0.45, 0.55], [0.9, 0.3, 0.55], [0.1, 0.3, 0.55]])
     present = torch.tensor([[True, True, True], [True, True, False], [True, False, True]])
     expected = [[0.75, 0.45, 0.5], [1.0, 0.3, 0.0], [0.0, 0.0, 0.5]]
     assert torch.allclose(trained.trust(r, present), torch.tensor(expected), atol=1e-6)
+
+
+def test_a_checkpoint_of_the_first_format_loads_under_the_names_of_today(
+    tiny_checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = tiny_checkpoint(tmp_path / "checkpoint")
+    today = checkpoint.read_config(folder)
+    assert today is not None
+    text = (folder / "model.json").read_text()
+    config = json.loads(text)
+    del config["format"]
+    text = json.dumps(config)
+    for old, new in (
+        ("sees", "variance_context"),
+        ("worthless", "fully_degraded"),
+        ("alike_share", "shared_draw_share"),
+    ):
+        assert f'"{new}"' in text
+        text = text.replace(f'"{new}"', f'"{old}"')
+    (folder / "model.json").write_text(text)
+    assert {**(checkpoint.read_config(folder) or {}), "format": 2} == today
+    checkpoint.load(folder)
+
+
+def test_a_checkpoint_of_a_later_format_is_refused(tiny_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+    folder = tiny_checkpoint(tmp_path / "checkpoint")
+    config = json.loads((folder / "model.json").read_text())
+    (folder / "model.json").write_text(json.dumps(config | {"format": 3}))
+    with pytest.raises(UserError, match=r"model\.json is of format 3; this version reads 1 and 2\."):
+        checkpoint.load(folder)

@@ -51,12 +51,12 @@ def test_the_active_experts_alone_give_what_all_give(width: int, dtype: torch.dt
     torch.manual_seed(0)
     experts, logits = Experts(width, 7, 6), torch.randn(9, 3, 6)
     found = []
-    for of in ("of_active", "of_all"):
+    for of in ("routed_forward", "dense_forward"):
         x = torch.randn(9, 3, width, generator=torch.Generator().manual_seed(1)).to(dtype).requires_grad_()
         weights = top_k_weights(logits.clone().requires_grad_(), 2)
         experts.zero_grad()
         with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
-            y = experts.of_active(x, weights, 2) if of == "of_active" else experts.of_all(x, weights)
+            y = experts.routed_forward(x, weights, 2) if of == "routed_forward" else experts.dense_forward(x, weights)
         y.float().square().sum().backward()
         found.append([y.float(), x.grad, experts.up.grad.clone(), experts.down.grad.clone()])
     limit = 1e-5 if dtype == torch.float32 else 0.05

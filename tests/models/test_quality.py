@@ -19,7 +19,7 @@ def quality(
     target: Targets | None = None,
     start: float = 0.0,
     sampled: bool = True,
-    sees: Literal["own", "all"] = "own",
+    variance_context: Literal["own", "all"] = "own",
 ) -> Quality:
     torch.manual_seed(0)
     block = QAMoE(
@@ -30,7 +30,7 @@ def quality(
         max_log_variance=limit,
         initial_log_variance=start,
         sampled=sampled,
-        sees=sees,
+        variance_context=variance_context,
     )
     return Quality(3, 8, block, target or Target(0.0, 1.0))
 
@@ -163,12 +163,12 @@ def test_the_damages_loss_is_the_cross_entropy_of_r_with_what_is_left() -> None:
     assert losses["severity"].item() == pytest.approx(expected.item(), rel=1e-5)
 
 
-@pytest.mark.parametrize(("sees", "least", "most"), [("own", 0.4, 0.6), ("all", 0.9, 1.0)])
+@pytest.mark.parametrize(("variance_context", "least", "most"), [("own", 0.4, 0.6), ("all", 0.9, 1.0)])
 def test_who_sees_all_modalities_finds_the_one_that_contradicts_the_others(
-    sees: Literal["own", "all"], least: float, most: float
+    variance_context: Literal["own", "all"], least: float, most: float
 ) -> None:
     """Each modality alone looks the same whether it was swapped or not; only beside the others it does not."""
-    made = quality(sees=sees)
+    made = quality(variance_context=variance_context)
     random = torch.Generator().manual_seed(1)
     optimiser = torch.optim.Adam(made.parameters(), 0.01)
 

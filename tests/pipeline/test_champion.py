@@ -11,7 +11,7 @@ import pytest
 
 from qamoe.config.params import Params
 from qamoe.data.arrow_store import Store
-from qamoe.errors import Refused
+from qamoe.errors import UserError
 from qamoe.models import checkpoint
 from qamoe.pipeline import evaluate_champion, promote, score
 from qamoe.registry import registry
@@ -82,10 +82,10 @@ def test_without_a_champion_or_of_another_corpus_there_is_nothing_to_measure(
 ) -> None:
     out = Path("artifacts")
     (out / "preprocess/stats.json").write_text(json.dumps(tiny_stats | {"about": {"corpus": "other"}}))
-    with pytest.raises(Refused, match="another corpus"):
+    with pytest.raises(UserError, match="another corpus"):
         evaluate_champion.run(params, out)
     champion.delete_registered_model_alias("qa-moe", registry.CHAMPION)
-    with pytest.raises(Refused, match="no champion"):
+    with pytest.raises(UserError, match="no champion"):
         evaluate_champion.run(params, out)
     assert children(champion) == []
 

@@ -16,10 +16,10 @@ from qamoe.data.arrow_store import Store
 from qamoe.data.manifest import COLUMNS
 from qamoe.data.synthetic import face, video
 from qamoe.data.synthetic.face import Expression, Portrait
-from qamoe.errors import Refused
+from qamoe.errors import UserError
 from qamoe.extractors.landmarks import Landmarks
 from qamoe.extractors.logmel import LogMel
-from qamoe.media.decode import NoStream, Problem
+from qamoe.media.decode import ClipError, NoStream
 from qamoe.pipeline import extract
 from tests.data.readers.test_mmsa import content
 from tests.fixtures.damage import mutated, ruined
@@ -108,7 +108,7 @@ def test_a_damaged_film_is_read_or_reported_and_no_other_clip_changes(
         for modality, alone in (("audio", LogMel(20, 12)), ("vision", Landmarks(5))):
             try:
                 expected, reason = alone.extract(data / name).tobytes(), None
-            except Problem as problem:
+            except ClipError as problem:
                 expected, reason = b"", str(problem) if not isinstance(problem, NoStream) else None
             assert found[clip_id][modality] == expected, f"{name}, {modality}"
             assert told.get((clip_id, modality)) == reason
@@ -149,7 +149,7 @@ def test_a_damaged_pickle_is_refused_or_stored_and_takes_no_store_with_it(
         sentence = ""
         try:
             run("mmsa", path, "out")
-        except Refused as refusal:
+        except UserError as refusal:
             sentence = str(refusal)
         now = stored(tmp_path / "out/extract")
         if sentence:

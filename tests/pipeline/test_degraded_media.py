@@ -13,7 +13,7 @@ from qamoe.config import params as parameters
 from qamoe.data.arrow_store import Store
 from qamoe.data.manifest import COLUMNS
 from qamoe.data.normalise import Columns, clean
-from qamoe.errors import Refused
+from qamoe.errors import UserError
 from qamoe.extractors.logmel import LogMel
 from qamoe.extractors.minilm import MiniLM
 from qamoe.extractors.openface import COLUMNS as MEASURED
@@ -133,7 +133,7 @@ def test_pictures_that_are_not_read_from_media_cannot_be_degraded(
 ) -> None:
     monkeypatch.setattr(extract, "_made", lambda params, waiting: {})
     changes = {"extract.signals": {"seed": 3, "severities": {"blur": [0.5]}}, "extract.max_problem_share": 1.0}
-    with pytest.raises(Refused, match=r"extract\.signals degrades vision, and openface reads no media"):
+    with pytest.raises(UserError, match=r"extract\.signals degrades vision, and openface reads no media"):
         run(changes)
 
 
@@ -150,7 +150,7 @@ def test_pictures_that_are_not_read_from_media_cannot_be_degraded(
     ],
 )
 def test_a_mistake_in_the_parameters_is_named(params_file: Any, changes: dict[str, Any], sentence: str) -> None:
-    with pytest.raises(Refused, match=sentence):
+    with pytest.raises(UserError, match=sentence):
         parameters.load(params_file(CHANGES | changes))
 
 
@@ -158,11 +158,11 @@ def test_a_mistake_in_the_parameters_is_named(params_file: Any, changes: dict[st
 def test_a_copy_that_is_not_degraded_gives_the_same_sound_and_pictures(tmp_path: Path, rate: float) -> None:
     path = film(tmp_path / "clip.mp4")
     copy = degraded_copy.write(Signal("blur", 0.0, 1, "clip"), path, 0.3, 1.7, rate, tmp_path)
-    given, copied = list(decode.pictures(path, rate, 0.3, 1.7)), list(decode.pictures(copy, rate))
+    given, copied = list(decode.read_frames(path, rate, 0.3, 1.7)), list(decode.read_frames(copy, rate))
     assert len(given) == len(copied) > 5
     assert all((one == other).all() for one, other in zip(given, copied, strict=True))
     copy = degraded_copy.write(Signal("noise", 0.0, 1, "clip"), path, 0.3, 1.7, rate, tmp_path)
-    np.testing.assert_array_equal(decode.sound(path, 44_100, 0.3, 1.7), decode.sound(copy, 44_100))
+    np.testing.assert_array_equal(decode.read_audio(path, 44_100, 0.3, 1.7), decode.read_audio(copy, 44_100))
 
 
 def test_a_file_without_that_stream_or_a_picture_in_the_span_says_so(tmp_path: Path) -> None:
@@ -170,5 +170,5 @@ def test_a_file_without_that_stream_or_a_picture_in_the_span_says_so(tmp_path: P
     with pytest.raises(decode.NoStream):
         degraded_copy.write(Signal("blur", 0.5, 1, "clip"), path, 0.0, None, 5, tmp_path)
     path = film(tmp_path / "clip.mp4")
-    with pytest.raises(decode.Problem, match="no picture between 5 s"):
+    with pytest.raises(decode.ClipError, match="no picture between 5 s"):
         degraded_copy.write(Signal("blur", 0.5, 1, "clip"), path, 5.0, None, 5, tmp_path)

@@ -20,7 +20,7 @@ SLICES = ["clean", "mixed", "subsets", "swap"]
 def evaluated(
     preprocessed: Path, tiny_params: Any, tiny_checkpoint: Any, environment: dict[str, str]
 ) -> Callable[..., Path]:
-    """Evaluate checkpoints of qamoe and mean on six clips: evaluated(broken_permutations=2)."""
+    """Evaluate checkpoints of qamoe and mean on six clips: evaluated(quality_permutations=2)."""
     shutil.copy(preprocessed / "preprocess/valid.arrow", preprocessed / "preprocess/test.arrow")
     for model, seeds in (("qamoe", (1, 2)), ("mean", (1,))):
         for seed in seeds:
@@ -29,7 +29,7 @@ def evaluated(
     def run(**changes: Any) -> Path:
         content = tiny_params.model_dump(mode="json")
         content["seeds"] = {"mean": [1], "qamoe": [1, 2]}
-        content["evaluate"] |= {"draws": 2, "mixed_draws": 2, "slices": SLICES, "broken_permutations": 2} | changes
+        content["evaluate"] |= {"draws": 2, "mixed_draws": 2, "slices": SLICES, "quality_permutations": 2} | changes
         evaluate.run(Params.model_validate(content), preprocessed)
         return preprocessed / "evaluate"
 
@@ -44,9 +44,9 @@ def test_every_seed_gets_its_predictions_cells_and_broken_quality(evaluated: Any
         cells = pd.read_parquet(folder / "qamoe" / seed / "cells.parquet")
         assert list(cells["slice"].unique()) == SLICES
         assert cells.groupby("metric").size().nunique() == 1
-        broken = pd.read_parquet(folder / "qamoe" / seed / "broken.parquet")
-        assert len(broken) == 2 * 2 * 2 * 6
-        assert set(broken["slice"]) == {"mixed"}
+        permuted_quality = pd.read_parquet(folder / "qamoe" / seed / "broken.parquet")
+        assert len(permuted_quality) == 2 * 2 * 2 * 6
+        assert set(permuted_quality["slice"]) == {"mixed"}
     assert sorted(p.name for p in (folder / "mean/1").iterdir()) == ["cells.parquet", "digest", "predictions.parquet"]
     same = ["clip_id", "cell", "draw", *(f"lost_{m}" for m in MODALITIES)]
     mean = pd.read_parquet(folder / "mean/1/predictions.parquet")
@@ -66,7 +66,7 @@ def test_what_is_up_to_date_is_kept_and_a_model_reuses_the_text_of_another(
     assert caplog.text.count('"seeds": 0') == 2
 
 
-@pytest.mark.parametrize("changes", [{"broken_permutations": 0}, {"slices": ["clean"]}])
+@pytest.mark.parametrize("changes", [{"quality_permutations": 0}, {"slices": ["clean"]}])
 def test_broken_quality_goes_with_what_it_is_of(evaluated: Any, changes: dict[str, Any]) -> None:
     folder = evaluated()
     assert (folder / "qamoe/1/broken.parquet").exists()

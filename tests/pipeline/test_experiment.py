@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from qamoe.config import params as parameters
-from qamoe.errors import Refused
+from qamoe.errors import UserError
 from qamoe.pipeline import experiment
 from qamoe.pipeline.experiment import STAGES, overlaid
 
@@ -58,17 +58,17 @@ def test_every_stage_runs_on_the_overlaid_parameters_into_its_own_folder(command
 
 def test_an_experiment_ends_at_the_stage_that_fails(commands: list[list[str]]) -> None:
     write("failing", "train: {common: {lr: 0.5}}\n")
-    with pytest.raises(Refused, match=r"Experiment failing ended in stage evaluate\."):
+    with pytest.raises(UserError, match=r"Experiment failing ended in stage evaluate\."):
         experiment.run("failing")
     assert [command[2] for command in commands][-1] == "qamoe.pipeline.evaluate"
 
 
 def test_an_unknown_experiment_is_refused_with_those_there_are(commands: list[list[str]]) -> None:
-    with pytest.raises(Refused, match=r"There is no experiment experiments/x\.yaml; those there are: none\."):
+    with pytest.raises(UserError, match=r"There is no experiment experiments/x\.yaml; those there are: none\."):
         experiment.run("x")
     write("b", "{}")
     write("a", "{}")
-    with pytest.raises(Refused, match=r"those there are: a, b\."):
+    with pytest.raises(UserError, match=r"those there are: a, b\."):
         experiment.run("x")
 
 
@@ -84,7 +84,7 @@ def test_a_wrong_overlay_is_refused_before_anything_is_written(
     commands: list[list[str]], overlay: str, sentence: str
 ) -> None:
     write("wrong", overlay)
-    with pytest.raises(Refused, match=sentence):
+    with pytest.raises(UserError, match=sentence):
         experiment.run("wrong")
     assert commands == []
     assert not Path("artifacts-wrong").exists()

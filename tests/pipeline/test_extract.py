@@ -13,7 +13,7 @@ from qamoe.config import params as parameters
 from qamoe.config.settings import shared_data
 from qamoe.data.arrow_store import Store
 from qamoe.data.readers import meld, mintrec
-from qamoe.errors import Refused
+from qamoe.errors import UserError
 from qamoe.extractors.minilm import MiniLM
 from qamoe.pipeline import extract, preprocess
 from tests.media.test_decode import film
@@ -84,7 +84,9 @@ def test_text_that_the_encoder_does_not_know_is_refused_before_anything_is_writt
     for columns in pickled.values():
         columns["raw_text"] = ["真好", "我不想"]
     (tmp_path / "mosi.pkl").write_bytes(pickle.dumps(pickled))
-    with pytest.raises(Refused, match=r"mosi\.pkl: its text needs an encoder with the vocabulary of bert-base-chinese"):
+    with pytest.raises(
+        UserError, match=r"mosi\.pkl: its text needs an encoder with the vocabulary of bert-base-chinese"
+    ):
         run(MOSI)
     assert not (tmp_path / "out").exists()
 
@@ -121,7 +123,9 @@ def test_ids_of_another_vocabulary_give_way_to_the_words(
     for columns in pickled.values():
         del columns["raw_text"]
     (tmp_path / "mosi.pkl").write_bytes(pickle.dumps(pickled))
-    with pytest.raises(Refused, match=r"needs an encoder with the vocabulary of bert-base-uncased; .* that of encoder"):
+    with pytest.raises(
+        UserError, match=r"needs an encoder with the vocabulary of bert-base-uncased; .* that of encoder"
+    ):
         run(chosen)
 
 

@@ -13,7 +13,7 @@ import yaml
 from qamoe import ray_worker_pool
 from qamoe.config import params as parameters
 from qamoe.config.block import Block
-from qamoe.errors import Refused
+from qamoe.errors import UserError
 from qamoe.extractors import worker_pool
 from qamoe.extractors.worker_pool import Job, make_parts_on_ray, read_part
 from qamoe.pipeline import extract
@@ -83,7 +83,7 @@ def test_the_spectrum_is_the_same_bytes_on_ray(
     content = tiny_params.model_dump(mode="json")
     content["seeds"] = {"mean": [1], "qamoe": [1, 2]}
     slices = ["clean", "missing", "mixed", "subsets", "swap"]
-    content["evaluate"] |= {"draws": 2, "mixed_draws": 2, "slices": slices, "broken_permutations": 2}
+    content["evaluate"] |= {"draws": 2, "mixed_draws": 2, "slices": slices, "quality_permutations": 2}
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(content))
     for model, seeds in content["seeds"].items():
         for seed in seeds:
@@ -109,9 +109,9 @@ def test_tasks_come_in_order_whoever_dies(tmp_path: Path) -> None:
         return number
 
     def refused(number: int) -> int:
-        raise Refused(f"{number} is not allowed.")
+        raise UserError(f"{number} is not allowed.")
 
     assert list(ray_worker_pool.in_order(killed_once, [(number,) for number in range(6)], 2)) == [0, 1, 2, 3, 4, 5]
     assert len(list(tmp_path.iterdir())) == 3
-    with pytest.raises(Refused, match=r"^3 is not allowed\.$"):
+    with pytest.raises(UserError, match=r"^3 is not allowed\.$"):
         list(ray_worker_pool.in_order(refused, [(3,)], 2))

@@ -12,7 +12,7 @@ import pytest
 
 from qamoe.config import params as parameters
 from qamoe.data import arrow_store
-from qamoe.errors import Refused
+from qamoe.errors import UserError
 from qamoe.pipeline import preprocess
 
 IDS = pa.schema([("clip_id", pa.string()), ("ids", pa.list_(pa.int32()))])
@@ -92,9 +92,9 @@ def test_long_clips_are_cut(preprocessed: Any) -> None:
 
 
 def test_numbers_that_are_none_are_counted_and_zeroed(preprocessed: Any) -> None:
-    broken = clip(1)
-    broken["audio"][0, 0], broken["audio"][1, 1] = np.nan, np.inf
-    made = preprocessed([clip(0), broken, *(clip(i) for i in range(2, 6))])
+    permuted_quality = clip(1)
+    permuted_quality["audio"][0, 0], permuted_quality["audio"][1, 1] = np.nan, np.inf
+    made = preprocessed([clip(0), permuted_quality, *(clip(i) for i in range(2, 6))])
     assert made.stats["audio"]["unfit"] == 2
     assert made.train.sequence("audio", 1)[0, 0] == made.train.sequence("audio", 1)[1, 1] == 0
 
@@ -134,7 +134,7 @@ def test_the_same_input_gives_the_same_bytes(preprocessed: Any) -> None:
 def test_clips_that_do_not_fit_together_are_refused(
     preprocessed: Any, clips: list[dict[str, Any]], sentence: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(Refused, match=sentence):
+    with pytest.raises(UserError, match=sentence):
         preprocessed(clips)
     assert not (tmp_path / "out/preprocess").exists()
 
@@ -143,5 +143,5 @@ def test_stores_of_other_clips_are_refused(preprocessed: Any, tmp_path: Path, pa
     preprocessed([clip(i) for i in range(6)])
     rows = [{"clip_id": f"other-{i}", "frames": np.zeros((1, 2))} for i in range(6)]
     arrow_store.write(tmp_path / "out/extract/audio.arrow", FRAMES, rows, {})
-    with pytest.raises(Refused, match=r"audio\.arrow and clips\.parquet hold different clips"):
+    with pytest.raises(UserError, match=r"audio\.arrow and clips\.parquet hold different clips"):
         preprocess.run(parameters.load(params_file()), tmp_path / "out")

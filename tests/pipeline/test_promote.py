@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from qamoe.errors import Refused
+from qamoe.errors import UserError
 from qamoe.inference import model_package
 from qamoe.models import checkpoint
 from qamoe.pipeline import promote
@@ -128,13 +128,13 @@ def test_a_dry_run_says_what_would_be_and_leaves_nothing(corpus, capsys):
 
 
 def test_a_rollback_swaps_champion_and_previous_and_holds_until_it_is_undone(corpus):
-    with pytest.raises(Refused, match="qa-moe has no champion, so there is none to go back from"):
+    with pytest.raises(UserError, match="qa-moe has no champion, so there is none to go back from"):
         versions.rollback("qa-moe")
-    with pytest.raises(Refused, match="No version of qa-moe is registered"):
+    with pytest.raises(UserError, match="No version of qa-moe is registered"):
         versions.show("qa-moe")
     corpus.train(answer=0.6)
     corpus.promote()
-    with pytest.raises(Refused, match="no champion before version 1; there is nothing to go back to"):
+    with pytest.raises(UserError, match="no champion before version 1; there is nothing to go back to"):
         versions.rollback("qa-moe")
     corpus.train(answer=1.0)
     corpus.promote()
@@ -211,7 +211,7 @@ def test_a_candidate_that_is_better_but_for_one_slice_is_refused(corpus, monkeyp
 def test_a_run_whose_data_nobody_knows_is_refused_before_anything_is_recorded(corpus):
     for digests, sentence in (({"params": "p", "code": "c"}, "does not say what data"), ({"data": "d"}, "other data")):
         corpus.train(answer=1.0, digests=digests)
-        with pytest.raises(Refused, match=rf"qamoe/1\S* .*{sentence}.*run the stage train"):
+        with pytest.raises(UserError, match=rf"qamoe/1\S* .*{sentence}.*run the stage train"):
             corpus.promote()
     assert corpus.client.search_registered_models() == []
 
@@ -306,7 +306,7 @@ def test_a_champion_of_another_corpus_is_refused(corpus, tiny_corpus, tiny_stats
     other = tiny_stats | {"about": {"corpus": "other"}}
     tiny_corpus(corpus.out, stats=other)
     corpus.train(answer=1.0, stats=other)
-    with pytest.raises(Refused, match=r"another corpus .*registry\.name"):
+    with pytest.raises(UserError, match=r"another corpus .*registry\.name"):
         corpus.promote()
     assert corpus.aliases() == {"champion": "1"}
 
@@ -330,13 +330,13 @@ def test_a_champion_of_older_data_reads_frames_standardised_its_own_way(corpus, 
 
 
 def test_what_is_missing_or_stale_is_named(corpus, tiny_corpus, tiny_stats):
-    with pytest.raises(Refused, match=r"train/qamoe/1; run the stage train"):
+    with pytest.raises(UserError, match=r"train/qamoe/1; run the stage train"):
         corpus.promote()
-    with pytest.raises(Refused, match="seeds names no qamoe"):
+    with pytest.raises(UserError, match="seeds names no qamoe"):
         promote.decide(corpus.params.model_copy(update={"seeds": {"mean": (1,)}}), corpus.out)
     corpus.train(answer=1.0)
     tiny_corpus(
         corpus.out, gate=0, stats={**json.loads((corpus.out / "preprocess" / "stats.json").read_text()), "clips": {}}
     )
-    with pytest.raises(Refused, match="trained on other data"):
+    with pytest.raises(UserError, match="trained on other data"):
         corpus.promote()

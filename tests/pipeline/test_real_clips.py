@@ -18,7 +18,7 @@ from qamoe.pipeline import extract
 
 real = shared_data() / "clips" / "cremad"
 FELT = {"ANG": -2.0, "DIS": -1.5, "FEA": -2.0, "HAP": 2.5, "NEU": 0.0, "SAD": -2.0}
-BROKEN = {
+PERMUTED_QUALITY = {
     "empty.flv": "zero bytes",
     "stub.flv": "neither an audio nor a video stream",
     "words.mp4": "cannot be decoded: Invalid data found when processing input",
@@ -59,26 +59,26 @@ def test_real_clips_are_read_and_every_broken_one_is_named_with_its_reason(
     params = type(tiny_params).model_validate(content)
 
     warnings = check(folder, params.extract).warnings
-    for name, reason in BROKEN.items():
+    for name, reason in PERMUTED_QUALITY.items():
         assert sum(warning.endswith(f": {name}: {reason}") for warning in warnings) == 1
-    assert len(warnings) == len(BROKEN) + 1, "and that no clip has a text"
+    assert len(warnings) == len(PERMUTED_QUALITY) + 1, "and that no clip has a text"
 
     extract.run(params, tmp_path / "out")
     with (tmp_path / "out/extract/problems.csv").open(newline="") as file:
         problems = [tuple(row.values()) for row in csv.DictReader(file)]
-    assert problems == [(name, m, reason) for name, reason in BROKEN.items() for m in ("audio", "vision")]
+    assert problems == [(name, m, reason) for name, reason in PERMUTED_QUALITY.items() for m in ("audio", "vision")]
     audio, vision = (Store(tmp_path / f"out/extract/{m}.arrow") for m in ("audio", "vision"))
     films = {path.name for path in real.glob("*.flv")}
     for name, heard, seen in zip(audio.clip_ids, audio.lengths("frames"), vision.lengths("frames"), strict=True):
-        assert (heard > 30, seen > 8) == (name not in BROKEN, name in films)
+        assert (heard > 30, seen > 8) == (name not in PERMUTED_QUALITY, name in films)
 
     served = tiny_checkpoint(tmp_path / "qamoe" / "1")
     assert not predict.predict([folder], None, None, "", served, as_json=True)
     answers = {line["clip"]: line for line in map(json.loads, capsys.readouterr().out.splitlines())}
-    assert set(answers) == {path.name for path in real.iterdir()} | set(BROKEN)
+    assert set(answers) == {path.name for path in real.iterdir()} | set(PERMUTED_QUALITY)
     for name, line in answers.items():
-        if name in BROKEN:
-            assert (line["score"], line["reasons"]) == (None, {"clip": BROKEN[name]})
+        if name in PERMUTED_QUALITY:
+            assert (line["score"], line["reasons"]) == (None, {"clip": PERMUTED_QUALITY[name]})
         else:
             assert (line["trust"]["audio"] > 0, line["trust"]["vision"] > 0) == (True, name in films)
             silent = {} if name in films else {"vision": "no video stream"}

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from qamoe.config import params as parameters
-from qamoe.errors import Refused
+from qamoe.errors import UserError
 from qamoe.extractors import worker_pool
 
 HEADER = "clip_id,source,path,start_s,end_s,text,label,split"
@@ -83,7 +83,7 @@ def test_stages_without_what_comes_before_them_are_refused(
         (evaluate, "preprocess"),
         (report, "evaluate"),
     ):
-        with pytest.raises(Refused, match=before) as refusal:
+        with pytest.raises(UserError, match=before) as refusal:
             module.run(params, tmp_path / "out")
         assert "\n" not in str(refusal.value)
     assert not (tmp_path / "out").exists()

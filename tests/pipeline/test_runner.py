@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from qamoe.config import settings
-from qamoe.errors import Refused
+from qamoe.errors import UserError
 from qamoe.pipeline import runner
 
 Started = Callable[..., "subprocess.Popen[bytes]"]
@@ -59,18 +59,18 @@ def held(pid: int, started_at: str | None) -> str:
 
 def test_the_lock_names_this_process_and_goes_with_it(tmp_path: Path) -> None:
     lock = tmp_path / "out" / ".train.lock"
-    with runner.alone(lock):
+    with runner.single_instance(lock):
         assert json.loads(lock.read_text()) == {"pid": os.getpid(), "started": runner._started(os.getpid())}
     assert not lock.exists()
-    with pytest.raises(Refused), runner.alone(lock):
-        raise Refused("no")
+    with pytest.raises(UserError), runner.single_instance(lock):
+        raise UserError("no")
     assert not lock.exists()
 
 
 def test_a_stage_that_still_runs_is_ended_by_the_next(tmp_path: Path, started: Started) -> None:
     process, lock = started(WAITING), tmp_path / ".train.lock"
     lock.write_text(held(process.pid, runner._started(process.pid)))
-    with runner.alone(lock):
+    with runner.single_instance(lock):
         assert process.wait() == -signal.SIGKILL
         assert json.loads(lock.read_text())["pid"] == os.getpid()
 
@@ -78,7 +78,7 @@ def test_a_stage_that_still_runs_is_ended_by_the_next(tmp_path: Path, started: S
 def test_a_number_that_another_process_has_now_is_left_alone(tmp_path: Path, started: Started) -> None:
     process, lock = started(WAITING), tmp_path / ".train.lock"
     lock.write_text(held(process.pid, "1"))
-    with runner.alone(lock):
+    with runner.single_instance(lock):
         assert process.poll() is None
     process.communicate(b"")
     assert process.returncode == 0
@@ -88,7 +88,7 @@ def test_a_number_that_another_process_has_now_is_left_alone(tmp_path: Path, sta
 def test_a_lock_that_says_nothing_is_taken_over(tmp_path: Path, content: str) -> None:
     lock = tmp_path / ".train.lock"
     lock.write_text(content)
-    with runner.alone(lock):
+    with runner.single_instance(lock):
         assert json.loads(lock.read_text())["pid"] == os.getpid()
 
 
@@ -138,7 +138,7 @@ def test_a_stage_gets_its_parameters_folder_and_model(command: Any, tmp_path: Pa
 
 def test_a_refusal_is_a_sentence_and_exit_code_2(command: Any, capsys: pytest.CaptureFixture[str]) -> None:
     def run(**_: Any) -> None:
-        raise Refused("There is no such thing.")
+        raise UserError("There is no such thing.")
 
     with pytest.raises(SystemExit) as ended:
         command(lambda params, **rest: run(**rest))

@@ -14,7 +14,7 @@ import yaml
 from qamoe.config import params as parameters
 from qamoe.config.params import Params
 from qamoe.data.arrow_store import Store
-from qamoe.errors import Refused
+from qamoe.errors import UserError
 from qamoe.inference.predict import predict
 from qamoe.models import checkpoint
 from qamoe.pipeline import evaluate, extract, preprocess, train
@@ -89,7 +89,7 @@ def test_stored_vectors_are_read_trained_on_and_lost_frame_by_frame(
         assert clean["prediction"].std() > 0.01
 
     served = checkpoint.load(out / "train/qamoe/1")
-    with pytest.raises(Refused, match="this model reads stored text vectors"):
+    with pytest.raises(UserError, match="this model reads stored text vectors"):
         predict(served, pd.DataFrame({"text": ["a lovely film"]}))
 
 
@@ -102,18 +102,18 @@ def test_kinds_that_would_take_words_away_are_refused(
     sentence = (
         r"kinds names noise; the text of this corpus is stored vectors, and allowed with them are clean and missi"
     )
-    with pytest.raises(Refused, match=sentence):
+    with pytest.raises(UserError, match=sentence):
         train.run(params(train={"common": {"degrade": {"kinds": ["missing_features", "noise"]}}}), out)
-    with pytest.raises(Refused, match=r"selection\.severities names missing;"):
+    with pytest.raises(UserError, match=r"selection\.severities names missing;"):
         train.run(params(train={"common": {"selection": {"severities": {"missing": [0.5]}}}}), out)
-    with pytest.raises(Refused, match=r"seeds\.specialist-missing-03 names missing;"):
+    with pytest.raises(UserError, match=r"seeds\.specialist-missing-03 names missing;"):
         train.run(params(seeds={"specialist-missing-03": [1]}), out)
-    with pytest.raises(Refused, match=r"evaluate\.slices names mixed;"):
+    with pytest.raises(UserError, match=r"evaluate\.slices names mixed;"):
         evaluate.run(params(evaluate={"slices": ["clean", "mixed"]}), out)
     assert not (out / "train").exists()
 
 
 def test_words_are_not_lost_as_frames(preprocessed: Path, params_file: Callable[..., Path]) -> None:
     changed = {"train.common.degrade.kinds": ["missing_features"]}
-    with pytest.raises(Refused, match="names missing_features, which is for a corpus whose text is stored vectors"):
+    with pytest.raises(UserError, match="names missing_features, which is for a corpus whose text is stored vectors"):
         train.run(parameters.load(params_file(changed)), preprocessed)

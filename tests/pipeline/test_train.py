@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from qamoe.config import params as parameters
-from qamoe.dataset.degraded_split import Views
-from qamoe.errors import Refused
+from qamoe.dataset.degraded_split import DegradedSplit
+from qamoe.errors import UserError
 from qamoe.pipeline import train
 
 FILES = ("history.jsonl", "model.json", "weights.safetensors")
@@ -111,7 +111,9 @@ def test_a_frozen_encoder_of_a_folder_is_read_and_known_again(
     assert trained.frozen_encoder == str(encoder)
     assert trained.model.encode.encoders["text"].project.in_features == 8
     _, valid, _ = train.open_splits(params, train.read_stats(preprocessed), preprocessed, "qamoe")
-    ids, states = (Views(valid.store, valid.views, valid.modalities, valid.references, s) for s in (None, valid.states))
+    ids, states = (
+        DegradedSplit(valid.store, valid.views, valid.modalities, valid.references, s) for s in (None, valid.states)
+    )
     rows = range(6)
     found, expected = (trained.predict(views.batch(1, rows)).value for views in (ids, states))
     assert torch.allclose(found, expected, atol=1e-5)
@@ -127,7 +129,7 @@ def test_an_encoder_of_other_ids_is_refused(
     stats["text"]["vocabulary_sha256"] = "0" * 64
     (preprocessed / "preprocess/stats.json").write_text(json.dumps(stats))
     for chosen in ({}, {"models.encoders.text.encoder": str(tiny_encoder(tmp_path / "encoder"))}):
-        with pytest.raises(Refused, match=r"another vocabulary than the stored ids, which extract\.text names"):
+        with pytest.raises(UserError, match=r"another vocabulary than the stored ids, which extract\.text names"):
             train.run(parameters.load(params_file(chosen)), preprocessed, "qamoe")
 
 
@@ -176,10 +178,10 @@ def test_specialists_train_on_views_of_their_own_and_leave_none_behind(
 
 def test_what_cannot_be_trained_is_refused(trained: Any, preprocessed: Path, params_file: Any) -> None:
     (preprocessed / "preprocess/valid.arrow").write_bytes((preprocessed / "preprocess/gate.arrow").read_bytes())
-    with pytest.raises(Refused, match=r"The validation split is empty"):
+    with pytest.raises(UserError, match=r"The validation split is empty"):
         trained()
     (preprocessed / "preprocess/stats.json").unlink()
-    with pytest.raises(Refused, match=r"There is no .*stats\.json; run the stage preprocess first\."):
+    with pytest.raises(UserError, match=r"There is no .*stats\.json; run the stage preprocess first\."):
         trained()
     assert not (preprocessed / "train/qamoe").exists()
 

@@ -171,10 +171,10 @@ def test_classes_beat_the_training_frequencies() -> None:
 
 
 def test_classes_hit_more_than_the_champion_beyond_the_interval() -> None:
-    better = gate.hits_more(of_classes([0.8] * 6, champion=[0.8, 0.2] * 3), unused)
+    better = gate.beats_champion_accuracy(of_classes([0.8] * 6, champion=[0.8, 0.2] * 3), unused)
     assert better.passed
     assert better.numbers["difference"] == pytest.approx(0.5)
-    assert not gate.hits_more(of_classes([0.8] * 6, champion=[0.8] * 6), unused).passed
+    assert not gate.beats_champion_accuracy(of_classes([0.8] * 6, champion=[0.8] * 6), unused).passed
 
 
 def test_classes_are_as_sure_as_they_are_right() -> None:

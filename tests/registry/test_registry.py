@@ -2,7 +2,7 @@
 
 import pytest
 
-from qamoe.errors import Refused
+from qamoe.errors import UserError
 from qamoe.registry import registry
 from qamoe.registry.registry import Champion
 
@@ -20,7 +20,7 @@ def test_another_corpus_is_refused_by_name():
         {"inputs": {"text": 384, "audio": 2}},
         {"task": {"kind": "other"}},
     ):
-        with pytest.raises(Refused, match=r"champion of qa-moe \(version 1\).*registry\.name"):
+        with pytest.raises(UserError, match=r"champion of qa-moe \(version 1\).*registry\.name"):
             registry.same_corpus(config, config | changed, "qa-moe", "1")
 
 

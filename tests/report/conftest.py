@@ -88,7 +88,9 @@ def write_run(
     with protocol.predictions_file(folder / "predictions.parquet") as append:
         append(rows)
     protocol.aggregate(rows, cells, SIGMAS).to_parquet(folder / "cells.parquet", index=False)
-    trust = {m: {"clean": 0.9, "worthless": 0.5, "rescaled": True} for m in present} if model in WITH_QUALITY else {}
+    trust = (
+        {m: {"clean": 0.9, "fully_degraded": 0.5, "rescaled": True} for m in present} if model in WITH_QUALITY else {}
+    )
     about = {
         "model": model,
         "seed": seed,

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from qamoe.errors import Refused
+from qamoe.errors import UserError
 from qamoe.evaluation.summary import summarise
 from qamoe.report import benchmark_table, table_formats
 from qamoe.report.results import evaluations, read_cells
@@ -78,14 +78,14 @@ def test_every_published_row_is_whole_and_a_share_where_it_should_be() -> None:
     ],
 )
 def test_what_is_not_there_is_refused(cells: pd.DataFrame, name: str, peers: str | None, message: str) -> None:
-    with pytest.raises(Refused, match=message):
+    with pytest.raises(UserError, match=message):
         benchmark_table.of_slice(cells, name, peers)
 
 
 def test_published_rows_do_not_stand_beside_classes(cells: pd.DataFrame) -> None:
     classes = cells[cells["metric"] == "acc7"].assign(metric="accuracy")
     assert [m.name for m in benchmark_table.of_slice(classes, "missing").measures] == ["accuracy"]
-    with pytest.raises(Refused, match="labels from -3 to 3"):
+    with pytest.raises(UserError, match="labels from -3 to 3"):
         benchmark_table.of_slice(classes, "missing", "mosi")
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from qamoe.errors import Refused
+from qamoe.errors import UserError
 from qamoe.evaluation.bootstrap import holm
 from qamoe.evaluation.metrics import of_predictions
 from qamoe.evaluation.summary import summarise
@@ -318,10 +318,10 @@ def test_a_report_that_fails_leaves_the_old_one(
     shutil.copytree(written, out)
     before = (out / "index.html").read_bytes()
 
-    def broken(*_: object) -> dict:
+    def permuted_quality(*_: object) -> dict:
         raise OSError("no space left")
 
-    monkeypatch.setattr(build, "metrics", broken)
+    monkeypatch.setattr(build, "metrics", permuted_quality)
     with pytest.raises(OSError, match="no space"):
         build.write(results / "evaluate", results / "train", out)
     assert (out / "index.html").read_bytes() == before
@@ -376,7 +376,7 @@ def test_models_without_trust_and_routing_give_a_page_without_them(tmp_path: Pat
 
 @pytest.mark.usefixtures("undrawn")
 def test_trust_that_fell_back_to_r_is_said(tmp_path: Path, make_run: Maker) -> None:
-    make_run(tmp_path, "qamoe", 4, trust={"audio": {"clean": 0.6, "worthless": 0.7, "rescaled": False}})
+    make_run(tmp_path, "qamoe", 4, trust={"audio": {"clean": 0.6, "fully_degraded": 0.7, "rescaled": False}})
     write(tmp_path)
     text = " ".join(Page((tmp_path / "report" / "index.html").read_text()).text.split())
     assert "Trust is r itself, not rescaled (qamoe, audio, seed 4)" in text
@@ -420,11 +420,11 @@ def test_classes_have_a_page_of_their_own_metrics(tmp_path: Path, make_run: Make
 
 
 def test_half_a_result_is_refused_by_name(tmp_path: Path, make_run: Maker) -> None:
-    with pytest.raises(Refused, match="run the stage evaluate"):
+    with pytest.raises(UserError, match="run the stage evaluate"):
         write(tmp_path)
     make_run(tmp_path, "qamoe", 1)
     (tmp_path / "train" / "qamoe" / "1" / "model.json").unlink()
-    with pytest.raises(Refused, match=r"train/qamoe/1/model\.json is missing"):
+    with pytest.raises(UserError, match=r"train/qamoe/1/model\.json is missing"):
         write(tmp_path)
     assert not (tmp_path / "report").exists()
 

@@ -7,7 +7,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from qamoe.cli import app
-from qamoe.errors import Refused
+from qamoe.errors import UserError
 from qamoe.evaluation.bootstrap import Comparison, paired_bootstrap
 from qamoe.report import pairwise
 
@@ -60,7 +60,7 @@ def test_a_part_of_a_slice_is_weighed_as_within_it(many: Path, tmp_path: Path) -
     ],
 )
 def test_what_is_not_there_is_refused_by_name(many: Path, chosen: tuple, message: str) -> None:
-    with pytest.raises(Refused, match=message):
+    with pytest.raises(UserError, match=message):
         pairwise.between(many / "evaluate", *chosen)
 
 
@@ -71,7 +71,7 @@ def test_different_grids_are_refused(many: Path, tmp_path: Path) -> None:
         (place / "cells.parquet").write_bytes((many / "evaluate" / model / "1" / "cells.parquet").read_bytes())
         own = rows(many, model)
         own[own["draw"] < (2 if model == "moe" else 99)].to_parquet(place / "predictions.parquet")
-    with pytest.raises(Refused, match="not measured on the same"):
+    with pytest.raises(UserError, match="not measured on the same"):
         pairwise.between(tmp_path, "qamoe", "moe", "mixed")
 
 
@@ -110,7 +110,7 @@ def test_a_long_name_is_folded_and_hides_no_number(many: Path) -> None:
 def test_the_commands_print_and_refuse(many: Path, results: Path) -> None:
     def run(*arguments: str) -> str:
         done = CliRunner().invoke(app.app, [*arguments])
-        if isinstance(done.exception, Refused):
+        if isinstance(done.exception, UserError):
             return f"refused: {done.exception}"
         assert done.exit_code == 0, done.output
         return done.stdout

@@ -354,12 +354,12 @@ def test_formats_of_uploads_are_those_that_a_corpus_may_have():
 @pytest.mark.slow
 def test_a_file_that_takes_too_long_costs_itself_alone(film):
     from qamoe.config.extractor_settings import EgemapsSettings
-    from qamoe.errors import Refused
+    from qamoe.errors import UserError
 
     extractors = {"audio": EgemapsSettings(extractor="egemaps", rate=20)}
     hurried = Extraction(Limits(work_s=0.001), extractors)
     try:
-        with pytest.raises(Refused, match=r"took longer than 0.001 s"):
+        with pytest.raises(UserError, match=r"took longer than 0.001 s"):
             hurried.extract(film, extractors)
         hurried.limits = Limits()
         found = hurried.extract(film, extractors).frames["audio"]
@@ -375,7 +375,7 @@ def test_a_file_that_takes_too_long_costs_itself_alone(film):
 @pytest.mark.slow
 def test_a_worker_that_dies_has_a_successor(film):
     from qamoe.config.extractor_settings import EgemapsSettings
-    from qamoe.errors import Refused
+    from qamoe.errors import UserError
 
     extractors = {"audio": EgemapsSettings(extractor="egemaps", rate=20)}
     before = set(multiprocessing.active_children())
@@ -384,7 +384,7 @@ def test_a_worker_that_dies_has_a_successor(film):
         first = extraction.extract(film, extractors)
         (worker,) = set(multiprocessing.active_children()) - before
         os.kill(worker.pid, signal.SIGKILL)
-        with pytest.raises(Refused, match="beyond recovery"):
+        with pytest.raises(UserError, match="beyond recovery"):
             extraction.extract(film, extractors)
         assert np.array_equal(extraction.extract(film, extractors).frames["audio"], first.frames["audio"])
     finally:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from qamoe.errors import Refused
+from qamoe.errors import UserError
 from qamoe.inference.extraction_worker import Extracted
 from qamoe.serving.clip_cache import Clips, Kept, samples
 
@@ -39,7 +39,7 @@ def test_ids_are_long_and_never_the_same():
 
 def test_samples_need_a_corpus(tmp_path):
     assert samples(None, TASK) == []
-    with pytest.raises(Refused, match=r"manifest.csv"):
+    with pytest.raises(UserError, match=r"manifest.csv"):
         samples(tmp_path, TASK)
 
 

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 
-from qamoe.errors import Refused
+from qamoe.errors import UserError
 from qamoe.inference.predict import predict
 from qamoe.models import checkpoint
 from qamoe.models.checkpoint import Trained
@@ -93,7 +93,7 @@ def test_a_model_of_stored_text_vectors_is_refused(
 ) -> None:
     stats = tiny_stats | {"text": {k: v for k, v in tiny_stats["text"].items() if k != "vocabulary"}}
     trained = checkpoint.load(tiny_checkpoint(tmp_path / "checkpoint", stats=stats))
-    with pytest.raises(Refused, match="reads stored text vectors"):
+    with pytest.raises(UserError, match="reads stored text vectors"):
         export(trained, tmp_path / "model.pt2")
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
 
@@ -101,7 +101,7 @@ def test_a_model_of_stored_text_vectors_is_refused(
 def test_another_name_is_refused_and_nothing_is_written(tiny_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
     trained = checkpoint.load(tiny_checkpoint(tmp_path / "checkpoint"))
     with pytest.raises(
-        Refused, match=r"model\.onnx is no name of an exported model; allowed is one that ends in \.pt2"
+        UserError, match=r"model\.onnx is no name of an exported model; allowed is one that ends in \.pt2"
     ):
         export(trained, tmp_path / "model.onnx")
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]

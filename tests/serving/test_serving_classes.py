@@ -29,7 +29,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, tiny_params: Any, tiny_stat
     stats |= {"task": task, "class_shares": [0.4, 0.1, 0.2, 0.3]}
     inputs = {"text": 384, "audio": 2, "vision": 2}
     config = _config("qamoe", 1, tiny_params, stats, inputs, {"params": "p", "data": "d", "code": "c"})
-    anchors = {m: {"clean": 0.8, "worthless": 0.4, "rescaled": True} for m in inputs}
+    anchors = {m: {"clean": 0.8, "fully_degraded": 0.4, "rescaled": True} for m in inputs}
     config |= {"selection": 1.0, "best_epoch": 1, "calibration": {"temperature": 2.0}, "trust": anchors}
     torch.manual_seed(1)
     place = tmp_path_factory.mktemp("classes") / "qamoe" / "1"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from qamoe.errors import Refused
+from qamoe.errors import UserError
 from qamoe.tracking.mlflow_store import connect
 from qamoe.tracking.runs import record_training
 
@@ -75,7 +75,7 @@ def test_a_store_behind_a_login_is_used_by_environment_variables_alone(
     for user, password in (("", ""), (USER, "planted-other")):
         monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", user)
         monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", password)
-        with pytest.raises(Refused, match=r"cannot be used: .*401") as refusal:
+        with pytest.raises(UserError, match=r"cannot be used: .*401") as refusal:
             connect()
         assert "planted" not in str(refusal.value)
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", PASSWORD)

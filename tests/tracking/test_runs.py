@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from qamoe.errors import Refused
+from qamoe.errors import UserError
 from qamoe.evaluation.summary import summarise
 from qamoe.models import checkpoint
 from qamoe.tracking import runs as tracking
@@ -76,7 +76,7 @@ def test_a_database_is_whole_or_absent(empty_records, tmp_path, monkeypatch, tin
     broken = tmp_path / "mlflow.db"
     broken.write_bytes(b"no database, and not ours to replace")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{broken}")
-    with pytest.raises(Refused, match="cannot be used"), tracking.training_run(tiny_params, "qamoe", 1, DIGESTS):
+    with pytest.raises(UserError, match="cannot be used"), tracking.training_run(tiny_params, "qamoe", 1, DIGESTS):
         pytest.fail("training began")
 
 
@@ -206,7 +206,7 @@ def test_a_store_that_goes_away_does_not_stop_a_training(records, tiny_params, t
 def test_a_store_that_cannot_be_used_is_refused_before_training(tmp_path, monkeypatch, tiny_params):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", str(tmp_path / "mlruns"))  # MLflow 3 has no file store any more
     with (
-        pytest.raises(Refused, match=r"MLFLOW_TRACKING_URI.*QAMOE_TRACKING=off"),
+        pytest.raises(UserError, match=r"MLFLOW_TRACKING_URI.*QAMOE_TRACKING=off"),
         tracking.training_run(tiny_params, "qamoe", 1, DIGESTS),
     ):
         pytest.fail("training began")
@@ -233,7 +233,7 @@ def test_a_folder_is_recorded_once(records, tiny_checkpoint, tmp_path):
     assert "mlflow.source.git.commit" not in run.data.tags  # nobody knows what made it
     history = records.get_metric_history(run.info.run_id, "loss")
     assert [m.step for m in history] == [1, 2, 3]
-    with pytest.raises(Refused, match=r"model\.json"):
+    with pytest.raises(UserError, match=r"model\.json"):
         tracking.record_training(records, tmp_path, "qa-moe")
 
 
@@ -306,7 +306,7 @@ def test_the_stage_record_takes_training_folders_with_their_evaluations(records,
 
     folder = tiny_checkpoint(tmp_path / "artifacts" / "train" / "qamoe" / "1")
     evaluate(tmp_path / "artifacts" / "evaluate" / "qamoe" / "1", "first")
-    with pytest.raises(Refused, match="nowhere is no finished checkpoint"):
+    with pytest.raises(UserError, match="nowhere is no finished checkpoint"):
         record.run([folder, Path("nowhere")], "qa-moe")
     assert records.get_experiment_by_name("qa-moe") is None  # nothing half-done
     record.run([folder], "qa-moe")
@@ -324,6 +324,6 @@ def test_a_server_that_is_down_is_refused_in_seconds_without_its_password(monkey
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://ann:secret@127.0.0.1:{port}")
-    with pytest.raises(Refused) as refusal, tracking.training_run(tiny_params, "qamoe", 1, DIGESTS):
+    with pytest.raises(UserError) as refusal, tracking.training_run(tiny_params, "qamoe", 1, DIGESTS):
         pytest.fail("training began")
     assert "secret" not in str(refusal.value)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from qamoe.errors import Refused
+from qamoe.errors import UserError
 from qamoe.pipeline import promote
 from qamoe.pipeline.shared import data_digest
 from qamoe.tracking import runs
@@ -85,7 +85,7 @@ def test_what_is_recorded_promoted_and_said_holds_no_secret(
 )
 def test_a_store_that_cannot_be_used_is_named_without_its_password(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
-    with pytest.raises(Refused) as refusal:
+    with pytest.raises(UserError) as refusal:
         connect()
     assert "127.0.0.1" in str(refusal.value)
     assert "planted" not in str(refusal.value)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from qamoe.models import moe
-from qamoe.training.distributed import WHOLE, Parts
+from qamoe.training.distributed import WHOLE, BatchShare
 
 
 def history(folder: Path) -> list[dict[str, float]]:
@@ -27,7 +27,7 @@ def furthest(one: Path, other: Path) -> float:
 @pytest.mark.parametrize("clips", [1, 2, 3, 7, 12])
 def test_every_clip_weighs_alike(processes: int, each: int, clips: int) -> None:
     rows = list(range(100, 100 + clips))
-    made = [Parts(process, processes, each).of(rows) for process in range(processes)]
+    made = [BatchShare(process, processes, each).of(rows) for process in range(processes)]
     weights = dict.fromkeys(rows, 0.0)
     for part, weight in (pair for own in made for pair in own):
         for row in part:
@@ -42,7 +42,7 @@ def test_every_clip_weighs_alike(processes: int, each: int, clips: int) -> None:
 
 @pytest.mark.parametrize("model", ["qamoe", "moe", "concat"])
 def test_parts_one_after_the_other_have_the_losses_of_the_whole(train: Any, tmp_path: Path, model: str) -> None:
-    for name, parts in (("whole", WHOLE), ("parts", Parts(each=3))):
+    for name, parts in (("whole", WHOLE), ("parts", BatchShare(each=3))):
         train(tmp_path / name, model, dropout=0.0, parts=parts)
     assert 0 < furthest(tmp_path / "whole", tmp_path / "parts") < 1e-4
 
@@ -54,12 +54,12 @@ def test_shares_of_a_part_alone_would_be_another_loss(
     train(tmp_path / "whole", dropout=0.0)
     as_it_is = moe.balance_loss
     monkeypatch.setattr(moe, "balance_loss", lambda logits, weights, step: as_it_is(logits, weights))
-    train(tmp_path / "parts", dropout=0.0, parts=Parts(each=3))
+    train(tmp_path / "parts", dropout=0.0, parts=BatchShare(each=3))
     assert furthest(tmp_path / "whole", tmp_path / "parts") > 1e-3
 
 
 def test_counting_beforehand_draws_nothing(train: Any, tmp_path: Path) -> None:
     """Batches of one clip are one part: the pass that counts may not move the stream of dropout."""
-    for name, parts in (("whole", WHOLE), ("parts", Parts(each=3))):
+    for name, parts in (("whole", WHOLE), ("parts", BatchShare(each=3))):
         train(tmp_path / name, common={"batch_size": 1, "epochs": 2}, dropout=0.3, parts=parts)
     assert history(tmp_path / "whole") == history(tmp_path / "parts")

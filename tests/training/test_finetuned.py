@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from qamoe.config.params import Params, TextEncoder
-from qamoe.dataset.degraded_split import Views, rows_in_batches
-from qamoe.errors import Refused
+from qamoe.dataset.degraded_split import DegradedSplit, rows_in_batches
+from qamoe.errors import UserError
 from qamoe.evaluation import protocol
 from qamoe.extractors.minilm import model_folder
 from qamoe.extractors.tokens import vocabulary_digest
@@ -38,8 +38,8 @@ def folder(tiny_encoder: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tuned(setting: Any, folder: Path) -> Any:
     """The setting of these tests, text as ids; tuned.train(folder, model, **text) trains two epochs."""
 
-    def ids(views: Views) -> Views:
-        return Views(views.store, views.views, views.modalities, views.references, None)
+    def ids(views: DegradedSplit) -> DegradedSplit:
+        return DegradedSplit(views.store, views.views, views.modalities, views.references, None)
 
     valid = ids(setting.valid)
 
@@ -129,7 +129,7 @@ def test_it_loads_without_the_folder_that_it_came_from(tuned: Any, tiny_encoder:
     weights = load_file(place / "weights.safetensors")
     weights.pop("encode.reader.encoder.embeddings.word_embeddings.weight")
     save_file(weights, place / "weights.safetensors")
-    with pytest.raises(Refused, match=r"does not fit its model\.json"):
+    with pytest.raises(UserError, match=r"does not fit its model\.json"):
         checkpoint.load(place)
 
 
@@ -230,7 +230,7 @@ def test_other_weights_of_the_encoder_are_another_model(tuned: Any, tiny_encoder
 
 def refusal(encoder: Any, tokens: int = 50) -> str:
     sizes = finetuned(encoder)
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(UserError) as caught:
         text_encoder_finetuned.Reader(
             text_encoder_finetuned.architecture(sizes, tokens, ENGLISH), sizes
         ).load_pretrained(sizes)

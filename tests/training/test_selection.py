@@ -16,12 +16,12 @@ from qamoe.models import checkpoint
 from qamoe.training.selection import (
     Cells,
     calibration,
-    injected,
+    injected_severity,
     predictions,
     selection_cells,
     selection_value,
     specialist,
-    told,
+    with_oracle_quality,
 )
 
 
@@ -38,13 +38,13 @@ def test_each_cell_is_drawn_as_often_and_the_clean_one_once() -> None:
         alike("missing", 0.0, 41, 0),
         *(alike("missing", 0.3, 41, draw) for draw in range(3)),
     ]
-    assert [cells.views[i] for i in cells.worthless] == [alike("noise", 1.0, 41, draw) for draw in range(3)]
+    assert [cells.views[i] for i in cells.fully_degraded] == [alike("noise", 1.0, 41, draw) for draw in range(3)]
     assert len(set(cells.views)) == len(cells.views)
 
 
 def test_trust_is_anchored_on_a_kind_of_the_grid() -> None:
     cells = selection_cells(selection({"missing": [0.0, 0.3]}, draws=2))
-    assert [cells.views[i] for i in cells.worthless] == [alike("missing", 1.0, 41, draw) for draw in range(2)]
+    assert [cells.views[i] for i in cells.fully_degraded] == [alike("missing", 1.0, 41, draw) for draw in range(2)]
     assert cells.selection == (0, 1, 2)
 
 
@@ -53,16 +53,16 @@ def test_without_a_clean_cell_trust_is_still_anchored_on_clean_clips() -> None:
     assert cells.selection == (0, 1)
     assert cells.clean == (2,)
     assert cells.views[2] == alike("clean", 0.0, 41, 0)
-    assert cells.worthless == (3, 4)
+    assert cells.fully_degraded == (3, 4)
 
 
 def test_noise_at_its_end_is_made_once_where_the_grid_has_it() -> None:
     cells = selection_cells(selection({"missing": [0.0], "noise": [0.3, 1.0]}))
     assert len(cells.views) == len(set(cells.views)) == 7
-    assert cells.worthless == (4, 5, 6)
-    assert [cells.views[i] for i in cells.worthless] == [alike("noise", 1.0, 41, draw) for draw in range(3)]
+    assert cells.fully_degraded == (4, 5, 6)
+    assert [cells.views[i] for i in cells.fully_degraded] == [alike("noise", 1.0, 41, draw) for draw in range(3)]
     fewer = selection_cells(selection({"noise": [1.0]}, draws=1))
-    assert (fewer.selection, fewer.worthless, fewer.clean) == ((0,), (0,), (1,))
+    assert (fewer.selection, fewer.fully_degraded, fewer.clean) == ((0,), (0,), (1,))
 
 
 @pytest.mark.parametrize(("kind", "severity"), [("missing", 0.3), ("noise", 1.0)])
@@ -73,7 +73,7 @@ def test_a_specialist_is_trained_and_chosen_in_its_own_cell(setting: Any, kind: 
     assert [cells.views[i] for i in cells.selection] == [alike(kind, severity, 41, draw) for draw in range(2)]
     assert set(cells.groups) == {0}
     assert cells.views[cells.clean[0]] == alike("clean", 0.0, 41, 0), "trust is anchored as it is for all"
-    assert [cells.views[i] for i in cells.worthless] == [alike(kind, 1.0, 41, draw) for draw in range(2)]
+    assert [cells.views[i] for i in cells.fully_degraded] == [alike(kind, 1.0, 41, draw) for draw in range(2)]
 
 
 def test_the_clean_specialist_never_sees_a_degraded_clip(setting: Any) -> None:
@@ -93,30 +93,30 @@ def test_the_oracle_is_told_the_severity_of_each_view_and_no_other_model_is(
     cells = setting.cells
     assert [cells.views[i].severities[0] for i in (0, 1, 3)] == [0.0, 0.5, 0.5]
     made = {name: checkpoint.load(tiny_checkpoint(tmp_path / name, model=name)).model for name in ("oracle", "qamoe")}
-    r = predictions(made["oracle"], setting.valid, (0, 1, 3, cells.worthless[0]), 4, "cpu")["r"]
+    r = predictions(made["oracle"], setting.valid, (0, 1, 3, cells.fully_degraded[0]), 4, "cpu")["r"]
     for place, severity in enumerate((0.0, 0.5, 0.5, 1.0)):
         assert (r[place] == 1 - severity).all()
     own = predictions(made["qamoe"], setting.valid, (0, 1), 4, "cpu")["r"]
     assert ((own > 0) & (own < 1)).all()
-    batch, quality = told(made["oracle"], setting.train.degraded(1, [3, 1]), "cpu")
+    batch, quality = with_oracle_quality(made["oracle"], setting.train.degraded(1, [3, 1]), "cpu")
     state = setting.train.degraded(1, [3, 1])[2]
     assert torch.equal(quality, 1 - state.severity)  # drawn a clip and a modality
     assert len(set(quality.flatten().tolist())) > 2
     assert torch.equal(batch.x["audio"], setting.train.batch(1, [3, 1]).x["audio"])
-    assert told(made["qamoe"], setting.train.degraded(1, [3, 1]), "cpu")[1] is None
+    assert with_oracle_quality(made["qamoe"], setting.train.degraded(1, [3, 1]), "cpu")[1] is None
 
 
 def test_a_swap_teaches_that_all_is_lost_or_nothing(setting: Any, tiny_checkpoint: Any, tmp_path: Any) -> None:
     model = checkpoint.load(tiny_checkpoint(tmp_path / "qamoe")).model
     swapping = replace(setting.train, views=(View(2026, 0, drawn=("noise",), swap=True),), states=None)
     batch, lost, state = swapping.degraded(0, range(20))
-    taught, swap = injected(model, (batch, lost, state), "cpu"), state.kind == KINDS.index("swap")
+    taught, swap = injected_severity(model, (batch, lost, state), "cpu"), state.kind == KINDS.index("swap")
     assert set(taught[swap].tolist()) == {0.0, 1.0}, "whatever its chance was"
     assert torch.equal(taught[swap], lost[swap])
     assert torch.equal(taught[~swap], state.severity[~swap])
     assert 10 < int(swap.sum()) < 50
     oracle = checkpoint.load(tiny_checkpoint(tmp_path / "oracle", model="oracle")).model
-    assert torch.equal(told(oracle, (batch, lost, state), "cpu")[1], 1 - taught)
+    assert torch.equal(with_oracle_quality(oracle, (batch, lost, state), "cpu")[1], 1 - taught)
 
 
 def test_what_is_kept_is_what_would_be_made_again(setting: Any, monkeypatch: pytest.MonkeyPatch) -> None:

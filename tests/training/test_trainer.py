@@ -192,17 +192,18 @@ def test_the_config_says_all_that_prediction_needs(setting: Any, whole: Path) ->
     assert sorted(sigmas.values()) == list(sigmas.values())
 
 
-def test_trust_is_anchored_at_the_median_r_of_clean_and_of_worthless_clips(setting: Any, whole: Path) -> None:
+def test_trust_is_anchored_at_the_median_r_of_clean_and_of_fully_degraded_clips(setting: Any, whole: Path) -> None:
     trained, cells = checkpoint.load(whole), setting.cells
-    clean, worthless = (
-        predictions(trained.model, setting.valid, places, 8, "cpu")["r"] for places in (cells.clean, cells.worthless)
+    clean, fully_degraded = (
+        predictions(trained.model, setting.valid, places, 8, "cpu")["r"]
+        for places in (cells.clean, cells.fully_degraded)
     )
     for place, modality in enumerate(trained.config["modalities"]):
         there = setting.valid.store.lengths(modality) > 0  # some clips of this store lack a modality
-        high, low = (float(np.median(r[:, there, place])) for r in (clean, worthless))
+        high, low = (float(np.median(r[:, there, place])) for r in (clean, fully_degraded))
         assert abs(high - low) > 1e-4
         anchors = trained.config["trust"][modality]
-        assert (anchors["clean"], anchors["worthless"]) == (pytest.approx(high), pytest.approx(low))
+        assert (anchors["clean"], anchors["fully_degraded"]) == (pytest.approx(high), pytest.approx(low))
         assert anchors["rescaled"] == (low < high)
 
 
@@ -216,10 +217,10 @@ def test_intervals_cover_what_they_say_on_the_cells_they_were_learnt_on(setting:
 
 
 def test_a_training_that_diverges_says_so(train: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from qamoe.errors import Refused
+    from qamoe.errors import UserError
 
     monkeypatch.setattr(trainer, "selection_value", lambda *_: math.nan)
-    with pytest.raises(Refused, match=r"qamoe, seed 1.*(NaN|not finite|diverged)"):
+    with pytest.raises(UserError, match=r"qamoe, seed 1.*(NaN|not finite|diverged)"):
         train(tmp_path, common={"epochs": 2})
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from qamoe.config import settings
-from qamoe.errors import Refused, told
+from qamoe.errors import UserError, exit_on_user_error
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -27,7 +27,7 @@ Folder = Annotated[Path | None, typer.Option(help="A trained checkpoint instead,
 def main() -> None:
     """Run the command; a refusal becomes one sentence on stderr and exit code 2."""
     settings.go_offline()
-    with told("qamoe"):
+    with exit_on_user_error("qamoe"):
         app()
 
 
@@ -45,7 +45,7 @@ def table(
 
     cells = results.read_cells(results.evaluations(out / "evaluate"))
     if slice is None and peers is not None:
-        raise Refused("The published rows are averages over slice missing: add --slice missing.")
+        raise UserError("The published rows are averages over slice missing: add --slice missing.")
     if slice is None and format == "terminal":
         tables.print_headline(tables.headline(cells))
         return
@@ -236,9 +236,9 @@ def serve(
 
 
 def _alone(stage: str, out: Path, run: Callable[[], None]) -> None:
-    from qamoe.pipeline.runner import alone
+    from qamoe.pipeline.runner import single_instance
 
-    with alone(out / f".{stage}.lock"):
+    with single_instance(out / f".{stage}.lock"):
         run()
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from qamoe.data import inbox
 from qamoe.data.clip import Clip
 from qamoe.data.subtitles import beside
-from qamoe.errors import Refused
-from qamoe.media.decode import Problem, contents
+from qamoe.errors import UserError
+from qamoe.media.decode import ClipError, contents
 
 SHORTEST_WINDOW = 0.5  # seconds; less holds hardly a syllable
 LONGEST = 2.0  # a clip may last this many times the longest of training
@@ -59,7 +59,7 @@ def pieces(clip: Clip, how: How) -> list[Piece]:
     try:
         whole = contents(clip.media).seconds
         lasts = (whole if end_s is None else min(whole, end_s)) - clip.start_s
-    except Problem as problem:
+    except ClipError as problem:
         unreadable = str(problem)
     if how.window is None and how.longest is not None and lasts > LONGEST * how.longest:
         allowed = f"{LONGEST * how.longest:.1f} s"
@@ -94,7 +94,7 @@ def _of(path: Path) -> list[Clip | Piece]:
     faults: list[str] = []
     try:
         found = inbox.read(path, faults)
-    except Refused as refusal:
+    except UserError as refusal:
         return [Piece(name, fault=str(refusal))]
     if not found and not faults:
         return [Piece(name, fault=f"There are no media in {path}, and no manifest.csv that lists some.")]
@@ -121,7 +121,7 @@ def _words(clip: Clip, text: str | None, start_s: float, end_s: float | None, wh
     else:
         try:
             words = beside(clip.media, start_s, end_s)
-        except Problem as problem:
+        except ClipError as problem:
             return "", str(problem)
         if clip.text and not words:
             return "", "the words of the csv have no times, so that they cannot be placed in a window"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qamoe.cli import inputs
-from qamoe.errors import Refused
+from qamoe.errors import UserError
 from qamoe.extractors.registry import extractors_of
 from qamoe.inference.extraction_worker import Extracted, Extraction, Lost
 from qamoe.models.checkpoint_config import read_config
@@ -37,17 +37,17 @@ def predict(
     """Print what the model says of media files, of words, or of both; returns whether every clip has an answer.
 
     `text` is what is said in the one clip that there is, `window` the seconds of the windows that longer clips are cut
-    into. Raises Refused where there is nothing to answer, or nothing to answer it with.
+    into. Raises UserError where there is nothing to answer, or nothing to answer it with.
     """
     _check(paths, text, window)
     clips = inputs.clips(paths)
     if text is not None and len(clips) > 1:
-        raise Refused(
+        raise UserError(
             f"--text is what is said in one clip, and these are {len(clips)}; put a .txt or .srt beside each."
         )
     only = clips[0] if inputs.one_file(paths) else None
     if isinstance(only, inputs.Piece):
-        raise Refused(only.fault)
+        raise UserError(only.fault)
     with model_loader.found(model, folder) as place, _extraction(place, needed=bool(paths)) as extraction:
         served = model_loader.load(place)
         how = inputs.How(text, window, served.trained.config["stats"].get("seconds_max"))
@@ -61,7 +61,7 @@ def predict(
 
 @contextmanager
 def _extraction(place: Found, *, needed: bool) -> Iterator[Extraction | None]:
-    """What reads media, in a process of its own that gets ready while the model is loaded. Raises Refused where the
+    """What reads media, in a process of its own that gets ready while the model is loaded. Raises UserError where the
     model knows no media."""
     config = read_config(place.folder) if needed else None
     if config is None:  # words alone; a folder without a checkpoint is refused when it is loaded
@@ -73,7 +73,7 @@ def _extraction(place: Found, *, needed: bool) -> Iterator[Extraction | None]:
         model_loader.load(place)  # says what is wrong with such a model.json
         raise
     if not extractors:
-        raise Refused(f"{place.name} knows no media: its corpus came with ready features.")
+        raise UserError(f"{place.name} knows no media: its corpus came with ready features.")
     extraction = Extraction(None, extractors)
     try:
         yield extraction
@@ -107,18 +107,20 @@ def _shown(served: Served, rows: Iterable[tuple[int, Row]], as_json: bool, alone
 def _check(paths: Sequence[Path], text: str | None, window: float | None) -> None:
     """Refuse what cannot go together, before anything is loaded."""
     if not paths and not text:
-        raise Refused("There is nothing to predict: give a media file, --text, or both.")
+        raise UserError("There is nothing to predict: give a media file, --text, or both.")
     if window is not None and text is not None:
-        raise Refused("--text has no times, so that it cannot be cut into windows: leave out --text or --window, or put"
-                      " the words into a .srt beside the clip.")  # fmt: skip
+        raise UserError(
+            "--text has no times, so that it cannot be cut into windows: leave out --text or --window, or put the words"
+            " into a .srt beside the clip."
+        )
     if window is not None and not window >= inputs.SHORTEST_WINDOW:
-        raise Refused(f"--window is {window:g} s; allowed are {inputs.SHORTEST_WINDOW:g} s and more.")
+        raise UserError(f"--window is {window:g} s; allowed are {inputs.SHORTEST_WINDOW:g} s and more.")
 
 
 def _check_window(served: Served, how: inputs.How) -> None:
     if how.window is not None and how.longest is not None and how.window > inputs.LONGEST * how.longest:
-        raise Refused(f"--window is {how.window:g} s; allowed are up to {inputs.LONGEST * how.longest:.1f} s, twice the"
-                      f" longest clip that {served.name} was trained on.")  # fmt: skip
+        most = f"{inputs.LONGEST * how.longest:.1f} s, twice the longest clip that {served.name} was trained on"
+        raise UserError(f"--window is {how.window:g} s; allowed are up to {most}.")
 
 
 def _rows(
@@ -133,7 +135,7 @@ def _rows(
             row = _row(served, extraction, piece)
             if single and len(pieces) == 1 and row.answer is None:
                 why = "; ".join(_told(row.reasons))
-                raise Refused(piece.fault or f"{piece.name} has nothing that can be used ({why}).")
+                raise UserError(piece.fault or f"{piece.name} has nothing that can be used ({why}).")
             yield number, row
 
 

@@ -22,7 +22,7 @@ from pydantic import (
 from qamoe.config.block import Block
 from qamoe.config.extractor_settings import AudioSettings, TextSettings, VisionSettings
 from qamoe.config.model_names import ABLATIONS, Kind, family
-from qamoe.errors import Refused
+from qamoe.errors import UserError
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Severity = Annotated[float, Field(gt=0, le=1)]
@@ -111,9 +111,9 @@ class Preprocess(Block):
 class Degrade(Block):
     kinds: Annotated[tuple[Kind, ...], Field(min_length=1)]  # that clips draw from
     clean_share: Share  # of the draws of a clip, view and modality
-    alike_share: Share  # of the clips whose modalities share one draw
-    whole_share: Annotated[float, Field(ge=0, lt=1)]  # of the severities that are exactly 1
-    announced_share: Share  # of the modalities that are wholly missing, those that the model is told of
+    shared_draw_share: Share  # of the clips whose modalities share one draw
+    full_severity_share: Annotated[float, Field(ge=0, lt=1)]  # of the severities that are exactly 1
+    mask_revealed_share: Share  # of the modalities that are wholly missing, those that the model is told of
     swap: bool  # whether clips draw swaps too
     views: Count  # distinct degraded views of a clip; epoch e sees view e mod views. Of a frozen text encoder alone
     seed: int
@@ -211,7 +211,9 @@ class MoE(Block):
 class QAMoE(MoE):
     max_log_variance: Positive
     sampled: bool  # whether the main path reads a sample of the Gaussian in training; else its mean
-    sees: Literal["own", "all"]  # what a modality's variance is estimated from: its own vector, or those of all
+    variance_context: Literal[
+        "own", "all"
+    ]  # what a modality's variance is estimated from: its own vector, or those of all
     initial_log_variance: float  # of the Gaussian features
 
     @model_validator(mode="after")
@@ -246,7 +248,7 @@ class Evaluate(Block):
     draws: Count
     mixed_draws: Count
     slices: Annotated[tuple[Slice, ...], Field(min_length=1)]
-    broken_permutations: Annotated[int, Field(ge=0)]  # of r between the clips of slice mixed; 0 leaves them out
+    quality_permutations: Annotated[int, Field(ge=0)]  # of r between the clips of slice mixed; 0 leaves them out
 
     @field_validator("slices")
     @classmethod
@@ -325,22 +327,22 @@ def _sentence(error: Any, path: Path) -> str:
 
 
 def load(path: Path) -> Params:
-    """Read params.yaml. Raises Refused with the key (and the value and its range) of the first mistake."""
+    """Read params.yaml. Raises UserError with the key (and the value and its range) of the first mistake."""
     return validate(read(path), path)
 
 
 def read(path: Path) -> Any:
-    """The content of a YAML file, unchecked. Raises Refused where there is none."""
+    """The content of a YAML file, unchecked. Raises UserError where there is none."""
     import yaml  # a model needs its blocks and no file of them
 
     try:
         return yaml.safe_load(path.read_text())
     except FileNotFoundError:
-        raise Refused(f"There is no parameter file {path}.") from None
+        raise UserError(f"There is no parameter file {path}.") from None
     except OSError as error:
-        raise Refused(f"The parameter file {path} cannot be read: {error.strerror}.") from None
+        raise UserError(f"The parameter file {path} cannot be read: {error.strerror}.") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise Refused(f"{path} is not YAML: {' '.join(str(error).split())}.") from None
+        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}.") from None
 
 
 def validate(content: Any, path: Path) -> Params:
@@ -350,7 +352,7 @@ def validate(content: Any, path: Path) -> Params:
     except ValidationError as error:
         # An unknown key is most often a misspelt one: say that before the missing key which it causes.
         errors = sorted(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
-        raise Refused(_sentence(errors[0], path)) from None
+        raise UserError(_sentence(errors[0], path)) from None
 
 
 def digest(*values: Any) -> str:

@@ -7,7 +7,7 @@ import math
 import os
 from pathlib import Path
 
-from qamoe.errors import Refused
+from qamoe.errors import UserError
 
 QUIET = {
     # MLflow ignores "1" here.
@@ -35,14 +35,14 @@ def device() -> str:
     there = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
     asked = os.environ.get("QAMOE_DEVICE") or there[-1]
     if asked.split(":")[0] not in there:
-        raise Refused(f"QAMOE_DEVICE is {asked!r}; on this machine there is {' and '.join(there)}.")
+        raise UserError(f"QAMOE_DEVICE is {asked!r}; on this machine there is {' and '.join(there)}.")
     return asked
 
 
 def _counted(name: str, lowest: int, otherwise: int) -> int:
     asked = os.environ.get(name) or str(otherwise)
     if not asked.isdecimal() or int(asked) < lowest:
-        raise Refused(f"{name} is {asked!r}; allowed is a whole number from {lowest} on.")
+        raise UserError(f"{name} is {asked!r}; allowed is a whole number from {lowest} on.")
     return int(asked)
 
 
@@ -65,7 +65,7 @@ def executor() -> str:
     """Where clips are extracted and a spectrum evaluated (`QAMOE_EXECUTOR`): `processes` of this machine, or `ray`."""
     asked = os.environ.get("QAMOE_EXECUTOR") or "processes"
     if asked not in ("processes", "ray"):
-        raise Refused(f"QAMOE_EXECUTOR is {asked!r}; allowed are processes and ray.")
+        raise UserError(f"QAMOE_EXECUTOR is {asked!r}; allowed are processes and ray.")
     return asked
 
 
@@ -107,7 +107,7 @@ def untracked() -> bool:
     """
     asked = os.environ.get("QAMOE_TRACKING") or "on"
     if asked not in ("on", "off"):
-        raise Refused(f"QAMOE_TRACKING is {asked!r}; allowed are on and off.")
+        raise UserError(f"QAMOE_TRACKING is {asked!r}; allowed are on and off.")
     return asked == "off" or processes()[0] > 0
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from qamoe.files import written_aside
+from qamoe.files import atomic_write
 
 SPLITS = ("train", "valid", "gate", "test")  # gate: what promotion alone reads
 BATCH_ROWS = 512
@@ -46,7 +46,7 @@ def write(path: Path, schema: pa.Schema, rows: Iterable[dict[str, Any]], metadat
     schema = schema.with_metadata({"qamoe": json.dumps(metadata, sort_keys=True)})
     count = 0
     with (
-        written_aside(path) as aside,
+        atomic_write(path) as aside,
         pa.OSFile(str(aside), "wb") as sink,
         pa.ipc.new_file(sink, schema) as writer,
     ):

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from qamoe.config.params import Task
-from qamoe.errors import Refused
+from qamoe.errors import UserError
 from qamoe.extractors.tokens import CHINESE, ENGLISH, Tokens
 
 # Shares of the sources that a corpus without a split of its own is divided by.
@@ -58,7 +58,7 @@ def noted(faults: list[str] | None) -> Iterator[None]:
     """
     try:
         yield
-    except Refused as refusal:
+    except UserError as refusal:
         if faults is None:
             raise
         faults.append(str(refusal))
@@ -68,7 +68,7 @@ def noted(faults: list[str] | None) -> Iterator[None]:
 def rows_of(file: Path, **how: Any) -> Iterator["csv.DictReader[str]"]:
     """The rows of a table with a header, in UTF-8; `how` goes to csv.DictReader.
 
-    Raises Refused for another encoding, for a column that stands twice and for what is no table, also while the rows
+    Raises UserError for another encoding, for a column that stands twice and for what is no table, also while the rows
     are read.
     """
     read = 0
@@ -78,23 +78,23 @@ def rows_of(file: Path, **how: Any) -> Iterator["csv.DictReader[str]"]:
             names = reader.fieldnames or []
             twice = [name for name in names if names.count(name) > 1 and name]
             if twice:
-                raise Refused(f"{file} has the column {twice[0]!r} twice; each stands once.")
+                raise UserError(f"{file} has the column {twice[0]!r} twice; each stands once.")
             try:
                 yield reader
             finally:
                 read = reader.line_num
     except UnicodeDecodeError:
-        raise Refused(f"{file} is not UTF-8 text; save it in that encoding.") from None
+        raise UserError(f"{file} is not UTF-8 text; save it in that encoding.") from None
     except csv.Error as error:
-        raise Refused(f"{file} is no {file.suffix.lstrip('.')} file: line {read + 1}, {error}.") from None
+        raise UserError(f"{file} is no {file.suffix.lstrip('.')} file: line {read + 1}, {error}.") from None
 
 
 def refuse_ragged(row: Mapping[Any, Any], where: str) -> None:
     """Refuse a row of more or fewer cells than the header has: they would stand under the wrong names."""
     if any(row.get(None) or ()):  # where csv.DictReader puts what is too much
-        raise Refused(f"{where}: more cells than the header has columns; a text with a comma stands in quotes.")
+        raise UserError(f"{where}: more cells than the header has columns; a text with a comma stands in quotes.")
     if None in row.values():
-        raise Refused(f"{where}: fewer cells than the header has columns.")
+        raise UserError(f"{where}: fewer cells than the header has columns.")
 
 
 def drawn_split(source: str) -> str:
@@ -107,15 +107,15 @@ def label_value(label: str, task: Task, where: str) -> float:
     """A label as a number: itself in a regression task, the index of its class in a classification task."""
     if task.kind == "classification":
         if label not in task.classes:
-            raise Refused(f"{where}: label {label!r} is none of the classes {', '.join(task.classes)}.")
+            raise UserError(f"{where}: label {label!r} is none of the classes {', '.join(task.classes)}.")
         return float(task.classes.index(label))
     try:
         value = float(label)
     except ValueError:
-        raise Refused(f"{where}: label {label!r} is no number, and the task is regression.") from None
+        raise UserError(f"{where}: label {label!r} is no number, and the task is regression.") from None
     low, high = task.range
     if not low <= value <= high:
-        raise Refused(f"{where}: label {value:g} lies outside [{low:g}, {high:g}].")
+        raise UserError(f"{where}: label {value:g} lies outside [{low:g}, {high:g}].")
     return value
 
 
@@ -123,17 +123,17 @@ def check_clips(clips: list[Clip], where: str, faults: list[str] | None = None) 
     """Refuse a corpus without clips, with a duplicated id, or with a source in two splits."""
     with noted(faults):
         if not clips:
-            raise Refused(f"{where} holds no clips; at least one row is needed.")
+            raise UserError(f"{where} holds no clips; at least one row is needed.")
     first: dict[str, Clip] = {}
     of_source: dict[str, Clip] = {}
     for clip in clips:
         with noted(faults):
             if clip.clip_id in first:
-                raise Refused(f"{clip.where or where}: clip id {clip.clip_id!r} stands twice; ids must be unique.")
+                raise UserError(f"{clip.where or where}: clip id {clip.clip_id!r} stands twice; ids must be unique.")
             first[clip.clip_id] = clip
             other = of_source.setdefault(clip.source, clip)
             if other.split != clip.split:
-                raise Refused(
+                raise UserError(
                     f"{clip.where or where}: source {clip.source!r} is in split {other.split} (clip {other.clip_id}) "
                     f"and in split {clip.split} (clip {clip.clip_id}); a source belongs to one split."
                 )
@@ -147,13 +147,13 @@ def check_text(corpus: Corpus, tokens: Tokens, where: str) -> None:
     fits = corpus.vocabulary == tokens.vocabulary
     words = any(clip.text.strip() for clip in corpus.clips)
     if not fits and (not words or (corpus.vocabulary, tokens.vocabulary) == (CHINESE, ENGLISH)):
-        raise Refused(
+        raise UserError(
             f"{where}: its text needs an encoder with the vocabulary of {corpus.vocabulary}; the text extractor "
             f"{tokens.name} knows that of {tokens.vocabulary}."
         )
     for clip in corpus.clips if fits else ():
         if clip.tokens is not None and len(clip.tokens) and clip.tokens.max() >= tokens.vocab_size:
-            raise Refused(
+            raise UserError(
                 f"{clip.where or where}: token id {clip.tokens.max()} is none of the {tokens.vocab_size} "
                 f"of {tokens.vocabulary}."
             )

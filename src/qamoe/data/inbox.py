@@ -9,7 +9,7 @@ from pathlib import Path
 from qamoe.data.clip import Clip, noted, refuse_ragged, rows_of
 from qamoe.data.manifest import media_of, span
 from qamoe.data.validate import MEDIA
-from qamoe.errors import Refused
+from qamoe.errors import UserError
 
 OPTIONAL = ("clip_id", "start_s", "end_s", "text")
 
@@ -18,10 +18,10 @@ def read(path: Path, faults: list[str]) -> list[Clip]:
     """The clips of a folder or a manifest, in clip-id order; label NaN, source and split empty.
 
     What is wrong with a row goes into `faults`, and the others are read: an inbox may be filled meanwhile. Raises
-    Refused where there is nothing at that path, or where it cannot be read at all.
+    UserError where there is nothing at that path, or where it cannot be read at all.
     """
     if not path.exists():
-        raise Refused(f"There is nothing at {path}; allowed is a folder of media, or a manifest.csv.")
+        raise UserError(f"There is nothing at {path}; allowed is a folder of media, or a manifest.csv.")
     manifest = path / "manifest.csv" if path.is_dir() else path
     root = manifest.parent.resolve()
     clips: dict[str, Clip] = {}
@@ -31,13 +31,13 @@ def read(path: Path, faults: list[str]) -> list[Clip]:
         return [clips[name] for name in sorted(clips)]
     with rows_of(manifest, strict=True) as reader:
         if "path" not in (reader.fieldnames or []):
-            raise Refused(f"{manifest} lacks the column path; {', '.join(OPTIONAL)} may stand beside it.")
+            raise UserError(f"{manifest} lacks the column path; {', '.join(OPTIONAL)} may stand beside it.")
         for row in reader:
             where = f"{manifest}, line {reader.line_num}"
             with noted(faults):
                 clip = _clip(row, root, where)
                 if clip.clip_id in clips:
-                    raise Refused(f"{where}: clip id {clip.clip_id!r} stands twice; ids must be unique.")
+                    raise UserError(f"{where}: clip id {clip.clip_id!r} stands twice; ids must be unique.")
                 clips[clip.clip_id] = clip
     return [clips[name] for name in sorted(clips)]
 
@@ -51,7 +51,7 @@ def _clip(row: dict[str, str | None], root: Path, where: str) -> Clip:
     refuse_ragged(row, where)
     cell = {name: (row.get(name) or "").strip() for name in ("path", *OPTIONAL)}
     if not cell["path"]:
-        raise Refused(f"{where}: path is empty.")
+        raise UserError(f"{where}: path is empty.")
     start, end = span(cell, where)
     return Clip(
         clip_id=cell["clip_id"] or cell["path"],

@@ -14,8 +14,8 @@ from pathlib import Path
 from qamoe.config.params import Task
 from qamoe.data import manifest as clips
 from qamoe.data.clip import Clip, check_clips, drawn_split
-from qamoe.errors import Refused
-from qamoe.files import write_text, written_aside
+from qamoe.errors import UserError
+from qamoe.files import atomic_write, write_text
 
 _SAMPLE = "  remote: sample\n"
 
@@ -34,7 +34,7 @@ def ingest(folder: Path, data: Path, task: Task) -> Ingested:
 
     A row without a split takes the one that its source has in `data`, or else that which the source's hash draws.
     Before the first clip goes in, data.dvc (beside `data`) loses the line `remote: sample`: other people's clips must
-    not end in the git-tracked remote. Raises Refused, and changes nothing, where a row of either is wrong, an id is
+    not end in the git-tracked remote. Raises UserError, and changes nothing, where a row of either is wrong, an id is
     taken by another clip, or a source would be in two splits.
     """
     waiting = clips.read(folder, task).clips
@@ -51,7 +51,7 @@ def ingest(folder: Path, data: Path, task: Task) -> Ingested:
         if old is None:
             fresh.append((clip, {**row, "split": clip.split}))
         elif _identity(clip, digests) != _identity(old, digests):
-            raise Refused(f"{clip.where}: clip id {clip.clip_id!r} is another clip's in {data}; give it a new one.")
+            raise UserError(f"{clip.where}: clip id {clip.clip_id!r} is another clip's in {data}; give it a new one.")
     check_clips([*there.values(), *(clip for clip, _ in fresh)], str(folder / "manifest.csv"))
     if not fresh:
         return Ingested(0, len(waiting), False)
@@ -61,7 +61,7 @@ def ingest(folder: Path, data: Path, task: Task) -> Ingested:
         assert clip.media is not None
         place = Path("media") / f"{_digest(clip.media, digests)[:32]}{clip.media.suffix.lower()}"
         if not (data / place).is_file():
-            with written_aside(data / place) as aside:
+            with atomic_write(data / place) as aside:
                 shutil.copyfile(clip.media, aside)
         rows.append({**row, "path": place.as_posix()})
     _append(data / "manifest.csv", rows)
@@ -105,5 +105,5 @@ def _append(manifest: Path, rows: list[dict[str, str]]) -> None:
     added = io.StringIO()
     writer = csv.DictWriter(added, header, restval="", lineterminator="\n")
     writer.writerows(rows)
-    with written_aside(manifest) as aside:
+    with atomic_write(manifest) as aside:
         aside.write_text(before + ("" if before.endswith("\n") else "\n") + added.getvalue(), encoding="utf-8")

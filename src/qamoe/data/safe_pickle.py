@@ -13,7 +13,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from qamoe.errors import Refused
+from qamoe.errors import UserError
 
 _ALLOWED = {
     ("numpy", "ndarray"),
@@ -101,7 +101,8 @@ class _Arrays(pickle.Unpickler):
 
 
 def read(path: Path, encoding: str = "ASCII") -> Any:
-    """Load a pickle of plain containers, numpy arrays and torch tensors (as arrays). Raises Refused for anything else.
+    """Load a pickle of plain containers, numpy arrays and torch tensors (as arrays). Raises UserError for anything
+    else.
 
     `encoding` is that of the strings of Python 2.
     """
@@ -111,11 +112,11 @@ def read(path: Path, encoding: str = "ASCII") -> Any:
             file.seek(0)
             return _Arrays(file, encoding=encoding).load()
     except FileNotFoundError:
-        raise Refused(f"There is no file {path}.") from None
+        raise UserError(f"There is no file {path}.") from None
     except IsADirectoryError:
-        raise Refused(f"{path} is a folder; a pickle file is needed.") from None
+        raise UserError(f"{path} is a folder; a pickle file is needed.") from None
     except pickle.UnpicklingError as error:
-        raise Refused(f"{path} is refused: {error}; only arrays and plain values are read.") from None
+        raise UserError(f"{path} is refused: {error}; only arrays and plain values are read.") from None
     except (
         EOFError,
         OverflowError,
@@ -128,7 +129,7 @@ def read(path: Path, encoding: str = "ASCII") -> Any:
         TypeError,
         UnicodeDecodeError,
     ):
-        raise Refused(f"{path} is no readable pickle: it is damaged or cut short.") from None
+        raise UserError(f"{path} is no readable pickle: it is damaged or cut short.") from None
 
 
 def _look_at_opcodes(file: IO[bytes]) -> None:

@@ -4,7 +4,7 @@ import re
 from itertools import pairwise
 from pathlib import Path
 
-from qamoe.media.decode import Problem
+from qamoe.media.decode import ClipError
 
 _TIME = r"(\d+):(\d\d):(\d\d)[,.](\d{1,3})"
 _CUE = re.compile(rf"\s*{_TIME}\s*-->\s*{_TIME}")
@@ -15,7 +15,7 @@ def beside(media: Path, start_s: float = 0.0, end_s: float | None = None) -> str
     """What is said in a span (seconds) of a media file; "" where nothing beside it tells.
 
     A cue of a .srt belongs to the span that holds its middle, so that neighbouring spans share no words. The words of
-    a .txt are those of the whole file. Raises Problem for a file that cannot be read, and for a .txt and a mere span.
+    a .txt are those of the whole file. Raises ClipError for a file that cannot be read, and for a .txt and a mere span.
     """
     timed, plain = media.with_suffix(".srt"), media.with_suffix(".txt")
     if timed.is_file():
@@ -24,7 +24,7 @@ def beside(media: Path, start_s: float = 0.0, end_s: float | None = None) -> str
     if not plain.is_file():
         return ""
     if start_s or end_s is not None:
-        raise Problem(f"{plain.name} has no times, so that its words cannot be placed; {timed.name} would have")
+        raise ClipError(f"{plain.name} has no times, so that its words cannot be placed; {timed.name} would have")
     return " ".join(_read(plain).split())
 
 
@@ -32,9 +32,9 @@ def _read(file: Path) -> str:
     try:
         return file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
-        raise Problem(f"{file.name} is not UTF-8 text") from None
+        raise ClipError(f"{file.name} is not UTF-8 text") from None
     except OSError as error:
-        raise Problem(f"{file.name} cannot be read: {error.strerror}") from None
+        raise ClipError(f"{file.name} cannot be read: {error.strerror}") from None
 
 
 def _cues(file: Path) -> list[tuple[float, str]]:
@@ -48,7 +48,7 @@ def _cues(file: Path) -> list[tuple[float, str]]:
         elif cues and not (line.strip().isdecimal() and _CUE.match(following)):  # the number of the next cue
             cues[-1][1].extend(_MARKUP.sub(" ", line).split())
     if not cues and any(map(str.strip, lines)):
-        raise Problem(f"{file.name} has no line such as 00:00:01,000 --> 00:00:02,500")
+        raise ClipError(f"{file.name} has no line such as 00:00:01,000 --> 00:00:02,500")
     return [(middle_s, " ".join(words)) for middle_s, words in cues]
 
 

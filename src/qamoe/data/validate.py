@@ -16,9 +16,9 @@ from qamoe.data.arrow_store import SPLITS
 from qamoe.data.clip import Clip, Corpus, check_text, noted
 from qamoe.data.manifest import COLUMNS
 from qamoe.data.readers import READERS, iemocap, meld, mintrec
-from qamoe.errors import Refused
+from qamoe.errors import UserError
 from qamoe.extractors.registry import extractor
-from qamoe.media.decode import Contents, Problem, contents
+from qamoe.media.decode import ClipError, Contents, contents
 
 MEDIA = {
     *(".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".flv", ".mpg", ".mpeg", ".ts", ".wmv", ".3gp"),
@@ -51,12 +51,12 @@ class Findings:
 def check(path: Path, extract: Extract, kind: str | None = None, watch: Watch = iter) -> Findings:
     """Look at the corpus at `path`; `extract` says which labels are allowed, `watch` may show the progress over media.
 
-    Raises Refused where there is nothing at that path, or no such kind.
+    Raises UserError where there is nothing at that path, or no such kind.
     """
     if not path.exists():
-        raise Refused(f"There is nothing at {path}.")
+        raise UserError(f"There is nothing at {path}.")
     if kind is not None and kind not in READERS:
-        raise Refused(f"--kind {kind!r} is unknown; allowed are {', '.join(READERS)}.")
+        raise UserError(f"--kind {kind!r} is unknown; allowed are {', '.join(READERS)}.")
     found = Findings()
     kind = kind or kind_of(path)
     if kind is None:
@@ -65,7 +65,7 @@ def check(path: Path, extract: Extract, kind: str | None = None, watch: Watch = 
     try:
         task = _task(path, kind, extract.task, found)
         corpus = READERS[kind](path, task, found.errors)
-    except Refused as refusal:
+    except UserError as refusal:
         found.errors.append(str(refusal))
         return found
     looked = _look(corpus.clips, watch)
@@ -147,7 +147,7 @@ def _without_manifest(path: Path, found: Findings, watch: Watch) -> None:
         name = file.relative_to(path).as_posix()
         try:
             inside = contents(file)
-        except Problem as problem:
+        except ClipError as problem:
             found.warnings.append(f"{name}: {problem}")
             continue
         streams = " and ".join(what for what, there in (("sound", inside.audio), ("film", inside.vision)) if there)
@@ -164,7 +164,7 @@ def _look(clips: list[Clip], watch: Watch) -> dict[Path, Contents | str]:
     for media in watch(sorted({clip.media for clip in clips if clip.media is not None})):
         try:
             looked[media] = contents(media)
-        except Problem as problem:
+        except ClipError as problem:
             looked[media] = str(problem)
     return looked
 

@@ -35,7 +35,7 @@ _KEPT = 256 << 20  # bytes of batches that are asked for again and again
 
 
 @dataclass(frozen=True)
-class Views:
+class DegradedSplit:
     """A split and its views; `states` holds the encoded text of all of them, None where models read ids or nothing.
 
     Clips are degraded on `device`, and stay there.
@@ -124,14 +124,14 @@ def open_views(
     device: str,
     *,
     encoder: str | None = NAME,
-) -> Views:
+) -> DegradedSplit:
     """Make (or find again) the text of all views, encoded, in `folder`, and map it.
 
     `encoder` is that of models that have a frozen one; None leaves text as token ids. Stored text vectors stay as they
     are.
     """
     if "text" not in modalities or encoder is None or store.holds_vectors("text"):
-        return Views(store, tuple(views), modalities, references, None, device)
+        return DegradedSplit(store, tuple(views), modalities, references, None, device)
     made_by = (draws, features, partners, degradation_views, text_encoder_bert, text_encoder_frozen, text_states)
     code = [what_runs(Path(str(module.__file__))) for module in made_by]
     weights = None if encoder == NAME else text_encoder_frozen.digest(encoder)
@@ -143,7 +143,7 @@ def open_views(
     for other in folder.glob(f"text-{store.path.stem}-*"):
         if other.stem != path.stem:
             other.unlink(missing_ok=True)
-    return Views(store, tuple(views), modalities, references, text_states.load(path), device)
+    return DegradedSplit(store, tuple(views), modalities, references, text_states.load(path), device)
 
 
 def _ids(store: Store, views: Sequence[View], references: dict[str, Reference]) -> Iterator[list[np.ndarray]]:

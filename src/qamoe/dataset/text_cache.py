@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from qamoe.files import written_aside
+from qamoe.files import atomic_write
 from qamoe.models import text_encoder_frozen
 
 _AT_ONCE = 1024  # sequences whose states are in memory
@@ -46,7 +46,7 @@ def encode(views: Iterable[Sequence[np.ndarray]], path: Path, device: str, encod
     """Write the encoder's states to `path`, and last what finds them in it beside it."""
     sequences, index = distinct(views)
     offsets = np.concatenate([[0], np.cumsum([len(ids) for ids in sequences])]).astype(np.int64)
-    with written_aside(path) as aside:
+    with atomic_write(path) as aside:
         shape = (max(1, int(offsets[-1])), text_encoder_frozen.width(encoder))  # a file of no bytes cannot be mapped
         with aside.open("wb") as file:
             out = np.lib.format.open_memmap(file.name, mode="w+", dtype=np.float32, shape=shape)
@@ -55,7 +55,7 @@ def encode(views: Iterable[Sequence[np.ndarray]], path: Path, device: str, encod
             made = np.concatenate(text_encoder_frozen.encode_all(some, device, encoder))
             out[offsets[start] : offsets[start + len(some)]] = made
         out.flush()
-    with written_aside(path.with_suffix(".npz")) as aside, aside.open("wb") as file:
+    with atomic_write(path.with_suffix(".npz")) as aside, aside.open("wb") as file:
         np.savez(file, offsets=offsets, index=index)
 
 

@@ -234,7 +234,7 @@ class State:
     severity: Tensor
     announced: Tensor
 
-    def happened(self, lost: Tensor) -> "State":
+    def with_realised_swaps(self, lost: Tensor) -> "State":
         """The same, the severity of a swap, which is its chance, made 1 or 0 by what was `lost` (B, M)."""
         swap = self.kind == KINDS.index("swap")
         return replace(self, severity=torch.where(swap, lost.to(self.severity), self.severity))
@@ -260,9 +260,9 @@ def drawn_state(
     clips: Tensor,
     number: int | Tensor,
     clean_share: float = 0.0,
-    alike_share: float = 0.0,
-    whole_share: float = 0.0,
-    announced_share: float = 0.0,
+    shared_draw_share: float = 0.0,
+    full_severity_share: float = 0.0,
+    mask_revealed_share: float = 0.0,
     kinds: tuple[str, ...] = DRAWN,
 ) -> State:
     """Each clip and modality draws its own kind and severity ~ U(0, 1); a share of the draws stays clean.
@@ -271,9 +271,11 @@ def drawn_state(
     lost everything is not a rarity. Of the modalities that are wholly missing, a share is announced.
     """
     own = {m: Draws(seed, clips, m, "state", number).uniform(5) for m in MODALITIES}
-    alike = own[MODALITIES[0]][:, 3:4] < alike_share
+    alike = own[MODALITIES[0]][:, 3:4] < shared_draw_share
     places = torch.tensor([KINDS.index(kind) for kind in kinds], device=clips.device)
-    graded = torch.tensor(1 - whole_share, device=clips.device)  # a GPU divides by a number otherwise than by a tensor
+    graded = torch.tensor(
+        1 - full_severity_share, device=clips.device
+    )  # a GPU divides by a number otherwise than by a tensor
     states = []
     for modality in MODALITIES:
         u = torch.where(alike, own[MODALITIES[0]], own[modality])
@@ -281,5 +283,5 @@ def drawn_state(
         kind = places[(u[:, 1] * len(kinds)).long().clamp(max=len(kinds) - 1)]
         severity = (u[:, 2] / graded).clamp(max=1.0)
         kind, severity = torch.where(clean, -1, kind), torch.where(clean, 0.0, severity)
-        states.append((kind, severity, _whole(kind, severity) & (u[:, 4] < announced_share)))
+        states.append((kind, severity, _whole(kind, severity) & (u[:, 4] < mask_revealed_share)))
     return State(*(torch.stack(part, 1) for part in zip(*states, strict=True)))

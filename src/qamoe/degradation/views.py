@@ -19,11 +19,11 @@ _SWAP = KINDS.index("swap")
 class View:
     """A draw of protocol `seed`. With `kinds` and `severities` (one a modality) every clip gets the same; without,
     each clip and modality draws its own kind of `drawn` and severity, a `clean_share` of the draws stays clean, a
-    `whole_share` of the severities is 1, and an `alike_share` of the clips draws once for all its modalities; `swap` is
-    among the kinds where asked for.
+    `full_severity_share` of the severities is 1, and a `shared_draw_share` of the clips draws once for all its
+    modalities; `swap` is among the kinds where asked for.
 
     `then` holds kinds and severities that are applied to the result. What is wholly missing is told to the model where
-    `announced`, or for an `announced_share` of what was drawn.
+    `announced`, or for an `mask_revealed_share` of what was drawn.
     """
 
     seed: int
@@ -32,9 +32,9 @@ class View:
     severities: tuple[float, ...] | None = None
     drawn: tuple[str, ...] = DRAWN
     clean_share: float = 0.0
-    alike_share: float = 0.0
-    whole_share: float = 0.0
-    announced_share: float = 0.0
+    shared_draw_share: float = 0.0
+    full_severity_share: float = 0.0
+    mask_revealed_share: float = 0.0
     swap: bool = False
     announced: bool = False
     then: tuple[tuple[str, ...], tuple[float, ...]] | None = None
@@ -42,7 +42,7 @@ class View:
     def states(self, keys: Tensor) -> list[State]:
         """How each clip (B, 2) is degraded, step by step."""
         if self.kinds is None or self.severities is None:
-            shares = (self.clean_share, self.alike_share, self.whole_share, self.announced_share)
+            shares = (self.clean_share, self.shared_draw_share, self.full_severity_share, self.mask_revealed_share)
             kinds = (*self.drawn, "swap") if self.swap else self.drawn
             return [drawn_state(self.seed, keys, self.number, *shares, kinds)]
         steps = [(self.kinds, self.severities)] + ([self.then] if self.then else [])

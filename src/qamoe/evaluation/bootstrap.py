@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from qamoe.errors import Refused
+from qamoe.errors import UserError
 from qamoe.evaluation import summary
 from qamoe.evaluation.metrics import classes_of
 
@@ -142,14 +142,14 @@ class Comparison(NamedTuple):
 def weights(predictions: pd.DataFrame) -> pd.Series:
     """Weight of each cell of one slice in the slice's summary (evaluation/summary.py), summing to 1.
 
-    Raises Refused where the cells are no curve over severity and the slice is none whose cells weigh alike.
+    Raises UserError where the cells are no curve over severity and the slice is none whose cells weigh alike.
     """
     severities = [f"severity_{m}" for m in MODALITIES if f"severity_{m}" in predictions]
     first = predictions.drop_duplicates("cell").set_index("cell")
     try:
         return summary.weights(str(first["slice"].iloc[0]), first[severities].astype(float).max(axis=1))
     except ValueError as error:
-        raise Refused(str(error)) from None
+        raise UserError(str(error)) from None
 
 
 def metrics_of(predictions: pd.DataFrame) -> dict[str, tuple[Moments, Finish]]:
@@ -161,14 +161,14 @@ def resample(predictions: pd.DataFrame, metric: str = "mae", draws: int = DRAWS,
     """A metric of one slice, or of one cell of it, under `draws` draws of its sources, the same for every model.
 
     predictions: rows of predictions.parquet of one slice, with a column `seed` where they hold several training
-    seeds. Raises Refused for an unknown metric, for several slices, and where seeds hold different grids.
+    seeds. Raises UserError for an unknown metric, for several slices, and where seeds hold different grids.
     """
     slices = sorted(predictions["slice"].unique())
     if len(slices) != 1:
-        raise Refused(f"A paired comparison is about one slice, not about {', '.join(slices) or 'none'}.")
+        raise UserError(f"A paired comparison is about one slice, not about {', '.join(slices) or 'none'}.")
     known = metrics_of(predictions)
     if metric not in known:
-        raise Refused(f"No paired comparison of {metric!r}; allowed are {', '.join(known)}.")
+        raise UserError(f"No paired comparison of {metric!r}; allowed are {', '.join(known)}.")
     rows = predictions if "seed" in predictions else predictions.assign(seed=0)
     count, grid = _grid(rows, slices[0])
     moments, finish = known[metric]
@@ -206,13 +206,13 @@ def over_sources(
 
 
 def _grid(rows: pd.DataFrame, name: str) -> tuple[int, int]:
-    """Rows of one seed and the digest of what they are of; Refused unless every seed holds the same."""
+    """Rows of one seed and the digest of what they are of; UserError unless every seed holds the same."""
     from pandas.util import hash_pandas_object
 
     found = None
     for seed, own in rows.groupby("seed"):
         if own.duplicated(KEYS).any():
-            raise Refused(f"Slice {name}: seed {seed} holds a clip twice in the same cell and draw.")
+            raise UserError(f"Slice {name}: seed {seed} holds a clip twice in the same cell and draw.")
         about = own[[*KEYS, "source", "target"]].astype({"draw": "int64", "target": "float64"})
         # A sum of digests does not depend on the rows' order.
         digest = int(hash_pandas_object(about, index=False, categorize=True).sum())
@@ -224,7 +224,7 @@ def _grid(rows: pd.DataFrame, name: str) -> tuple[int, int]:
 
 def _same_grid(name: str, first: tuple[int, int] | None, second: tuple[int, int], who: str) -> None:
     if first is not None and first != second:
-        raise Refused(
+        raise UserError(
             f"Slice {name}: {who} was not measured on the same clips, cells, draws and targets as what it is compared "
             f"with ({second[0]} rows a seed against {first[0]}); evaluate both again."
         )
@@ -241,7 +241,7 @@ def compared(a: Resampled, b: Resampled, name: str) -> Comparison:
 
 
 def compare(a: pd.DataFrame, b: pd.DataFrame, metric: str = "mae", draws: int = DRAWS, seed: int = 0) -> Comparison:
-    """Compare two models on one slice, or on one cell of it. Raises Refused where the two hold different grids.
+    """Compare two models on one slice, or on one cell of it. Raises UserError where the two hold different grids.
 
     a, b: rows of predictions.parquet of one slice, with a column `seed` where they hold several training seeds. The
     difference is that of the slice summaries, averaged over seeds; the interval is over `draws` resamplings of sources.

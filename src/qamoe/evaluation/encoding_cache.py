@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from qamoe.dataset.degraded_split import Views
+from qamoe.dataset.degraded_split import DegradedSplit
 from qamoe.degradation.views import View
 from qamoe.models.checkpoint import Trained
 from qamoe.rng import MODALITIES
@@ -36,7 +36,7 @@ class Encodings:
     def __init__(
         self,
         trained: Sequence[Trained],
-        split: Views,
+        split: DegradedSplit,
         batches: Sequence[Sequence[int]],
         views: Iterable[View],
         device: str,

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from qamoe.dataset.degraded_split import Views
+from qamoe.dataset.degraded_split import DegradedSplit
 from qamoe.degradation.views import alike
 from qamoe.evaluation.protocol import Cell, by_view
 from qamoe.media.degradations import MODALITY, cells
@@ -33,7 +33,7 @@ def plan(severities: Mapping[str, Sequence[float]], seed: int, modalities: Seque
 
 
 def by_cell(
-    trained: Sequence[Trained], opened: Callable[[Cell], Views], planned: Sequence[Cell], device: str
+    trained: Sequence[Trained], opened: Callable[[Cell], DegradedSplit], planned: Sequence[Cell], device: str
 ) -> Iterator[list[pd.DataFrame]]:
     """Rows as `spectrum.by_view` yields them, cell by cell; `opened` gives the split of a cell under the clean view.
 

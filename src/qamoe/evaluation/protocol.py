@@ -22,13 +22,13 @@ from torch import Tensor
 
 from qamoe.config.params import Evaluate
 from qamoe.data.arrow_store import Store
-from qamoe.dataset.degraded_split import Views
+from qamoe.dataset.degraded_split import DegradedSplit
 from qamoe.degradation.features import DRAWN, FEATURES, HELD_OUT, KINDS, State, valid_tokens
 from qamoe.degradation.views import View, alike
-from qamoe.errors import Refused
+from qamoe.errors import UserError
 from qamoe.evaluation import metrics
 from qamoe.evaluation.encoding_cache import Encoding, Encodings, of_checkpoint
-from qamoe.files import written_aside
+from qamoe.files import atomic_write
 from qamoe.models.checkpoint import Trained
 from qamoe.rng import MODALITIES, clip_key
 
@@ -159,7 +159,7 @@ def views(cells: Iterable[Cell]) -> list[View]:
 
 
 def by_view(
-    trained: Sequence[Trained], split: Views, cells: Iterable[Cell], device: str, side_by_side: int = 1
+    trained: Sequence[Trained], split: DegradedSplit, cells: Iterable[Cell], device: str, side_by_side: int = 1
 ) -> Iterator[list[pd.DataFrame]]:
     """Predictions of several checkpoints of one corpus on the same degraded clips, cell by cell and draw by draw.
 
@@ -185,7 +185,7 @@ def by_view(
             shared = {"slice": cell.slice, "cell": cell.name, "draw": view.number} | about
             conditions = _conditions(cell, encoded, state)
             shared |= _sorted(conditions, sort)
-            known = state.happened(torch.tensor(np.stack([conditions[f"lost_{m}"] for m in MODALITIES], 1)))
+            known = state.with_realised_swaps(torch.tensor(np.stack([conditions[f"lost_{m}"] for m in MODALITIES], 1)))
 
             def columns(place: int, encoded: dict[str, Encoding] = encoded, known: State = known) -> dict[str, Any]:
                 return predicted(trained[place], *of_checkpoint(encoded, place), state=known)
@@ -202,7 +202,7 @@ def batched(store: Store) -> tuple[list[list[int]], np.ndarray]:
     return [order[start : start + _BATCH] for start in range(0, len(order), _BATCH)], sort
 
 
-def measure(trained: Sequence[Trained], split: Views, cells: Sequence[Cell], device: str) -> list[pd.DataFrame]:
+def measure(trained: Sequence[Trained], split: DegradedSplit, cells: Sequence[Cell], device: str) -> list[pd.DataFrame]:
     """All of `by_view` at once, a frame a checkpoint: for few cells."""
     return [
         pd.concat(frames, ignore_index=True) for frames in zip(*by_view(trained, split, cells, device), strict=True)
@@ -214,7 +214,7 @@ def _sorted(columns: dict[str, Any], sort: np.ndarray) -> dict[str, Any]:
     return {name: values[sort] for name, values in columns.items()}
 
 
-def _valid_frames(split: Views, batches: Sequence[Sequence[int]]) -> dict[str, np.ndarray]:
+def _valid_frames(split: DegradedSplit, batches: Sequence[Sequence[int]]) -> dict[str, np.ndarray]:
     counts: dict[str, list[np.ndarray]] = {f"frames_{m}": [] for m in MODALITIES}
     for batch in (split.clean(rows) for rows in batches):
         for modality in MODALITIES:
@@ -327,7 +327,7 @@ def predictions_file(path: Path) -> Iterator[Callable[[pd.DataFrame], None]]:
         if sum(map(len, waiting)) >= _ROWS:
             flush()
 
-    with written_aside(path) as aside:
+    with atomic_write(path) as aside:
         try:
             yield append
             if waiting:
@@ -356,7 +356,7 @@ def aggregate(
             here = groups.get((cell.name, view.number))
             if here is None or here["clip_id"].nunique() != clips or len(here) != clips:
                 seen = 0 if here is None else len(here)
-                raise Refused(
+                raise UserError(
                     f"Incomplete grid: cell {cell.name}, draw {view.number}: {seen} predictions of {clips} clips."
                 )
             shared: dict[str, Any] = {

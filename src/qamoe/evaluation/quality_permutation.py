@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from qamoe.dataset.degraded_split import Views
+from qamoe.dataset.degraded_split import DegradedSplit
 from qamoe.evaluation.encoding_cache import Encodings, of_checkpoint
 from qamoe.evaluation.protocol import Cell, batched, predicted
 from qamoe.models.checkpoint import Trained
@@ -31,8 +31,8 @@ def donors(draws: int, clips: int, permutation: int, seed: int, *, within: bool)
     return found.reshape(draws, clips)
 
 
-def broken(
-    trained: Trained, split: Views, cell: Cell, rows: pd.DataFrame, permutations: int, seed: int, device: str
+def permuted_quality(
+    trained: Trained, split: DegradedSplit, cell: Cell, rows: pd.DataFrame, permutations: int, seed: int, device: str
 ) -> Iterator[pd.DataFrame]:
     """Predictions of slice mixed under permuted r, a frame for each of its draws, permutations and ways.
 

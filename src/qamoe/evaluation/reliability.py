@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from qamoe.errors import Refused
+from qamoe.errors import UserError
 from qamoe.evaluation.bootstrap import DRAWS, MODALITIES, interval, over_sources
 from qamoe.evaluation.metrics import classes_of
 
@@ -60,7 +60,7 @@ def spearman(rows: pd.DataFrame, draws: int = DRAWS, seed: int = 0) -> pd.DataFr
         mean = long.groupby(["seed", "source", "clip_id", "severity"], sort=True)[["r", "lost"]].mean().round(6)
         r, lost = (mean[column].unstack("severity") for column in ("r", "lost"))
         if r.isna().to_numpy().any():
-            raise Refused(f"Slice {where['slice']}, {where['modality']}: a clip is missing at some severity.")
+            raise UserError(f"Slice {where['slice']}, {where['modality']}: a clip is missing at some severity.")
         per_clip = pd.DataFrame({"rho": _spearman(r.to_numpy(), -lost.to_numpy())}, index=r.index).reset_index()
         clips = per_clip["clip_id"].nunique()
         for one, own in per_clip.groupby("seed"):
@@ -105,7 +105,7 @@ def _auroc(positive: np.ndarray, negative: np.ndarray) -> float:
     return float((ranks - len(positive) * (len(positive) + 1) / 2) / (len(positive) * len(negative)))
 
 
-class Broken(NamedTuple):
+class PermutedQuality(NamedTuple):
     """Relative rise of the error on mixed when r is exchanged between clips, with its 95 % interval over sources.
 
     The error is the MAE, of classes the share of misses.
@@ -118,11 +118,11 @@ class Broken(NamedTuple):
     intact: float
 
 
-def broken(rows: pd.DataFrame, exchanged: pd.DataFrame, draws: int = DRAWS, seed: int = 0) -> Broken:
+def permuted_quality(rows: pd.DataFrame, exchanged: pd.DataFrame, draws: int = DRAWS, seed: int = 0) -> PermutedQuality:
     """What the error gains when r is another clip's: 0 means that the model does not use it.
 
     rows: predictions with a column seed. exchanged: rows of broken.parquet of one `within`, likewise; its draw is
-    the number of the permutation. Cells weigh alike. Raises Refused where the two hold different clips.
+    the number of the permutation. Cells weigh alike. Raises UserError where the two hold different clips.
     """
     intact = rows[rows["cell"].isin(exchanged["cell"].unique())]
     sides = []
@@ -130,7 +130,7 @@ def broken(rows: pd.DataFrame, exchanged: pd.DataFrame, draws: int = DRAWS, seed
         clips = side.groupby(["seed", "cell"], observed=True)["clip_id"].unique().map(sorted)
         sides.append({key: list(value) for key, value in clips.items()})
     if sides[0] != sides[1]:
-        raise Refused("broken.parquet and predictions.parquet hold different clips or cells; evaluate again.")
+        raise UserError("broken.parquet and predictions.parquet hold different clips or cells; evaluate again.")
     maes = []
     for side in (exchanged, intact):
         gap = (side["prediction"] - side["target"]).abs().to_numpy(float)[:, None]
@@ -139,7 +139,7 @@ def broken(rows: pd.DataFrame, exchanged: pd.DataFrame, draws: int = DRAWS, seed
         of_cells = groups.groupby(["seed", "cell"], observed=True)["cell"].transform("size").to_numpy()
         maes.append(values @ (1 / of_cells) / (1 / of_cells).sum())
     rise = interval(maes[0] / maes[1] - 1, intact["source"].nunique())
-    return Broken(*rise, float(maes[0][0]), float(maes[1][0]))
+    return PermutedQuality(*rise, float(maes[0][0]), float(maes[1][0]))
 
 
 def spread_when_all_is_lost(rows: pd.DataFrame) -> pd.Series:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from qamoe.extractors.frame_averaging import averaged, heard
-from qamoe.media.decode import Problem, sound
+from qamoe.media.decode import ClipError, read_audio
 
 NAME = "egemaps"
 VERSION = "1"
@@ -80,14 +80,14 @@ class Egemaps:
         self.describe(np.full(SAMPLE_RATE, 0.1, np.float32))
 
     def extract(self, path: Path, start_s: float = 0.0, end_s: float | None = None) -> np.ndarray:
-        """A span of a file -> (T, 25) float32 without NaN. Raises Problem for silence or too short a span."""
-        return self.describe(sound(path, SAMPLE_RATE, start_s, end_s))
+        """A span of a file -> (T, 25) float32 without NaN. Raises ClipError for silence or too short a span."""
+        return self.describe(read_audio(path, SAMPLE_RATE, start_s, end_s))
 
     def describe(self, wave: np.ndarray) -> np.ndarray:
         """Sound (N,) at 22.05 kHz -> (T, 25) float32."""
         wave = heard(wave)
         if len(wave) < SHORTEST_S * SAMPLE_RATE:
-            raise Problem(f"only {len(wave) / SAMPLE_RATE:.2f} s of sound, at least {SHORTEST_S:g} s are needed")
+            raise ClipError(f"only {len(wave) / SAMPLE_RATE:.2f} s of sound, at least {SHORTEST_S:g} s are needed")
         table = _smile().process_signal(wave, SAMPLE_RATE)
         if tuple(table.columns) != COLUMNS:
             raise RuntimeError(f"openSMILE gave the columns {list(table.columns)}, expected are {list(COLUMNS)}")

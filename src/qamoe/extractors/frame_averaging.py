@@ -2,16 +2,16 @@
 
 import numpy as np
 
-from qamoe.media.decode import Problem
+from qamoe.media.decode import ClipError
 
 SILENCE = 1e-4  # peak amplitude, -80 dB of full scale
 
 
 def heard(wave: np.ndarray) -> np.ndarray:
-    """Sound (N,) without NaN and infinity. Raises Problem where there is nothing to hear."""
+    """Sound (N,) without NaN and infinity. Raises ClipError where there is nothing to hear."""
     wave = np.nan_to_num(wave, nan=0.0, posinf=1.0, neginf=-1.0)
     if np.abs(wave).max(initial=0.0) < SILENCE:
-        raise Problem("silence")
+        raise ClipError("silence")
     return wave
 
 

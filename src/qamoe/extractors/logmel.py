@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from qamoe.extractors.frame_averaging import averaged, heard
-from qamoe.media.decode import Problem, sound
+from qamoe.media.decode import ClipError, read_audio
 
 NAME = "logmel"
 VERSION = "1"
@@ -41,8 +41,8 @@ class LogMel:
         self.describe(np.full(SAMPLE_RATE, 0.1, np.float32))
 
     def extract(self, path: Path, start_s: float = 0.0, end_s: float | None = None) -> np.ndarray:
-        """A span of a file -> (T, bands + 1) float32 without NaN. Raises Problem for silence or too short a span."""
-        return self.describe(sound(path, SAMPLE_RATE, start_s, end_s))
+        """A span of a file -> (T, bands + 1) float32 without NaN. Raises ClipError for silence or too short a span."""
+        return self.describe(read_audio(path, SAMPLE_RATE, start_s, end_s))
 
     def describe(self, wave: np.ndarray) -> np.ndarray:
         """Sound (N,) at 16 kHz -> (T, bands + 1) float32."""
@@ -50,7 +50,7 @@ class LogMel:
 
         wave = heard(wave)
         if len(wave) < WINDOW:
-            raise Problem(
+            raise ClipError(
                 f"only {len(wave) / SAMPLE_RATE:.3f} s of sound, at least {WINDOW / SAMPLE_RATE:g} s are needed"
             )
         # In float64, so that the order of a sum, which threads may change, does not reach the float32 that is kept.

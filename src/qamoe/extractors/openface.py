@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from qamoe.media.decode import LONGEST_GAP_S, Problem
+from qamoe.media.decode import LONGEST_GAP_S, ClipError
 
 NAME = "openface"
 VERSION = "1"
@@ -50,26 +50,26 @@ class OpenFace:
         """There is nothing to load."""
 
     def extract(self, path: Path, start_s: float = 0.0, end_s: float | None = None) -> np.ndarray:
-        """A span of the csv beside a file -> (T, 44) float32. Raises Problem where there is no such csv, it is damaged,
-        or it has no face in the span."""
+        """A span of the csv beside a file -> (T, 44) float32. Raises ClipError where there is no such csv, it is
+        damaged, or it has no face in the span."""
         times, rows = _table(self.reads(path))
         step_s = float(np.median(np.diff(times))) if len(times) > 1 else 1 / self.rate
         last_s = times[-1] + step_s if end_s is None else min(end_s, times[-1] + step_s)
         count = math.ceil((last_s - start_s) * self.rate - _SAME_TIME_S * self.rate)
         if count < 1:
-            raise Problem(f"no row of {self.reads(path).name} from {start_s:g} s on")
+            raise ClipError(f"no row of {self.reads(path).name} from {start_s:g} s on")
         asked = start_s + np.arange(count) / self.rate
         shown = np.searchsorted(times, asked + _SAME_TIME_S, side="right") - 1
         frames = rows[shown.clip(min=0)]
         if not frames[:, -1].any():
-            raise Problem("no face in any picture")
+            raise ClipError("no face in any picture")
         return frames
 
 
 def _table(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Times (N,) in seconds, ascending, and rows (N, 44) float32, zeros where there is no face."""
     if not path.is_file():
-        raise Problem(f"no OpenFace file {path.name} beside the clip")
+        raise ClipError(f"no OpenFace file {path.name} beside the clip")
     times: list[float] = []
     rows: list[np.ndarray] = []
     with path.open(newline="", encoding="utf-8", errors="replace") as lines:
@@ -78,22 +78,22 @@ def _table(path: Path) -> tuple[np.ndarray, np.ndarray]:
             header = [name.strip() for name in next(reader, [])]
             lacking = [name for name in _NEEDED if name not in header]
             if lacking:
-                raise Problem(f"{path.name} lacks OpenFace's column {lacking[0]}")
+                raise ClipError(f"{path.name} lacks OpenFace's column {lacking[0]}")
             places = [header.index(name) for name in _NEEDED]
             for line in filter(None, reader):
                 *values, time, success = (float(line[place]) for place in places)
                 if times and time <= times[-1] + _SAME_TIME_S:
                     if time < times[-1] - _SAME_TIME_S:
-                        raise Problem(f"{path.name}, line {reader.line_num}: its time goes backwards")
+                        raise ClipError(f"{path.name}, line {reader.line_num}: its time goes backwards")
                     continue
                 if time - (times[-1] if times else 0.0) > LONGEST_GAP_S:
-                    raise Problem(f"{path.name}, line {reader.line_num}: nothing before it for {LONGEST_GAP_S:g} s")
+                    raise ClipError(f"{path.name}, line {reader.line_num}: nothing before it for {LONGEST_GAP_S:g} s")
                 row = np.array([*values, 1.0], np.float64)
                 found = success == 1 and bool((np.abs(row) < np.finfo(np.float32).max).all())
                 times.append(time)
                 rows.append((row if found else np.zeros_like(row)).astype(np.float32))
         except (ValueError, IndexError, csv.Error):
-            raise Problem(f"{path.name}, line {reader.line_num}: no row of OpenFace's numbers") from None
+            raise ClipError(f"{path.name}, line {reader.line_num}: no row of OpenFace's numbers") from None
     if not rows or not np.isfinite(times).all():
-        raise Problem(f"{path.name} holds no rows of OpenFace's")
+        raise ClipError(f"{path.name} holds no rows of OpenFace's")
     return np.array(times), np.stack(rows)

@@ -47,7 +47,7 @@ class Extractor(Protocol):
         """Load what takes time, so that the first clip does not wait for it."""
 
     def extract(self, path: Path, start_s: float = 0.0, end_s: float | None = None) -> np.ndarray:
-        """A span (seconds) of a media file -> (T, D). Raises Problem where there is nothing, NoStream where there is
+        """A span (seconds) of a media file -> (T, D). Raises ClipError where there is nothing, NoStream where there is
         no such stream."""
 
 
@@ -60,7 +60,7 @@ def extractors_of(config: dict[str, Any]) -> dict[str, Block]:
 
 @cache
 def extractor(chosen: Any) -> Any:
-    """The extractor of these settings; made once a process, since some load a model. Raises Refused where it cannot be
-    made."""
+    """The extractor of these settings; made once a process, since some load a model. Raises UserError where it cannot
+    be made."""
     made_by = next(of[chosen.extractor] for of in EXTRACTORS.values() if chosen.extractor in of)
     return made_by(**chosen.model_dump(exclude={"extractor"}))

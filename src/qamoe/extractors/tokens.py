@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from qamoe.errors import Refused
+from qamoe.errors import UserError
 
 FILE = "tokenizer.json"
 ENGLISH, CHINESE = "bert-base-uncased", "bert-base-chinese"  # the vocabularies that corpora come in as ids
@@ -73,7 +73,7 @@ def _tokenizer(folder: Path) -> Any:
         tokenizer = Tokenizer.from_file(str(folder / FILE))
     except Exception as error:  # the library raises no narrower one
         reason = " ".join(str(error).split())[:120].rstrip(".")
-        raise Refused(f"{folder / FILE} is no tokenizer: {reason}.") from None
+        raise UserError(f"{folder / FILE} is no tokenizer: {reason}.") from None
     # The file may ask for padding and truncation to a sentence model's own length.
     tokenizer.no_padding()
     tokenizer.no_truncation()
@@ -88,14 +88,14 @@ def _special(folder: Path, tokenizer: Any) -> tuple[tuple[int, ...], int]:
     except (OSError, ValueError):
         config = None
     if not isinstance(config, dict):
-        raise Refused(f"{path} is missing or no JSON; it names the special tokens.")
+        raise UserError(f"{path} is missing or no JSON; it names the special tokens.")
     ids = []
     for names in _ROLES:
         given = [config[name] for name in names if config.get(name)]
         token = given[0].get("content") if given and isinstance(given[0], dict) else given[0] if given else None
         found = tokenizer.token_to_id(token) if isinstance(token, str) else None
         if found is None:
-            raise Refused(f"{path} names no {' or '.join(names)} that the tokenizer knows; degradations need it.")
+            raise UserError(f"{path} names no {' or '.join(names)} that the tokenizer knows; degradations need it.")
         ids.append(found)
     return tuple(ids[:3]), ids[3]
 

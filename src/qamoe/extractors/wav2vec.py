@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from qamoe.errors import Refused
+from qamoe.errors import UserError
 from qamoe.extractors.frame_averaging import averaged, heard
-from qamoe.media.decode import Problem, sound
+from qamoe.media.decode import ClipError, read_audio
 
 NAME = "wav2vec"
 VERSION = "1"
@@ -31,7 +31,7 @@ class Wav2vec:
         folder = Path(model)
         for name in _FILES:
             if not (folder / name).is_file():
-                raise Refused(
+                raise UserError(
                     f"extract.audio.model: there is no {folder / name}; a folder holds {' and '.join(_FILES)}."
                 )
         try:
@@ -39,9 +39,9 @@ class Wav2vec:
             self._hop_rate = SAMPLE_RATE / int(np.prod(config["conv_stride"]))
             columns = int(config["hidden_size"])
         except (ValueError, KeyError, TypeError):
-            raise Refused(f"{folder / 'config.json'} is that of no wav2vec-type encoder.") from None
+            raise UserError(f"{folder / 'config.json'} is that of no wav2vec-type encoder.") from None
         if rate > self._hop_rate:
-            raise Refused(
+            raise UserError(
                 f"extract.audio.rate is {rate:g}, the encoder in {folder} gives {self._hop_rate:g} Hz at most."
             )
         self.rate = rate
@@ -58,8 +58,8 @@ class Wav2vec:
         self.describe(np.full(SAMPLE_RATE, 0.1, np.float32))
 
     def extract(self, path: Path, start_s: float = 0.0, end_s: float | None = None) -> np.ndarray:
-        """A span of a file -> (T, hidden size) float32. Raises Problem for silence or too short a span."""
-        return self.describe(sound(path, SAMPLE_RATE, start_s, end_s))
+        """A span of a file -> (T, hidden size) float32. Raises ClipError for silence or too short a span."""
+        return self.describe(read_audio(path, SAMPLE_RATE, start_s, end_s))
 
     def describe(self, wave: np.ndarray) -> np.ndarray:
         """Sound (N,) at 16 kHz -> (T, hidden size) float32."""
@@ -78,7 +78,7 @@ class Wav2vec:
         except (RuntimeError, ValueError):
             if len(wave) >= SAMPLE_RATE / 10:
                 raise
-            raise Problem(f"only {len(wave) / SAMPLE_RATE:.3f} s of sound, too short for the encoder") from None
+            raise ClipError(f"only {len(wave) / SAMPLE_RATE:.3f} s of sound, too short for the encoder") from None
         finally:
             torch.set_num_threads(threads)
         return averaged(states.astype(np.float64), self._hop_rate, self.rate)

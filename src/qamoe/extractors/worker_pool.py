@@ -27,9 +27,9 @@ import numpy as np
 
 from qamoe.config.block import Block
 from qamoe.extractors.registry import Extractor, extractor
-from qamoe.files import write_text, written_aside
+from qamoe.files import atomic_write, write_text
 from qamoe.media import decode as media
-from qamoe.media.decode import NoStream, Problem
+from qamoe.media.decode import ClipError, NoStream
 from qamoe.media.degraded_copy import Signal
 from qamoe.media.degraded_copy import write as write_copy
 from qamoe.process_lifetime import die_with_parent
@@ -66,10 +66,10 @@ def _make_part(chosen: Block, job: Job, part: Path) -> None:
         frames = _frames(extractor(chosen), job, part.parent)
     except NoStream:
         write_text(part.with_suffix(".problem"), "")
-    except Problem as problem:
+    except ClipError as problem:
         write_text(part.with_suffix(".problem"), str(problem))
     else:
-        with written_aside(part.with_suffix(".npy")) as aside, aside.open("wb") as file:
+        with atomic_write(part.with_suffix(".npy")) as aside, aside.open("wb") as file:
             np.save(file, frames)
 
 
@@ -246,7 +246,7 @@ def make_parts_on_ray(
 ) -> dict[tuple[str, str], str]:
     """As make_parts, by `workers` actors of one core each: on the cluster of RAY_ADDRESS, else on this machine.
 
-    Ray does not say how a worker died. Raises Refused where Ray is not installed or its cluster does not answer.
+    Ray does not say how a worker died. Raises UserError where Ray is not installed or its cluster does not answer.
     """
     ray = joined(workers)
     actor = ray.remote(num_cpus=1, max_restarts=0)(_Actor)

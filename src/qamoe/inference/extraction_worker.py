@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 
 from qamoe.config.block import Block
-from qamoe.errors import Refused
+from qamoe.errors import UserError
 from qamoe.extractors.registry import extractor
-from qamoe.media.decode import Problem
+from qamoe.media.decode import ClipError
 
 # FFmpeg's names of mp4, mov, avi, wav, mkv and webm: fewer formats than a corpus may have.
 FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,avi,wav,matroska,webm"
@@ -29,11 +29,11 @@ _START_S = 120.0  # given to a new worker to load its extractors
 _WAITING = 8  # files that are being extracted or wait for it
 
 
-class Busy(Refused):
+class Busy(UserError):
     """Too many files are waiting already."""
 
 
-class Lost(Refused):
+class Lost(UserError):
     """A file that ended its worker, or took too long; another one may do."""
 
 
@@ -76,7 +76,7 @@ class Extraction:
     def extract(
         self, path: Path, extractors: dict[str, Block], start_s: float = 0.0, end_s: float | None = None
     ) -> Extracted:
-        """The features of a file. Raises Refused for a file beyond the limits or, where there are limits, without
+        """The features of a file. Raises UserError for a file beyond the limits or, where there are limits, without
         anything usable; Lost where the worker did not survive it."""
         if not self._places.acquire(blocking=False):
             raise Busy(f"{_WAITING} files are waiting already; send this one again in a while.")
@@ -86,7 +86,7 @@ class Extraction:
         finally:
             self._places.release()
         if found.refusal:
-            raise Refused(found.refusal)
+            raise UserError(found.refusal)
         return found
 
     def close(self) -> None:
@@ -112,13 +112,13 @@ class Extraction:
 
     def _answer(self, work: tuple[Any, ...]) -> Extracted:
         if self._closed:
-            raise Refused("The server is about to end.")
+            raise UserError("The server is about to end.")
         late = "The extractors could not be loaded in time; send the file again."
         limit_s = self.limits.work_s if self.limits else None
         try:
             if not self._ready:
                 if refusal := self._received(_START_S):
-                    raise Refused(refusal)
+                    raise UserError(refusal)
                 self._ready = True
             if limit_s is not None:
                 late = f"The file took longer than {limit_s:g} s to read; send a shorter clip."
@@ -144,7 +144,7 @@ def in_process(path: Path, extractors: dict[str, Block], start_s: float = 0.0, e
     for modality, chosen in extractors.items():
         try:
             frames[modality] = extractor(chosen).extract(path, start_s, end_s)
-        except Problem as problem:
+        except ClipError as problem:
             problems[modality] = str(problem)
         except Exception as error:  # a codec is foreign code
             problems[modality] = f"cannot be decoded ({type(error).__name__})"
@@ -170,7 +170,7 @@ def _work(pipe: Connection, likely: dict[str, Block], bounded: bool) -> None:
     try:
         for chosen in likely.values():
             extractor(chosen).warm_up()
-    except Refused as refusal:
+    except UserError as refusal:
         if bounded:
             raise
         pipe.send(str(refusal))
@@ -189,7 +189,7 @@ def _extract(
         return in_process(path, extractors, start_s, end_s)
     try:
         seconds = _measured(path, limits) if end_s is None else end_s - start_s
-    except Problem as problem:
+    except ClipError as problem:
         return Extracted({}, {}, refusal=str(problem))
     last_s = start_s + limits.seconds if end_s is None else end_s  # packets may lie about time, decoded frames not
     found = in_process(path, extractors, start_s, last_s)
@@ -207,7 +207,7 @@ def _opened(path: Path) -> Iterator[Any]:
         with av.open(f"file:{path}", options={"protocol_whitelist": "file", "format_whitelist": FORMATS}) as container:
             yield container
     except (av.FFmpegError, UnicodeDecodeError, ValueError, MemoryError):
-        raise Problem("The file is no mp4, mov, avi, wav, mkv or webm that can be read.") from None
+        raise ClipError("The file is no mp4, mov, avi, wav, mkv or webm that can be read.") from None
 
 
 def _measured(path: Path, limits: Limits) -> float:
@@ -217,7 +217,7 @@ def _measured(path: Path, limits: Limits) -> float:
         for stream in container.streams.video:
             width, height = stream.codec_context.width, stream.codec_context.height
             if width * height > limits.pixels:
-                raise Problem(f"The pictures have {width} x {height} pixels; allowed are {limits.pixels} in all.")
+                raise ClipError(f"The pictures have {width} x {height} pixels; allowed are {limits.pixels} in all.")
         begin_s = (container.start_time or 0) / 1_000_000
         seconds = 0.0
         for packet in container.demux(streams) if streams else ():
@@ -225,5 +225,5 @@ def _measured(path: Path, limits: Limits) -> float:
                 continue
             seconds = max(seconds, float((packet.pts + (packet.duration or 0)) * packet.time_base) - begin_s)
             if seconds > limits.seconds:
-                raise Problem(f"The clip is longer than {limits.seconds:g} s, which is allowed.")
+                raise ClipError(f"The clip is longer than {limits.seconds:g} s, which is allowed.")
     return seconds

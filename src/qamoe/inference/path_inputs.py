@@ -7,10 +7,10 @@ from typing import Any
 
 import pandas as pd
 
-from qamoe.errors import Refused
+from qamoe.errors import UserError
 from qamoe.extractors.registry import extractors_of
 from qamoe.inference.extraction_worker import in_process
-from qamoe.media.decode import Problem, contents
+from qamoe.media.decode import ClipError, contents
 
 INPUTS = ("path", "start_s", "end_s")
 # What MLflow runs to answer others' requests: a program that has loaded one of these is a server.
@@ -26,14 +26,14 @@ def in_a_server() -> bool:
 def with_features(config: dict[str, Any], rows: pd.DataFrame) -> pd.DataFrame:
     """Rows of qamoe.inference.predict that may have `path` in place of features, and `start_s` and `end_s` (seconds).
 
-    Where a file has no sound, or no face in its pictures, that modality is missing. Raises Refused for a file that
+    Where a file has no sound, or no face in its pictures, that modality is missing. Raises UserError for a file that
     cannot be read at all, and for a model whose corpus came with ready features.
     """
     if "path" not in rows:
         return rows
     chosen = extractors_of(config)
     if not chosen:
-        raise Refused("This model knows no media; give it features.")
+        raise UserError("This model knows no media; give it features.")
     found: list[dict[str, Any]] = rows.drop(columns=[name for name in INPUTS if name in rows]).to_dict("records")  # type: ignore[assignment]
     for number, clip in enumerate(found):
         path = rows["path"].iloc[number]
@@ -41,11 +41,11 @@ def with_features(config: dict[str, Any], rows: pd.DataFrame) -> pd.DataFrame:
             start_s, end_s = (_seconds(rows, number, name) for name in ("start_s", "end_s"))
             try:
                 contents(Path(path))
-            except Problem as problem:
-                raise Refused(f"Row {number}: {path}: {problem}.") from None
+            except ClipError as problem:
+                raise UserError(f"Row {number}: {path}: {problem}.") from None
             clip.update(in_process(Path(path), chosen, start_s or 0.0, end_s).frames)
         elif not pd.isna(path):
-            raise Refused(f"Row {number}: path is {type(path).__name__}; allowed is a string, or nothing.")
+            raise UserError(f"Row {number}: path is {type(path).__name__}; allowed is a string, or nothing.")
     names = sorted({name for clip in found for name in clip})
     columns = {name: pd.Series([clip.get(name) for clip in found], rows.index, object) for name in names}
     return pd.DataFrame(columns, rows.index)
@@ -56,5 +56,5 @@ def _seconds(rows: pd.DataFrame, number: int, name: str) -> float | None:
     if value is None or pd.isna(value):
         return None
     if not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
-        raise Refused(f"Row {number}: {name} is {value!r}; allowed are seconds from 0 on, or nothing.")
+        raise UserError(f"Row {number}: {name} is {value!r}; allowed are seconds from 0 on, or nothing.")
     return float(value)

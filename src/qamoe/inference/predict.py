@@ -15,7 +15,7 @@ import torch
 
 from qamoe.data.batch import Batch, pad
 from qamoe.data.normalise import Columns, clean
-from qamoe.errors import Refused
+from qamoe.errors import UserError
 from qamoe.extractors.huggingface import HuggingFace
 from qamoe.extractors.minilm import MiniLM
 from qamoe.extractors.tokens import Tokens
@@ -56,7 +56,7 @@ def predict(trained: Trained, rows: pd.DataFrame, device: str = "cpu", change: C
     are empty where a model has none. A row's prediction depends on the rows beside it only by float rounding.
     `change` is given the standardised frames and token ids before text is encoded (a degradation, to show what it
     does); the keys of its draws are those of the index, as clip ids.
-    Raises Refused where a value is no such thing.
+    Raises UserError where a value is no such thing.
     """
     clips = prepared(trained.config, rows)
     keys = torch.tensor([clip_key(str(name)) for name in rows.index], dtype=torch.int64).reshape(-1, 2)
@@ -110,7 +110,7 @@ def _prepared(config: dict[str, Any], row: dict[str, Any], number: int) -> dict[
     for modality in config["modalities"]:
         if modality == "text" and "vocabulary" not in config["stats"]["text"]:
             if _given(row, "text") is not None or _given(row, "tokens") is not None:
-                raise Refused(f"Row {number}: this model reads stored text vectors, which words cannot be made into.")
+                raise UserError(f"Row {number}: this model reads stored text vectors, which words cannot be made into.")
             made[modality] = np.zeros((0, len(config["stats"]["text"]["kept"])), np.float32)
         elif modality == "text":
             made[modality] = _ids(config, row, number)[: limits["text"]]
@@ -130,12 +130,12 @@ def _ids(config: dict[str, Any], row: dict[str, Any], number: int) -> np.ndarray
             ids = np.full(1, np.nan)
         known = config["stats"]["text"]["vocabulary"]
         if ids.ndim != 1 or not ((ids == ids.round()) & (ids >= 0) & (ids < known)).all():
-            raise Refused(f"Row {number}: tokens must be a list of whole numbers from 0 to {known - 1}.")
+            raise UserError(f"Row {number}: tokens must be a list of whole numbers from 0 to {known - 1}.")
         return ids.astype(np.int64)
     if words is None:
         return np.zeros(0, np.int64)
     if not isinstance(words, str):
-        raise Refused(f"Row {number}: text is {type(words).__name__}; allowed is a string, or nothing.")
+        raise UserError(f"Row {number}: text is {type(words).__name__}; allowed is a string, or nothing.")
     ids, _ = _tokeniser(**config["extract"]["text"]).extract(words)
     return ids.astype(np.int64)
 
@@ -146,13 +146,13 @@ def _frames(value: Any, columns: Columns, where: str) -> np.ndarray:
     try:
         frames = np.array([np.asarray(frame, np.float64) for frame in (() if value is None else value)])
     except (TypeError, ValueError):
-        raise Refused(f"{where} is no table of numbers (frames x columns); each frame has as many columns.") from None
+        raise UserError(f"{where} is no table of numbers (frames x columns); each frame has as many columns.") from None
     if not len(frames):
         return np.zeros((0, needed))
     if frames.ndim != 2:
-        raise Refused(f"{where} has {frames.ndim} dimensions; allowed are 2, frames x columns.")
+        raise UserError(f"{where} has {frames.ndim} dimensions; allowed are 2, frames x columns.")
     if frames.shape[1] < needed:
-        raise Refused(f"{where} has frames of {frames.shape[1]} columns; this model reads {needed}.")
+        raise UserError(f"{where} has frames of {frames.shape[1]} columns; this model reads {needed}.")
     return frames
 
 

@@ -37,23 +37,23 @@ class SentimentModel(PythonModel):
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
         """A row of scores for each row of clips; input that is refused is a client's error (400), not a server's."""
-        from qamoe.errors import Refused
+        from qamoe.errors import UserError
         from qamoe.inference.predict import predict
 
         try:
             return predict(self.trained, self._features(model_input), self.device)
-        except Refused as refusal:
+        except UserError as refusal:
             raise MlflowException.invalid_parameter_value(str(refusal)) from None
 
     def _features(self, rows: pd.DataFrame) -> pd.DataFrame:
-        from qamoe.errors import Refused
+        from qamoe.errors import UserError
 
         if self.paths:
             from qamoe.inference.path_inputs import with_features
 
             return with_features(self.trained.config, rows)
         if "path" in rows and rows["path"].notna().any():
-            raise Refused(
+            raise UserError(
                 'A path is opened for a program that loads the model with model_config={"paths": True} alone.'
             )
         return rows

@@ -28,11 +28,11 @@ _LOWEST_RATE = 1000  # Hz
 _MOST_PIXELS = 1 << 26  # 8192 x 8192
 
 
-class Problem(Exception):
+class ClipError(Exception):
     """Why one clip cannot be used; the message is the short reason that goes into problems.csv."""
 
 
-class NoStream(Problem):
+class NoStream(ClipError):
     """The file has no such stream at all (audio only, say): the modality is absent, and nothing is wrong."""
 
 
@@ -48,14 +48,14 @@ class Contents:
 def contents(path: Path) -> Contents:
     """Look into a file without decoding it: headers and packets, so that a file cut short gives itself away.
 
-    Raises Problem for a file that cannot be opened, holds neither sound nor film, or ends before it says.
+    Raises ClipError for a file that cannot be opened, holds neither sound nor film, or ends before it says.
     """
     with _opened(path) as container:
         streams = [*container.streams.audio[:1], *_films(container)[:1]]
         if not streams:
-            raise Problem(_NEITHER)
+            raise ClipError(_NEITHER)
         if any(stream.codec_context is None for stream in streams):
-            raise Problem("cannot be decoded: its codec is unknown")
+            raise ClipError("cannot be decoded: its codec is unknown")
         begin_s = (container.start_time or 0) / 1_000_000
         ends = dict.fromkeys(streams, 0.0)
         for packet in _read(container.demux(streams)):
@@ -68,12 +68,12 @@ def contents(path: Path) -> Contents:
     return Contents(max(ends.values()), "audio" in kinds, "video" in kinds)
 
 
-def sound(path: Path, rate: int, start_s: float = 0.0, end_s: float | None = None) -> np.ndarray:
+def read_audio(path: Path, rate: int, start_s: float = 0.0, end_s: float | None = None) -> np.ndarray:
     """Sound of a span, mixed down and resampled to `rate` Hz -> (N,) float32 in about [-1, 1].
 
     Sample 0 lies at `start_s`; a stream that begins later is preceded by zeros. `end_s` None means to the end, which in
-    a file of the mp4 family is where it says that its sound ends. Raises NoStream without an audio stream, Problem for
-    a file that cannot be decoded or has no sound in the span.
+    a file of the mp4 family is where it says that its sound ends. Raises NoStream without an audio stream, ClipError
+    for a file that cannot be decoded or has no sound in the span.
     """
     import av
 
@@ -94,9 +94,9 @@ def sound(path: Path, rate: int, start_s: float = 0.0, end_s: float | None = Non
             try:
                 chunks += [_samples(part) for part in resampler.resample(frame)]
             except ValueError:  # a rate or layout that is not that of the frames before
-                raise Problem("cannot be decoded: its sound changes its format on the way") from None
+                raise ClipError("cannot be decoded: its sound changes its format on the way") from None
         if first_s is None or end_of_frame is None:
-            raise Problem(_nothing("sound", start_s, end_s))
+            raise ClipError(_nothing("sound", start_s, end_s))
         chunks += [_samples(part) for part in resampler.resample(None)]
         _refuse_cut_short(container, stream, end_of_frame, end_s)
         ends = [s for s in (end_s, _filled_from(container, stream, time_s, end_of_frame)) if s is not None]
@@ -106,15 +106,15 @@ def sound(path: Path, rate: int, start_s: float = 0.0, end_s: float | None = Non
     if ends:
         wave = wave[: max(0, round((min(ends) - start_s) * rate))]
     if not len(wave):
-        raise Problem(_nothing("sound", start_s, end_s))
+        raise ClipError(_nothing("sound", start_s, end_s))
     return np.ascontiguousarray(wave, np.float32)
 
 
-def pictures(path: Path, rate: float, start_s: float = 0.0, end_s: float | None = None) -> Iterator[np.ndarray]:
+def read_frames(path: Path, rate: float, start_s: float = 0.0, end_s: float | None = None) -> Iterator[np.ndarray]:
     """Pictures of a span at `rate` Hz, each (H, W, 3) uint8 RGB, upright.
 
     Picture k is the one on show at start_s + k / rate, so a rate above the file's own repeats pictures.
-    Raises NoStream without a video stream, Problem for a file that cannot be decoded or has no picture in the span.
+    Raises NoStream without a video stream, ClipError for a file that cannot be decoded or has no picture in the span.
     """
     with _opened(path) as container:
         streams = _films(container)
@@ -132,7 +132,7 @@ def pictures(path: Path, rate: float, start_s: float = 0.0, end_s: float | None 
                 count += 1
             shown, shown_s = frame, time_s
         if shown is None:
-            raise Problem(_nothing("picture", start_s, end_s))
+            raise ClipError(_nothing("picture", start_s, end_s))
         frame_s = min(1 / float(stream.average_rate or stream.guessed_rate or 25), LONGEST_GAP_S)
         _refuse_cut_short(container, stream, shown_s + frame_s, end_s)
         last_s = shown_s + frame_s if end_s is None else min(end_s, shown_s + frame_s)
@@ -140,7 +140,7 @@ def pictures(path: Path, rate: float, start_s: float = 0.0, end_s: float | None 
             yield _upright(shown)
             count += 1
         if not count:
-            raise Problem(_nothing("picture", start_s, end_s))
+            raise ClipError(_nothing("picture", start_s, end_s))
 
 
 def _films(container: Any) -> list[Any]:
@@ -150,9 +150,9 @@ def _films(container: Any) -> list[Any]:
     return [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
 
 
-def _absent(kind: str, others: list[Any]) -> Problem:
+def _absent(kind: str, others: list[Any]) -> ClipError:
     """A file of sound or of pictures alone is none; one that holds neither lost them."""
-    return NoStream(f"no {kind} stream") if others else Problem(_NEITHER)
+    return NoStream(f"no {kind} stream") if others else ClipError(_NEITHER)
 
 
 def _nothing(what: str, start_s: float, end_s: float | None) -> str:
@@ -164,22 +164,22 @@ def _opened(path: Path) -> Iterator[Any]:
     import av
 
     if not path.is_file():
-        raise Problem("no such file")
+        raise ClipError("no such file")
     if not path.stat().st_size:
-        raise Problem("zero bytes")
+        raise ClipError("zero bytes")
     try:
         # The prefix keeps a name with a colon in it from being read as a protocol.
         with av.open(f"file:{path}", options={"protocol_whitelist": "file", "format_whitelist": FORMATS}) as container:
             yield container
     except (av.FFmpegError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise Problem(f"cannot be decoded: {reason}") from error
+        raise ClipError(f"cannot be decoded: {reason}") from error
 
 
 def _frames(container: Any, stream: Any, start_s: float) -> Iterator[tuple[Any, float]]:
     """Decoded frames from a little before `start_s` on, each with its time in seconds from the file's beginning."""
     if stream.codec_context is None:
-        raise Problem("cannot be decoded: its codec is unknown")
+        raise ClipError("cannot be decoded: its codec is unknown")
     # One thread: the extractors already run one clip a core, and frames then come in one fixed order.
     stream.codec_context.thread_count = 1
     begin_s = (container.start_time or 0) / 1_000_000
@@ -189,19 +189,19 @@ def _frames(container: Any, stream: Any, start_s: float) -> Iterator[tuple[Any, 
     for frame in _read(container.decode(stream)):
         time_s = expected_s if frame.time is None else frame.time - begin_s
         if time_s - max(expected_s, start_s) > LONGEST_GAP_S:
-            raise Problem(f"cannot be decoded: nothing between {expected_s:.0f} s and {time_s:.0f} s")
+            raise ClipError(f"cannot be decoded: nothing between {expected_s:.0f} s and {time_s:.0f} s")
         expected_s = time_s + _length(frame)
         yield frame, time_s
 
 
 def _length(frame: Any) -> float:
-    """Seconds of sound in a frame, 0 for a picture. Raises Problem for a size that only damage gives."""
+    """Seconds of sound in a frame, 0 for a picture. Raises ClipError for a size that only damage gives."""
     if not hasattr(frame, "samples"):
         if frame.width * frame.height > _MOST_PIXELS:
-            raise Problem(f"cannot be decoded: pictures of {frame.width} x {frame.height}")
+            raise ClipError(f"cannot be decoded: pictures of {frame.width} x {frame.height}")
         return 0.0
     if frame.sample_rate < _LOWEST_RATE:
-        raise Problem(f"cannot be decoded: sound of {frame.sample_rate} samples a second")
+        raise ClipError(f"cannot be decoded: sound of {frame.sample_rate} samples a second")
     return float(frame.samples / frame.sample_rate)
 
 
@@ -210,7 +210,7 @@ def _read(packets: Iterator[Any]) -> Iterator[Any]:
     try:
         yield from packets
     except IndexError:
-        raise Problem("cannot be decoded: a stream begins on the way") from None
+        raise ClipError("cannot be decoded: a stream begins on the way") from None
 
 
 def _refuse_cut_short(container: Any, stream: Any, decoded_s: float | None, end_s: float | None) -> None:
@@ -221,7 +221,7 @@ def _refuse_cut_short(container: Any, stream: Any, decoded_s: float | None, end_
     promised_s = float(stream.duration * stream.time_base)
     wanted_s = promised_s if end_s is None else min(end_s, promised_s)
     if decoded_s < wanted_s - _CUT_SHORT_S:
-        raise Problem(f"cannot be decoded: ends after {decoded_s:.1f} s of {promised_s:.1f} s")
+        raise ClipError(f"cannot be decoded: ends after {decoded_s:.1f} s of {promised_s:.1f} s")
 
 
 def _filled_from(container: Any, stream: Any, begin_s: float, end_s: float) -> float | None:

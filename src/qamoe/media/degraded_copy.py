@@ -45,21 +45,21 @@ class Signal:
 def write(signal: Signal, path: Path, start_s: float, end_s: float | None, rate: float, folder: Path) -> Path:
     """Write the degraded sound of a span, or its degraded pictures at `rate` Hz, into `folder`; returns the file.
 
-    Raises Problem or NoStream where the span cannot be read.
+    Raises ClipError or NoStream where the span cannot be read.
     """
     draws = degradations.drawn(signal.seed, signal.clip_id, signal.kind)
     if signal.kind in SOUND:
         from scipy.io import wavfile
 
-        wave = media.sound(path, _SOUND_RATE, start_s, end_s)
-        others = [media.sound(v.media, _SOUND_RATE, v.start_s, v.end_s) for v in signal.voices]
+        wave = media.read_audio(path, _SOUND_RATE, start_s, end_s)
+        others = [media.read_audio(v.media, _SOUND_RATE, v.start_s, v.end_s) for v in signal.voices]
         copy = folder / "copy.wav"
         wavfile.write(
             copy, _SOUND_RATE, degradations.sound(signal.kind, wave, _SOUND_RATE, signal.severity, draws, others)
         )
         return copy
     copy = folder / "copy.avi"
-    seen = media.pictures(path, rate, start_s, end_s)
+    seen = media.read_frames(path, rate, start_s, end_s)
     _film(copy, degradations.pictures(signal.kind, seen, signal.severity, draws), rate)
     return copy
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from qamoe.config import params
 from qamoe.data.batch import present
 from qamoe.degradation.features import State
-from qamoe.errors import Refused
+from qamoe.errors import UserError
 from qamoe.models.encoders import ModalityEncoders
 from qamoe.models.heads import Head, Prediction, Targets
 from qamoe.models.model import Model
@@ -58,11 +58,12 @@ class Concat(Model):
 
 
 class Text(Concat):
-    """What is said alone: Concat of one modality, whatever else the corpus has. Raises Refused where it has no text."""
+    """What is said alone: Concat of one modality, whatever else the corpus has. Raises UserError where it has no
+    text."""
 
     def __init__(self, features: dict[str, int], sizes: params.Encoders, block: params.Hidden, target: Targets) -> None:
         if "text" not in features:
-            raise Refused(f"The model text reads text alone; this corpus has {' and '.join(features)}.")
+            raise UserError(f"The model text reads text alone; this corpus has {' and '.join(features)}.")
         super().__init__({"text": features["text"]}, sizes, block, target)
 
 
@@ -193,9 +194,11 @@ class Oracle(QAMoE):
     def fuse(
         self, h_BMD: Tensor, target: Tensor | None = None, quality: Tensor | None = None, step: Step | None = None
     ) -> Prediction:
-        """Raises Refused without quality: where nobody knows it there is no oracle."""
+        """Raises UserError without quality: where nobody knows it there is no oracle."""
         if quality is None:
-            raise Refused("The model oracle is told how each clip was degraded; it predicts under a known view alone.")
+            raise UserError(
+                "The model oracle is told how each clip was degraded; it predicts under a known view alone."
+            )
         return super().fuse(h_BMD, target, quality, step)
 
     def quality_of(self, state: State) -> Tensor:

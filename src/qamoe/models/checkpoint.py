@@ -19,11 +19,11 @@ from qamoe.config.model_names import family
 from qamoe.config.params import Models, Params
 from qamoe.data.batch import Batch
 from qamoe.degradation.features import State
-from qamoe.errors import Refused
-from qamoe.files import write_text, written_aside
+from qamoe.errors import UserError
+from qamoe.files import atomic_write, write_text
 from qamoe.models import text_encoder_frozen
-from qamoe.models.checkpoint_config import CONFIG, read_config
-from qamoe.models.factory import build, told_quality
+from qamoe.models.checkpoint_config import CONFIG, FORMAT, read_config
+from qamoe.models.factory import build, oracle_quality
 from qamoe.models.heads import Prediction, target_of
 from qamoe.models.model import Model
 from qamoe.models.text_encoder_finetuned import Reader
@@ -64,7 +64,7 @@ class Trained:
         models are not told.
         """
         if quality is None and state is not None:
-            quality = told_quality(self.model, state)
+            quality = oracle_quality(self.model, state)
         h_BMD = self.model.encode.together(vectors, clips)
         return self.model.fuse(h_BMD, None, None if quality is None else quality.to(h_BMD.device))
 
@@ -80,7 +80,7 @@ class Trained:
             anchors = self.config["trust"][modality]
             column = r[:, place]
             if anchors["rescaled"]:
-                column = (column - anchors["worthless"]) / (anchors["clean"] - anchors["worthless"])
+                column = (column - anchors["fully_degraded"]) / (anchors["clean"] - anchors["fully_degraded"])
             columns.append(column.clamp(0, 1))
         return torch.stack(columns, 1) * present
 
@@ -112,6 +112,7 @@ def make(name: str, config: dict[str, Any]) -> Model:
 def described(params: Params, name: str, seed: int, digests: dict[str, str]) -> dict[str, Any]:
     """The part of a model.json that is known before training, from its parameters alone."""
     return {
+        "format": FORMAT,
         "model": name,
         "seed": seed,
         "models": params.models.model_dump(mode="json", include={"encoders", family(name)}),
@@ -128,30 +129,30 @@ def save(folder: Path, model: Model, config: dict[str, Any], history: list[dict[
 
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIG).unlink(missing_ok=True)  # until all is new again, the folder is not finished
-    with written_aside(folder / WEIGHTS) as aside:
+    with atomic_write(folder / WEIGHTS) as aside:
         save_file({k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}, aside)
     write_text(folder / HISTORY, "".join(json.dumps(line) + "\n" for line in history))
     write_text(folder / CONFIG, json.dumps(config, indent=1, sort_keys=True, allow_nan=False))
 
 
 def load(folder: Path, device: str = "cpu") -> Trained:
-    """Load a finished checkpoint. Raises Refused where there is none or where weights and config disagree."""
+    """Load a finished checkpoint. Raises UserError where there is none or where weights and config disagree."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     config = read_config(folder)
     if config is None:
-        raise Refused(f"There is no finished checkpoint in {folder}: {CONFIG} is missing.")
+        raise UserError(f"There is no finished checkpoint in {folder}: {CONFIG} is missing.")
     try:
         model = make(config["model"], config)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise Refused(f"{folder / CONFIG} describes no model that this code can make ({reason}).") from None
+        raise UserError(f"{folder / CONFIG} describes no model that this code can make ({reason}).") from None
     try:
         model.load_state_dict(load_file(folder / WEIGHTS, device="cpu"), strict=True)
     except (FileNotFoundError, SafetensorError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise Refused(f"{folder / WEIGHTS} does not fit its {CONFIG}: {reason}.") from None
+        raise UserError(f"{folder / WEIGHTS} does not fit its {CONFIG}: {reason}.") from None
     return Trained(model.to(device).eval(), config, folder)
 
 
@@ -165,7 +166,7 @@ def digest(folder: Path) -> str:
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
     """Write a resumable state so that a kill at any moment leaves the old one or the new one."""
-    with written_aside(path) as aside, aside.open("wb") as file:
+    with atomic_write(path) as aside, aside.open("wb") as file:
         torch.save(state, file)
         file.flush()
         os.fsync(file.fileno())

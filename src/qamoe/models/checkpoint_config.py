@@ -4,13 +4,29 @@ import json
 from pathlib import Path
 from typing import Any
 
-from qamoe.errors import Refused
+from qamoe.errors import UserError
 
 CONFIG = "model.json"
+FORMAT = 2  # of model.json; one without the key is of format 1
+# Keys that format 1 has under other names.
+_RENAMED = {
+    "sees": "variance_context",
+    "worthless": "fully_degraded",
+    "whole_share": "full_severity_share",
+    "alike_share": "shared_draw_share",
+    "announced_share": "mask_revealed_share",
+}
+
+
+def _upgraded(value: Any) -> Any:
+    """A part of a format 1 file under the names of today."""
+    if not isinstance(value, dict):
+        return value
+    return {_RENAMED.get(key, key): _upgraded(content) for key, content in value.items()}
 
 
 def read_config(folder: Path) -> dict[str, Any] | None:
-    """model.json of a finished checkpoint, or None. Raises Refused where it is damaged."""
+    """model.json of a finished checkpoint, or None. Raises UserError where it is damaged."""
     path = folder / CONFIG
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
@@ -19,5 +35,9 @@ def read_config(folder: Path) -> dict[str, Any] | None:
     except (ValueError, RecursionError):
         config = None
     if not isinstance(config, dict):
-        raise Refused(f"{path} is damaged: it is no JSON object; train this model again.")
+        raise UserError(f"{path} is damaged: it is no JSON object; train this model again.")
+    if config.get("format", 1) == 1:
+        return config | {part: _upgraded(config[part]) for part in ("models", "train", "trust") if part in config}
+    if config["format"] != FORMAT:
+        raise UserError(f"{path} is of format {config['format']!r}; this version reads 1 and {FORMAT}.")
     return config

@@ -43,6 +43,6 @@ def build(
     return model
 
 
-def told_quality(model: Model, state: State) -> Tensor | None:
+def oracle_quality(model: Model, state: State) -> Tensor | None:
     """The quality (B, M) that a model is told of a batch in this state: None for all but the oracle."""
     return model.quality_of(state) if isinstance(model, baselines.Oracle) else None

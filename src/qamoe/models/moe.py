@@ -85,16 +85,16 @@ class Experts(nn.Module):
         device = x_BND.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x_BND.dtype
         if torch.compiler.is_compiling() or (device == "cuda" and dtype != torch.bfloat16):
-            return self.of_all(x_BND, weights_BNE)
-        return self.of_active(x_BND.to(dtype), weights_BNE, active)
+            return self.dense_forward(x_BND, weights_BNE)
+        return self.routed_forward(x_BND.to(dtype), weights_BNE, active)
 
-    def of_all(self, x_BND: Tensor, weights_BNE: Tensor) -> Tensor:
+    def dense_forward(self, x_BND: Tensor, weights_BNE: Tensor) -> Tensor:
         """Every expert on every token."""
         value, gate = torch.einsum("bnd,edh->bneh", x_BND, self.up).chunk(2, dim=-1)
         mixed = value * F.silu(gate) * weights_BNE[..., None]
         return torch.einsum("bneh,ehd->bnd", mixed, self.down)
 
-    def of_active(self, x_BND: Tensor, weights_BNE: Tensor, active: int) -> Tensor:
+    def routed_forward(self, x_BND: Tensor, weights_BNE: Tensor, active: int) -> Tensor:
         """The experts of each token."""
         top = weights_BNE.flatten(0, 1).topk(active, sorted=False)
         expert, order = top.indices.flatten().sort(stable=True)

@@ -33,7 +33,7 @@ class QAMoE(Model):
         self.encode = ModalityEncoders(features, sizes)
         self.without = without
         if without == "others":
-            block = block.model_copy(update={"sees": "own"})
+            block = block.model_copy(update={"variance_context": "own"})
         self.quality = Quality(modalities, width, block, target)
         self.prior = nn.Parameter(torch.zeros(modalities, width))
         self.mixture = Mixture(modalities, width, block, quality=without != "gate")

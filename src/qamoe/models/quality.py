@@ -16,8 +16,8 @@ class Quality(nn.Module):
     own form and with the mean of sigma^2 as variance, teaches the variance without quality labels. The form of
     the probe, the clamp of the log variance and where it starts (small, so that features are not drowned at first) are
     our decision, and so are two more teachers and eyes of the variance: the cross-entropy of r with 1 - severity,
-    which training knows since it did the damage, and, where it `sees` all, the vectors of all modalities, since a
-    swapped stream looks clean to whoever sees it alone.
+    which training knows since it did the damage, and, where `variance_context` is all, the vectors of all modalities,
+    since a swapped stream looks clean to whoever sees it alone.
     """
 
     def __init__(self, modalities: int, width: int, block: QAMoE, target: Targets) -> None:
@@ -30,7 +30,7 @@ class Quality(nn.Module):
         nn.init.constant_(self.log_variance.bias, block.initial_log_variance)
         self.probe = PerModality(modalities, width, target.outputs)
         self.others: nn.Module | None = None
-        if block.sees == "all":
+        if block.variance_context == "all":
             every, narrow = modalities * width, width // 2
             self.others = nn.Sequential(
                 nn.LayerNorm(every), nn.Linear(every, narrow), nn.GELU(), nn.Linear(narrow, every)

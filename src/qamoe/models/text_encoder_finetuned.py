@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from qamoe.config.params import TextEncoder
-from qamoe.errors import Refused
+from qamoe.errors import UserError
 from qamoe.extractors.minilm import model_folder
 from qamoe.extractors.tokens import vocabulary_digest
 from qamoe.models.text_encoder_frozen import KEY, folder_of, without_pooler
@@ -22,7 +22,7 @@ _OF_A_FILE = ("_name_or_path", "architectures", "auto_map", "dtype", "torch_dtyp
 def architecture(sizes: TextEncoder, tokens: int, vocabulary: str) -> dict[str, Any]:
     """What rebuilds the encoder without its folder: its config.json, without what is about the file.
 
-    Raises Refused for a folder that holds no encoder, or one that cannot read `tokens` ids of the stored `vocabulary`
+    Raises UserError for a folder that holds no encoder, or one that cannot read `tokens` ids of the stored `vocabulary`
     (its digest).
     """
     from transformers import AutoConfig
@@ -34,14 +34,14 @@ def architecture(sizes: TextEncoder, tokens: int, vocabulary: str) -> dict[str, 
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise _no_encoder(folder, error) from None
     if config.is_encoder_decoder or config.is_decoder:
-        raise Refused(f"{KEY}: {folder} holds a {config.model_type} with a decoder; allowed is an encoder alone.")
+        raise UserError(f"{KEY}: {folder} holds a {config.model_type} with a decoder; allowed is an encoder alone.")
     if not same:
-        raise Refused(
+        raise UserError(
             f"{KEY}: the encoder in {folder} has another vocabulary than the stored ids, which extract.text names."
         )
     longest = getattr(config, "max_position_embeddings", tokens)
     if longest < tokens:
-        raise Refused(
+        raise UserError(
             f"{KEY}: the encoder in {folder} reads {longest} tokens at most; preprocess.max_frames.text is {tokens}."
         )
     return {key: value for key, value in config.to_diff_dict().items() if key not in _OF_A_FILE}
@@ -71,7 +71,7 @@ class Reader(nn.Module):
                 module.p = sizes.dropout
 
     def load_pretrained(self, sizes: TextEncoder) -> None:
-        """Start from the weights in the encoder's folder. Raises Refused where they are not there or not whole."""
+        """Start from the weights in the encoder's folder. Raises UserError where they are not there or not whole."""
         from safetensors import SafetensorError
         from transformers import AutoModel
         from transformers.utils import logging
@@ -87,7 +87,7 @@ class Reader(nn.Module):
             raise _no_encoder(folder, error) from None
         missing = sorted(key for key in about["missing_keys"] if not key.startswith("pooler."))
         if missing:
-            raise Refused(f"{KEY}: the weights in {folder} lack {len(missing)} of the encoder's, as {missing[0]}.")
+            raise UserError(f"{KEY}: the weights in {folder} lack {len(missing)} of the encoder's, as {missing[0]}.")
         self.encoder.load_state_dict(without_pooler(found).state_dict(), strict=True)
 
     def forward(self, ids_BT: Tensor, mask_BT: Tensor) -> tuple[Tensor, Tensor]:
@@ -100,6 +100,6 @@ class Reader(nn.Module):
         return states.sum(1, keepdim=True) / mask_BT.sum(1).clamp(min=1)[:, None, None], mask_BT.any(1, keepdim=True)
 
 
-def _no_encoder(folder: Path, error: Exception) -> Refused:
+def _no_encoder(folder: Path, error: Exception) -> UserError:
     reason = " ".join(str(error).split())[:120].rstrip(".")
-    return Refused(f"{KEY}: {folder} holds no Hugging Face encoder: {reason}.")
+    return UserError(f"{KEY}: {folder} holds no Hugging Face encoder: {reason}.")

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qamoe.errors import Refused
+from qamoe.errors import UserError
 from qamoe.extractors.minilm import NAME, model_folder
 from qamoe.models import text_encoder_bert
 
@@ -22,12 +22,12 @@ _BATCH = 64
 
 
 def folder_of(encoder: str) -> Path:
-    """Where an encoder that params.yaml names lies. Raises Refused where it is no folder."""
+    """Where an encoder that params.yaml names lies. Raises UserError where it is no folder."""
     if encoder == NAME:
         return model_folder()
     folder = Path(encoder)
     if not folder.is_dir():  # transformers would take it for a name on the hub
-        raise Refused(f"{KEY} is {encoder!r}; allowed is {NAME} or the folder of a Hugging Face encoder.")
+        raise UserError(f"{KEY} is {encoder!r}; allowed is {NAME} or the folder of a Hugging Face encoder.")
     return folder
 
 

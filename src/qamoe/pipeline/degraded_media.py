@@ -16,10 +16,10 @@ from qamoe.config.params import Extract
 from qamoe.data import arrow_store
 from qamoe.data.clip import Clip
 from qamoe.degradation.swap_partners import Partners
-from qamoe.errors import Refused
+from qamoe.errors import UserError
 from qamoe.extractors.registry import extractor
 from qamoe.extractors.worker_pool import Job, part_key, read_part
-from qamoe.files import written_aside
+from qamoe.files import atomic_write
 from qamoe.media import degradations
 from qamoe.media.degraded_copy import Signal, Voice
 from qamoe.media.word_confusion import Vocabulary
@@ -72,7 +72,7 @@ def write(
             for clip, frames in zip(test, found, strict=True)
         )
         arrow_store.write(place, schema, rows, about)
-    with written_aside(folder / "problems.csv") as aside, aside.open("w", newline="") as file:
+    with atomic_write(folder / "problems.csv") as aside, aside.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(("cell", "clip_id", "reason"))
         writer.writerows(sorted(problems))
@@ -81,19 +81,19 @@ def write(
 def _check(test: list[Clip], params: Extract) -> None:
     assert params.signals is not None
     if not test:
-        raise Refused("extract.signals degrades the test split, which is empty.")
+        raise UserError("extract.signals degrades the test split, which is empty.")
     for modality in sorted({degradations.MODALITY[kind] for kind in params.signals.severities}):
         for clip in test:
             if modality == "text" and (clip.tokens is not None or "text" in clip.frames) and not clip.text:
-                raise Refused(
+                raise UserError(
                     f"{clip.where}: extract.signals needs words, and this clip has token ids or vectors alone."
                 )
             if modality != "text" and clip.media is None:
-                raise Refused(f"{clip.where}: extract.signals needs media, and this clip has features alone.")
+                raise UserError(f"{clip.where}: extract.signals needs media, and this clip has features alone.")
             if modality != "text" and clip.media is not None:
                 made_by = extractor(getattr(params, modality))
                 if made_by.reads(clip.media) != clip.media:
-                    raise Refused(f"extract.signals degrades {modality}, and {made_by.name} reads no media.")
+                    raise UserError(f"extract.signals degrades {modality}, and {made_by.name} reads no media.")
 
 
 def _jobs(

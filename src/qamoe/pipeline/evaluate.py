@@ -17,8 +17,8 @@ from qamoe.config import params as parameters
 from qamoe.config import settings
 from qamoe.config.model_names import specialist_cell
 from qamoe.config.params import Params
-from qamoe.errors import Refused
-from qamoe.files import write_text, written_aside
+from qamoe.errors import UserError
+from qamoe.files import atomic_write, write_text
 from qamoe.pipeline import runner
 from qamoe.pipeline.shared import file_digest, read_stats, refuse_other_kinds, remove_other_seeds
 from qamoe.pipeline.source_dependencies import code_digest
@@ -26,12 +26,12 @@ from qamoe.pipeline.source_dependencies import code_digest
 if TYPE_CHECKING:
     import pandas as pd
 
-    from qamoe.dataset.degraded_split import Views
+    from qamoe.dataset.degraded_split import DegradedSplit
     from qamoe.evaluation.protocol import Cell
     from qamoe.models.checkpoint import Trained
 
 PREDICTIONS = "predictions.parquet"
-BROKEN = "broken.parquet"
+PERMUTED_QUALITY = "broken.parquet"
 OF_SPECIALISTS = ("clean", "missing", "noise", "burst", "missing_features")
 _CHUNKS = 2  # of cells, a worker of Ray: cells beside each other share encodings
 T = TypeVar("T")
@@ -56,7 +56,7 @@ def _evaluate(params: Params, stats: dict[str, Any], out: Path, name: str) -> No
     of_cells = [_of_signals(out, cell) for cell, _, _ in media_slice.cells(_signal_severities(params))]
     for path in of_cells:
         if not path.is_file():
-            raise Refused(f"There is no {path}; run the stages extract and preprocess first.")
+            raise UserError(f"There is no {path}; run the stages extract and preprocess first.")
     digests = {}
     for seed in seeds:
         source = out / "train" / name / str(seed)
@@ -99,14 +99,14 @@ class _Grid:
     asked: tuple[Params, dict[str, Any], Path, str, tuple[int, ...]]
     models: list["Trained"]
     cells: list["Cell"]
-    split: "Views"
-    degraded: Callable[["Cell"], "Views"]
+    split: "DegradedSplit"
+    degraded: Callable[["Cell"], "DegradedSplit"]
     at_once: int
 
 
 def _grid(params: Params, stats: dict[str, Any], out: Path, name: str, seeds: tuple[int, ...]) -> _Grid:
     from qamoe.data.arrow_store import Store
-    from qamoe.dataset.degraded_split import Views, open_views, restrict_threads
+    from qamoe.dataset.degraded_split import DegradedSplit, open_views, restrict_threads
     from qamoe.degradation.views import View, references
     from qamoe.evaluation import media_slice, protocol
     from qamoe.evaluation.protocol import Cell
@@ -115,18 +115,18 @@ def _grid(params: Params, stats: dict[str, Any], out: Path, name: str, seeds: tu
     models = [checkpoint.load(out / "train" / name / str(seed), settings.device()) for seed in seeds]
     test = _test(out)
     if not len(Store(test)):
-        raise Refused("The test split is empty; there is nothing to evaluate on.")
+        raise UserError("The test split is empty; there is nothing to evaluate on.")
     modalities = tuple(stats["modalities"])
     timed = [m for m in modalities if m in stats and stats[m].get("rate")]
     cells = protocol.plan(params.evaluate.slices, params.evaluate, modalities, timed)
     of_signals = media_slice.plan(_signal_severities(params), params.evaluate.seed, modalities)
     encoder = checkpoint.shared_encoder(models)
 
-    def opened(path: Path, views: list[View]) -> Views:
+    def opened(path: Path, views: list[View]) -> DegradedSplit:
         about = (modalities, references(stats), out / "states" / "evaluate", file_digest(path), settings.device())
         return open_views(Store(path), views, *about, encoder=encoder)
 
-    def degraded(cell: Cell) -> Views:
+    def degraded(cell: Cell) -> DegradedSplit:
         return opened(_of_signals(out, cell.name), list(cell.views)) if cell.severity else split
 
     split = opened(test, protocol.views([*cells, *of_signals]))
@@ -217,7 +217,7 @@ def aggregate(trained: Any, cells: list[Any], place: Path) -> None:
     for name in dict.fromkeys(cell.slice for cell in cells):
         rows = pd.read_parquet(place / PREDICTIONS, filters=[("slice", "==", name)])
         tables.append(protocol.aggregate(rows, [cell for cell in cells if cell.slice == name], *fitted, limits))
-    with written_aside(place / "cells.parquet") as aside:
+    with atomic_write(place / "cells.parquet") as aside:
         pd.concat(tables, ignore_index=True).to_parquet(aside, index=False)
 
 
@@ -226,19 +226,19 @@ def _break(params: Params, trained: Any, split: Any, cells: list[Any], place: Pa
     import pandas as pd
 
     from qamoe.evaluation import protocol
-    from qamoe.evaluation.quality_permutation import broken
+    from qamoe.evaluation.quality_permutation import permuted_quality
 
-    (place / BROKEN).unlink(missing_ok=True)
+    (place / PERMUTED_QUALITY).unlink(missing_ok=True)
     mixed = [cell for cell in cells if cell.slice == "mixed"]
-    permutations = params.evaluate.broken_permutations
+    permutations = params.evaluate.quality_permutations
     if not mixed or not permutations:
         return
     rows = pd.read_parquet(place / PREDICTIONS, filters=[("slice", "==", "mixed")])
     if rows[[f"r_{m}" for m in trained.config["modalities"]]].isna().all(axis=None):
         return
     seed = params.evaluate.seed
-    with protocol.predictions_file(place / BROKEN) as append:
-        for made in broken(trained, split, mixed[0], rows, permutations, seed, settings.device()):
+    with protocol.predictions_file(place / PERMUTED_QUALITY) as append:
+        for made in permuted_quality(trained, split, mixed[0], rows, permutations, seed, settings.device()):
             append(made)
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from qamoe.config import params as parameters
 from qamoe.config import settings
 from qamoe.config.params import Params
-from qamoe.errors import Refused
+from qamoe.errors import UserError
 from qamoe.pipeline import runner
 from qamoe.pipeline.evaluate import PREDICTIONS, aggregate
 from qamoe.pipeline.promote import fetched, restandardised, same_columns
@@ -28,29 +28,29 @@ if TYPE_CHECKING:
 def run(params: Params, out: Path) -> None:
     """Measure and record the champion, unless the same was measured before.
 
-    Raises Refused where there is no champion, no test clip, or the champion is of another corpus.
+    Raises UserError where there is no champion, no test clip, or the champion is of another corpus.
     """
     from qamoe.data.arrow_store import Store
     from qamoe.dataset.degraded_split import feature_sizes
     from qamoe.evaluation.protocol import PROTOCOL
     from qamoe.registry import champion as records
     from qamoe.registry import registry
-    from qamoe.tracking.mlflow_store import answering, connect
+    from qamoe.tracking.mlflow_store import connect, store_errors_as_user_errors
 
     stats = read_stats(out)
     test = out / "preprocess" / "test.arrow"
     store = Store(test)
     if not len(store):
-        raise Refused("The test split is empty; there is nothing to evaluate the champion on.")
+        raise UserError("The test split is empty; there is nothing to evaluate the champion on.")
     name = params.registry.name
     client = connect()
-    with answering():
+    with store_errors_as_user_errors():
         champion = registry.champion(client, name)
     if champion is None:
-        raise Refused(f"{name} has no champion; promote a candidate first.")
+        raise UserError(f"{name} has no champion; promote a candidate first.")
     about = {"test_digest": file_digest(test), "test_clips": str(len(store)), "protocol": str(PROTOCOL)}
     digest = parameters.digest(champion.digest, about, params.evaluate, code_digest("qamoe.pipeline.evaluate_champion"))
-    with answering():
+    with store_errors_as_user_errors():
         measured = records.known(client, digest)
     title = f"version {champion.version} of {name} on {len(store)} test clips"
     if measured is not None:
@@ -60,7 +60,7 @@ def run(params: Params, out: Path) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         theirs = fetched(name, champion.version, ours, Path(temporary))
         cells = _cells(params, stats, theirs, store, Path(temporary))
-    with answering():
+    with store_errors_as_user_errors():
         made = records.record(client, name, champion, digest, cells, about)
     print(title)
     for line in _headline(cells):

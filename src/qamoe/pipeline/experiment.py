@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from qamoe.config import params as parameters
-from qamoe.errors import Refused, told
+from qamoe.errors import UserError, exit_on_user_error
 from qamoe.files import write_text
 
 STAGES = ("extract", "preprocess", "train", "evaluate", "report")
@@ -27,11 +27,11 @@ def overlaid(below: Any, above: Any) -> Any:
 
 
 def run(name: str, base: Path = Path("params.yaml"), folder: Path = Path("experiments")) -> None:
-    """Run the stages one after the other. Raises Refused where there is no such overlay or it is wrong."""
+    """Run the stages one after the other. Raises UserError where there is no such overlay or it is wrong."""
     overlay = folder / f"{name}.yaml"
     if not overlay.is_file():
         known = ", ".join(sorted(path.stem for path in folder.glob("*.yaml"))) or "none"
-        raise Refused(f"There is no experiment {overlay}; those there are: {known}.")
+        raise UserError(f"There is no experiment {overlay}; those there are: {known}.")
     out = Path(f"artifacts-{name}")
     merged = overlaid(parameters.read(base), parameters.read(overlay) or {})
     parameters.validate(merged, overlay)
@@ -41,7 +41,7 @@ def run(name: str, base: Path = Path("params.yaml"), folder: Path = Path("experi
         command = [sys.executable, "-m", f"qamoe.pipeline.{stage}", "--params", str(params), "--out", str(out)]
         print(f"experiment {name}: {stage}", flush=True)
         if subprocess.run(command, check=False).returncode:
-            raise Refused(f"Experiment {name} ended in stage {stage}.")
+            raise UserError(f"Experiment {name} ended in stage {stage}.")
 
 
 def main() -> None:
@@ -49,7 +49,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m qamoe.pipeline.experiment")
     parser.add_argument("name")
     name = parser.parse_args().name
-    with told("experiment"):
+    with exit_on_user_error("experiment"):
         run(name)
 
 

@@ -25,11 +25,11 @@ from qamoe.config.params import Extract, Params
 from qamoe.data import arrow_store
 from qamoe.data.clip import Clip, Corpus, check_text
 from qamoe.data.readers import READERS
-from qamoe.errors import Refused
+from qamoe.errors import UserError
 from qamoe.extractors.registry import extractor
 from qamoe.extractors.tokens import Tokens
 from qamoe.extractors.worker_pool import Job, make_parts, make_parts_on_ray, part_key, read_part
-from qamoe.files import written_aside
+from qamoe.files import atomic_write
 from qamoe.pipeline import degraded_media, runner
 
 STREAMS = ("audio", "vision")
@@ -38,7 +38,7 @@ Problems = list[tuple[str, str, str]]
 
 
 def run(params: Params, out: Path) -> None:
-    """Run the stage. Raises Refused for a corpus that cannot be used, before anything is written."""
+    """Run the stage. Raises UserError for a corpus that cannot be used, before anything is written."""
     settings_ = params.extract
     corpus = READERS[settings_.corpus.kind](Path(settings_.corpus.path), settings_.task)
     clips = sorted(corpus.clips, key=lambda clip: clip.clip_id)
@@ -130,7 +130,7 @@ def _refuse_too_many(problems: Problems, clips: int, allowed: float) -> None:
     if len(bad) > allowed * clips:
         told = [f"{clip_id}, {modality}: {reason}" for clip_id, modality, reason in sorted(problems)]
         most = "" if len(told) <= _TOLD else f", and {len(told) - _TOLD} more"
-        raise Refused(
+        raise UserError(
             f"{len(bad)} of {clips} clips have problems, above extract.max_problem_share ({allowed:g}): "
             f"{'; '.join(told[:_TOLD])}{most}."
         )
@@ -217,12 +217,12 @@ def _write_clips(clips: list[Clip], corpus: Corpus, params: Extract, seconds: li
         "seconds": pa.array(seconds, pa.float64()),
     }
     table = pa.table(columns).replace_schema_metadata({"qamoe": json.dumps(about, sort_keys=True)})
-    with written_aside(folder / "clips.parquet") as aside:
+    with atomic_write(folder / "clips.parquet") as aside:
         pq.write_table(table, aside)
 
 
 def _write_problems(problems: Problems, path: Path) -> None:
-    with written_aside(path) as aside, aside.open("w", newline="") as file:
+    with atomic_write(path) as aside, aside.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(("clip_id", "modality", "reason"))
         writer.writerows(sorted(problems))

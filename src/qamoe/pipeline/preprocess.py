@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from qamoe.config.params import Params
 from qamoe.data import arrow_store
 from qamoe.data.normalise import Columns, clean, fit_columns
-from qamoe.errors import Refused
+from qamoe.errors import UserError
 from qamoe.files import write_text
 from qamoe.media.degradations import MODALITY, cells
 from qamoe.pipeline import runner
@@ -27,10 +27,10 @@ STREAMS = ("audio", "vision")
 
 
 def run(params: Params, out: Path) -> None:
-    """Run the stage. Raises Refused where the stores disagree or the training split is empty."""
+    """Run the stage. Raises UserError where the stores disagree or the training split is empty."""
     source = out / "extract"
     if not (source / "clips.parquet").is_file():
-        raise Refused(f"There is no {source / 'clips.parquet'}; run the stage extract first.")
+        raise UserError(f"There is no {source / 'clips.parquet'}; run the stage extract first.")
     table = pq.read_table(source / "clips.parquet")
     about = json.loads(table.schema.metadata[b"qamoe"])
     clips = table.to_pandas()
@@ -38,10 +38,10 @@ def run(params: Params, out: Path) -> None:
     stores = {m: arrow_store.Store(source / f"{m}.arrow") for m in ("text", *STREAMS)}
     for opened in stores.values():
         if len(opened) and opened.clip_ids != list(clips["clip_id"]):
-            raise Refused(f"{opened.path} and clips.parquet hold different clips; run the stage extract again.")
+            raise UserError(f"{opened.path} and clips.parquet hold different clips; run the stage extract again.")
     train_rows = np.flatnonzero(clips["split"] == "train")
     if not len(train_rows):
-        raise Refused("The training split is empty; at least one source must be in split train.")
+        raise UserError("The training split is empty; at least one source must be in split train.")
     text = stores["text"]
     vectors = "ids" not in text.schema.names  # a corpus whose text is stored vectors alone
     streams = ("text", *STREAMS) if vectors else STREAMS
@@ -90,14 +90,14 @@ def run(params: Params, out: Path) -> None:
 
 def _check(clips: Any) -> None:
     if clips["clip_id"].duplicated().any():
-        raise Refused(
+        raise UserError(
             f"Clip id {clips['clip_id'][clips['clip_id'].duplicated()].iloc[0]!r} stands twice in clips.parquet."
         )
     splits = clips.groupby("source")["split"].nunique()
     if (splits > 1).any():
-        raise Refused(f"Source {splits.index[splits > 1][0]!r} is in more than one split.")
+        raise UserError(f"Source {splits.index[splits > 1][0]!r} is in more than one split.")
     if not np.isfinite(clips["label"]).all():
-        raise Refused("A label in clips.parquet is not finite.")
+        raise UserError("A label in clips.parquet is not finite.")
 
 
 def _target(labels: np.ndarray, task: dict[str, Any]) -> dict[str, Any]:
@@ -144,10 +144,10 @@ def _rows(
 
 def _degraded(path: Path, clip_ids: list[str]) -> arrow_store.Store:
     if not path.is_file():
-        raise Refused(f"There is no {path}; run the stage extract first.")
+        raise UserError(f"There is no {path}; run the stage extract first.")
     opened = arrow_store.Store(path)
     if opened.clip_ids != clip_ids:
-        raise Refused(f"{path} and clips.parquet hold different clips; run the stage extract again.")
+        raise UserError(f"{path} and clips.parquet hold different clips; run the stage extract again.")
     return opened
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from qamoe.config import settings
 from qamoe.config.params import Params
-from qamoe.errors import Refused
+from qamoe.errors import UserError
 from qamoe.pipeline import runner
 from qamoe.pipeline.shared import data_digest, file_digest, read_stats, refuse_other_kinds
 
@@ -41,13 +41,13 @@ def run(params: Params, out: Path, dry: bool = False) -> None:
 def decide(params: Params, out: Path, dry: bool = False) -> "Decision":
     """Measure and ask the gate; with `dry` nothing is registered or recorded.
 
-    Raises Refused where a stage before it has not run, or the champion is of another corpus.
+    Raises UserError where a stage before it has not run, or the champion is of another corpus.
     """
     from qamoe.evaluation.protocol import PROTOCOL
     from qamoe.models import checkpoint
     from qamoe.registry import registry
     from qamoe.registry.gate import Evidence
-    from qamoe.tracking.mlflow_store import answering, connect, one_at_a_time
+    from qamoe.tracking.mlflow_store import connect, exclusive_lock, store_errors_as_user_errors
     from qamoe.tracking.runs import record_training
 
     stats = read_stats(out)
@@ -57,15 +57,15 @@ def decide(params: Params, out: Path, dry: bool = False) -> "Decision":
     name = params.registry.name
     print(f"candidate: {MODEL} seed {config['seed']}, selection {config['selection']:.4f}; judged on split {split}")
     client = connect()
-    with answering():
+    with store_errors_as_user_errors():
         if not dry:
-            with one_at_a_time():
+            with exclusive_lock():
                 registry.finish(client, name)
         against = registry.champion(client, name)
     print(f"champion: {f'version {against.version} of {name}' if against else f'none yet of {name}'}")
     gate_digest = file_digest(store.path)
     key = registry.gate_key(gate_digest, PROTOCOL, params.registry, against)
-    with answering():
+    with store_errors_as_user_errors():
         decision = registry.settled(client, name, checkpoint.digest(folder), key, against)
     if decision is not None:
         return decision
@@ -88,7 +88,7 @@ def decide(params: Params, out: Path, dry: bool = False) -> "Decision":
         print("dry run: nothing is registered or recorded, and no registered model asked whether it predicts the same")
         return registry.foretold(evidence)
     about = {"protocol": PROTOCOL, "data_digest": config["digests"]["data"], "gate_digest": gate_digest}
-    with answering():
+    with store_errors_as_user_errors():
         run_id = record_training(client, folder, name)
         registry.keep_reference(client, run_id, reference_of(rivals[0], out))
         decision = registry.submit(client, name, run_id, evidence, key, against, about)
@@ -116,13 +116,13 @@ def described(trained: "Trained", store: "Store", view: "View") -> "pd.DataFrame
     """The clips of a split under a view as drift sees them, a row a clip: their inputs, and r of a model."""
     import pandas as pd
 
-    from qamoe.dataset.degraded_split import Views
+    from qamoe.dataset.degraded_split import DegradedSplit
     from qamoe.degradation.views import references
     from qamoe.evaluation.protocol import predicted
     from qamoe.registry import drift
 
     stats, modalities = trained.config["stats"], tuple(trained.config["modalities"])
-    split = Views(store, (view,), modalities, references(stats), None)
+    split = DegradedSplit(store, (view,), modalities, references(stats), None)
     clips, found = [], []
     for start in range(0, len(store), _AT_ONCE):
         batch, _, _ = split.degraded(0, range(start, min(start + _AT_ONCE, len(store))))
@@ -133,23 +133,24 @@ def described(trained: "Trained", store: "Store", view: "View") -> "pd.DataFrame
 
 
 def best_candidate(params: Params, out: Path) -> tuple[Path, dict[str, Any]]:
-    """The seed with the lowest validation selection value. Raises Refused where a seed is missing or of other data."""
+    """The seed with the lowest validation selection value. Raises UserError where a seed is missing or of other
+    data."""
     from qamoe.models.checkpoint_config import read_config
 
     if MODEL not in params.seeds:
-        raise Refused(f"seeds names no {MODEL}; promotion judges {MODEL} alone.")
+        raise UserError(f"seeds names no {MODEL}; promotion judges {MODEL} alone.")
     data = data_digest(out)
     found = []
     for seed in params.seeds[MODEL]:
         folder = out / "train" / MODEL / str(seed)
         config = read_config(folder)
         if config is None:
-            raise Refused(f"There is no finished checkpoint in {folder}; run the stage train first.")
+            raise UserError(f"There is no finished checkpoint in {folder}; run the stage train first.")
         theirs = config.get("digests", {}).get("data")
         if theirs is None:
-            raise Refused(f"{folder / 'model.json'} does not say what data it was trained on; run the stage train.")
+            raise UserError(f"{folder / 'model.json'} does not say what data it was trained on; run the stage train.")
         if theirs != data:
-            raise Refused(f"{folder} was trained on other data than {out / 'preprocess'} holds; run the stage train.")
+            raise UserError(f"{folder} was trained on other data than {out / 'preprocess'} holds; run the stage train.")
         found.append((config["selection"], seed, folder, config))
     _, _, folder, config = min(found, key=lambda item: item[:2])
     return folder, config
@@ -163,11 +164,11 @@ def gate_split(out: Path) -> tuple[str, "Store"]:
         store = Store(out / "preprocess" / f"{split}.arrow")
         if len(store):
             return split, store
-    raise Refused("Neither the gate nor the validation split has a clip; a candidate cannot be judged.")
+    raise UserError("Neither the gate nor the validation split has a clip; a candidate cannot be judged.")
 
 
 def fetched(name: str, version: str, config: dict[str, Any], folder: Path) -> "Trained":
-    """The checkpoint of a registered version. Raises Refused where it is of another corpus than `config`."""
+    """The checkpoint of a registered version. Raises UserError where it is of another corpus than `config`."""
     from pydantic import ValidationError
 
     from qamoe.models import checkpoint
@@ -176,14 +177,16 @@ def fetched(name: str, version: str, config: dict[str, Any], folder: Path) -> "T
     place = registry.fetch(name, version, folder / "champion")
     theirs = checkpoint.read_config(place)
     if theirs is None:
-        raise Refused(f"Version {version} of {name} holds no {checkpoint.CONFIG}; it was not registered by promote.")
+        raise UserError(f"Version {version} of {name} holds no {checkpoint.CONFIG}; it was not registered by promote.")
     registry.same_corpus(config, theirs, name, version)
     try:
         return checkpoint.load(place, settings.device())
     except ValidationError as error:
         reason = error.errors()[0]
         key = ".".join(str(part) for part in reason["loc"])
-        raise Refused(f"The champion of {name} (version {version}) is of other code: {key}, {reason['msg']}.") from None
+        raise UserError(
+            f"The champion of {name} (version {version}) is of other code: {key}, {reason['msg']}."
+        ) from None
 
 
 def _measured(

@@ -7,28 +7,28 @@ from pathlib import Path
 
 from qamoe.config import settings
 from qamoe.config.params import load
-from qamoe.errors import Refused, told
+from qamoe.errors import UserError, exit_on_user_error
 from qamoe.pipeline import runner
 
 
 def run(folders: list[Path], experiment: str) -> None:
     """Record each finished checkpoint, and its evaluation where artifacts/evaluate has one beside artifacts/train.
 
-    Raises Refused where a folder holds no finished checkpoint (before anything is recorded) or the store does not
+    Raises UserError where a folder holds no finished checkpoint (before anything is recorded) or the store does not
     answer.
     """
     from qamoe.models.checkpoint_config import CONFIG
-    from qamoe.tracking.mlflow_store import answering, connect
+    from qamoe.tracking.mlflow_store import connect, store_errors_as_user_errors
     from qamoe.tracking.runs import log_evaluation, record_training
 
     for folder in folders:
         if not (folder / CONFIG).is_file():
-            raise Refused(
+            raise UserError(
                 f"{folder} is no finished checkpoint: {CONFIG} is missing; allowed is a folder as train makes."
             )
     client = connect()
     for folder in folders:
-        with answering():
+        with store_errors_as_user_errors():
             run_id = record_training(client, folder, experiment)
             evaluated = evaluation_of(folder)
             if evaluated is not None:
@@ -52,7 +52,7 @@ def main() -> None:
     settings.go_offline()
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     runner.log.setLevel(logging.INFO)
-    with told("record"):
+    with exit_on_user_error("record"):
         run(arguments.folders, load(arguments.params).registry.name)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from qamoe.config import settings
 from qamoe.config.params import Params, load
-from qamoe.errors import Refused, told
+from qamoe.errors import UserError, exit_on_user_error
 from qamoe.files import write_text
 from qamoe.process_lifetime import die_with_parent
 
@@ -35,10 +35,10 @@ def main(stage: str, run: Callable[..., None], *, selects_model: bool = False, s
     quiet = arguments.pop("quiet")
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     log.setLevel(logging.WARNING if quiet else logging.INFO)
-    with told(stage):
+    with exit_on_user_error(stage):
         process, processes, _ = settings.processes()
         if processes > 1 and not spreads:
-            raise Refused(f"WORLD_SIZE is {processes}, as torchrun sets it; of all stages train alone runs under it.")
+            raise UserError(f"WORLD_SIZE is {processes}, as torchrun sets it; of all stages train alone runs under it.")
         if settings.under_dvc() or processes > 1:
             die_with_parent()  # a killed dvc or torchrun leaves no stage behind
         if process > 0:
@@ -46,12 +46,12 @@ def main(stage: str, run: Callable[..., None], *, selects_model: bool = False, s
         params: Params = load(arguments.pop("params"))
         model = arguments.get("model")
         if model is not None and model not in params.seeds:
-            raise Refused(
+            raise UserError(
                 f"--model {model!r} has no seeds in params.yaml; allowed are {', '.join(sorted(params.seeds))}."
             )
         with ExitStack() as held:
             for name in locks(stage, params, model, selects_model) if process == 0 else ():
-                held.enter_context(alone(arguments["out"] / name))
+                held.enter_context(single_instance(arguments["out"] / name))
             run(params, **arguments)
 
 
@@ -71,7 +71,7 @@ def _started(pid: int) -> str | None:
 
 
 @contextmanager
-def alone(lock: Path) -> Iterator[None]:
+def single_instance(lock: Path) -> Iterator[None]:
     """Hold a lock file with process id and start time; a recorded process that is still alive is ended first.
 
     A folder that was made for it goes with it, if nothing else came into it.

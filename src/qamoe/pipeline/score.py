@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from qamoe.config import params as parameters
 from qamoe.config import settings
-from qamoe.errors import told
-from qamoe.files import written_aside
+from qamoe.errors import exit_on_user_error
+from qamoe.files import atomic_write
 from qamoe.pipeline import runner
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ _SECONDS = 60.0  # of work on one clip
 
 
 def run(source: Path, out: Path, model: str) -> None:
-    """Score what is new, and print how many that were. Raises Refused where source or model cannot be used."""
+    """Score what is new, and print how many that were. Raises UserError where source or model cannot be used."""
     import pandas as pd
 
     from qamoe.data import inbox
@@ -88,7 +88,7 @@ def run(source: Path, out: Path, model: str) -> None:
         print("drift: this model has no reference to compare with", flush=True)
         return
     compared = drift.drift(reference, drift.with_reliability(table[inputs].astype(float), table))
-    with written_aside(out / DRIFT) as aside:
+    with atomic_write(out / DRIFT) as aside:
         compared.features.to_csv(aside, index=False)
     print(compared.sentence, flush=True)
 
@@ -132,7 +132,7 @@ def _write(rows: "pd.DataFrame", path: Path) -> None:
     words = {"clip_id", "path", "text", "class", *_LAST}
     kinds = {"routing": pa.list_(pa.float64()), **dict.fromkeys(words, pa.string())}
     schema = pa.schema([(column, kinds.get(column, pa.float64())) for column in map(str, rows)])
-    with written_aside(path) as aside:
+    with atomic_write(path) as aside:
         pq.write_table(pa.Table.from_pandas(rows, schema, preserve_index=False), aside)
 
 
@@ -191,9 +191,9 @@ def main() -> None:
     arguments = parser.parse_args()
     settings.go_offline()
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    with told("score"):
+    with exit_on_user_error("score"):
         model = arguments.model or f"models:/{parameters.load(arguments.params).registry.name}@champion"
-        with runner.alone(arguments.out / ".score.lock"):
+        with runner.single_instance(arguments.out / ".score.lock"):
             run(arguments.source, arguments.out, model)
 
 

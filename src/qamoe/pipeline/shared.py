@@ -7,16 +7,16 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from qamoe.errors import Refused
+from qamoe.errors import UserError
 
 
 def read_stats(out: Path) -> dict[str, Any]:
-    """stats.json of the stage preprocess. Raises Refused where it has not run."""
+    """stats.json of the stage preprocess. Raises UserError where it has not run."""
     path = out / "preprocess" / "stats.json"
     try:
         return json.loads(path.read_text())
     except FileNotFoundError:
-        raise Refused(f"There is no {path}; run the stage preprocess first.") from None
+        raise UserError(f"There is no {path}; run the stage preprocess first.") from None
 
 
 def refuse_other_kinds(stats: dict[str, Any], asked: Iterable[str], key: str) -> None:
@@ -26,11 +26,15 @@ def refuse_other_kinds(stats: dict[str, Any], asked: Iterable[str], key: str) ->
     allowed = ("clean", "missing_features")
     wrong = [kind for kind in asked if (kind not in allowed if vectors else kind == "missing_features")]
     if wrong and vectors:
-        raise Refused(f"{key} names {wrong[0]}; the text of this corpus is stored vectors, and allowed with them are"
-                      f" {' and '.join(allowed)} (experiments/vectors.yaml).")  # fmt: skip
+        raise UserError(
+            f"{key} names {wrong[0]}; the text of this corpus is stored vectors, and allowed with them are"
+            f" {' and '.join(allowed)} (experiments/vectors.yaml)."
+        )
     if wrong:
-        raise Refused(f"{key} names {wrong[0]}, which is for a corpus whose text is stored vectors; this one has words"
-                      " or token ids, which missing takes away.")  # fmt: skip
+        raise UserError(
+            f"{key} names {wrong[0]}, which is for a corpus whose text is stored vectors; this one has words or token"
+            " ids, which missing takes away."
+        )
 
 
 def data_digest(out: Path) -> str:

@@ -19,22 +19,22 @@ from qamoe.config import params as parameters
 from qamoe.config import settings
 from qamoe.config.model_names import family, specialist_cell
 from qamoe.config.params import Params
-from qamoe.errors import Refused
+from qamoe.errors import UserError
 from qamoe.pipeline import runner
 from qamoe.pipeline.shared import data_digest, read_stats, refuse_other_kinds, remove_other_seeds
 from qamoe.pipeline.source_dependencies import code_digest
 from qamoe.process_lifetime import die_with_parent
 
 if TYPE_CHECKING:
-    from qamoe.training.distributed import Parts
+    from qamoe.training.distributed import BatchShare
 
 Job = tuple[str, int, dict[str, str]]  # model, seed, digests
 
 
 def run(params: Params, out: Path, model: str | None = None) -> None:
-    """Train what params.yaml lists and is not finished. Raises Refused where a stage before it has not run."""
+    """Train what params.yaml lists and is not finished. Raises UserError where a stage before it has not run."""
     from qamoe.models import text_encoder_finetuned
-    from qamoe.training.distributed import Parts, joined
+    from qamoe.training.distributed import BatchShare, joined
 
     stats = read_stats(out)
     refuse_kinds(params, stats)
@@ -47,7 +47,7 @@ def run(params: Params, out: Path, model: str | None = None) -> None:
         )
     names = [model] if model else list(params.seeds)
     process, processes, place = settings.processes()
-    parts = Parts(process, processes, settings.batch_parts())
+    parts = BatchShare(process, processes, settings.batch_parts())
     with joined(parts, settings.device(), place):
         jobs = parts.once(partial(_prepared, params, stats, out, names))
         if jobs:
@@ -77,7 +77,7 @@ def refuse_kinds(params: Params, stats: dict[str, Any]) -> None:
     refuse_other_kinds(stats, common.selection.severities, "train.common.selection.severities")
 
 
-def _train_all(params: Params, out: Path, jobs: list[Job], parts: "Parts") -> None:
+def _train_all(params: Params, out: Path, jobs: list[Job], parts: "BatchShare") -> None:
     """Train each of the jobs, side by side where there is room."""
     side_by_side = settings.side_by_side(len(jobs))
     if side_by_side == 1 or parts.processes > 1:
@@ -131,7 +131,7 @@ def open_splits(params: Params, stats: dict[str, Any], out: Path, name: str) -> 
         training, cells = specialist(*cell, common)
     split = {part: Store(out / "preprocess" / f"{part}.arrow") for part in ("train", "valid")}
     if not len(split["valid"]):
-        raise Refused("The validation split is empty; checkpoints are chosen on it, so it needs at least one source.")
+        raise UserError("The validation split is empty; checkpoints are chosen on it, so it needs at least one source.")
     shared = (
         tuple(stats["modalities"]),
         references(stats),
@@ -143,7 +143,7 @@ def open_splits(params: Params, stats: dict[str, Any], out: Path, name: str) -> 
     return train, open_views(split["valid"], cells.views, *shared, encoder=encoder), cells
 
 
-def train_one(params: Params, out: Path, name: str, seed: int, digests: dict[str, str], parts: "Parts") -> None:
+def train_one(params: Params, out: Path, name: str, seed: int, digests: dict[str, str], parts: "BatchShare") -> None:
     """Train one seed of one model into its folder, recording as it goes; runs in a process of its own."""
     from qamoe.dataset.degraded_split import feature_sizes, restrict_threads
     from qamoe.tracking.runs import training_run

@@ -21,8 +21,8 @@ import yaml
 from qamoe.config import params as parameters
 from qamoe.config import settings
 from qamoe.config.params import Params
-from qamoe.errors import Refused
-from qamoe.files import write_text, written_aside
+from qamoe.errors import UserError
+from qamoe.files import atomic_write, write_text
 from qamoe.pipeline import runner
 from qamoe.pipeline.shared import data_digest, read_stats
 from qamoe.pipeline.train import open_splits, refuse_kinds, worker_started
@@ -61,9 +61,9 @@ def run(params: Params, out: Path) -> None:
     shutil.rmtree(folder / "plots", ignore_errors=True)
     (folder / "plots").mkdir()
     for plot, drawn in search.plots(study).items():
-        with written_aside(folder / "plots" / f"{plot}.svg") as aside:
+        with atomic_write(folder / "plots" / f"{plot}.svg") as aside:
             aside.write_bytes(drawn)
-    with written_aside(folder / "trials.csv") as aside, aside.open("w", newline="") as file:
+    with atomic_write(folder / "trials.csv") as aside, aside.open("w", newline="") as file:
         writer = csv.DictWriter(file, ["number", "state", "value", "lr", "weight_decay", "dropout"])
         writer.writeheader()
         writer.writerows(trials)
@@ -73,14 +73,14 @@ def run(params: Params, out: Path) -> None:
 
 
 def _opened(params: Params, name: str, url: str) -> Any:
-    """The study. Raises Refused where its database cannot be used, whatever the matter is: no server, no driver."""
+    """The study. Raises UserError where its database cannot be used, whatever the matter is: no server, no driver."""
     from qamoe.tracking.mlflow_store import masked, reason
     from qamoe.training import search
 
     try:
         return search.open_study(params, name, url)
     except Exception as error:
-        raise Refused(f"The study at {masked(url)} (QAMOE_STUDY_URL) cannot be used: {reason(error)}.") from None
+        raise UserError(f"The study at {masked(url)} (QAMOE_STUDY_URL) cannot be used: {reason(error)}.") from None
 
 
 def _url(folder: Path) -> str:
@@ -108,7 +108,7 @@ def _search(params: Params, out: Path, name: str, parent: str | None, study: Any
                     continue
                 deaths += 1
                 if (process.exitcode or 0) > 0 or deaths > _MOST_DEATHS:
-                    raise Refused(f"A worker of the search ended with exit code {process.exitcode}; see above.")
+                    raise UserError(f"A worker of the search ended with exit code {process.exitcode}; see above.")
                 runner.log.warning("worker %s died (%s); its trial is tried again", process.pid, process.exitcode)
                 search.free_dead(study, _name(process.pid or 0))
                 at_work.append(_started(params, out, name, parent))
@@ -139,7 +139,7 @@ def _work(params: Params, out: Path, name: str, parent: str | None) -> None:
     from qamoe.models.checkpoint_config import read_config
     from qamoe.tracking import search_runs
     from qamoe.training import search
-    from qamoe.training.distributed import Parts
+    from qamoe.training.distributed import BatchShare
     from qamoe.training.trainer import fit
 
     restrict_threads()
@@ -159,7 +159,7 @@ def _work(params: Params, out: Path, name: str, parent: str | None) -> None:
                 record(line)
                 on_epoch(line)
 
-            parts = Parts(each=settings.batch_parts())
+            parts = BatchShare(each=settings.batch_parts())
             fit(_MODEL, seed, changed, stats, inputs, train, valid, cells, {}, place, settings.device(), both, parts)
         config = read_config(place)
         assert config is not None

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from qamoe.registry.registry import Champion
 from qamoe.tracking.mlflow_store import find
-from qamoe.tracking.provenance import origin
+from qamoe.tracking.provenance import provenance
 from qamoe.tracking.runs import EVALUATION, Record, milliseconds, spectrum_metrics
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def record(
 
     version = client.get_model_version(name, champion.version)
     trained = client.get_run(version.run_id)
-    tags = {"mlflow.parentRunId": version.run_id, "qamoe.version": champion.version, **origin()}
+    tags = {"mlflow.parentRunId": version.run_id, "qamoe.version": champion.version, **provenance()}
     tags |= {f"qamoe.{key}": value for key, value in about.items()}
     tags |= {"mlflow.source.name": "qamoe.pipeline.evaluate_champion", "mlflow.source.type": "LOCAL"}
     title = f"{name}-v{champion.version}-{about['test_digest'][:8]}"

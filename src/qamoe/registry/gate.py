@@ -164,7 +164,7 @@ def beats_the_frequencies(evidence: Evidence, registered: Predict) -> Verdict:
     return Verdict("beats_the_frequencies", nll < theirs, {"nll": nll, "frequencies_nll": theirs}, sentence)
 
 
-def hits_more(evidence: Evidence, registered: Predict) -> Verdict:
+def beats_champion_accuracy(evidence: Evidence, registered: Predict) -> Verdict:
     """Of classes: a higher accuracy on slice mixed than the champion's, beyond the paired interval over sources."""
     from qamoe.evaluation.bootstrap import paired_bootstrap
 
@@ -178,7 +178,7 @@ def hits_more(evidence: Evidence, registered: Predict) -> Verdict:
         f"accuracy {shares[0]:.1%} on mixed, the champion's {shares[1]:.1%}: difference {difference:+.4f}, "
         f"95 % interval {low:+.4f} to {high:+.4f} over {numbers['sources']} sources; it must lie above 0"
     )
-    return Verdict("hits_more", low > 0, numbers, sentence)
+    return Verdict("beats_champion_accuracy", low > 0, numbers, sentence)
 
 
 def is_calibrated(evidence: Evidence, registered: Predict) -> Verdict:
@@ -199,7 +199,7 @@ NUMBERS = {
 }
 CLASSES = {
     False: (predicts_the_same, beats_the_frequencies, is_calibrated),
-    True: (predicts_the_same, hits_more, keeps_every_slice, is_calibrated),
+    True: (predicts_the_same, beats_champion_accuracy, keeps_every_slice, is_calibrated),
 }
 
 

@@ -17,9 +17,9 @@ import pandas as pd
 
 from qamoe.config import params as parameters
 from qamoe.config.params import Registry
-from qamoe.errors import Refused
+from qamoe.errors import UserError
 from qamoe.registry.gate import Evidence, Verdict, predicts_the_same, rules
-from qamoe.tracking.mlflow_store import one_at_a_time
+from qamoe.tracking.mlflow_store import exclusive_lock
 from qamoe.tracking.runs import ARTIFACT, MODEL_ID
 
 CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
@@ -62,7 +62,7 @@ def champion(client: Any, name: str) -> Champion | None:
         raise
     digest = version.tags.get(ARTIFACT)
     if digest is None:
-        raise Refused(f"Version {version.version} of {name} has no tag {ARTIFACT}; it was not registered by promote.")
+        raise UserError(f"Version {version.version} of {name} has no tag {ARTIFACT}; it was not registered by promote.")
     return Champion(str(version.version), digest, version.run_id)
 
 
@@ -81,7 +81,7 @@ def same_corpus(ours: dict[str, Any], theirs: dict[str, Any], name: str, version
     ]
     different = [f"{what} {a} instead of {b}" for what, a, b in found if a != b]
     if different:
-        raise Refused(
+        raise UserError(
             f"The champion of {name} (version {version}) was trained on another corpus ({'; '.join(different)}); "
             "each corpus has a registry.name of its own."
         )
@@ -169,7 +169,7 @@ def submit(
     if decision.outcome == "refused":
         _write(client, content, key)
         return decision
-    with one_at_a_time():
+    with exclusive_lock():
         if champion(client, name) != against:
             return replace(decision, outcome="overtaken")
         _write(client, content | {"decision": "promoting"}, key)
@@ -225,7 +225,7 @@ def foretold(evidence: Evidence) -> Decision:
     """What the rules say of a candidate that is registered nowhere: all but the one that asks the registered model."""
 
     def nobody(clips: pd.DataFrame) -> pd.DataFrame:
-        raise Refused("Nothing is registered in a dry run.")
+        raise UserError("Nothing is registered in a dry run.")
 
     asked = [rule for rule in rules(evidence) if rule is not predicts_the_same]
     return _decided(tuple(rule(evidence, nobody) for rule in asked), None, None)

@@ -3,9 +3,9 @@
 import time
 from typing import Any
 
-from qamoe.errors import Refused
+from qamoe.errors import UserError
 from qamoe.registry.registry import CHAMPION, PREVIOUS, ROLLED_BACK, finish
-from qamoe.tracking.mlflow_store import answering, connect, one_at_a_time
+from qamoe.tracking.mlflow_store import connect, exclusive_lock, store_errors_as_user_errors
 
 # What the test split said, as evaluate records it: the first of each that a run has.
 NUMBERS = {
@@ -17,11 +17,11 @@ NUMBERS = {
 
 
 def show(name: str) -> None:
-    """Print the versions of a registered model, the newest first. Raises Refused where there is none."""
+    """Print the versions of a registered model, the newest first. Raises UserError where there is none."""
     from rich.console import Console
     from rich.table import Table
 
-    with answering():
+    with store_errors_as_user_errors():
         rows = listed(connect(), name)
     console = Console()
     if not console.is_terminal:
@@ -38,7 +38,7 @@ def listed(client: Any, name: str) -> list[dict[str, str]]:
     """A row a version: version, aliases, decision, model, seed, the numbers of NUMBERS ("" where not evaluated)."""
     versions = sorted(client.search_model_versions(f"name = '{name}'"), key=lambda version: -int(version.version))
     if not versions:
-        raise Refused(f"No version of {name} is registered; qamoe promote, or make demo, registers the first.")
+        raise UserError(f"No version of {name} is registered; qamoe promote, or make demo, registers the first.")
     aliases = client.get_registered_model(name).aliases
     rows = []
     for version in versions:
@@ -61,15 +61,15 @@ def listed(client: Any, name: str) -> list[dict[str, str]]:
 
 
 def rollback(name: str) -> str:
-    """Swap champion and previous; returns a sentence of what answers now. Raises Refused where there is no previous.
+    """Swap champion and previous; returns a sentence of what answers now. Raises UserError where there is no previous.
 
     The version that stops to be champion is tagged first, so that the gate does not promote it again by itself; the
     champion's alias moves in one step, so a kill at any moment leaves one champion, that of before or that of after.
     A rollback that was killed between its two aliases is ended by the next one, which then does no more.
     """
-    with answering():
+    with store_errors_as_user_errors():
         client = connect()
-        with one_at_a_time():
+        with exclusive_lock():
             return _swapped(client, name)
 
 
@@ -78,11 +78,11 @@ def _swapped(client: Any, name: str) -> str:
     aliases = {alias: str(of) for alias, of in _aliases(client, name).items()}
     now, before = aliases.get(CHAMPION), aliases.get(PREVIOUS)
     if now is None:
-        raise Refused(f"{name} has no champion, so there is none to go back from.")
+        raise UserError(f"{name} has no champion, so there is none to go back from.")
     if left is not None:
         return _answers(name, now, left)
     if before is None or before == now:
-        raise Refused(f"{name} has no champion before version {now}; there is nothing to go back to.")
+        raise UserError(f"{name} has no champion before version {now}; there is nothing to go back to.")
     client.set_model_version_tag(name, now, ROLLED_BACK, time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
     client.set_registered_model_alias(name, CHAMPION, before)
     client.set_registered_model_alias(name, PREVIOUS, now)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from qamoe.errors import Refused
+from qamoe.errors import UserError
 from qamoe.report import tables
 from qamoe.report.table_formats import Line, Measure, Printed
 
@@ -37,24 +37,24 @@ def of_slice(cells: pd.DataFrame, name: str, peers: str | None = None) -> Printe
     """The table of slice `name`, with the published rows of corpus `peers` below ours.
 
     cells: those of all runs, with model and seed. A graded slice is averaged over severities 0 to 0.9, as the field
-    does; any other has its summary's value. Raises Refused for a slice that is not there, and for peers of another
+    does; any other has its summary's value. Raises UserError for a slice that is not there, and for peers of another
     slice than missing.
     """
     own = cells[cells["slice"] == name]
     if own.empty:
         there = ", ".join(cells["slice"].unique())
-        raise Refused(f"No slice {name!r} was evaluated; there are {there}.")
+        raise UserError(f"No slice {name!r} was evaluated; there are {there}.")
     if peers is not None and peers not in CORPORA:
-        raise Refused(f"There are no published rows of {peers!r}; allowed are {', '.join(CORPORA)}.")
+        raise UserError(f"There are no published rows of {peers!r}; allowed are {', '.join(CORPORA)}.")
     if peers is not None and name != "missing":
-        raise Refused(f"The published rows are averages over slice missing, not over {name}: leave --peers out.")
+        raise UserError(f"The published rows are averages over slice missing, not over {name}: leave --peers out.")
     runs = tables.summaries(own)
     present = set(runs["metric"])
     labels = next((set_ for set_ in (MOSI, SIMS, CLASSES) if next(iter(set_)) in present), None)
     if labels is None:
-        raise Refused(f"Slice {name} holds none of the field's metrics, only {', '.join(sorted(present))}.")
+        raise UserError(f"Slice {name} holds none of the field's metrics, only {', '.join(sorted(present))}.")
     if peers is not None and labels is not MOSI:
-        raise Refused("The published rows are of labels from -3 to 3; these runs predict something else.")
+        raise UserError("The published rows are of labels from -3 to 3; these runs predict something else.")
     measures = [Measure(metric, metric, label) for metric, label in labels.items() if metric in present]
     statistic = "area09" if runs["area09"].notna().any() else "area"
     lines = []

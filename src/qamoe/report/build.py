@@ -33,7 +33,7 @@ def write(
     evaluated, trained, tuned: artifacts/evaluate, artifacts/train, and artifacts/tune, which need not be there. out:
     artifacts/report, replaced as a whole at the end. models: those it is about, None for all that were evaluated.
     Returns `headline` (tables.headline), `comparison` (rows of controls.rows), `page` and `summary` (paths). Raises
-    Refused where a run is not complete.
+    UserError where a run is not complete.
     """
     results = read(evaluated, trained, models)
     summary, page = build(results, tuned)
@@ -125,7 +125,7 @@ def build(results: Results, tuned: Path | None = None) -> tuple[Summary, dict[st
             sections.search(tuned, summary),
         ],
         "reliability": reliability.reliability_rows(results, summary),
-        "broken": reliability.broken(results, summary),
+        "broken": reliability.permuted_quality(results, summary),
         "lost": reliability.nothing_left(results, summary),
         "calibration": reliability.calibration(results, summary),
         "training": sections.training(results, summary),

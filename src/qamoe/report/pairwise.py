@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pandas as pd
 
-from qamoe.errors import Refused
+from qamoe.errors import UserError
 from qamoe.evaluation.bootstrap import Comparison, compared, metrics_of, resample
 from qamoe.evaluation.metrics import lower_is_better
 from qamoe.report.results import Results, evaluations
@@ -28,12 +28,12 @@ def between(evaluated: Path, a: str, b: str, name: str | None = None, metric: st
     """Compare two models of artifacts/evaluate on every slice that both have, or on `name`: a slice, a part or a cell.
 
     A part is all cells whose names begin alike, such as alone-text-noise, weighed as within their slice. metric: by
-    default mae, of classes accuracy. Raises Refused for a model or slice that is not there and for different grids.
+    default mae, of classes accuracy. Raises UserError for a model or slice that is not there and for different grids.
     """
     folders = evaluations(evaluated)
     for model in (a, b):
         if model not in folders:
-            raise Refused(f"No model {model!r} was evaluated in {evaluated}; there are {', '.join(folders)}.")
+            raise UserError(f"No model {model!r} was evaluated in {evaluated}; there are {', '.join(folders)}.")
     results = Results(pd.DataFrame(), folders, [])
     slices = {model: _slices(results, model) for model in (a, b)}
     found: dict[str, Comparison] = {}
@@ -57,14 +57,14 @@ def _chosen(slices: dict[str, dict[str, list[str]]], a: str, b: str, name: str |
     if name is None:
         both = [own for own in slices[a] if own in slices[b]]
         if not both:
-            raise Refused(f"{a} and {b} have no slice in common: {', '.join(slices[a])}; {', '.join(slices[b])}.")
+            raise UserError(f"{a} and {b} have no slice in common: {', '.join(slices[a])}; {', '.join(slices[b])}.")
         return {own: {"slice": own} for own in both}
     found: list[str] = []
     for model, there in slices.items():
         cells = [cell for own in there.values() for cell in own]
         found = [name] if name in cells else [cell for cell in cells if cell.startswith(f"{name}-")]
         if name not in there and not found:
-            raise Refused(f"{model} was not evaluated on {name!r}; its slices are {', '.join(there)}.")
+            raise UserError(f"{model} was not evaluated on {name!r}; its slices are {', '.join(there)}.")
     return {name: {"slice": name} if name in slices[a] else {"cells": found}}
 
 

@@ -12,7 +12,7 @@ from qamoe.evaluation import reliability
 from qamoe.evaluation.bootstrap import compare
 from qamoe.evaluation.summary import BLIND
 from qamoe.report import plots, tables
-from qamoe.report.results import BROKEN, Results
+from qamoe.report.results import PERMUTED_QUALITY, Results
 from qamoe.report.tables import number, percent
 
 Summary = dict[str, float | int | bool | None]
@@ -68,19 +68,19 @@ def reliability_rows(results: Results, summary: Summary) -> list[dict[str, Any]]
     return lines
 
 
-def broken(results: Results, summary: Summary) -> list[dict[str, str]]:
+def permuted_quality(results: Results, summary: Summary) -> list[dict[str, str]]:
     """Rise of the error when r is another clip's, of any draw or of the same; none without broken.parquet."""
     folders = results.folders.get(MODEL, {})
-    if not folders or not all((folder / BROKEN).is_file() for folder in folders.values()):
+    if not folders or not all((folder / PERMUTED_QUALITY).is_file() for folder in folders.values()):
         return []
-    exchanged = results.compared(MODEL, file=BROKEN)
+    exchanged = results.compared(MODEL, file=PERMUTED_QUALITY)
     rows = results.compared(MODEL, cells=list(exchanged["cell"].unique()))
     lines = []
     for within, words in ((False, "between clips of all draws"), (True, "between clips of one draw")):
         own = exchanged[exchanged["within"] == within]
         if own.empty:
             continue
-        found = reliability.broken(rows, own)
+        found = reliability.permuted_quality(rows, own)
         prefix = f"{MODEL}.broken.{'within' if within else 'across'}"
         summary |= {f"{prefix}.{name}": value for name, value in found._asdict().items()}
         lines.append(

@@ -10,11 +10,12 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from qamoe.errors import Refused
+from qamoe.errors import UserError
+from qamoe.models.checkpoint_config import read_config
 from qamoe.report import tables
 
 PREDICTIONS = "predictions.parquet"
-BROKEN = "broken.parquet"
+PERMUTED_QUALITY = "broken.parquet"
 CELLS = "cells.parquet"
 
 
@@ -75,7 +76,7 @@ def columns_of(path: Path) -> list[str]:
 
 
 def read(evaluated: Path, trained: Path, models: Collection[str] | None = None) -> Results:
-    """Read evaluate/<model>/<seed>/ and train/<model>/<seed>/; Refused where there is nothing, or half of it."""
+    """Read evaluate/<model>/<seed>/ and train/<model>/<seed>/; UserError where there is nothing, or half of it."""
     folders = evaluations(evaluated, models)
     runs: list[dict[str, Any]] = []
     for model, seeds in folders.items():
@@ -83,14 +84,14 @@ def read(evaluated: Path, trained: Path, models: Collection[str] | None = None) 
             record = trained / model / folder.name
             for needed in (folder / PREDICTIONS, record / "model.json"):
                 if not needed.is_file():
-                    raise Refused(f"{needed} is missing beside {folder / CELLS}; run the stage that writes it.")
+                    raise UserError(f"{needed} is missing beside {folder / CELLS}; run the stage that writes it.")
             history = record / "history.jsonl"
             lines = history.read_text().splitlines() if history.is_file() else []
             runs.append(
                 {
                     "model": model,
                     "seed": seed,
-                    "config": json.loads((record / "model.json").read_text()),
+                    "config": read_config(record) or {},
                     "epochs": [json.loads(text) for text in lines if text.strip()],
                 }
             )
@@ -98,12 +99,12 @@ def read(evaluated: Path, trained: Path, models: Collection[str] | None = None) 
 
 
 def evaluations(evaluated: Path, models: Collection[str] | None = None) -> dict[str, dict[Any, Path]]:
-    """model -> seed -> folder of every finished evaluation, of some models or of all; Refused where there is none."""
+    """model -> seed -> folder of every finished evaluation, of some models or of all; UserError where there is none."""
     found = [f.parent for f in evaluated.glob(f"*/*/{CELLS}") if not f.parent.parent.name.startswith(".")]
     found = [f for f in found if models is None or f.parent.name in models]
     found.sort(key=lambda f: (tables.model_order(f.parent.name), int(f.name) if f.name.isdigit() else 0, f.name))
     if not found:
-        raise Refused(f"{evaluated} holds no <model>/<seed>/{CELLS}; run the stage evaluate first.")
+        raise UserError(f"{evaluated} holds no <model>/<seed>/{CELLS}; run the stage evaluate first.")
     folders: dict[str, dict[Any, Path]] = {}
     for folder in found:
         seed = int(folder.name) if folder.name.isdigit() else folder.name

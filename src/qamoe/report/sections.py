@@ -240,7 +240,7 @@ def notes(results: Results) -> list[str]:
     for which, seeds in fallen.items():
         said.append(
             f"Trust is r itself, not rescaled ({which}, seed {', '.join(seeds)}): on validation the median r of "
-            "worthless clips was not below that of clean ones."
+            "fully degraded clips was not below that of clean ones."
         )
     for (model, name), (some, of) in _undefined(results.cells).items():
         said.append(

@@ -26,7 +26,7 @@ from starlette.requests import ClientDisconnect
 from qamoe.config import settings
 from qamoe.config.model_names import family
 from qamoe.data.clip import Clip
-from qamoe.errors import Refused
+from qamoe.errors import UserError
 from qamoe.inference.extraction_worker import Busy, Extraction, Limits
 from qamoe.serving import schemas
 from qamoe.serving.clip_cache import Clips, Kept, samples
@@ -70,7 +70,7 @@ class Service:
             raise HTTPException(409, "The model is being loaded already.")
         try:
             self.served = self._loaded()
-        except Refused as refusal:  # its reason may name a path of this machine
+        except UserError as refusal:  # its reason may name a path of this machine
             log.warning("reload: %s", refusal)
             raise HTTPException(503, "The model cannot be loaded; the one before answers on.") from None
         finally:
@@ -247,8 +247,8 @@ def _refusals(app: FastAPI) -> None:
     def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
         return answer(422, _sentence(error.errors()[0]))
 
-    @app.exception_handler(Refused)
-    def refused(_: Request, refusal: Refused) -> JSONResponse:
+    @app.exception_handler(UserError)
+    def refused(_: Request, refusal: UserError) -> JSONResponse:
         busy = isinstance(refusal, Busy)
         return answer(503 if busy else 422, str(refusal), {"Retry-After": "10"} if busy else None)
 
@@ -278,7 +278,7 @@ def _sentence(error: dict[str, Any]) -> str:
 
 
 def serve(model: str, folder: Path | None, clips: Path | None, host: str, port: int, limits: Limits) -> None:
-    """Serve until Ctrl-C. Raises Refused where the port is taken or the model cannot be loaded."""
+    """Serve until Ctrl-C. Raises UserError where the port is taken or the model cannot be loaded."""
     import torch
     import uvicorn
 
@@ -301,5 +301,5 @@ def _listening(host: str, port: int) -> socket.socket:
         opened.listen(128)
     except OSError as error:
         opened.close()
-        raise Refused(f"{host}:{port} cannot be listened on: {error.strerror}; choose another --port.") from None
+        raise UserError(f"{host}:{port} cannot be listened on: {error.strerror}; choose another --port.") from None
     return opened

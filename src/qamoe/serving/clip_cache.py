@@ -62,7 +62,7 @@ class Clips:
 
 def samples(folder: Path | None, task: dict[str, Any]) -> list[Clip]:
     """A few clips of a folder of raw clips, of different sources and with labels from low to high; test clips where
-    it has such. Raises Refused for a folder that is no corpus."""
+    it has such. Raises UserError for a folder that is no corpus."""
     if folder is None:
         return []
     every = corpus.read(folder, Task.model_validate(task)).clips

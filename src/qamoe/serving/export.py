@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from qamoe.data.normalise import _FURTHEST, Columns
-from qamoe.errors import Refused
-from qamoe.files import written_aside
+from qamoe.errors import UserError
+from qamoe.files import atomic_write
 from qamoe.models import text_encoder_frozen
 from qamoe.models.checkpoint import Trained
 
@@ -116,13 +116,13 @@ def example(config: dict[str, Any], clips: int = 5) -> tuple[dict[str, Tensor], 
 
 @torch.no_grad()
 def export(trained: Trained, path: Path) -> None:
-    """Write a model as `path`, which ends in .pt2. Raises Refused for a model that cannot be written so."""
+    """Write a model as `path`, which ends in .pt2. Raises UserError for a model that cannot be written so."""
     from torch.export import Dim
 
     if path.suffix != SUFFIX:
-        raise Refused(f"{path} is no name of an exported model; allowed is one that ends in {SUFFIX}.")
+        raise UserError(f"{path} is no name of an exported model; allowed is one that ends in {SUFFIX}.")
     if "text" in trained.config["modalities"] and "vocabulary" not in trained.config["stats"]["text"]:
-        raise Refused("The model reads stored text vectors, which no file can make of words: train it on words.")
+        raise UserError("The model reads stored text vectors, which no file can make of words: train it on words.")
     x, mask = example(trained.config)
     clips = Dim("clips", min=1, max=1 << 16)
     limits = trained.config["max_frames"]
@@ -144,5 +144,5 @@ def export(trained: Trained, path: Path) -> None:
         )
     finally:
         torch.backends.mha.set_fastpath_enabled(was)
-    with written_aside(path) as aside, aside.open("wb") as file:
+    with atomic_write(path) as aside, aside.open("wb") as file:
         torch.export.save(program, file)

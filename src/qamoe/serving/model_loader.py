@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from qamoe.config import settings
 from qamoe.config.block import Block
-from qamoe.errors import Refused
+from qamoe.errors import UserError
 from qamoe.extractors.registry import extractors_of
 
 if TYPE_CHECKING:
@@ -71,23 +71,23 @@ class Served:
     def reference(self) -> "pd.DataFrame | None":
         """What the clips it was made of are like, of a registered version that has it."""
         from qamoe.registry import registry
-        from qamoe.tracking.mlflow_store import answering, connect
+        from qamoe.tracking.mlflow_store import connect, store_errors_as_user_errors
 
         if self.registered is None:
             return None
         client = connect(_ADVICE)
-        with answering(_ADVICE), tempfile.TemporaryDirectory() as temporary:
+        with store_errors_as_user_errors(_ADVICE), tempfile.TemporaryDirectory() as temporary:
             return registry.reference(client, *self.registered, Path(temporary))
 
 
 def open_model(model: str, folder: Path | None) -> Served:
-    """Find and load a model. Raises Refused where there is no such thing."""
+    """Find and load a model. Raises UserError where there is no such thing."""
     with found(model, folder) as place:
         return load(place)
 
 
 def load(place: Found) -> Served:
-    """Load the checkpoint that was found. Raises Refused where it is none."""
+    """Load the checkpoint that was found. Raises UserError where it is none."""
     from qamoe.degradation.views import references
     from qamoe.models import checkpoint
 
@@ -101,7 +101,7 @@ def load(place: Found) -> Served:
 def found(model: str, folder: Path | None) -> Iterator[Found]:
     """Where a model is, as long as the block lasts.
 
-    `folder` wins over `model`, which is models:/NAME@ALIAS or models:/NAME/VERSION. Raises Refused where the registry
+    `folder` wins over `model`, which is models:/NAME@ALIAS or models:/NAME/VERSION. Raises UserError where the registry
     has no such thing.
     """
     if folder is not None:
@@ -116,7 +116,7 @@ def _registered(model: str, temporary: Path) -> Found:
 
     asked = _REGISTERED.fullmatch(model)
     if asked is None:
-        raise Refused(f"--model {model!r} is none of models:/NAME@ALIAS and models:/NAME/VERSION.")
+        raise UserError(f"--model {model!r} is none of models:/NAME@ALIAS and models:/NAME/VERSION.")
     name, version, alias = asked["name"], asked["version"], asked["alias"]
     version, place = local_lookup.version_and_folder(name, version, alias) or _fetched(name, version, alias, temporary)
     label = f"{name} version {version}"
@@ -125,10 +125,10 @@ def _registered(model: str, temporary: Path) -> Found:
 
 def _fetched(name: str, version: str | None, alias: str, temporary: Path) -> tuple[str, Path]:
     from qamoe.registry import registry
-    from qamoe.tracking.mlflow_store import answering, connect
+    from qamoe.tracking.mlflow_store import connect, store_errors_as_user_errors
 
     client = connect(_ADVICE)
-    with answering(_ADVICE):
+    with store_errors_as_user_errors(_ADVICE):
         if version is None:
             version = str(client.get_model_version_by_alias(name, alias).version)
         return version, registry.fetch(name, version, temporary)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from qamoe.config import settings
-from qamoe.errors import Refused
+from qamoe.errors import UserError
 from qamoe.tracking.provenance import main_checkout
 
 SQLITE = "sqlite:///"
@@ -29,7 +29,7 @@ def masked(text: str) -> str:
 
 
 def connect(advice: str = "") -> Any:
-    """An MlflowClient of the store, quiet. Raises Refused where the store does not answer."""
+    """An MlflowClient of the store, quiet. Raises UserError where the store does not answer."""
     import mlflow
     from mlflow import environment_variables as environment
 
@@ -44,7 +44,7 @@ def connect(advice: str = "") -> Any:
     ):
         if not variable.is_set():
             variable.set(value)
-    with answering(advice):
+    with store_errors_as_user_errors(advice):
         if uri().startswith(SQLITE):
             _make_database(Path(uri().removeprefix(SQLITE)))
         mlflow.set_tracking_uri(uri())
@@ -62,7 +62,7 @@ def _make_database(path: Path) -> None:
     if path.exists():
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    with one_at_a_time():
+    with exclusive_lock():
         if not path.exists():
             aside = path.with_name(f"{path.name}.making")
             aside.unlink(missing_ok=True)
@@ -71,7 +71,7 @@ def _make_database(path: Path) -> None:
 
 
 @contextmanager
-def one_at_a_time() -> Iterator[None]:
+def exclusive_lock() -> Iterator[None]:
     """Keep other processes of this machine out while a store that is a file is changed in several steps; a server's
     store has no such lock."""
     import fcntl
@@ -88,7 +88,7 @@ def one_at_a_time() -> Iterator[None]:
 
 
 @contextmanager
-def answering(advice: str = "") -> Iterator[None]:
+def store_errors_as_user_errors(advice: str = "") -> Iterator[None]:
     """Turn a failure of the store into one sentence."""
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
@@ -96,7 +96,7 @@ def answering(advice: str = "") -> Iterator[None]:
     try:
         yield
     except (MlflowException, SQLAlchemyError, OSError, ImportError) as error:  # the last: no driver of this database
-        raise Refused(
+        raise UserError(
             f"The records at {masked(uri())} (MLFLOW_TRACKING_URI) cannot be used: {reason(error)}{advice}."
         ) from None
 
@@ -107,7 +107,7 @@ def reason(error: Exception) -> str:
 
 
 def experiment_id(client: Any, name: str) -> str:
-    """The experiment of that name, made where there is none. Raises Refused where it was deleted."""
+    """The experiment of that name, made where there is none. Raises UserError where it was deleted."""
     from mlflow.exceptions import MlflowException
 
     from qamoe.tracking import dashboard
@@ -121,7 +121,7 @@ def experiment_id(client: Any, name: str) -> str:
             if found is None:
                 raise
     if found.lifecycle_stage != "active":
-        raise Refused(
+        raise UserError(
             f"Experiment {name!r} at {masked(uri())} was deleted; restore it, or choose another registry.name."
         )
     dashboard.arrange(client, found)
@@ -158,7 +158,7 @@ def one_run(client: Any, place: str, name: str, tags: dict[str, str], further: d
     wanted = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
     if found := oldest():
         return found[0], False
-    with one_at_a_time():
+    with exclusive_lock():
         if found := oldest():
             return found[0], False
         made: str = client.create_run(place, tags=tags | further, run_name=name).info.run_id

@@ -54,7 +54,7 @@ def changed_files() -> list[str]:
     return [name for name in names if name not in may_change and not name.endswith(".dvc")]
 
 
-def origin() -> dict[str, str]:
+def provenance() -> dict[str, str]:
     """Tags that say what code, files and packages a result was made with, and two settings that matter to its speed."""
     tags = {"qamoe.platform": platform.platform(), "qamoe.python": platform.python_version()}
     tags |= {"qamoe.device": settings.device(), "qamoe.workers": str(settings.workers())}

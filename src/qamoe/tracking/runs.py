@@ -21,9 +21,18 @@ from qamoe.config import params as parameters
 from qamoe.config import settings
 from qamoe.config.model_names import family
 from qamoe.config.params import Params
-from qamoe.errors import Refused
-from qamoe.tracking.mlflow_store import PARENT, answering, connect, experiment_id, find, one_run, reason, uri
-from qamoe.tracking.provenance import origin
+from qamoe.errors import UserError
+from qamoe.tracking.mlflow_store import (
+    PARENT,
+    connect,
+    experiment_id,
+    find,
+    one_run,
+    reason,
+    store_errors_as_user_errors,
+    uri,
+)
+from qamoe.tracking.provenance import provenance
 
 __all__ = ["record_evaluation", "record_training", "training_run", "uri"]
 log = logging.getLogger("qamoe")
@@ -223,7 +232,7 @@ def training_run(params: Params, name: str, seed: int, digests: dict[str, str]) 
     """Record one training while it runs; a training that was killed goes on in the run that it had.
 
     The run ends FINISHED, FAILED after an exception, KILLED after Ctrl-C. With QAMOE_TRACKING=off nothing is
-    recorded and MLflow is not imported. Raises Refused, before anything is trained, where the store does not answer.
+    recorded and MLflow is not imported. Raises UserError, before anything is trained, where the store does not answer.
     """
     if settings.untracked():
         yield Training(None)
@@ -231,9 +240,9 @@ def training_run(params: Params, name: str, seed: int, digests: dict[str, str]) 
     from qamoe.models.checkpoint import described
 
     client = connect(_WITHOUT)
-    with answering(_WITHOUT):
+    with store_errors_as_user_errors(_WITHOUT):
         config = described(params, name, seed, digests)
-        record = Record(client, _begin(client, params.registry.name, config, origin()))
+        record = Record(client, _begin(client, params.registry.name, config, provenance()))
     with _active(record, system_metrics=importlib.util.find_spec("psutil") is not None):
         yield Training(record)
 
@@ -244,7 +253,7 @@ def record_training(client: Any, folder: Path, experiment: str) -> str:
 
     config = checkpoint.read_config(folder)
     if config is None:
-        raise Refused(f"There is no finished checkpoint in {folder}: {checkpoint.CONFIG} is missing.")
+        raise UserError(f"There is no finished checkpoint in {folder}: {checkpoint.CONFIG} is missing.")
     digest = checkpoint.digest(folder)
     found = find(client, qamoe__artifact_digest=digest)
     if found is not None:

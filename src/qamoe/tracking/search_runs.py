@@ -8,8 +8,8 @@ from typing import Any
 from qamoe.config import settings
 from qamoe.config.params import Params
 from qamoe.tracking import mlflow_store
-from qamoe.tracking.mlflow_store import PARENT, answering, connect, experiment_id, reason
-from qamoe.tracking.provenance import origin
+from qamoe.tracking.mlflow_store import PARENT, connect, experiment_id, reason, store_errors_as_user_errors
+from qamoe.tracking.provenance import provenance
 from qamoe.tracking.runs import Record, flat, log, milliseconds
 
 _STUDY, _TRIAL = "qamoe.study", "qamoe.trial"
@@ -21,15 +21,15 @@ _ENDS = {"COMPLETE": "FINISHED", "PRUNED": "FINISHED", "FAIL": "KILLED"}  # of O
 def parent_run(params: Params, study: str) -> str | None:
     """The run of a study, made where there is none; None with QAMOE_TRACKING=off.
 
-    Raises Refused, before any trial, where the store does not answer.
+    Raises UserError, before any trial, where the store does not answer.
     """
     if settings.untracked():
         return None
     client = connect(_WITHOUT)
-    with answering(_WITHOUT):
+    with store_errors_as_user_errors(_WITHOUT):
         place = experiment_id(client, params.registry.name)
         tags = {_STUDY: study, "qamoe.role": "study"}
-        run, made = mlflow_store.one_run(client, place, f"search-{study[:8]}", tags, _SOURCE | origin())
+        run, made = mlflow_store.one_run(client, place, f"search-{study[:8]}", tags, _SOURCE | provenance())
         if made:
             _log_params(client, run, {"tune": params.tune.model_dump(mode="json")})
         return run
@@ -81,7 +81,7 @@ def finish(parent: str | None, trials: list[dict[str, Any]], best: dict[str, flo
     if parent is None:
         return
     client = connect(_WITHOUT)
-    with answering(_WITHOUT):
+    with store_errors_as_user_errors(_WITHOUT):
         above = client.get_run(parent)
         place, known = above.info.experiment_id, {str(trial["number"]): trial for trial in trials}
         for run in client.search_runs([place], f"tags.`{PARENT}` = '{parent}'", max_results=5000):

@@ -34,7 +34,7 @@ class _Losses(nn.Module):
 
 
 @dataclass(frozen=True)
-class Parts:
+class BatchShare:
     """Which of how many processes this one is, and in how many parts each of them computes its share of a batch."""
 
     process: int = 0
@@ -102,11 +102,11 @@ class Parts:
         return joined
 
 
-WHOLE = Parts()
+WHOLE = BatchShare()
 
 
 @contextmanager
-def joined(parts: Parts, device: str, place: int) -> Iterator[None]:
+def joined(parts: BatchShare, device: str, place: int) -> Iterator[None]:
     """Be one of the processes inside; `place` is this process's number on its machine, and so that of its GPU."""
     if parts.processes == 1:
         yield

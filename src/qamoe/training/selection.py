@@ -12,11 +12,11 @@ from torch import Tensor
 
 from qamoe.config.params import Selection, TrainCommon
 from qamoe.data.batch import Batch, present
-from qamoe.dataset.degraded_split import Views, rows_in_batches
+from qamoe.dataset.degraded_split import DegradedSplit, rows_in_batches
 from qamoe.degradation.features import State
 from qamoe.degradation.views import View, alike
 from qamoe.models.calibration import fit_conformal, fit_temperature
-from qamoe.models.factory import told_quality
+from qamoe.models.factory import oracle_quality
 from qamoe.models.model import Model
 
 
@@ -28,14 +28,14 @@ class Cells:
     selection: tuple[int, ...]
     groups: tuple[int, ...]
     clean: tuple[int, ...]
-    worthless: tuple[int, ...]
+    fully_degraded: tuple[int, ...]
 
 
 def selection_cells(params: Selection) -> Cells:
     """The views of params' selection grid, each severity once a draw, and those that trust is anchored on.
 
     Trust's lower anchor is noise at severity 1, or that of the last kind of a grid without noise: what a model was not
-    trained on it does not know to be worthless.
+    trained on it does not know to be fully degraded.
     """
     views: list[View] = []
     groups: list[int] = []
@@ -72,22 +72,26 @@ def specialist(kind: str, severity: float, common: TrainCommon) -> tuple[list[Vi
     return training, selection_cells(common.selection.model_copy(update={"severities": own}))
 
 
-def told(model: Model, degraded: tuple[Batch, Tensor, State], device: str) -> tuple[Batch, Tensor | None]:
+def with_oracle_quality(
+    model: Model, degraded: tuple[Batch, Tensor, State], device: str
+) -> tuple[Batch, Tensor | None]:
     """A degraded batch, and the quality (B, M) that the model is told of it: None for all but the oracle."""
     batch, lost, state = degraded
-    quality = told_quality(model, state.happened(lost))
+    quality = oracle_quality(model, state.with_realised_swaps(lost))
     return batch.to(device), None if quality is None else quality.to(device)
 
 
-def injected(model: Model, degraded: tuple[Batch, Tensor, State], device: str) -> Tensor:
+def injected_severity(model: Model, degraded: tuple[Batch, Tensor, State], device: str) -> Tensor:
     """How much damage each modality that the model has took, (B, M): its severity, 0 where it is clean."""
     _, lost, state = degraded
     places = list(present(list(model.encode.encoders)))
-    return torch.where(state.kind < 0, 0.0, state.happened(lost).severity)[:, places].to(device)
+    return torch.where(state.kind < 0, 0.0, state.with_realised_swaps(lost).severity)[:, places].to(device)
 
 
 @torch.no_grad()
-def predictions(model: Model, valid: Views, places: tuple[int, ...], batch_size: int, device: str) -> dict[str, Any]:
+def predictions(
+    model: Model, valid: DegradedSplit, places: tuple[int, ...], batch_size: int, device: str
+) -> dict[str, Any]:
     """Predictions of the whole split under some of its views.
 
     Returns value and variance (V, N), probabilities (V, N, C) and r (V, N, M), each None where a model has none, and
@@ -100,7 +104,7 @@ def predictions(model: Model, valid: Views, places: tuple[int, ...], batch_size:
     sort = np.argsort([row for rows in batches for row in rows])
     found: dict[str, list[np.ndarray]] = {"value": [], "variance": [], "probabilities": [], "r": []}
     for view in places:
-        parts = [model(*told(model, valid.repeated(view, rows), device)) for rows in batches]
+        parts = [model(*with_oracle_quality(model, valid.repeated(view, rows), device)) for rows in batches]
         for name, pieces in found.items():
             tensors = [getattr(part, name) for part in parts]
             if tensors[0] is not None:

@@ -20,14 +20,21 @@ from torch import Tensor, nn
 from qamoe.config.model_names import family
 from qamoe.config.params import Params, TrainCommon
 from qamoe.data.batch import Batch
-from qamoe.dataset.degraded_split import Views, rows_in_batches
+from qamoe.dataset.degraded_split import DegradedSplit, rows_in_batches
 from qamoe.degradation.features import State
-from qamoe.errors import Refused
+from qamoe.errors import UserError
 from qamoe.models import checkpoint, text_encoder_finetuned, text_encoder_frozen
 from qamoe.models.model import Model
 from qamoe.models.training_step import Step
-from qamoe.training.distributed import WHOLE, Parts
-from qamoe.training.selection import Cells, calibration, injected, predictions, selection_value, told
+from qamoe.training.distributed import WHOLE, BatchShare
+from qamoe.training.selection import (
+    Cells,
+    calibration,
+    injected_severity,
+    predictions,
+    selection_value,
+    with_oracle_quality,
+)
 
 log = logging.getLogger("qamoe")
 RESUME = "resume.pt"
@@ -39,19 +46,19 @@ def fit(
     params: Params,
     stats: dict[str, Any],
     inputs: dict[str, int],
-    train: Views,
-    valid: Views,
+    train: DegradedSplit,
+    valid: DegradedSplit,
     cells: Cells,
     digests: dict[str, str],
     folder: Path,
     device: str,
     on_epoch: Callable[[dict[str, Any]], None],
-    parts: Parts = WHOLE,
+    parts: BatchShare = WHOLE,
 ) -> None:
     """Train one model with one seed and write its checkpoint into `folder`.
 
     A state of the same digests found there is resumed; one of other digests is said so in a line and left behind.
-    `on_epoch` gets one flat dict an epoch. `parts` says how batches are spread. Raises Refused where the training
+    `on_epoch` gets one flat dict an epoch. `parts` says how batches are spread. Raises UserError where the training
     diverges.
     """
     common = params.train.common
@@ -84,7 +91,7 @@ def fit(
         value = selection_value(_predictions(model, valid, cells.selection, common.batch_size, device, parts), cells)
         line = {"epoch": epoch, **losses, "valid": value}
         if not math.isfinite(value):
-            raise Refused(
+            raise UserError(
                 f"{name}, seed {seed}: the validation error of epoch {epoch} is not finite, the training diverged; "
                 f"train.common.lr is {common.lr:g}, a smaller one may hold."
             )
@@ -186,12 +193,12 @@ def _one_epoch(
     wrapped: nn.Module,
     optimiser: torch.optim.Optimizer,
     trainable: list[nn.Parameter],
-    train: Views,
+    train: DegradedSplit,
     seed: int,
     epoch: int,
     common: TrainCommon,
     device: str,
-    parts: Parts,
+    parts: BatchShare,
 ) -> dict[str, float]:
     """`wrapped` gives its losses (Parts.wrapped). Returns their means over the epoch by name."""
     model.train()
@@ -223,7 +230,7 @@ def _one_epoch(
 
 def _given(model: Model, degraded: tuple[Batch, Tensor, State], device: str) -> tuple[Batch, Tensor | None, Tensor]:
     """A degraded batch, the quality that the model is told of it, and the damage that teaches it."""
-    return *told(model, degraded, device), injected(model, degraded, device)
+    return *with_oracle_quality(model, degraded, device), injected_severity(model, degraded, device)
 
 
 def _forward(
@@ -242,7 +249,7 @@ def _forward(
         return losses, objective(losses, common)
 
 
-def _summing(forwards: Sequence[Callable[..., Any]], parts: Parts) -> Callable[[Tensor], Tensor]:
+def _summing(forwards: Sequence[Callable[..., Any]], parts: BatchShare) -> Callable[[Tensor], Tensor]:
     """What sums a count over all parts of a batch, for the forwards that follow.
 
     Several parts one after the other go forward twice, the first time without gradient and with the random state put
@@ -267,7 +274,7 @@ def _summing(forwards: Sequence[Callable[..., Any]], parts: Parts) -> Callable[[
 
 
 def _predictions(
-    model: Model, valid: Views, places: tuple[int, ...], batch_size: int, device: str, parts: Parts
+    model: Model, valid: DegradedSplit, places: tuple[int, ...], batch_size: int, device: str, parts: BatchShare
 ) -> dict[str, Any]:
     """`predictions`, to which each process brings its share of the views."""
     own = predictions(model, valid, parts.share(places), batch_size, device)
@@ -280,22 +287,28 @@ def _short(line: dict[str, Any]) -> dict[str, Any]:
 
 
 def _after_training(
-    model: Model, valid: Views, cells: Cells, modalities: list[str], batch_size: int, device: str, parts: Parts
+    model: Model,
+    valid: DegradedSplit,
+    cells: Cells,
+    modalities: list[str],
+    batch_size: int,
+    device: str,
+    parts: BatchShare,
 ) -> dict[str, Any]:
-    """Calibration over the selection cells, and each modality's trust anchors: median r, clean and worthless."""
+    """Calibration over the selection cells, and each modality's trust anchors: median r, clean and fully degraded."""
     fitted = calibration(_predictions(model, valid, cells.selection, batch_size, device, parts))
     clean = _predictions(model, valid, cells.clean, batch_size, device, parts)["r"]
-    worthless = _predictions(model, valid, cells.worthless, batch_size, device, parts)["r"]
+    fully_degraded = _predictions(model, valid, cells.fully_degraded, batch_size, device, parts)["r"]
     trust: dict[str, Any] = {}
-    if clean is not None and worthless is not None:
+    if clean is not None and fully_degraded is not None:
         for place, modality in enumerate(modalities):
             present = valid.store.lengths(modality) > 0
             own = present if present.any() else ~present  # r of a clip that lacks it is about the others
-            low, high = (float(np.median(r[:, own, place])) for r in (worthless, clean))
-            trust[modality] = {"clean": high, "worthless": low, "rescaled": low < high}
+            low, high = (float(np.median(r[:, own, place])) for r in (fully_degraded, clean))
+            trust[modality] = {"clean": high, "fully_degraded": low, "rescaled": low < high}
             if low >= high:
                 log.info(
-                    "trust in %s is r itself: clean clips have median r %.3f, worthless ones %.3f",
+                    "trust in %s is r itself: clean clips have median r %.3f, fully degraded ones %.3f",
                     modality,
                     high,
                     low,

@@ -9,7 +9,7 @@ import pytest
 
 from qamoe.config.params import Task
 from qamoe.data.readers.iemocap import CLASSES, FEATURES, read
-from qamoe.errors import Refused
+from qamoe.errors import UserError
 
 FOUR = Task(kind="classification", classes=("neutral", "happy", "sad", "angry"))  # in an order of one's own
 SIX = Task(kind="classification", classes=CLASSES[6])
@@ -48,7 +48,7 @@ def test_utterances_become_clips(tmp_path: Path, protocol: int) -> None:
 
 
 def test_the_number_of_classes_says_which_file_is_meant(tmp_path: Path) -> None:
-    with pytest.raises(Refused, match=r"There is no file .*IEMOCAP_features_raw_6way\.pkl"):
+    with pytest.raises(UserError, match=r"There is no file .*IEMOCAP_features_raw_6way\.pkl"):
         read(stored(tmp_path, content()), SIX)
     made = content()
     made[1]["Ses04F_impro02"] = [5]
@@ -117,27 +117,29 @@ def with_item(place: int, key: Any, value: Any) -> list[Any]:
     ],
 )
 def test_another_layout_is_refused(tmp_path: Path, made: Any, sentence: str) -> None:
-    with pytest.raises(Refused, match=sentence) as refusal:
+    with pytest.raises(UserError, match=sentence) as refusal:
         read(stored(tmp_path, made), FOUR)
     assert "\n" not in str(refusal.value)
 
 
 def test_wrong_features_and_tasks_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(Refused, match=r"IEMOCAP needs extract\.task of kind classification with the classes happy, s"):
+    with pytest.raises(
+        UserError, match=r"IEMOCAP needs extract\.task of kind classification with the classes happy, s"
+    ):
         read(tmp_path, Task(kind="classification", classes=("happy", "sad")))
     stored(tmp_path, content())
     audio = tmp_path / "features" / FEATURES["audio"]
     audio.mkdir(parents=True)
-    with pytest.raises(Refused, match=r"wav2vec-large-c-UTT holds a file for no utterance; it is UTTERANCE\.npy"):
+    with pytest.raises(UserError, match=r"wav2vec-large-c-UTT holds a file for no utterance; it is UTTERANCE\.npy"):
         read(tmp_path, FOUR)
     file = audio / "Ses01F_impro01_F000.npy"
     np.save(file, np.array([{"a": 1}]), allow_pickle=True)
-    with pytest.raises(Refused, match=r"F000\.npy is no array of numbers"):
+    with pytest.raises(UserError, match=r"F000\.npy is no array of numbers"):
         read(tmp_path, FOUR)
     np.save(file, np.zeros((2, 2, 2)))
-    with pytest.raises(Refused, match=r"F000\.npy has shape \(2, 2, 2\)"):
+    with pytest.raises(UserError, match=r"F000\.npy has shape \(2, 2, 2\)"):
         read(tmp_path, FOUR)
     np.save(file, np.zeros((2, 3)))
     np.save(audio / "Ses01F_impro01_M000.npy", np.zeros((2, 4)))
-    with pytest.raises(Refused, match=r"utterances must have one number of columns, not \[3, 4\]"):
+    with pytest.raises(UserError, match=r"utterances must have one number of columns, not \[3, 4\]"):
         read(tmp_path, FOUR)

@@ -6,7 +6,7 @@ import pytest
 
 from qamoe.config.params import Task
 from qamoe.data.readers.meld import EMOTIONS, FOLDERS, SENTIMENTS, read
-from qamoe.errors import Refused
+from qamoe.errors import UserError
 
 EMOTION = Task(kind="classification", classes=EMOTIONS)
 SENTIMENT = Task(kind="classification", classes=SENTIMENTS)
@@ -78,16 +78,20 @@ def test_clips_are_media_without_a_span(folder: Path) -> None:
 def test_a_wrong_table_is_refused(folder: Path, old: str, new: str, sentence: str) -> None:
     path = folder / "train_sent_emo.csv"
     path.write_bytes(path.read_bytes().replace(old.encode(), new.encode()))
-    with pytest.raises(Refused, match=sentence):
+    with pytest.raises(UserError, match=sentence):
         read(folder, EMOTION)
 
 
 def test_wrong_folders_and_tasks_are_refused(folder: Path) -> None:
-    with pytest.raises(Refused, match=r"MELD needs extract\.task of kind classification with the classes neutral, sur"):
-        read(folder, Task(kind="regression"))
+    with pytest.raises(
+        UserError, match=r"MELD needs extract\.task of kind classification with the classes neutral, sur"
+    ):
+        read(folder, Task(kind="regression", low=-3, high=3))
     (folder / "train_splits").mkdir()
-    with pytest.raises(Refused, match=r"There is no folder .*dev_splits_complete; the clips of MELD are in train_spl"):
+    with pytest.raises(
+        UserError, match=r"There is no folder .*dev_splits_complete; the clips of MELD are in train_spl"
+    ):
         read(folder, EMOTION)
     (folder / "dev_sent_emo.csv").unlink()
-    with pytest.raises(Refused, match=r"There is no .*dev_sent_emo\.csv; MELD is train_, dev_ and test_sent_emo"):
+    with pytest.raises(UserError, match=r"There is no .*dev_sent_emo\.csv; MELD is train_, dev_ and test_sent_emo"):
         read(folder, EMOTION)

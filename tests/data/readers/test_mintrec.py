@@ -11,7 +11,7 @@ import torch
 from qamoe.config.params import Task
 from qamoe.config.settings import shared_data
 from qamoe.data.readers.mintrec import CLASSES, read
-from qamoe.errors import Refused
+from qamoe.errors import UserError
 
 TASK = Task(kind="classification", classes=CLASSES)
 ROWS = {
@@ -99,7 +99,7 @@ def test_the_clips_themselves_are_media(folder: Path) -> None:
 def test_a_wrong_table_is_refused(folder: Path, old: str, new: str, sentence: str) -> None:
     path = folder / "train.tsv"
     path.write_text(path.read_text().replace(old, new))
-    with pytest.raises(Refused, match=sentence):
+    with pytest.raises(UserError, match=sentence):
         read(folder, TASK)
 
 
@@ -113,10 +113,10 @@ def test_wrong_files_are_refused(folder: Path) -> None:
         ({f"x{key}": value for key, value in audio.items()}, "the audio pickle holds none of the clips"),
     ):
         store(folder, "audio_feats.pkl", content)
-        with pytest.raises(Refused, match=sentence):
+        with pytest.raises(UserError, match=sentence):
             read(folder, TASK)
     (folder / "dev.tsv").unlink()
-    with pytest.raises(Refused, match=r"There is no .*dev\.tsv; MIntRec is train\.tsv, dev\.tsv and test\.tsv"):
+    with pytest.raises(UserError, match=r"There is no .*dev\.tsv; MIntRec is train\.tsv, dev\.tsv and test\.tsv"):
         read(folder, TASK)
 
 

@@ -13,7 +13,7 @@ from qamoe.config.settings import shared_data
 from qamoe.data.clip import check_text
 from qamoe.data.readers import mmsa
 from qamoe.data.readers.mmsa import read
-from qamoe.errors import Refused
+from qamoe.errors import UserError
 from qamoe.extractors.minilm import MiniLM
 from tests.fixtures.damage import mutated
 
@@ -182,7 +182,7 @@ def test_chinese_text_is_read_and_the_english_encoder_refuses_it(tmp_path: Path,
     assert corpus.vocabulary == "bert-base-chinese"
     assert corpus.clips[1].label == pytest.approx(-0.2)
     assert corpus.clips[0].frames["vision"].shape == (made["train"]["vision_lengths"][0], 709)
-    with pytest.raises(Refused, match=r"its text needs an encoder with the vocabulary of bert-base-chinese"):
+    with pytest.raises(UserError, match=r"its text needs an encoder with the vocabulary of bert-base-chinese"):
         check_text(corpus, MiniLM(50), "m.pkl")
 
 
@@ -190,7 +190,7 @@ def test_a_token_outside_the_vocabulary_is_refused(tmp_path: Path) -> None:
     made = content()
     made["valid"]["text_bert"][1, 0, 1] = 30522
     corpus = read(stored(tmp_path / "m.pkl", made), REGRESSION)
-    with pytest.raises(Refused, match=r"valid, clip videovalid0\$_\$1: token id 30522 is none of the 30522"):
+    with pytest.raises(UserError, match=r"valid, clip videovalid0\$_\$1: token id 30522 is none of the 30522"):
         check_text(corpus, MiniLM(50), "m.pkl")
 
 
@@ -255,7 +255,7 @@ def changed(column: str, value: Any) -> Content:
     ],
 )
 def test_another_layout_is_refused(tmp_path: Path, made: Any, sentence: str) -> None:
-    with pytest.raises(Refused, match=sentence) as refusal:
+    with pytest.raises(UserError, match=sentence) as refusal:
         read(stored(tmp_path / "m.pkl", made), REGRESSION)
     assert "\n" not in str(refusal.value)
 
@@ -280,7 +280,7 @@ def test_a_damaged_pickle_is_read_or_refused_and_nothing_else(tmp_path: Path) ->
         path.write_bytes(mutated(whole, seed))
         try:
             read(path, REGRESSION)
-        except Refused as refusal:
+        except UserError as refusal:
             refused.append(str(refusal))
     assert 50 < len(refused) < 200
     assert not any("\n" in sentence for sentence in refused)

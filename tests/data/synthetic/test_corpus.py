@@ -15,8 +15,8 @@ from qamoe.data.readers import READERS
 from qamoe.data.synthetic import corpus as sample
 from qamoe.data.synthetic import video, words
 from qamoe.data.synthetic.corpus import CLASSES, feel, generate, main, plan
-from qamoe.errors import Refused
-from qamoe.media.decode import pictures, sound
+from qamoe.errors import UserError
+from qamoe.media.decode import read_audio, read_frames
 
 CLIPS, SEED = 6, 7
 REGRESSION = Task(kind="regression", low=-3, high=3)
@@ -69,11 +69,11 @@ def test_words_voice_and_picture_last_equally_long(corpus: Path) -> None:
     for row in rows(corpus):
         path, end = corpus / row["path"], float(row["end_s"])
         assert 0.8 < end < 6
-        assert len(list(pictures(path, video.PICTURE_RATE))) == round(end * video.PICTURE_RATE)
-        assert len(sound(path, 22_050, 0, end)) == round(end * 22_050)
+        assert len(list(read_frames(path, video.PICTURE_RATE))) == round(end * video.PICTURE_RATE)
+        assert len(read_audio(path, 22_050, 0, end)) == round(end * 22_050)
         # The codec's last block may reach beyond the end, by less than its 1024 samples.
-        assert 0 <= len(sound(path, 22_050)) - round(end * 22_050) < 1024
-        assert np.abs(sound(path, 22_050, end - 0.4, end)).max() > 0.005
+        assert 0 <= len(read_audio(path, 22_050)) - round(end * 22_050) < 1024
+        assert np.abs(read_audio(path, 22_050, end - 0.4, end)).max() > 0.005
         assert 1 < len(row["text"].split()) / end < 7
 
 
@@ -167,14 +167,14 @@ def test_a_folder_in_use_is_refused_and_left_alone(tmp_path: Path, capsys: pytes
 
 STOPPED = """
 import os, signal, sys
-from qamoe.corpora import sample
+from qamoe.data.synthetic import corpus
 signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in what a shell starts in the background
-def made(*arguments, made=sample._made):
+def made(*arguments, made=corpus._made):
     for row in made(*arguments):
         os.killpg(0, signal.SIGINT)
         yield row
-sample._made = made
-sys.exit(sample.main(["--out", sys.argv[1], "--clips", "40", "--processes", "2"]))
+corpus._made = made
+sys.exit(corpus.main(["--out", sys.argv[1], "--clips", "40", "--processes", "2"]))
 """
 
 
@@ -192,14 +192,14 @@ def test_ctrl_c_says_one_sentence_and_leaves_nothing(tmp_path: Path) -> None:
 )
 def test_arguments_out_of_range_are_refused(tmp_path: Path, changed: dict[str, object], named: str) -> None:
     arguments = {"clips": 4, "seed": SEED, "task": "regression", "processes": 1} | changed
-    with pytest.raises(Refused, match=named):
+    with pytest.raises(UserError, match=named):
         generate(tmp_path / "data", **arguments)  # type: ignore[arg-type]
     assert not list(tmp_path.iterdir())
 
 
 def test_without_its_extra_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "espeakng_loader", None)
-    with pytest.raises(Refused, match=r'pip install "qamoe\[sample\]"'):
+    with pytest.raises(UserError, match=r'pip install "qamoe\[sample\]"'):
         generate(tmp_path / "data", 4, SEED, "regression", 1)
     assert not list(tmp_path.iterdir())
 
@@ -216,8 +216,8 @@ def test_a_failure_on_the_way_leaves_nothing(tmp_path: Path, monkeypatch: pytest
 
 def _features(corpus: Path, folder: Path) -> dict[str, np.ndarray]:
     """What a simple regressor sees of each clip: means and deviations over frames, and the mean token state."""
+    from qamoe.config.extractor_settings import extractor_settings
     from qamoe.extractors.minilm import MiniLM
-    from qamoe.extractors.registry import settings
     from qamoe.extractors.worker_pool import Job, make_parts, read_part
     from qamoe.models.text_encoder_frozen import encode_all
 
@@ -231,8 +231,8 @@ def _features(corpus: Path, folder: Path) -> dict[str, np.ndarray]:
         for clip in clips
     ]
     extractors = {
-        "audio": settings("audio", {"extractor": "egemaps", "rate": 20}),
-        "vision": settings("vision", {"extractor": "landmarks", "rate": 5}),
+        "audio": extractor_settings("audio", {"extractor": "egemaps", "rate": 20}),
+        "vision": extractor_settings("vision", {"extractor": "landmarks", "rate": 5}),
     }
     assert not make_parts(jobs, extractors, 2, 60, lambda: None)
     frames = defaultdict(list)

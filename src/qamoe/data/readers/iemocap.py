@@ -14,7 +14,7 @@ import numpy as np
 from qamoe.config.params import Task
 from qamoe.data import safe_pickle
 from qamoe.data.clip import Clip, Corpus, check_clips, label_value, noted
-from qamoe.errors import Refused
+from qamoe.errors import UserError
 
 # In the order of the numbers in the pickles.
 CLASSES = {
@@ -28,7 +28,7 @@ _UTTERANCE = re.compile(r"Ses0[1-5][A-Za-z0-9_]+")
 
 
 def read(path: Path, task: Task, faults: list[str] | None = None) -> Corpus:
-    """Read a folder of IEMOCAP. Raises Refused where it is none.
+    """Read a folder of IEMOCAP. Raises UserError where it is none.
 
     The number of the task's classes says which pickle is meant. Audio and vision are features/NAME/UTTERANCE of
     FEATURES where those folders are there; else audio is the corpus's own Session*/sentences/wav; else the corpus
@@ -37,7 +37,7 @@ def read(path: Path, task: Task, faults: list[str] | None = None) -> Corpus:
     ways = len(task.classes)
     if task.kind != "classification" or set(task.classes) != set(CLASSES.get(ways, ())):
         allowed = " or ".join(", ".join(classes) for classes in CLASSES.values())
-        raise Refused(f"IEMOCAP needs extract.task of kind classification with the classes {allowed}.")
+        raise UserError(f"IEMOCAP needs extract.task of kind classification with the classes {allowed}.")
     file = path / f"IEMOCAP_features_raw_{ways}way.pkl"
     content = safe_pickle.read(file, encoding="latin1")
     ids, labels, speakers, sentences, training, test = _items(content, file)
@@ -48,12 +48,12 @@ def read(path: Path, task: Task, faults: list[str] | None = None) -> Corpus:
     for dialogue, split in sorted(splits.items()):
         columns = [_column(found, dialogue, file) for found in (ids, labels, speakers, sentences)]
         if len({len(column) for column in columns}) > 1:
-            raise Refused(f"{file}, dialogue {dialogue}: ids, labels, speakers and sentences differ in length.")
+            raise UserError(f"{file}, dialogue {dialogue}: ids, labels, speakers and sentences differ in length.")
         for utterance, label, speaker, sentence in zip(*columns, strict=True):
             where = f"{file}, utterance {utterance}"
             with noted(faults):
                 if not _UTTERANCE.fullmatch(str(utterance)):
-                    raise Refused(f"{where}: such ids begin with Ses01 to Ses05 and hold letters, digits and _.")
+                    raise UserError(f"{where}: such ids begin with Ses01 to Ses05 and hold letters, digits and _.")
                 clip = Clip(
                     clip_id=str(utterance),
                     source=dialogue,
@@ -75,13 +75,13 @@ def read(path: Path, task: Task, faults: list[str] | None = None) -> Corpus:
 def _items(content: Any, file: Path) -> list[Any]:
     if not isinstance(content, list) or len(content) != len(_ITEMS):
         seen = f"{len(content)} items" if isinstance(content, (list, tuple)) else type(content).__name__
-        raise Refused(
+        raise UserError(
             f"{file} is no pickle of GCNet's layout: a list of {', '.join(_ITEMS)} is needed, this is {seen}."
         )
     if not all(isinstance(found, dict) for found in content[:4]):
-        raise Refused(f"{file}: {', '.join(_ITEMS[:4])} must be dicts by dialogue.")
+        raise UserError(f"{file}: {', '.join(_ITEMS[:4])} must be dicts by dialogue.")
     if not all(isinstance(found, (set, list, tuple)) for found in content[4:]):
-        raise Refused(f"{file}: {_ITEMS[4]} and {_ITEMS[5]} must be sets.")
+        raise UserError(f"{file}: {_ITEMS[4]} and {_ITEMS[5]} must be sets.")
     return content
 
 
@@ -90,14 +90,14 @@ def _splits(ids: dict[Any, Any], training: Any, test: Any, file: Path) -> dict[s
     split_of = {str(d): "train" for d in training}
     for dialogue in map(str, test):
         if dialogue in split_of:
-            raise Refused(f"{file}: dialogue {dialogue} is in training and in test.")
+            raise UserError(f"{file}: dialogue {dialogue} is in training and in test.")
         split_of[dialogue] = "test"
     for dialogue in [*split_of, *map(str, ids)]:
         if not _DIALOGUE.fullmatch(dialogue) or dialogue not in split_of:
-            raise Refused(f"{file}: dialogue {dialogue!r} is in no split, or does not begin with Ses01 to Ses05.")
+            raise UserError(f"{file}: dialogue {dialogue!r} is in no split, or does not begin with Ses01 to Ses05.")
     sessions = {dialogue[4] for dialogue, split in split_of.items() if split == "train"}
     if len(sessions) < 2:
-        raise Refused(f"{file}: training needs two sessions, one of them to validate on; it has {len(sessions)}.")
+        raise UserError(f"{file}: training needs two sessions, one of them to validate on; it has {len(sessions)}.")
     last = max(sessions)
     return {d: "valid" if split == "train" and d[4] == last else split for d, split in split_of.items()}
 
@@ -105,13 +105,13 @@ def _splits(ids: dict[Any, Any], training: Any, test: Any, file: Path) -> dict[s
 def _column(found: dict[Any, Any], dialogue: str, file: Path) -> list[Any]:
     column = found.get(dialogue)
     if not isinstance(column, (list, tuple, np.ndarray)) or not np.ndim(column):
-        raise Refused(f"{file} holds no list for dialogue {dialogue}.")
+        raise UserError(f"{file} holds no list for dialogue {dialogue}.")
     return list(column)
 
 
 def _class(label: Any, ways: int, where: str) -> str:
     if not isinstance(label, (int, np.integer)) or not 0 <= label < ways:
-        raise Refused(f"{where}: label {label!r} is none of 0 to {ways - 1}.")
+        raise UserError(f"{where}: label {label!r} is none of 0 to {ways - 1}.")
     return CLASSES[ways][int(label)]
 
 
@@ -127,18 +127,18 @@ def _frames(folder: Path, utterance: str, speaker: str, where: str) -> np.ndarra
     file = folder / f"{utterance}.npy"
     if (folder / utterance).is_dir():
         if speaker not in ("F", "M"):
-            raise Refused(f"{where}: speaker {speaker!r} is none of F, M.")
+            raise UserError(f"{where}: speaker {speaker!r} is none of F, M.")
         file = folder / utterance / f"compress_{speaker}.npy"
     if not file.is_file():
         return np.zeros((0, 0), np.float32)
     try:
         frames = np.asarray(np.load(file, allow_pickle=False), np.float32)
     except (ValueError, EOFError, OSError):
-        raise Refused(f"{where}: {file} is no array of numbers.") from None
+        raise UserError(f"{where}: {file} is no array of numbers.") from None
     if not frames.size:
         return np.zeros((0, 0), np.float32)
     if frames.ndim not in (1, 2):
-        raise Refused(f"{where}: {file} has shape {frames.shape}; allowed is (T, D) or (D,).")
+        raise UserError(f"{where}: {file} has shape {frames.shape}; allowed is (T, D) or (D,).")
     return np.atleast_2d(frames)
 
 
@@ -148,9 +148,9 @@ def _same_columns(clips: list[Clip], modalities: tuple[str, ...], path: Path) ->
         sizes = sorted({clip.frames[modality].shape[1] for clip in clips if len(clip.frames[modality])})
         folder = path / "features" / FEATURES[modality]
         if not sizes:
-            raise Refused(f"{folder} holds a file for no utterance; it is UTTERANCE.npy.")
+            raise UserError(f"{folder} holds a file for no utterance; it is UTTERANCE.npy.")
         if len(sizes) > 1:
-            raise Refused(f"{folder}: utterances must have one number of columns, not {sizes}.")
+            raise UserError(f"{folder}: utterances must have one number of columns, not {sizes}.")
         for clip in clips:
             if not len(clip.frames[modality]):
                 clip.frames[modality] = np.zeros((0, sizes[0]), np.float32)

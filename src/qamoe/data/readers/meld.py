@@ -8,7 +8,7 @@ from pathlib import Path
 
 from qamoe.config.params import Task
 from qamoe.data.clip import Clip, Corpus, check_clips, label_value, noted, rows_of
-from qamoe.errors import Refused
+from qamoe.errors import UserError
 
 SPLITS = {"train": "train", "dev": "valid", "test": "test"}  # file -> split
 # In the order of the public readers; the files write them in small letters.
@@ -19,7 +19,7 @@ _COLUMNS = ("Utterance", "Speaker", "Dialogue_ID", "Utterance_ID")
 
 
 def read(path: Path, task: Task, faults: list[str] | None = None) -> Corpus:
-    """Read a folder of MELD. Raises Refused where it is none.
+    """Read a folder of MELD. Raises UserError where it is none.
 
     The task's classes say which label is meant: the seven of column Emotion or the three of column Sentiment. With
     none of the three folders of clips, the corpus lacks audio and vision; a clip that one of them lacks is a problem
@@ -30,11 +30,11 @@ def read(path: Path, task: Task, faults: list[str] | None = None) -> Corpus:
     files = {name: place / f"{name}_sent_emo.csv" for name in SPLITS}
     for file in files.values():
         if not file.is_file():
-            raise Refused(f"There is no {file}; MELD is train_, dev_ and test_sent_emo.csv in one folder.")
+            raise UserError(f"There is no {file}; MELD is train_, dev_ and test_sent_emo.csv in one folder.")
     folders = {name: path / folder for name, folder in FOLDERS.items() if (path / folder).is_dir()}
     if folders and len(folders) < len(FOLDERS):
         lacking = next(folder for name, folder in FOLDERS.items() if name not in folders)
-        raise Refused(f"There is no folder {path / lacking}; the clips of MELD are in {', '.join(FOLDERS.values())}.")
+        raise UserError(f"There is no folder {path / lacking}; the clips of MELD are in {', '.join(FOLDERS.values())}.")
     clips = [clip for name in SPLITS for clip in _clips(files[name], name, folders.get(name), column, task, faults)]
     check_clips(clips, str(path), faults)
     streams = ("audio", "vision") if folders else ()
@@ -45,7 +45,7 @@ def _column(task: Task) -> str:
     for column, classes in (("Emotion", EMOTIONS), ("Sentiment", SENTIMENTS)):
         if task.kind == "classification" and set(task.classes) == set(classes):
             return column
-    raise Refused(
+    raise UserError(
         f"MELD needs extract.task of kind classification with the classes {', '.join(EMOTIONS)} "
         f"or {', '.join(SENTIMENTS)}."
     )
@@ -56,7 +56,7 @@ def _clips(file: Path, name: str, folder: Path | None, column: str, task: Task, 
     with rows_of(file) as reader:
         lacking = [c for c in (*_COLUMNS, column) if c not in (reader.fieldnames or [])]
         if lacking:
-            raise Refused(f"{file} lacks the column {lacking[0]}.")
+            raise UserError(f"{file} lacks the column {lacking[0]}.")
         for row in reader:
             where = f"{file}, line {reader.line_num}"
             with noted(faults):
@@ -77,5 +77,5 @@ def _clips(file: Path, name: str, folder: Path | None, column: str, task: Task, 
 def _number(cell: str | None, name: str, where: str) -> int:
     text = (cell or "").strip()
     if not (text.isascii() and text.isdecimal()) or len(text) > 9:
-        raise Refused(f"{where}: {name} {cell!r} is no whole number from 0 on.")
+        raise UserError(f"{where}: {name} {cell!r} is no whole number from 0 on.")
     return int(text)

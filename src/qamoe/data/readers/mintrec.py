@@ -14,7 +14,7 @@ import numpy as np
 from qamoe.config.params import Task
 from qamoe.data import safe_pickle
 from qamoe.data.clip import Clip, Corpus, check_clips, label_value, noted, rows_of
-from qamoe.errors import Refused
+from qamoe.errors import UserError
 
 COLUMNS = ("season", "episode", "clip", "text", "label")
 SPLITS = {"train": "train", "dev": "valid", "test": "test"}  # file -> split
@@ -28,7 +28,7 @@ _RAW = "raw_data"
 
 
 def read(path: Path, task: Task, faults: list[str] | None = None) -> Corpus:
-    """Read a folder of MIntRec. Raises Refused where it is none.
+    """Read a folder of MIntRec. Raises UserError where it is none.
 
     Audio and vision are (T, 768) and (T, 256) of the pickles, else media in raw_data/, else the corpus lacks them.
     With a list for `faults`, what is wrong with a row goes there, and the other rows are read.
@@ -36,7 +36,7 @@ def read(path: Path, task: Task, faults: list[str] | None = None) -> Corpus:
     files = {name: path / f"{name}.tsv" for name in SPLITS}
     for file in files.values():
         if not file.is_file():
-            raise Refused(f"There is no {file}; MIntRec is train.tsv, dev.tsv and test.tsv in one folder.")
+            raise UserError(f"There is no {file}; MIntRec is train.tsv, dev.tsv and test.tsv in one folder.")
     features = {m: _features(path, m) for m in _FEATURES}
     given = {m: found for m, found in features.items() if found is not None}
     raw = not given and (path / _RAW).is_dir()
@@ -44,7 +44,7 @@ def read(path: Path, task: Task, faults: list[str] | None = None) -> Corpus:
     check_clips(clips, str(path), faults)
     for modality, found in given.items():
         if not any(clip.clip_id in found for clip in clips):
-            raise Refused(f"{path}: the {modality} pickle holds none of the clips of the tsv files.")
+            raise UserError(f"{path}: the {modality} pickle holds none of the clips of the tsv files.")
     streams = tuple(_FEATURES) if raw else tuple(given)
     about = {"corpus": "mintrec", "features": sorted(given), "media": raw}
     return Corpus(clips, ("text", *streams), about)
@@ -58,11 +58,11 @@ def _features(path: Path, modality: str) -> dict[str, np.ndarray] | None:
         return None
     content = safe_pickle.read(file)
     if not isinstance(content, dict) or not content:
-        raise Refused(f"{file} is no feature pickle of MIntRec: it must be a dict of clip id -> frames.")
+        raise UserError(f"{file} is no feature pickle of MIntRec: it must be a dict of clip id -> frames.")
     found = {str(key): _frames(value, f"{file}, clip {key}") for key, value in content.items()}
     sizes = sorted({frames.shape[1] for frames in found.values() if len(frames)})
     if len(sizes) != 1:
-        raise Refused(f"{file}: clips must have frames of one number of columns, not {sizes}.")
+        raise UserError(f"{file}: clips must have frames of one number of columns, not {sizes}.")
     return {key: frames if len(frames) else np.zeros((0, sizes[0]), np.float32) for key, frames in found.items()}
 
 
@@ -71,13 +71,13 @@ def _frames(value: Any, where: str) -> np.ndarray:
     try:
         frames = np.asarray(value, np.float32)
     except (ValueError, TypeError):
-        raise Refused(f"{where} holds no frames.") from None
+        raise UserError(f"{where} holds no frames.") from None
     if frames.ndim == 3 and frames.shape[1] == 1:
         frames = frames[:, 0]
     if not len(frames):
         return np.zeros((0, 0), np.float32)
     if frames.ndim != 2 or not frames.shape[1]:
-        raise Refused(f"{where}: frames of shape {frames.shape}; allowed is (T, D) or (T, 1, D).")
+        raise UserError(f"{where}: frames of shape {frames.shape}; allowed is (T, D) or (T, 1, D).")
     return frames
 
 
@@ -89,7 +89,7 @@ def _clips(
     with rows_of(file, delimiter="\t", quoting=csv.QUOTE_NONE) as reader:
         lacking = [c for c in COLUMNS if c not in (reader.fieldnames or [])]
         if lacking:
-            raise Refused(f"{file} lacks the column {lacking[0]}; its header is {', '.join(COLUMNS)}, tab between.")
+            raise UserError(f"{file} lacks the column {lacking[0]}; its header is {', '.join(COLUMNS)}, tab between.")
         for row in reader:
             where = f"{file}, line {reader.line_num}"
             cell = {name: (row.get(name) or "").strip() for name in COLUMNS}
@@ -114,5 +114,5 @@ def _clip_id(cell: dict[str, str], where: str) -> str:
     """`S05_E16_329`, the key of the pickles. The parts are names within a path, so they hold letters and digits."""
     for name in ("season", "episode", "clip"):
         if not cell[name].isalnum():
-            raise Refused(f"{where}: {name} {cell[name]!r} is no name of letters and digits.")
+            raise UserError(f"{where}: {name} {cell[name]!r} is no name of letters and digits.")
     return f"{cell['season']}_{cell['episode']}_{cell['clip']}"

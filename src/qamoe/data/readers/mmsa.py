@@ -15,7 +15,7 @@ import numpy as np
 from qamoe.config.params import Task
 from qamoe.data import safe_pickle
 from qamoe.data.clip import Clip, Corpus, check_clips, label_value, noted
-from qamoe.errors import Refused
+from qamoe.errors import UserError
 from qamoe.extractors.tokens import CHINESE, ENGLISH
 
 # SHA-256 that thuiar/MMSA publishes in its README.
@@ -32,18 +32,18 @@ Columns = dict[str, Any]
 
 
 def read(path: Path, task: Task, faults: list[str] | None = None) -> Corpus:
-    """Read an MMSA pickle. Raises Refused where it is no such file.
+    """Read an MMSA pickle. Raises UserError where it is no such file.
 
     With a list for `faults`, what is wrong with a clip's label or id goes there, and the other clips are read.
     """
     content = safe_pickle.read(path)
     if not isinstance(content, dict) or not set(SPLITS) <= set(content):
-        raise Refused(f"{path} is no MMSA pickle: its top level must be a dict of train, valid and test.")
+        raise UserError(f"{path} is no MMSA pickle: its top level must be a dict of train, valid and test.")
     splits = {name: _split(content[name], f"{path}, {name}") for name in SPLITS}
     streams = tuple(m for m in ("audio", "vision") if all(m in columns for columns in splits.values()))
     texts = [t for t in ("text_bert", "raw_text", "text") if all(t in columns for columns in splits.values())]
     if not texts:
-        raise Refused(f"{path}: no text is in every split; needed is text_bert, raw_text or text.")
+        raise UserError(f"{path}: no text is in every split; needed is text_bert, raw_text or text.")
     ready = (*streams, "text") if texts == ["text"] else streams
     _one_dimension(splits, ready, path)
     padding = {m: _padding(splits.values(), m) for m in ready}
@@ -67,10 +67,10 @@ def read(path: Path, task: Task, faults: list[str] | None = None) -> Corpus:
 def _split(columns: Any, where: str) -> Columns:
     """A split's columns that are used, as arrays of the right shape and of one length."""
     if not isinstance(columns, dict):
-        raise Refused(f"{where}: a split must be a dict of columns.")
+        raise UserError(f"{where}: a split must be a dict of columns.")
     for key in ("id", "regression_labels"):
         if key not in columns:
-            raise Refused(f"{where} lacks the column {key}.")
+            raise UserError(f"{where} lacks the column {key}.")
     lists = ("id", "regression_labels", "raw_text")
     found: Columns = {key: _items(columns[key], key, where) for key in lists if key in columns}
     for key in ("text", "text_bert", "audio", "vision"):
@@ -84,13 +84,13 @@ def _split(columns: Any, where: str) -> Columns:
         found["text_bert"] = _rows_first(found["text_bert"], where)
     for key, column in found.items():
         if len(column) != len(found["id"]):
-            raise Refused(f"{where}: {key} has {len(column)} rows and id has {len(found['id'])}.")
+            raise UserError(f"{where}: {key} has {len(column)} rows and id has {len(found['id'])}.")
     return found
 
 
 def _items(column: Any, key: str, where: str) -> list[Any]:
     if not isinstance(column, (list, tuple)) and not (isinstance(column, np.ndarray) and column.ndim):
-        raise Refused(f"{where}: {key} is no list.")
+        raise UserError(f"{where}: {key} is no list.")
     return list(column)
 
 
@@ -100,7 +100,7 @@ def _numbers(column: Any, key: str, dimensions: int, where: str) -> np.ndarray:
     except (ValueError, TypeError):
         numbers = np.empty((), object)
     if numbers.ndim != dimensions or numbers.dtype.kind not in "fiub":
-        raise Refused(
+        raise UserError(
             f"{where}: {key} is no array of numbers with {dimensions} axes (shape {numbers.shape}, {numbers.dtype})."
         )
     return numbers
@@ -112,7 +112,7 @@ def _rows_first(bert: np.ndarray, where: str) -> np.ndarray:
         return bert
     if bert.shape[2] == 3:
         return bert.transpose(0, 2, 1)
-    raise Refused(f"{where}: text_bert has shape {bert.shape}; allowed is (N, 3, L) or (N, L, 3).")
+    raise UserError(f"{where}: text_bert has shape {bert.shape}; allowed is (N, 3, L) or (N, L, 3).")
 
 
 def _one_dimension(splits: dict[str, Columns], modalities: tuple[str, ...], path: Path) -> None:
@@ -120,7 +120,9 @@ def _one_dimension(splits: dict[str, Columns], modalities: tuple[str, ...], path
         sizes = {name: columns[modality].shape[2] for name, columns in splits.items()}
         if len(set(sizes.values())) > 1 or 0 in sizes.values():
             told = ", ".join(f"{name} {size}" for name, size in sizes.items())
-            raise Refused(f"{path}: {modality} must have one number of columns in all splits, at least 1, not {told}.")
+            raise UserError(
+                f"{path}: {modality} must have one number of columns in all splits, at least 1, not {told}."
+            )
 
 
 def _clips(
@@ -155,7 +157,7 @@ def _tokens(rows: np.ndarray, where: str) -> np.ndarray:
     """Token ids of a text_bert item (3, L): row 0 where the mask of row 1 is set."""
     ids = rows[0][rows[1] > 0]
     if not np.isfinite(ids).all() or (ids != np.floor(ids)).any() or (ids < 0).any() or (ids >= 2**31).any():
-        raise Refused(f"{where}: text_bert holds what is no token id.")
+        raise UserError(f"{where}: text_bert holds what is no token id.")
     return ids.astype(np.int32)
 
 

@@ -27,7 +27,7 @@ from qamoe.data.synthetic import face as sample_face
 from qamoe.data.synthetic import video
 from qamoe.data.synthetic import voice as sample_voice
 from qamoe.data.synthetic import words as sample_words
-from qamoe.errors import Refused
+from qamoe.errors import UserError
 from qamoe.files import write_text
 
 GENERATOR = "qamoe-sample"
@@ -87,7 +87,7 @@ class Felt:
 def plan(clips: int, seed: int) -> list[Plan]:
     """Who speaks in which clip, and in which split: sources first, since splits never share one."""
     if clips < FEWEST:
-        raise Refused(f"clips is {clips}, allowed is {FEWEST} or more, one for each split.")
+        raise UserError(f"clips is {clips}, allowed is {FEWEST} or more, one for each split.")
     sources = max(FEWEST, min(_ENOUGH_SOURCES, clips // 2), clips // _CLIPS_A_SOURCE)
     enough = sources >= _ENOUGH_SOURCES
     held = {
@@ -165,17 +165,17 @@ def make(made: Plan, media: Path, seed: int, task: str) -> dict[str, str]:
 def generate(out: Path, clips: int, seed: int, task: str, processes: int = 1) -> None:
     """Write a corpus of `clips` clips into the folder `out`: manifest.csv, corpus.json and media/*.mp4.
 
-    `task` is one of TASKS. Everything is written aside and renamed. Raises Refused for an `out` that is not empty,
+    `task` is one of TASKS. Everything is written aside and renamed. Raises UserError for an `out` that is not empty,
     for arguments out of range, and where espeak-ng is not installed.
     """
     if task not in TASKS:
-        raise Refused(f"task is {task!r}, allowed are {' and '.join(TASKS)}.")
+        raise UserError(f"task is {task!r}, allowed are {' and '.join(TASKS)}.")
     if processes < 1:
-        raise Refused(f"processes is {processes}, allowed is 1 or more.")
+        raise UserError(f"processes is {processes}, allowed is 1 or more.")
     if seed < 0:
-        raise Refused(f"seed is {seed}, allowed is 0 or more.")
+        raise UserError(f"seed is {seed}, allowed is 0 or more.")
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise Refused(f"{out} exists and is not an empty folder; the sample corpus is written into a new one.")
+        raise UserError(f"{out} exists and is not an empty folder; the sample corpus is written into a new one.")
     plans = plan(clips, seed)
     sample_voice.library_folder()
     aside = out.resolve().with_name(f".{out.resolve().name}.{os.getpid()}")
@@ -239,7 +239,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         processes = settings.workers() if given.processes is None else given.processes
         generate(given.out, given.clips, given.seed, given.task, processes)
-    except Refused as refusal:
+    except UserError as refusal:
         print(refusal, file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from qamoe.errors import Refused
+from qamoe.errors import UserError
 
 RATE = 22_050  # Hz, espeak-ng's own
 # Variants that differ clearly from each other and stay intelligible.
@@ -54,11 +54,11 @@ def invent(random: np.random.Generator, deep: bool = False) -> Voice:
 
 
 def library_folder() -> tuple[str, str]:
-    """Where espeak-ng's library and its data lie. Raises Refused without the extra `sample`."""
+    """Where espeak-ng's library and its data lie. Raises UserError without the extra `sample`."""
     try:
         import espeakng_loader
     except ImportError:
-        raise Refused(
+        raise UserError(
             'The sample corpus is spoken by espeak-ng, which is not installed: pip install "qamoe[sample]".'
         ) from None
     return espeakng_loader.get_library_path(), espeakng_loader.get_data_path()
