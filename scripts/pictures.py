@@ -96,11 +96,10 @@ def of_mlflow(page: Tab, address: str, name: str) -> None:
 
 def of_glance(out: Path) -> None:
     """The first figure of the report of `out`, an experiment's folder; specialists are not in it."""
-    found = results.read(out / "evaluate", out / "train", curves.SHOWN)
-    summary: comparisons.Summary = {}
-    metric = tables.error_metric(found.cells) or ""
-    pairs = comparisons.pairs(comparisons.values(found, summary), metric, summary)
-    figure = curves.glance(found, pairs, comparisons.rows(pairs, metric, summary))
+    shown = results.read(out / "evaluate", out / "train", curves.SHOWN)
+    pairs = comparisons.pairs(comparisons.resampled(shown))
+    rows = comparisons.rows(pairs, tables.error_metric(shown.cells) or "")
+    figure = curves.glance(shown, pairs, rows)
     assert figure is not None
     figure.savefig(DOCS / "glance.png", dpi=100)
     print(DOCS / "glance.png")

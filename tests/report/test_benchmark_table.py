@@ -89,7 +89,7 @@ def test_published_rows_do_not_stand_beside_classes(cells: pd.DataFrame) -> None
         benchmark_table.of_slice(classes, "missing", "mosi")
 
 
-def small() -> table_formats.Printed:
+def small() -> table_formats.ResultTable:
     nan = float("nan")
     measures = [table_formats.Measure("acc7", "acc7", "Acc-7"), table_formats.Measure("e", "mean_error", "Mean error")]
     lines = [
@@ -97,7 +97,7 @@ def small() -> table_formats.Printed:
         table_formats.Line("c|d", 1, [(0.5, nan), (0.1, nan)]),
         table_formats.Line("Peer", 3, [(0.3, nan), (nan, nan)], "arXiv 1"),
     ]
-    return table_formats.Printed("A title", measures, lines, ["* theirs"])
+    return table_formats.ResultTable("A title", measures, lines, ["* theirs"])
 
 
 def test_markdown() -> None:

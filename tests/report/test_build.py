@@ -15,6 +15,7 @@ from qamoe.evaluation.metrics import of_predictions
 from qamoe.evaluation.summary import summarise
 from qamoe.report import build, comparisons, curves, plots, tables
 from qamoe.report.results import read
+from qamoe.report.section import merged
 
 Maker = Callable[..., None]
 
@@ -44,7 +45,7 @@ def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plots, "data_uri", lambda figure: "data:,")
 
 
-def write(root: Path) -> dict:
+def write(root: Path) -> build.Written:
     return build.write(root / "evaluate", root / "train", root / "report")
 
 
@@ -119,8 +120,8 @@ def test_each_number_of_the_headline_stands_in_its_place(written: Path, summary:
 
 
 def test_the_report_is_about_the_models_that_it_was_asked_for(results: Path, tmp_path: Path) -> None:
-    made = build.write(results / "evaluate", results / "train", tmp_path / "report", models=["qamoe", "mean"])
-    assert list(made["headline"]["model"]) == ["mean", "qamoe"]
+    written = build.write(results / "evaluate", results / "train", tmp_path / "report", models=["qamoe", "mean"])
+    assert list(written.headline["model"]) == ["mean", "qamoe"]
     assert not any("concat" in name for name in json.loads((tmp_path / "report" / "summary.json").read_text()))
 
 
@@ -201,14 +202,14 @@ def test_holm_is_over_the_family_as_far_as_it_was_measured(all_models: tuple[str
 
 
 def test_the_first_figure_claims_what_the_table_claims(many: Path) -> None:
-    asked: list[pd.DataFrame] = []
+    drawn: list[pd.DataFrame] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(plots, "data_uri", lambda figure: "data:,")
-        patch.setattr(plots, "at_a_glance", lambda cells, r, pairs, metric, first: asked.append(pairs))
+        patch.setattr(plots, "at_a_glance", lambda cells, r, pairs, metric, first: drawn.append(pairs))
         patch.setattr(comparisons, "SIGNIFICANT", -1.0)  # so that Holm leaves nothing of the family
         results = read(many / "evaluate", many / "train")
         build.build(results)
-    (pairs,) = asked
+    (pairs,) = drawn
     assert set(pairs["against"]) == {"concat", "moe"}
     in_family = pairs["slice"].isin(comparisons.FAMILY[1])
     assert not pairs.loc[in_family, "claimed"].any()
@@ -219,15 +220,15 @@ def test_the_first_figure_claims_what_the_table_claims(many: Path) -> None:
 
 def test_the_first_figure_names_the_best_control_where_it_is_not_drawn(many: Path) -> None:
     results = read(many / "evaluate", many / "train")
-    judged = [
-        {"slice": "mixed", "best": "moe", "relative": "−1.0 %"},
-        {"slice": "missing", "best": "text", "relative": "+5.6 %"},
+    no_worse = [
+        comparisons.NoWorse("mixed", "moe", "−1.0 %", "−0.5 %", "no worse"),
+        comparisons.NoWorse("missing", "text", "+5.6 %", "+6.1 %", "not shown to be no worse"),
     ]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(plots, "data_uri", lambda figure: "data:,")
-        (shown,) = curves.at_a_glance(results, object(), judged)  # type: ignore[arg-type]
-    told = shown["caption"].partition("Not drawn: ")[2]
-    assert told == "text, the control that errs least on missing (MAE of qamoe relative to text there: +5.6 %)."
+        (shown,) = curves.at_a_glance(results, object(), no_worse)  # type: ignore[arg-type]
+    not_drawn = shown.caption.partition("Not drawn: ")[2]
+    assert not_drawn == "text, the control that errs least on missing (MAE of qamoe relative to text there: +5.6 %)."
 
 
 def test_the_best_control_is_neither_oracle_nor_ablation(all_models: tuple[str, dict]) -> None:
@@ -318,10 +319,10 @@ def test_a_report_that_fails_leaves_the_old_one(
     shutil.copytree(written, out)
     before = (out / "index.html").read_bytes()
 
-    def permuted_quality(*_: object) -> dict:
+    def disk_full(*_: object) -> dict:
         raise OSError("no space left")
 
-    monkeypatch.setattr(build, "metrics", permuted_quality)
+    monkeypatch.setattr(build, "metrics", disk_full)
     with pytest.raises(OSError, match="no space"):
         build.write(results / "evaluate", results / "train", out)
     assert (out / "index.html").read_bytes() == before
@@ -366,12 +367,13 @@ def test_a_corpus_without_vision_has_no_line_for_it(tmp_path: Path, make_run: Ma
 @pytest.mark.usefixtures("undrawn")
 def test_models_without_trust_and_routing_give_a_page_without_them(tmp_path: Path, make_run: Maker) -> None:
     make_run(tmp_path, "mean", 1)
-    made = write(tmp_path)
+    write(tmp_path)
     text = Page((tmp_path / "report" / "index.html").read_text()).text
     assert "Experts" not in text
     assert "nothing to compare" in text
     assert "At a glance" not in text
-    assert made["comparison"] == []
+    assert "Is the difference real?" in text
+    assert "minus that of another model" not in text
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -419,6 +421,12 @@ def test_classes_have_a_page_of_their_own_metrics(tmp_path: Path, make_run: Make
     assert "qamoe.coverage_90.mixed" not in summary
 
 
+def test_a_number_that_two_sections_set_is_an_error() -> None:
+    assert merged({"a": 1}, {"b": None}) == {"a": 1, "b": None}
+    with pytest.raises(ValueError, match=r"^summary\.json: b set by two sections"):
+        merged({"a": 1, "b": 2}, {"b": 2})
+
+
 def test_half_a_result_is_refused_by_name(tmp_path: Path, make_run: Maker) -> None:
     with pytest.raises(UserError, match="run the stage evaluate"):
         write(tmp_path)
@@ -432,17 +440,17 @@ def test_half_a_result_is_refused_by_name(tmp_path: Path, make_run: Maker) -> No
 def test_a_search_is_shown_where_there_was_one(results: Path, undrawn: None, tmp_path: Path) -> None:
     tuned = tmp_path / "tune"
     about = (results / "evaluate", results / "train", tmp_path / "report", tuned)
-    assert "Search" not in Page(build.write(*about)["page"].read_text()).text
+    assert "Search" not in Page(build.write(*about).page.read_text()).text
     (tuned / "plots").mkdir(parents=True)
     rows = ["number,state,value,lr", "0,COMPLETE,0.75,0.001", "1,PRUNED,0.71,0.002", "2,COMPLETE,0.73,0.003"]
     (tuned / "trials.csv").write_text("\n".join(rows) + "\n")
     for name in ("history", "slice"):
         (tuned / "plots" / f"{name}.svg").write_text(f"<svg>{name}</svg>")
-    made = build.write(*about)
-    page = Page(made["page"].read_text())
+    written = build.write(*about)
+    page = Page(written.page.read_text())
     assert "2 trials ran to their end and 1 were pruned; the best has a validation error of 0.730." in page.text
     drawn = [plots.svg_uri(f"<svg>{name}</svg>".encode()) for name in ("history", "slice")]
     assert [address for address in page.addresses if address in drawn] == drawn
-    summary = json.loads(made["summary"].read_text())
+    summary = json.loads(written.summary.read_text())
     found = [summary[f"tune.{name}"] for name in ("trials.complete", "trials.pruned", "selection.best")]
     assert found == [2, 1, 0.73]

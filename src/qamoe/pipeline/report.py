@@ -10,9 +10,9 @@ def run(params: Params, out: Path) -> None:
     """Write the report and print its headline table."""
     from qamoe.report import build, tables
 
-    made = build.write(out / "evaluate", out / "train", out / "report", out / "tune", list(params.seeds))
-    tables.print_headline(made["headline"])
-    print(f"report: {made['page']}\nnumbers: {made['summary']}")
+    written = build.write(out / "evaluate", out / "train", out / "report", out / "tune", list(params.seeds))
+    tables.print_headline(written.headline)
+    print(f"report: {written.page}\nnumbers: {written.summary}")
 
 
 if __name__ == "__main__":

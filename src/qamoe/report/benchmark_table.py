@@ -10,7 +10,7 @@ import pandas as pd
 
 from qamoe.errors import UserError
 from qamoe.report import tables
-from qamoe.report.table_formats import Line, Measure, Printed
+from qamoe.report.table_formats import Line, Measure, ResultTable
 
 SOURCE = "arXiv 2609.10950"
 SEEDS = 3  # of the published rows
@@ -33,22 +33,22 @@ CLASSES = {
 }  # fmt: skip
 
 
-def of_slice(cells: pd.DataFrame, name: str, peers: str | None = None) -> Printed:
+def of_slice(cells: pd.DataFrame, name: str, peers: str | None = None) -> ResultTable:
     """The table of slice `name`, with the published rows of corpus `peers` below ours.
 
     cells: those of all runs, with model and seed. A graded slice is averaged over severities 0 to 0.9, as the field
     does; any other has its summary's value. Raises UserError for a slice that is not there, and for peers of another
     slice than missing.
     """
-    own = cells[cells["slice"] == name]
-    if own.empty:
+    of_slice = cells[cells["slice"] == name]
+    if of_slice.empty:
         there = ", ".join(cells["slice"].unique())
         raise UserError(f"No slice {name!r} was evaluated; there are {there}.")
     if peers is not None and peers not in CORPORA:
         raise UserError(f"There are no published rows of {peers!r}; allowed are {', '.join(CORPORA)}.")
     if peers is not None and name != "missing":
         raise UserError(f"The published rows are averages over slice missing, not over {name}: leave --peers out.")
-    runs = tables.summaries(own)
+    runs = tables.summaries(of_slice)
     present = set(runs["metric"])
     labels = next((set_ for set_ in (MOSI, SIMS, CLASSES) if next(iter(set_)) in present), None)
     if labels is None:
@@ -67,7 +67,7 @@ def of_slice(cells: pd.DataFrame, name: str, peers: str | None = None) -> Printe
         lines += _published(peers, measures)
         notes.append(PUBLISHED.format(source=SOURCE, corpus=f"CMU-{peers.upper()}"))
     averaged = "mean over severities 0 to 0.9" if statistic == "area09" else "mean over all its cells"
-    return Printed(f"Slice {name}, {averaged}; mean ± SD over training seeds", measures, lines, notes)
+    return ResultTable(f"Slice {name}, {averaged}; mean ± SD over training seeds", measures, lines, notes)
 
 
 def _published(corpus: str, measures: list[Measure]) -> list[Line]:
@@ -83,12 +83,12 @@ def _published(corpus: str, measures: list[Measure]) -> list[Line]:
     return lines
 
 
-def headline(cells: pd.DataFrame) -> Printed:
+def headline(cells: pd.DataFrame) -> ResultTable:
     """The headline of all models, as print_headline has it, for the other formats."""
-    made, columns = tables.headline(cells), tables.columns_of(cells)
+    headline, columns = tables.headline(cells), tables.columns_of(cells)
     lines = [
         Line(row["model"], row["seeds"], [(row[c.name], row[f"{c.name}.sd"]) for c in columns])
-        for _, row in made.iterrows()
+        for _, row in headline.iterrows()
     ]
     measures = [Measure(c.name, c.metric, c.label) for c in columns]
-    return Printed("Test split; mean ± SD over training seeds", measures, lines, [])
+    return ResultTable("Test split; mean ± SD over training seeds", measures, lines, [])

@@ -12,54 +12,68 @@ import json
 import os
 import shutil
 from collections.abc import Collection
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from qamoe.report import comparisons, curves, reliability, sections, tables
-from qamoe.report.comparisons import Summary
 from qamoe.report.results import Results, read
+from qamoe.report.section import Numbers, Section, merged
 from qamoe.report.tables import number
 
 COMMAND = "dvc repro report"
+METRICS = ("mae", "corr", "accuracy", "macro_f1")  # in metrics.json
+
+
+@dataclass(frozen=True)
+class Report:
+    """The page, the numbers of summary.json, and tables.headline for a terminal."""
+
+    html: str
+    numbers: Numbers
+    headline: pd.DataFrame
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a terminal shows of a report: tables.headline, and the paths of the page and of summary.json."""
+
+    headline: pd.DataFrame
+    page: Path
+    summary: Path
 
 
 def write(
     evaluated: Path, trained: Path, out: Path, tuned: Path | None = None, models: Collection[str] | None = None
-) -> dict[str, Any]:
-    """Write the report's folder and return what a terminal shows.
+) -> Written:
+    """Write the report's folder.
 
     evaluated, trained, tuned: artifacts/evaluate, artifacts/train, and artifacts/tune, which need not be there. out:
     artifacts/report, replaced as a whole at the end. models: those it is about, None for all that were evaluated.
-    Returns `headline` (tables.headline), `comparison` (rows of controls.rows), `page` and `summary` (paths). Raises
-    UserError where a run is not complete.
+    Raises UserError where a run is not complete.
     """
     results = read(evaluated, trained, models)
-    summary, page = build(results, tuned)
-    curves = tables.curves(results.cells)
+    report = build(results, tuned)
+    curve_table = tables.curves(results.cells)
     error = tables.error_metric(results.cells)
     if error:
-        curves.insert(3, "error", curves[error])
+        curve_table.insert(3, "error", curve_table[error])
     aside = out.with_name(f".{out.name}.{os.getpid()}")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     try:
-        (aside / "index.html").write_text(page["html"], encoding="utf-8")
+        (aside / "index.html").write_text(report.html, encoding="utf-8")
         (aside / "summary.json").write_text(
-            _json({n: None if pd.isna(value) else value for n, value in summary.items()})
+            _json({name: None if pd.isna(value) else value for name, value in report.numbers.items()})
         )
-        (aside / "metrics.json").write_text(_json(metrics(summary, results.cells)))
-        curves.to_csv(aside / "curves.csv", index=False, float_format="%.6g")
+        (aside / "metrics.json").write_text(_json(metrics(report.numbers, results.cells)))
+        curve_table.to_csv(aside / "curves.csv", index=False, float_format="%.6g")
         _replace(out, aside)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
-    return {
-        "headline": page["headline"],
-        "comparison": page["comparison"],
-        "page": out / "index.html",
-        "summary": out / "summary.json",
-    }
+    return Written(report.headline, out / "index.html", out / "summary.json")
 
 
 def _replace(out: Path, aside: Path) -> None:
@@ -80,64 +94,70 @@ def _json(content: Any) -> str:
     return json.dumps(content, indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n"
 
 
-def metrics(summary: Summary, cells: pd.DataFrame) -> dict[str, Any]:
+def metrics(numbers: Numbers, cells: pd.DataFrame) -> dict[str, dict[str, dict[str, float]]]:
     """model -> slice -> metric: means over seeds of each slice's area, for `dvc metrics show|diff`."""
-    wanted = ("mae", "corr", "accuracy", "macro_f1")
-    made: dict[str, Any] = {}
+    nested: dict[str, dict[str, dict[str, float]]] = {}
     for model, name, metric in cells[["model", "slice", "metric"]].drop_duplicates().itertuples(index=False):
-        value = summary.get(f"{model}.{name}.{metric}.area.mean")
-        if metric in wanted and value is not None:
-            made.setdefault(model, {}).setdefault(name, {})[metric] = round(float(value), 6)
-    return made
+        value = numbers.get(f"{model}.{name}.{metric}.area.mean")
+        if metric in METRICS and value is not None:
+            nested.setdefault(model, {}).setdefault(name, {})[metric] = round(float(value), 6)
+    return nested
 
 
-def build(results: Results, tuned: Path | None = None) -> tuple[Summary, dict[str, Any]]:
-    """Everything that the report says: the flat summary, and the page (html, headline, comparison)."""
-    summary: Summary = {}
-    runs = tables.summaries(results.cells)
-    headline = tables.headline(results.cells, runs)
-    metric = tables.error_metric(results.cells) or ""
-    resampled = comparisons.values(results, summary)
-    pairs = comparisons.pairs(resampled, metric, summary)
-    compared = comparisons.rows(pairs, metric, summary)
-    judged = comparisons.no_worse(resampled, pairs, summary) if metric == "mae" else []
-    slices = sections.slices(results.cells, runs, summary)
-    context = {
-        "about": sections.about(results, summary),
-        "headline": sections.headline(headline, results.cells),
-        "glance": curves.at_a_glance(results, curves.glance(results, pairs, compared), judged),
-        "compared": [comparisons.shown(row) for row in compared],
-        "family": comparisons.FAMILY,
-        "broken_error": "MAE" if metric == "mae" else "Share of misses",
-        "metric": tables.METRIC_NAMES.get(metric, metric),
+def build(results: Results, tuned: Path | None = None) -> Report:
+    """Everything that the report says."""
+    cells = results.cells
+    runs = tables.summaries(cells)
+    headline = tables.headline(cells, runs)
+    metric = tables.error_metric(cells) or ""
+    resampled = comparisons.resampled(results)
+    pairs = comparisons.pairs(resampled)
+    rows = comparisons.rows(pairs, metric)
+    slices = sections.slices(cells, runs)
+    no_worse = comparisons.no_worse(resampled, pairs) if metric == "mae" else Section([], {})
+    by_name: dict[str, Section[Any]] = {
+        "about": sections.about(results),
+        "compared": comparisons.compared_models(pairs, rows, metric),
         "matrix": comparisons.matrix(resampled, pairs, metric),
-        "no_worse": judged,
+        "no_worse": no_worse,
+        "specialists": comparisons.specialists(results),
+        "slices": slices,
+        "reliability": reliability.reliability_rows(results),
+        "permuted_quality": reliability.permuted_quality(results),
+        "nothing_left": reliability.nothing_left(results),
+        "calibration": reliability.calibration(results, slices.numbers),
+        "training": sections.training(results),
+        "references": sections.references(slices.numbers),
+        "sources": sections.sources(results),
+    }
+    groups = [
+        curves.spectrum(results),
+        curves.within_slices(results),
+        curves.trust(results),
+        curves.experts(results),
+        sections.search(tuned),
+    ]
+    context = {
+        "headline": sections.headline(headline, cells),
+        "glance": curves.at_a_glance(results, curves.glance(results, pairs, rows), no_worse.context),
+        "groups": [group.context for group in groups],
+        "family": comparisons.FAMILY,
+        "error_name": "MAE" if metric == "mae" else "Share of misses",
+        "metric": tables.METRIC_NAMES.get(metric, metric),
         "margin": f"{100 * comparisons.MARGIN:g} %",
-        "specialists": comparisons.specialists(results, summary),
         "pair": comparisons.COMPARED,
         "resamplings": comparisons.DRAWS,
-        "slices": slices,
-        "groups": [
-            curves.spectrum(results, summary),
-            curves.within_slices(results, summary),
-            curves.trust(results, summary),
-            curves.experts(results, summary),
-            sections.search(tuned, summary),
-        ],
-        "reliability": reliability.reliability_rows(results, summary),
-        "broken": reliability.permuted_quality(results, summary),
-        "lost": reliability.nothing_left(results, summary),
-        "calibration": reliability.calibration(results, summary),
-        "training": sections.training(results, summary),
-        "references": sections.references(results.cells, summary),
         "gate": number(sections.WITHOUT_QUALITY_GATE, "mean_error"),
-        "sources": sections.sources(results, summary),
         "notes": sections.notes(results),
         "command": COMMAND,
     }
+    context |= {name: section.context for name, section in by_name.items()}
+    return Report(_page(context), merged(*(section.numbers for section in [*by_name.values(), *groups])), headline)
+
+
+def _page(context: dict[str, Any]) -> str:
     from jinja2 import Environment, StrictUndefined
 
     template = Path(__file__).with_name("report.html").read_text(encoding="utf-8")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    html = environment.from_string(template).render(context)
-    return summary, {"html": html, "headline": headline, "comparison": compared}
+    return environment.from_string(template).render(context)

@@ -1,10 +1,8 @@
-"""QA-MoE against every control, ablation and specialist: what the page says about differences, with their intervals.
-
-Everything shown goes into the flat summary too, rounded nowhere.
-"""
+"""QA-MoE against every control, ablation and specialist: what the page says about differences, with their intervals."""
 
 import re
-from typing import Any
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import pandas as pd
 
@@ -12,9 +10,8 @@ from qamoe.evaluation.bootstrap import DRAWS, Comparison, Resampled, compared, h
 from qamoe.report import tables
 from qamoe.report.pairwise import texts, verdict
 from qamoe.report.results import Results
+from qamoe.report.section import Numbers, Section
 from qamoe.report.tables import number, percent
-
-Summary = dict[str, float | int | bool | None]
 
 COMPARED = ("qamoe", "concat")  # the first minus the second, in full
 FAMILY = (("concat", "moe"), ("mixed", "alone"))  # named before any result was seen; Holm corrects over it
@@ -23,66 +20,56 @@ SIGNIFICANT = 0.05  # below it, Holm's p of a member of FAMILY is a difference
 MARGIN = 0.01  # by how much of its MAE it may be worse there
 FROM = 0.3  # severity from which the clean specialist should lose
 
+Areas = dict[tuple[str, str], Resampled]  # (model, slice) -> the error under the same draws of sources
 Pairs = dict[tuple[str, str], Comparison]  # (other model, slice)
 
 
-def values(results: Results, summary: Summary) -> dict[tuple[str, str], Resampled]:
-    """(model, slice) -> the error under the same draws of sources, specialists apart."""
+class Row(NamedTuple):
+    """The first of COMPARED against a model on a slice; `corrected` is Holm's p, None outside the family."""
+
+    against: str
+    slice: str
+    metric: str
+    pair: Comparison
+    corrected: float | None
+
+
+def resampled(results: Results) -> Areas:
+    """The error of every model on every slice, specialists apart."""
     metric = tables.error_metric(results.cells)
-    found = {}
     if metric is None:
         return {}
-    for model in results.models:
-        if model.startswith("specialist-"):
-            continue
-        for name in results.slices_of(model):
-            own = resample(results.compared(model, name), metric, DRAWS)
-            _, low, high = own.interval
-            summary |= {f"{model}.{name}.{metric}.area.low": low, f"{model}.{name}.{metric}.area.high": high}
-            found[model, name] = own
-    return found
+    models = [model for model in results.models if not model.startswith("specialist-")]
+    return {
+        (model, name): resample(results.compared(model, name), metric, DRAWS)
+        for model in models
+        for name in results.slices_of(model)
+    }
 
 
-def pairs(found: dict[tuple[str, str], Resampled], metric: str, summary: Summary) -> Pairs:
+def pairs(areas: Areas) -> Pairs:
     """The first of COMPARED against every other model on every slice that both have; none where it is absent."""
     first = COMPARED[0]
-    made: Pairs = {}
-    for (model, name), own in found.items():
-        if model == first or (first, name) not in found:
-            continue
-        pair = compared(found[first, name], own, name)
-        made[model, name] = pair
-        _note(summary, f"comparison.{first}-{model}.{name}.{metric}", pair)
-    return made
-
-
-def _note(summary: Summary, prefix: str, pair: Comparison) -> None:
-    names = ("difference", "difference.low", "difference.high", "p", "ratio", "ratio.low", "ratio.high")
-    summary |= {f"{prefix}.{name}": value for name, value in zip(names, pair, strict=True)}
-
-
-def rows(made: Pairs, metric: str, summary: Summary) -> list[dict[str, Any]]:
-    """COMPARED, a slice a row, then what else is of the family: the comparison, and its p corrected over the family."""
-    corrected = family(made, metric, summary)
-    shown_ = {key: pair for key, pair in made.items() if key[0] == COMPARED[1]}
-    shown_ |= {key: made[key] for key in corrected}
-    return [
-        {"against": model, "slice": name, "metric": metric, "pair": pair, "corrected": corrected.get((model, name))}
-        for (model, name), pair in shown_.items()
-    ]
-
-
-def family(made: Pairs, metric: str, summary: Summary) -> dict[tuple[str, str], float]:
-    """Holm's p of each member of FAMILY that was measured."""
-    members = {
-        f"{m}.{s}": made[m, s].p for m in FAMILY[0] for s in FAMILY[1] if (m, s) in made and not pd.isna(made[m, s].p)
+    return {
+        (model, name): compared(areas[first, name], area, name)
+        for (model, name), area in areas.items()
+        if model != first and (first, name) in areas
     }
-    corrected = {}
-    for name, p in holm(members).items():
-        model, slice_ = name.split(".")
-        summary[f"comparison.{COMPARED[0]}-{model}.{slice_}.{metric}.p_holm"] = p
-        corrected[model, slice_] = p
-    return corrected
+
+
+def rows(pairs: Pairs, metric: str) -> list[Row]:
+    """COMPARED, a slice a row, then what else is of the family: the comparison, and its p corrected over the family."""
+    corrected = family(pairs)
+    chosen = dict.fromkeys([*(key for key in pairs if key[0] == COMPARED[1]), *corrected])
+    return [Row(model, name, metric, pairs[model, name], corrected.get((model, name))) for model, name in chosen]
+
+
+def family(pairs: Pairs) -> dict[tuple[str, str], float]:
+    """Holm's p of each member of FAMILY that was measured."""
+    members = [(model, name) for model in FAMILY[0] for name in FAMILY[1]]
+    measured = [key for key in members if key in pairs and not pd.isna(pairs[key].p)]
+    corrected = holm({f"{model}.{name}": pairs[model, name].p for model, name in measured})
+    return {(model, name): p for key, p in corrected.items() for model, _, name in [key.partition(".")]}
 
 
 def shows(pair: Comparison, corrected: float | None) -> bool:
@@ -90,124 +77,205 @@ def shows(pair: Comparison, corrected: float | None) -> bool:
     return pair.claimed and (corrected is None or corrected < SIGNIFICANT)
 
 
-def shown(row: dict[str, Any]) -> dict[str, str]:
-    """A row of `rows` as the page prints it."""
-    difference, interval, p, ratio, ratio_interval = texts(row["pair"])
-    said = verdict(row["pair"], row["metric"]) if shows(row["pair"], row["corrected"]) else ""
-    return {
-        "against": row["against"],
-        "slice": row["slice"],
-        "difference": difference,
-        "interval": interval,
-        "p": p,
-        "corrected": "" if row["corrected"] is None else f"{row['corrected']:.3f}",
-        "ratio": ratio,
-        "ratio_interval": ratio_interval,
-        "verdict": f"{COMPARED[0]} is {said}" if said else "no difference shown",
-    }
+@dataclass(frozen=True)
+class Difference:
+    """A Row as the page prints it."""
+
+    against: str
+    slice: str
+    difference: str
+    interval: str
+    p: str
+    corrected: str
+    ratio: str
+    ratio_interval: str
+    verdict: str
 
 
-def matrix(found: dict[tuple[str, str], Resampled], made: Pairs, metric: str) -> list[dict[str, Any]]:
-    """Controls, and ablations where there are any: tables of a row a model and a column a slice.
+def compared_models(pairs: Pairs, rows: list[Row], metric: str) -> Section[list[Difference]]:
+    """The rows, and the numbers of every pair."""
+    first = COMPARED[0]
+    numbers: Numbers = {}
+    for (model, name), pair in pairs.items():
+        numbers |= _pair_numbers(f"comparison.{first}-{model}.{name}.{metric}", pair)
+    for row in rows:
+        if row.corrected is not None:
+            numbers[f"comparison.{first}-{row.against}.{row.slice}.{metric}.p_holm"] = row.corrected
+    return Section([_difference(row) for row in rows], numbers)
 
-    `errors` holds each model's error, `differences` how much that of the first of COMPARED exceeds it, both with
-    their intervals.
-    """
-    models = list(dict.fromkeys(model for model, _ in found))
-    slices = list(dict.fromkeys(name for _, name in found))
+
+def _pair_numbers(prefix: str, pair: Comparison) -> Numbers:
+    names = ("difference", "difference.low", "difference.high", "p", "ratio", "ratio.low", "ratio.high")
+    return {f"{prefix}.{name}": value for name, value in zip(names, pair, strict=True)}
+
+
+def _difference(row: Row) -> Difference:
+    difference, interval, p, ratio, ratio_interval = texts(row.pair)
+    better_or_worse = verdict(row.pair, row.metric) if shows(row.pair, row.corrected) else ""
+    return Difference(
+        row.against,
+        row.slice,
+        difference,
+        interval,
+        p,
+        corrected="" if row.corrected is None else f"{row.corrected:.3f}",
+        ratio=ratio,
+        ratio_interval=ratio_interval,
+        verdict=_reading(better_or_worse),
+    )
+
+
+def _reading(better_or_worse: str) -> str:
+    return f"{COMPARED[0]} is {better_or_worse}" if better_or_worse else "no difference shown"
+
+
+@dataclass(frozen=True)
+class MatrixCell:
+    """A value with its interval, empty where it was not measured; claimed where it is a difference."""
+
+    value: str = ""
+    interval: str = ""
+    claimed: bool = False
+
+
+@dataclass(frozen=True)
+class MatrixRow:
+    model: str
+    cells: list[MatrixCell]
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A row a model and a column a slice: each one's error, and how much that of the first of COMPARED exceeds it."""
+
+    title: str
+    slices: list[str]
+    errors: list[MatrixRow]
+    differences: list[MatrixRow]
+
+
+def matrix(areas: Areas, pairs: Pairs, metric: str) -> Section[list[Matrix]]:
+    """Controls, and ablations where there are any."""
+    models = list(dict.fromkeys(model for model, _ in areas))
+    slices = list(dict.fromkeys(name for _, name in areas))
     groups = (
         ("Controls", [m for m in models if not m.startswith("ablation-")]),
         ("Ablations", [m for m in models if m.startswith("ablation-") or m == COMPARED[0]]),
     )
-    shown_ = []
-    for title, own in groups:
-        if len(own) < 2:
+    matrices = []
+    for title, members in groups:
+        if len(members) < 2:
             continue
-        errors = [{"model": m, "cells": [_error(found.get((m, s)), metric) for s in slices]} for m in own]
-        others = [m for m in own if any((m, s) in made for s in slices)]
-        differences = [{"model": m, "cells": [_difference(made.get((m, s))) for s in slices]} for m in others]
-        shown_.append({"title": title, "slices": slices, "errors": errors, "differences": differences})
-    return shown_
+        errors = [MatrixRow(m, [_error_cell(areas.get((m, s)), metric) for s in slices]) for m in members]
+        others = [m for m in members if any((m, s) in pairs for s in slices)]
+        differences = [MatrixRow(m, [_difference_cell(pairs.get((m, s))) for s in slices]) for m in others]
+        matrices.append(Matrix(title, slices, errors, differences))
+    numbers: Numbers = {}
+    for (model, name), area in areas.items():
+        _, low, high = area.interval
+        numbers |= {f"{model}.{name}.{metric}.area.low": low, f"{model}.{name}.{metric}.area.high": high}
+    return Section(matrices, numbers)
 
 
-def _error(own: Resampled | None, metric: str) -> dict[str, Any]:
-    if own is None:
-        return {"value": "", "interval": "", "claimed": False}
-    value, low, high = (number(v, metric) for v in own.interval)
-    return {"value": value, "interval": f"{low}, {high}", "claimed": False}
+def _error_cell(area: Resampled | None, metric: str) -> MatrixCell:
+    if area is None:
+        return MatrixCell()
+    value, low, high = (number(v, metric) for v in area.interval)
+    return MatrixCell(value, f"{low}, {high}")
 
 
-def _difference(pair: Comparison | None) -> dict[str, Any]:
+def _difference_cell(pair: Comparison | None) -> MatrixCell:
     if pair is None:
-        return {"value": "", "interval": "", "claimed": False}
+        return MatrixCell()
     difference, interval = texts(pair)[:2]
-    return {"value": difference, "interval": interval.replace(" to ", ", "), "claimed": pair.claimed}
+    return MatrixCell(difference, interval.replace(" to ", ", "), pair.claimed)
 
 
-def no_worse(found: dict[tuple[str, str], Resampled], made: Pairs, summary: Summary) -> list[dict[str, str]]:
+@dataclass(frozen=True)
+class NoWorse:
+    """The first of COMPARED relative to the best control of a slice, as the page prints it."""
+
+    slice: str
+    best: str
+    relative: str
+    upper: str
+    verdict: str
+
+
+def no_worse(areas: Areas, pairs: Pairs) -> Section[list[NoWorse]]:
     """On the slices of JUDGED: the first of COMPARED against the control that errs least there, by MAE."""
     lines = []
+    numbers: Numbers = {}
     for name in JUDGED:
-        controls = {m: own for (m, s), own in found.items() if s == name and tables.is_control(m) and (m, s) in made}
+        controls = {m: area for (m, s), area in areas.items() if s == name and tables.is_control(m) and (m, s) in pairs}
         if not controls:
             continue
         best = min(controls, key=lambda m: controls[m].values[0])
-        pair = made[best, name]
-        upper = pair.ratio_high - 1
-        summary[f"non_inferior.{name}.{best}.mae.upper"] = upper
-        summary[f"non_inferior.{name}"] = non_inferior(pair, MARGIN)
-        lines.append(
-            {
-                "slice": name,
-                "best": best,
-                "relative": percent(pair.ratio - 1),
-                "upper": percent(upper),
-                "said": "no worse" if non_inferior(pair, MARGIN) else "not shown to be no worse",
-            }
-        )
-        summary[f"non_inferior.{name}.{best}.mae.relative"] = pair.ratio - 1
-    return lines
+        pair = pairs[best, name]
+        relative, upper, passed = pair.ratio - 1, pair.ratio_high - 1, non_inferior(pair, MARGIN)
+        verdict = "no worse" if passed else "not shown to be no worse"
+        lines.append(NoWorse(name, best, percent(relative), percent(upper), verdict))
+        numbers |= {
+            f"non_inferior.{name}": passed,
+            f"non_inferior.{name}.{best}.mae.relative": relative,
+            f"non_inferior.{name}.{best}.mae.upper": upper,
+        }
+    return Section(lines, numbers)
 
 
-def specialists(results: Results, summary: Summary) -> dict[str, Any]:
+@dataclass(frozen=True)
+class SpecialistRow:
+    """A specialist in one cell, as the page prints it: the MAE of the first of COMPARED, its own, and their ratio."""
+
+    model: str
+    cell: str
+    ours: str
+    theirs: str
+    ratio: str
+    interval: str
+    verdict: str
+
+
+@dataclass(frozen=True)
+class Specialists:
+    """`mean` is the mean ratio over the `count` cells that specialists were trained in, empty where there is none."""
+
+    rows: list[SpecialistRow]
+    mean: str = ""
+    count: int = 0
+
+
+def specialists(results: Results) -> Section[Specialists]:
     """One checkpoint against a specialist in each one's own cell; the clean specialist also in all worse ones."""
-    lines: list[dict[str, str]] = []
-    own_ratios = []
     first = COMPARED[0]
     if first not in results.models or tables.error_metric(results.cells) != "mae":
-        return {"rows": lines}
-    there = set(results.cells.loc[results.cells["model"] == first, "cell"])
+        return Section(Specialists([]), {})
+    evaluated = set(results.cells.loc[results.cells["model"] == first, "cell"])
+    rows = []
+    numbers: Numbers = {}
+    own_ratios = []
     for model in (m for m in results.models if m.startswith("specialist-")):
         for cell in _cells_of(model, results.cells):
-            if cell not in there:
+            if cell not in evaluated:
                 continue
-            sides = [resample(results.compared(m, cells=[cell]), "mae", DRAWS) for m in (first, model)]
-            pair = compared(sides[0], sides[1], cell)
-            _note(summary, f"comparison.{first}-{model}.{_key(cell)}.mae", pair)
-            own = cell == _own_cell(model)
-            if own:
+            ours, theirs = (resample(results.compared(m, cells=[cell]), "mae", DRAWS) for m in (first, model))
+            pair = compared(ours, theirs, cell)
+            if cell == _own_cell(model):
                 own_ratios.append(pair.ratio)
-            _, _, _, ratio, interval = texts(pair)
-            maes = [number(side.values[0], "mae") for side in sides]
+            rows.append(_specialist_row(model, cell, ours, theirs, pair))
+            numbers |= _pair_numbers(f"comparison.{first}-{model}.{_key(cell)}.mae", pair)
             name = f"specialists.{model}.{_key(cell)}"
-            summary |= {f"{name}.mae": float(sides[1].values[0]), f"{name}.{first}.mae": float(sides[0].values[0])}
-            said = verdict(pair, "mae")
-            lines.append(
-                {
-                    "model": model,
-                    "cell": cell,
-                    "ours": maes[0],
-                    "theirs": maes[1],
-                    "ratio": ratio,
-                    "interval": interval,
-                    "said": f"{first} is {said}" if said else "no difference shown",
-                }
-            )
+            numbers |= {f"{name}.mae": float(theirs.values[0]), f"{name}.{first}.mae": float(ours.values[0])}
     if not own_ratios:
-        return {"rows": lines}
+        return Section(Specialists(rows), numbers)
     mean = sum(own_ratios) / len(own_ratios)
-    summary["specialists.mean_ratio"] = mean
-    return {"rows": lines, "mean": f"{mean:.3f}", "count": len(own_ratios)}
+    return Section(Specialists(rows, f"{mean:.3f}", len(own_ratios)), {**numbers, "specialists.mean_ratio": mean})
+
+
+def _specialist_row(model: str, cell: str, ours: Resampled, theirs: Resampled, pair: Comparison) -> SpecialistRow:
+    _, _, _, ratio, interval = texts(pair)
+    maes = [number(side.values[0], "mae") for side in (ours, theirs)]
+    return SpecialistRow(model, cell, maes[0], maes[1], ratio, interval, _reading(verdict(pair, "mae")))
 
 
 def _key(cell: str) -> str:
@@ -222,8 +290,8 @@ def _own_cell(model: str) -> str:
 
 
 def _cells_of(model: str, cells: pd.DataFrame) -> list[str]:
-    own = _own_cell(model)
-    if own != "clean":
-        return [own]
+    trained_in = _own_cell(model)
+    if trained_in != "clean":
+        return [trained_in]
     graded = cells[cells["slice"].isin(("missing", "noise")) & (cells["severity"] > FROM - 0.05)]
-    return [own, *graded["cell"].unique()]
+    return [trained_in, *graded["cell"].unique()]

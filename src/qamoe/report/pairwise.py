@@ -1,7 +1,7 @@
 """Two evaluated models against each other, slice by slice: what `qamoe compare` prints."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import pandas as pd
 
@@ -36,36 +36,43 @@ def between(evaluated: Path, a: str, b: str, name: str | None = None, metric: st
             raise UserError(f"No model {model!r} was evaluated in {evaluated}; there are {', '.join(folders)}.")
     results = Results(pd.DataFrame(), folders, [])
     slices = {model: _slices(results, model) for model in (a, b)}
-    found: dict[str, Comparison] = {}
+    comparisons: dict[str, Comparison] = {}
     sources = 0
-    for chosen, wanted in _chosen(slices, a, b, name).items():
-        ours, theirs = (results.compared(model, **wanted) for model in (a, b))
+    for label, rows in _chosen(slices, a, b, name).items():
+        ours, theirs = (results.compared(model, rows.slice, rows.cells) for model in (a, b))
         by = metric or next(iter(metrics_of(ours)))
-        found[chosen] = compared(resample(ours, by), resample(theirs, by), chosen)
+        comparisons[label] = compared(resample(ours, by), resample(theirs, by), label)
         sources = ours["source"].nunique()
-    return Pair(a, b, by, found, sources)
+    return Pair(a, b, by, comparisons, sources)
 
 
 def _slices(results: Results, model: str) -> dict[str, list[str]]:
     """The slices of a model in their order, with their cells."""
     rows = results.predictions(model, columns=["slice", "cell"])[["slice", "cell"]].drop_duplicates()
-    return {str(name): list(own) for name, own in rows.groupby("slice", sort=False)["cell"]}
+    return {str(name): list(cells) for name, cells in rows.groupby("slice", sort=False)["cell"]}
 
 
-def _chosen(slices: dict[str, dict[str, list[str]]], a: str, b: str, name: str | None) -> dict[str, dict[str, Any]]:
-    """What to compare: a label, and the arguments that read its rows."""
+class Rows(NamedTuple):
+    """Which predictions to compare: those of a slice, or of some cells."""
+
+    slice: str | None = None
+    cells: list[str] | None = None
+
+
+def _chosen(slices: dict[str, dict[str, list[str]]], a: str, b: str, name: str | None) -> dict[str, Rows]:
+    """What to compare, by its label. slices: model -> slice -> cells."""
     if name is None:
-        both = [own for own in slices[a] if own in slices[b]]
+        both = [slice for slice in slices[a] if slice in slices[b]]
         if not both:
             raise UserError(f"{a} and {b} have no slice in common: {', '.join(slices[a])}; {', '.join(slices[b])}.")
-        return {own: {"slice": own} for own in both}
-    found: list[str] = []
-    for model, there in slices.items():
-        cells = [cell for own in there.values() for cell in own]
-        found = [name] if name in cells else [cell for cell in cells if cell.startswith(f"{name}-")]
-        if name not in there and not found:
-            raise UserError(f"{model} was not evaluated on {name!r}; its slices are {', '.join(there)}.")
-    return {name: {"slice": name} if name in slices[a] else {"cells": found}}
+        return {slice: Rows(slice) for slice in both}
+    chosen: list[str] = []
+    for model, by_slice in slices.items():
+        cells = [cell for of_slice in by_slice.values() for cell in of_slice]
+        chosen = [name] if name in cells else [cell for cell in cells if cell.startswith(f"{name}-")]
+        if name not in by_slice and not chosen:
+            raise UserError(f"{model} was not evaluated on {name!r}; its slices are {', '.join(by_slice)}.")
+    return {name: Rows(slice=name) if name in slices[a] else Rows(cells=chosen)}
 
 
 def show(pair: Pair, console: "Console | None" = None) -> None:
@@ -85,8 +92,8 @@ def show(pair: Pair, console: "Console | None" = None) -> None:
     table.add_column("", overflow="fold")  # names of cells are long
     for heading in ("difference", "95 % interval", "p", "ratio", "95 % interval", pair.a):
         table.add_column(heading, justify="left" if heading == pair.a else "right", no_wrap=True)
-    for name, found in pair.rows.items():
-        table.add_row(name, *texts(found), verdict(found, pair.metric))
+    for name, comparison in pair.rows.items():
+        table.add_row(name, *texts(comparison), verdict(comparison, pair.metric))
     console.print(table)
     console.print(
         f"Paired bootstrap over {pair.sources} sources, training seeds averaged. Better or worse is said only where "
@@ -95,20 +102,20 @@ def show(pair: Pair, console: "Console | None" = None) -> None:
     )
 
 
-def texts(found: Comparison) -> tuple[str, str, str, str, str]:
+def texts(comparison: Comparison) -> tuple[str, str, str, str, str]:
     """Difference, its interval, p, ratio and its interval as people read them."""
-    signed = [f"{v:+.3f}".replace("-", "−") for v in found[:3]]
+    signed = [f"{v:+.3f}".replace("-", "−") for v in comparison[:3]]
     return (
         signed[0],
-        "" if pd.isna(found.low) else f"{signed[1]} to {signed[2]}",
-        "" if pd.isna(found.p) else f"{found.p:.3f}",
-        "" if pd.isna(found.ratio) else f"{found.ratio:.3f}",
-        "" if pd.isna(found.ratio_low) else f"{found.ratio_low:.3f} to {found.ratio_high:.3f}",
+        "" if pd.isna(comparison.low) else f"{signed[1]} to {signed[2]}",
+        "" if pd.isna(comparison.p) else f"{comparison.p:.3f}",
+        "" if pd.isna(comparison.ratio) else f"{comparison.ratio:.3f}",
+        "" if pd.isna(comparison.ratio_low) else f"{comparison.ratio_low:.3f} to {comparison.ratio_high:.3f}",
     )
 
 
-def verdict(found: Comparison, metric: str) -> str:
+def verdict(comparison: Comparison, metric: str) -> str:
     """What may be claimed of the first model: nothing where the interval holds 0, or where nearer to 0 is better."""
-    if metric == "mean_error" or not found.claimed:
+    if metric == "mean_error" or not comparison.claimed:
         return ""
-    return "better" if (found.high < 0) == lower_is_better(metric) else "worse"
+    return "better" if (comparison.high < 0) == lower_is_better(metric) else "worse"

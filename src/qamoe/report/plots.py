@@ -95,8 +95,8 @@ def _curves(ax: "Axes", model: str, points: pd.DataFrame, value: str) -> None:
     seeds = points["seed"].unique()
     if len(seeds) > 1:
         for seed in seeds:
-            own = points[points["seed"] == seed]
-            ax.plot(own["severity"], own[value], color=colour, linestyle=style, linewidth=0.8, alpha=0.45)
+            of_seed = points[points["seed"] == seed]
+            ax.plot(of_seed["severity"], of_seed[value], color=colour, linestyle=style, linewidth=0.8, alpha=0.45)
     key = "bin" if "bin" in points else "severity"
     mean = points.groupby(key)[["severity", value]].mean() if key == "bin" else points.groupby(key)[[value]].mean()
     x = mean["severity"] if key == "bin" else mean.index
@@ -163,9 +163,9 @@ def at_a_glance(cells: pd.DataFrame, r: pd.DataFrame, pairs: pd.DataFrame, metri
 def _reliability(ax: "Axes", r: pd.DataFrame) -> None:
     """Medians of r: a colour a modality, a line style a slice."""
     styles = dict(zip(r["slice"].unique(), ("-", (0, (4, 2))), strict=False))
-    for (name, modality), own in r.groupby(["slice", "modality"], sort=False):
+    for (name, modality), medians in r.groupby(["slice", "modality"], sort=False):
         style = cast(Any, styles[name])
-        ax.plot(own["severity"], own["median"], color=MODALITIES[str(modality)], linestyle=style, linewidth=2.0)
+        ax.plot(medians["severity"], medians["median"], color=MODALITIES[str(modality)], linestyle=style, linewidth=2.0)
     for modality in r["modality"].unique():
         ax.plot([], [], color=MODALITIES[str(modality)], linewidth=2.0, label=str(modality))
     for name, style in styles.items():
@@ -178,13 +178,13 @@ def _forest(ax: "Axes", pairs: pd.DataFrame) -> None:
     """Ratios less 1 in per cent with their intervals: a row a slice, a colour a model."""
     slices = list(pairs["slice"].unique())
     models = list(pairs["against"].unique())
-    for place, model in enumerate(models):
-        own = pairs[pairs["against"] == model]
-        y = np.array([slices.index(name) for name in own["slice"]]) + 0.3 * (place - (len(models) - 1) / 2)
+    for number, model in enumerate(models):
+        ratios = pairs[pairs["against"] == model]
+        y = np.array([slices.index(name) for name in ratios["slice"]]) + 0.3 * (number - (len(models) - 1) / 2)
         colour = line(model)[0]
-        low, middle, high = (100 * (own[column].to_numpy(float) - 1) for column in ("low", "ratio", "high"))
+        low, middle, high = (100 * (ratios[column].to_numpy(float) - 1) for column in ("low", "ratio", "high"))
         ax.hlines(y, low, high, color=colour, linewidth=1.6)
-        for x, at, claimed in zip(middle, y, own["claimed"], strict=True):
+        for x, at, claimed in zip(middle, y, ratios["claimed"], strict=True):
             ax.plot(x, at, "o", color=colour, markerfacecolor=colour if claimed else "white", markersize=5.5)
         ax.plot([], [], "o", color=colour, label=f"against {model}")
     ax.axvline(0, color="#555555", linewidth=1.0)
@@ -274,7 +274,7 @@ def coverage_curve(name: str, points: pd.DataFrame, level: float) -> "Figure":
     return figure
 
 
-def expert_usage(name: str, usage: pd.DataFrame, seed: Any) -> "Figure":
+def expert_usage(name: str, usage: pd.DataFrame, seed: int | str) -> "Figure":
     """Which experts work along slice `name`, for one training seed, under the entropy of every seed's usage.
 
     Experts of two seeds have nothing in common but their number, so shares are never averaged over seeds.
@@ -284,7 +284,7 @@ def expert_usage(name: str, usage: pd.DataFrame, seed: Any) -> "Figure":
     from matplotlib.ticker import PercentFormatter
 
     experts = tables.experts_of(usage)
-    own = usage[usage["seed"] == seed].sort_values("severity")
+    of_seed = usage[usage["seed"] == seed].sort_values("severity")
     with _styled():
         figure = Figure(figsize=TALL, layout="constrained")
         top, below = figure.subplots(2, 1, sharex=True, height_ratios=[1, 2.2])
@@ -300,11 +300,11 @@ def expert_usage(name: str, usage: pd.DataFrame, seed: Any) -> "Figure":
         most = np.log2(len(experts))
         top.set(title=name, ylabel="entropy (bits)", ylim=(0, most * 1.35))
         _level(top, most, "all experts alike", on_the_right=False)
-        edges = _edges(own["severity"].to_numpy())
+        edges = _edges(of_seed["severity"].to_numpy())
         mesh = below.pcolormesh(
             edges,
             np.arange(len(experts) + 1) + 0.5,
-            own[experts].to_numpy().T,
+            of_seed[experts].to_numpy().T,
             cmap="Blues",
             vmin=0,
             edgecolors="white",

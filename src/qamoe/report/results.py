@@ -19,12 +19,25 @@ PERMUTED_QUALITY = "broken.parquet"
 CELLS = "cells.parquet"
 
 
+Seed = int | str  # a folder's name, a number where it is one
+Folders = dict[str, dict[Seed, Path]]  # model -> seed -> evaluate/<model>/<seed>
+
+
+class Run(NamedTuple):
+    """What train wrote about one run: model.json, and a line an epoch of history.jsonl."""
+
+    model: str
+    seed: Seed
+    config: dict[str, Any]
+    epochs: list[dict[str, Any]]
+
+
 class Results(NamedTuple):
     """All runs: cells with model and seed in front, the folders of predictions, per run what train wrote about it."""
 
     cells: pd.DataFrame
-    folders: dict[str, dict[Any, Path]]  # model -> seed -> evaluate/<model>/<seed>
-    runs: list[dict[str, Any]]  # model, seed, config, epochs
+    folders: Folders
+    runs: list[Run]
 
     @property
     def models(self) -> list[str]:
@@ -33,9 +46,9 @@ class Results(NamedTuple):
     def slices_of(self, model: str) -> list[str]:
         return list(self.cells.loc[self.cells["model"] == model, "slice"].unique())
 
-    def config(self, model: str, seed: Any) -> dict[str, Any]:
+    def config(self, model: str, seed: Seed) -> dict[str, Any]:
         """model.json of one run."""
-        return next(run["config"] for run in self.runs if (run["model"], run["seed"]) == (model, seed))
+        return next(run.config for run in self.runs if (run.model, run.seed) == (model, seed))
 
     def predictions(
         self,
@@ -78,7 +91,7 @@ def columns_of(path: Path) -> list[str]:
 def read(evaluated: Path, trained: Path, models: Collection[str] | None = None) -> Results:
     """Read evaluate/<model>/<seed>/ and train/<model>/<seed>/; UserError where there is nothing, or half of it."""
     folders = evaluations(evaluated, models)
-    runs: list[dict[str, Any]] = []
+    runs: list[Run] = []
     for model, seeds in folders.items():
         for seed, folder in seeds.items():
             record = trained / model / folder.name
@@ -87,32 +100,26 @@ def read(evaluated: Path, trained: Path, models: Collection[str] | None = None) 
                     raise UserError(f"{needed} is missing beside {folder / CELLS}; run the stage that writes it.")
             history = record / "history.jsonl"
             lines = history.read_text().splitlines() if history.is_file() else []
-            runs.append(
-                {
-                    "model": model,
-                    "seed": seed,
-                    "config": read_config(record) or {},
-                    "epochs": [json.loads(text) for text in lines if text.strip()],
-                }
-            )
+            epochs = [json.loads(text) for text in lines if text.strip()]
+            runs.append(Run(model, seed, read_config(record) or {}, epochs))
     return Results(read_cells(folders), folders, runs)
 
 
-def evaluations(evaluated: Path, models: Collection[str] | None = None) -> dict[str, dict[Any, Path]]:
+def evaluations(evaluated: Path, models: Collection[str] | None = None) -> Folders:
     """model -> seed -> folder of every finished evaluation, of some models or of all; UserError where there is none."""
-    found = [f.parent for f in evaluated.glob(f"*/*/{CELLS}") if not f.parent.parent.name.startswith(".")]
-    found = [f for f in found if models is None or f.parent.name in models]
-    found.sort(key=lambda f: (tables.model_order(f.parent.name), int(f.name) if f.name.isdigit() else 0, f.name))
-    if not found:
+    runs = [f.parent for f in evaluated.glob(f"*/*/{CELLS}") if not f.parent.parent.name.startswith(".")]
+    runs = [f for f in runs if models is None or f.parent.name in models]
+    runs.sort(key=lambda f: (tables.model_order(f.parent.name), int(f.name) if f.name.isdigit() else 0, f.name))
+    if not runs:
         raise UserError(f"{evaluated} holds no <model>/<seed>/{CELLS}; run the stage evaluate first.")
-    folders: dict[str, dict[Any, Path]] = {}
-    for folder in found:
+    folders: Folders = {}
+    for folder in runs:
         seed = int(folder.name) if folder.name.isdigit() else folder.name
         folders.setdefault(folder.parent.name, {})[seed] = folder
     return folders
 
 
-def read_cells(folders: dict[str, dict[Any, Path]]) -> pd.DataFrame:
+def read_cells(folders: Folders) -> pd.DataFrame:
     """cells.parquet of every run under each other, with model and seed."""
     return pd.concat(
         [

@@ -1,17 +1,14 @@
-"""What the page says in words and tables, section by section.
+"""What the page says in words and tables, section by section."""
 
-Each function takes the results, returns what the template prints, and puts every number that it shows into the
-flat summary, rounded nowhere.
-"""
-
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
 from qamoe.report import plots, tables
-from qamoe.report.comparisons import COMPARED, Summary
-from qamoe.report.results import Results
+from qamoe.report.comparisons import COMPARED
+from qamoe.report.results import Results, Seed
+from qamoe.report.section import Figures, Image, Numbers, Section
 from qamoe.report.tables import number, plain, spread
 
 FORMS = {
@@ -22,7 +19,7 @@ FORMS = {
     "swap": "Mean over cells",
     "subsets": "Mean over the announced cells",
 }
-CURVES = ("mae", "corr", "acc7", "acc2_non0", "accuracy")  # whose values at each severity go into the summary
+CURVES = ("mae", "corr", "acc7", "acc2_non0", "accuracy")  # whose values at each severity go into summary.json
 HARDEST = 10  # sources that the page lists
 
 # Second-hand and unverified: name, what, slice, severity, metric, the paper's figure, the paper's best other.
@@ -34,53 +31,91 @@ REFERENCES = (
 WITHOUT_QUALITY_GATE = 0.359  # MAE added by leaving the quality gate out, likewise second-hand
 
 
-def about(results: Results, summary: Summary) -> dict[str, Any]:
+@dataclass(frozen=True)
+class About:
+    """The head of the page: test split, models and task; `data` is the start of the data's digest."""
+
+    clips: int
+    sources: int
+    models: str
+    target: str
+    modalities: str
+    generated: bool
+    data: str
+
+
+def about(results: Results) -> Section[About]:
+    """What was evaluated on what."""
     model = results.models[0]
     first = results.predictions(model, results.slices_of(model)[0])
-    summary["test.clips"] = int(first["clip_id"].nunique())
-    summary["test.sources"] = int(first["source"].nunique())
-    config = results.runs[-1]["config"]
-    models = []
-    for model in results.models:
-        seeds = sum(run["model"] == model for run in results.runs)
-        if not model.startswith("specialist-"):
-            models.append(f"{model} × {seeds}")
-        summary[f"{model}.seeds"] = seeds
-    specialists = sum(model.startswith("specialist-") for model in results.models)
+    clips, sources = int(first["clip_id"].nunique()), int(first["source"].nunique())
+    config = results.runs[-1].config
+    seeds = {model: sum(run.model == model for run in results.runs) for model in results.models}
+    models = [f"{model} × {count}" for model, count in seeds.items() if not model.startswith("specialist-")]
+    specialists = len(seeds) - len(models)
     if specialists:
         models.append("one specialist" if specialists == 1 else f"{specialists} specialists")
     task = config.get("task") or {}
     target = f"a class ({', '.join(task.get('classes') or ())})"
     if task.get("kind") == "regression":
         target = f"a number from {task['low']:g} to {task['high']:g}".replace("-", "−")
-    return {
-        "clips": summary["test.clips"],
-        "sources": summary["test.sources"],
-        "models": ", ".join(models),
-        "target": target,
-        "modalities": ", ".join(config.get("modalities") or tables.modalities_of(first, "severity")),
-        "generated": bool(config.get("trained_on_generated")),
-        "data": str((config.get("digests") or {}).get("data", ""))[:12],
-    }
+    context = About(
+        clips,
+        sources,
+        models=", ".join(models),
+        target=target,
+        modalities=", ".join(config.get("modalities") or tables.modalities_of(first, "severity")),
+        generated=bool(config.get("trained_on_generated")),
+        data=str((config.get("digests") or {}).get("data", ""))[:12],
+    )
+    counts: Numbers = {f"{model}.seeds": count for model, count in seeds.items()}
+    return Section(context, {"test.clips": clips, "test.sources": sources, **counts})
 
 
-def headline(headline: pd.DataFrame, cells: pd.DataFrame) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Measured:
+    """A value of the headline: mean and SD over seeds as the page prints them."""
+
+    label: str
+    mean: str
+    sd: str
+    undefined: bool  # every prediction was the same, and the metric is a correlation
+
+
+@dataclass(frozen=True)
+class HeadlineRow:
+    model: str
+    values: list[Measured]
+
+
+@dataclass(frozen=True)
+class Headline:
+    columns: list[str]
+    rows: list[HeadlineRow]
+    undefined: bool  # whether any value is
+
+
+def headline(headline: pd.DataFrame, cells: pd.DataFrame) -> Headline:
+    """tables.headline as the page prints it; its numbers are those of `slices`."""
     columns = tables.columns_of(cells)
     undefined = set(_undefined(cells))
-    rows = []
-    for _, row in headline.iterrows():
-        values = [
-            {
-                "label": column.label,
-                "mean": number(row[column.name], column.metric),
-                "sd": spread(row[f"{column.name}.sd"], column.metric),
-                "undefined": column.metric == "corr" and (row["model"], column.slice) in undefined,
-            }
-            for column in columns
-        ]
-        rows.append({"model": row["model"], "seeds": row["seeds"], "values": values})
-    shown = any(value["undefined"] for row in rows for value in row["values"])
-    return {"columns": [column.label for column in columns], "rows": rows, "undefined": shown}
+    rows = [
+        HeadlineRow(
+            row["model"],
+            [
+                Measured(
+                    column.label,
+                    mean=number(row[column.name], column.metric),
+                    sd=spread(row[f"{column.name}.sd"], column.metric),
+                    undefined=column.metric == "corr" and (row["model"], column.slice) in undefined,
+                )
+                for column in columns
+            ],
+        )
+        for _, row in headline.iterrows()
+    ]
+    any_undefined = any(value.undefined for row in rows for value in row.values)
+    return Headline([column.label for column in columns], rows, any_undefined)
 
 
 def _undefined(cells: pd.DataFrame) -> dict[tuple[str, str], tuple[int, int]]:
@@ -91,69 +126,109 @@ def _undefined(cells: pd.DataFrame) -> dict[tuple[str, str], tuple[int, int]]:
     return {key: (int(row["sum"]), int(row["size"])) for key, row in count.iterrows() if row["sum"]}  # type: ignore[misc]
 
 
-def slices(cells: pd.DataFrame, runs: pd.DataFrame, summary: Summary) -> list[dict[str, Any]]:
-    """Every slice's summary: into the summary file, and as tables of a row a metric, a column a model."""
+@dataclass(frozen=True)
+class MeanAndSd:
+    mean: str
+    sd: str
+
+
+@dataclass(frozen=True)
+class MetricRow:
+    """A metric of a slice, a value a model."""
+
+    label: str
+    values: list[MeanAndSd]
+
+
+@dataclass(frozen=True)
+class SliceTable:
+    """A slice's metrics; `form` says what its values are means of."""
+
+    name: str
+    form: str
+    models: list[str]
+    rows: list[MetricRow]
+
+
+def slices(cells: pd.DataFrame, runs: pd.DataFrame) -> Section[list[SliceTable]]:
+    """Every slice's summary: tables of a row a metric and a column a model. runs: tables.summaries(cells)."""
+    error, graded = tables.error_metric(cells), tables.graded_slices(cells)
+    numbers = _slice_numbers(cells, runs, graded)
+    models = list(runs["model"].unique())
+    slice_tables = []
+    for name in runs["slice"].unique():
+        metrics = [m for m in runs.loc[runs["slice"] == name, "metric"].unique() if m != "corr_undefined"]
+        rows = [_slice_row(numbers, models, name, m, "area", m) for m in metrics]
+        if name in graded and error:
+            rows[1:1] = [
+                _slice_row(numbers, models, name, error, "area09", f"{error}, mean over severities 0 to 0.9"),
+                _slice_row(numbers, models, name, error, "worst", f"{error}, worst cell"),
+            ]
+        form = "Area over severity" if name in graded else FORMS.get(name, "Over all rows")
+        slice_tables.append(SliceTable(name, form, models, rows))
+    return Section(slice_tables, numbers)
+
+
+def _slice_numbers(cells: pd.DataFrame, runs: pd.DataFrame, graded: list[str]) -> Numbers:
+    """Every statistic of every run and over seeds, and the graded slices' CURVES at each severity."""
+    numbers: Numbers = {}
     for row in runs.itertuples(index=False):
         for statistic in tables.STATISTICS:
-            summary[f"{row.model}.{row.slice}.{row.metric}.{statistic}.seed{row.seed}"] = plain(getattr(row, statistic))
+            numbers[f"{row.model}.{row.slice}.{row.metric}.{statistic}.seed{row.seed}"] = plain(getattr(row, statistic))
     for statistic in tables.STATISTICS:
         for row in tables.over_seeds(runs, ["model", "slice", "metric"], statistic).itertuples(index=False):
             name = f"{row.model}.{row.slice}.{row.metric}.{statistic}"
-            summary |= {f"{name}.mean": plain(row.mean), f"{name}.sd": plain(row.sd)}
-    error, graded = tables.error_metric(cells), tables.graded_slices(cells)
+            numbers |= {f"{name}.mean": plain(row.mean), f"{name}.sd": plain(row.sd)}
     for name in graded:
-        own = cells[(cells["slice"] == name) & cells["metric"].isin(CURVES)]
-        per_seed = own.groupby(["model", "seed", "severity", "metric"], sort=False)["value"].mean().reset_index()
+        of_slice = cells[(cells["slice"] == name) & cells["metric"].isin(CURVES)]
+        per_seed = of_slice.groupby(["model", "seed", "severity", "metric"], sort=False)["value"].mean().reset_index()
         for row in tables.over_seeds(per_seed, ["model", "severity", "metric"], "value").itertuples(index=False):
             at = tables.severity_key(row.severity)  # type: ignore[arg-type]
-            summary[f"{row.model}.{name}.{row.metric}.{at}.mean"] = plain(row.mean)
-    models = list(runs["model"].unique())
-    made = []
-    for name in runs["slice"].unique():
-        of_slice = [m for m in runs.loc[runs["slice"] == name, "metric"].unique() if m != "corr_undefined"]
-        rows = [_slice_row(summary, models, name, m, "area", m) for m in of_slice]
-        if name in graded and error:
-            rows[1:1] = [
-                _slice_row(summary, models, name, error, "area09", f"{error}, mean over severities 0 to 0.9"),
-                _slice_row(summary, models, name, error, "worst", f"{error}, worst cell"),
-            ]
-        form = "Area over severity" if name in graded else FORMS.get(name, "Over all rows")
-        made.append({"name": name, "form": form, "models": models, "rows": rows})
-    return made
+            numbers[f"{row.model}.{name}.{row.metric}.{at}.mean"] = plain(row.mean)
+    return numbers
 
 
-def _slice_row(
-    summary: Summary, models: list[str], name: str, metric: str, statistic: str, label: str
-) -> dict[str, Any]:
+def _slice_row(numbers: Numbers, models: list[str], name: str, metric: str, statistic: str, label: str) -> MetricRow:
     values = []
     for model in models:
-        mean, sd = (summary.get(f"{model}.{name}.{metric}.{statistic}.{end}") for end in ("mean", "sd"))
-        values.append({"mean": number(_nan(mean), metric), "sd": spread(_nan(sd), metric)})
-    return {"label": label, "values": values}
+        mean, sd = (numbers.get(f"{model}.{name}.{metric}.{statistic}.{end}") for end in ("mean", "sd"))
+        values.append(MeanAndSd(number(_nan(mean), metric), spread(_nan(sd), metric)))
+    return MetricRow(label, values)
 
 
 def _nan(value: float | None) -> float:
     return float("nan") if value is None else value
 
 
-def training(results: Results, summary: Summary) -> list[dict[str, Any]]:
+@dataclass(frozen=True)
+class TrainingRow:
+    """A run: its validation value, the epoch that was kept and how many there were, empty where not known."""
+
+    model: str
+    seed: Seed
+    selection: str
+    best: int | str
+    epochs: int | str
+
+
+def training(results: Results) -> Section[list[TrainingRow]]:
     """Per run: the epoch that was chosen, of how many, and the validation value that chose it."""
     rows = []
+    numbers: Numbers = {}
     for run in results.runs:
-        config, epochs = run["config"], run["epochs"]
-        selection, best = config.get("selection"), config.get("best_epoch")
-        values = {"selection": selection, "best_epoch": best, "epochs": len(epochs)}
-        summary |= {f"{run['model']}.training.{name}.seed{run['seed']}": value for name, value in values.items()}
+        selection, best = run.config.get("selection"), run.config.get("best_epoch")
+        values = {"selection": selection, "best_epoch": best, "epochs": len(run.epochs)}
+        numbers |= {f"{run.model}.training.{name}.seed{run.seed}": value for name, value in values.items()}
         rows.append(
-            {
-                "model": run["model"],
-                "seed": run["seed"],
-                "selection": number(_nan(selection), "mae"),
-                "best": "" if best is None else best,
-                "epochs": len(epochs) or "",
-            }
+            TrainingRow(
+                run.model,
+                run.seed,
+                selection=number(_nan(selection), "mae"),
+                best="" if best is None else best,
+                epochs=len(run.epochs) or "",
+            )
         )
-    return rows
+    return Section(rows, numbers)
 
 
 SEARCHED = {  # plots of a study
@@ -163,94 +238,114 @@ SEARCHED = {  # plots of a study
 }
 
 
-def search(tuned: Path | None, summary: Summary) -> dict[str, Any]:
+def search(tuned: Path | None) -> Section[Figures]:
     """Optuna's plots of the search whose results lie in artifacts/tune; no figure where there was none."""
-    about: dict[str, Any] = {"title": "Search", "text": "", "figures": [], "small": False}
     if tuned is None or not (tuned / "trials.csv").is_file():
-        return about
+        return Section(Figures("Search", "", [], small=False), {})
     trials = pd.read_csv(tuned / "trials.csv")
     ended = trials["state"].value_counts()
-    summary["tune.trials.complete"], summary["tune.trials.pruned"] = (
-        int(ended.get(state, 0)) for state in ("COMPLETE", "PRUNED")
-    )
-    summary["tune.selection.best"] = plain(trials.loc[trials["state"] == "COMPLETE", "value"].min())
-    about["text"] = (
-        f"{summary['tune.trials.complete']} trials ran to their end and {summary['tune.trials.pruned']} were pruned; "
-        f"the best has a validation error of {number(_nan(summary['tune.selection.best']), 'mae')}. "
+    complete, pruned = (int(ended.get(state, 0)) for state in ("COMPLETE", "PRUNED"))
+    best = plain(trials.loc[trials["state"] == "COMPLETE", "value"].min())
+    text = (
+        f"{complete} trials ran to their end and {pruned} were pruned; "
+        f"the best has a validation error of {number(_nan(best), 'mae')}. "
         "What it tried is in best_params.yaml, which nothing above was trained with until somebody accepts it."
     )
     drawn = {name: tuned / "plots" / f"{name}.svg" for name in SEARCHED}
-    about["figures"] = [
-        {"uri": plots.svg_uri(path.read_bytes()), "alt": SEARCHED[name], "caption": f"{SEARCHED[name]}."}
+    images = [
+        Image(plots.svg_uri(path.read_bytes()), SEARCHED[name], f"{SEARCHED[name]}.")
         for name, path in drawn.items()
         if path.is_file()
     ]
-    return about
+    numbers: Numbers = {
+        "tune.trials.complete": complete,
+        "tune.trials.pruned": pruned,
+        "tune.selection.best": best,
+    }
+    return Section(Figures("Search", text, images, small=False), numbers)
 
 
-def references(cells: pd.DataFrame, summary: Summary) -> list[dict[str, str]]:
-    """The paper's second-hand figures, and ours on this corpus where we measured the same cell."""
+@dataclass(frozen=True)
+class Reference:
+    """A second-hand figure of the paper beside ours."""
+
+    what: str
+    paper: str
+    best_other: str
+    ours: str
+
+
+def references(measured: Numbers) -> Section[list[Reference]]:
+    """The paper's second-hand figures, and ours on this corpus where the same cell is in `measured`.
+
+    measured: the numbers of `slices`.
+    """
     rows = []
+    numbers: Numbers = {"reference.paper.mosi.without_quality_gate.mae": WITHOUT_QUALITY_GATE}
     for name, what, slice_, severity, metric, paper, best_other in REFERENCES:
-        summary |= {f"reference.paper.mosi.{name}": paper, f"reference.paper.mosi.{name}.best_other": best_other}
-        if slice_ == "clean":
-            ours = summary.get(f"{COMPARED[0]}.clean.{metric}.clean.mean")
-        else:
-            ours = summary.get(f"{COMPARED[0]}.{slice_}.{metric}.{tables.severity_key(severity)}.mean")
-        rows.append(
-            {
-                "what": what,
-                "paper": number(paper, metric),
-                "best_other": number(best_other, metric),
-                "ours": number(_nan(ours), metric),
-            }
-        )
-    summary["reference.paper.mosi.without_quality_gate.mae"] = WITHOUT_QUALITY_GATE
-    return rows
+        numbers |= {f"reference.paper.mosi.{name}": paper, f"reference.paper.mosi.{name}.best_other": best_other}
+        at = "clean" if slice_ == "clean" else tables.severity_key(severity)
+        ours = measured.get(f"{COMPARED[0]}.{slice_}.{metric}.{at}.mean")
+        rows.append(Reference(what, number(paper, metric), number(best_other, metric), number(_nan(ours), metric)))
+    return Section(rows, numbers)
 
 
-def sources(results: Results, summary: Summary) -> dict[str, Any]:
+@dataclass(frozen=True)
+class SourceRow:
+    """A source of the test split with its error, a value a model."""
+
+    source: str
+    clips: int
+    values: list[str]
+
+
+@dataclass(frozen=True)
+class Sources:
+    models: list[str]
+    rows: list[SourceRow]
+
+
+def sources(results: Results) -> Section[Sources]:
     """The sources on which the first of COMPARED errs most in slice mixed, the second beside it."""
-    shown = [m for m in COMPARED if m in results.models] or results.models[-1:]
+    models = [m for m in COMPARED if m in results.models] or results.models[-1:]
     errors = {}
-    for model in shown:
+    for model in models:
         if "mixed" in results.slices_of(model) and tables.error_metric(results.cells) == "mae":
             errors[model] = tables.error_by_source(results.compared(model, "mixed")).set_index("source")
+    if not errors:
+        return Section(Sources([], []), {})
     rows = []
-    for source in list(next(iter(errors.values())).index[:HARDEST]) if errors else []:
-        values = []
-        for model, found in errors.items():
-            mae = found["mae"].get(source, float("nan"))
-            summary[f"{model}.mixed.mae.source.{source}.mean"] = plain(mae)
-            values.append(number(mae, "mae"))
-        rows.append(
-            {"source": source, "clips": int(next(iter(errors.values())).loc[source, "clips"]), "values": values}
-        )
-    return {"models": list(errors), "rows": rows}
+    numbers: Numbers = {}
+    hardest = next(iter(errors.values())).iloc[:HARDEST]
+    for source, clips in hardest["clips"].items():
+        maes = {model: by_source["mae"].get(source, float("nan")) for model, by_source in errors.items()}
+        numbers |= {f"{model}.mixed.mae.source.{source}.mean": plain(mae) for model, mae in maes.items()}
+        rows.append(SourceRow(str(source), int(clips), [number(mae, "mae") for mae in maes.values()]))
+    return Section(Sources(list(errors), rows), numbers)
 
 
 def notes(results: Results) -> list[str]:
     """What a reader must know before quoting a number."""
-    said = []
-    fallen: dict[str, list[str]] = {}
+    lines = []
+    not_rescaled: dict[str, list[str]] = {}
     for run in results.runs:
-        for modality, block in (run["config"].get("trust") or {}).items():
+        for modality, block in (run.config.get("trust") or {}).items():
             if isinstance(block, dict) and block.get("rescaled") is False:
-                fallen.setdefault(f"{run['model']}, {modality}", []).append(str(run["seed"]))
-    for which, seeds in fallen.items():
-        said.append(
+                not_rescaled.setdefault(f"{run.model}, {modality}", []).append(str(run.seed))
+    for which, seeds in not_rescaled.items():
+        lines.append(
             f"Trust is r itself, not rescaled ({which}, seed {', '.join(seeds)}): on validation the median r of "
             "fully degraded clips was not below that of clean ones."
         )
-    for (model, name), (some, of) in _undefined(results.cells).items():
-        said.append(
+    for (model, name), (undefined, of) in _undefined(results.cells).items():
+        lines.append(
             f"Corr is undefined, because every prediction is the same, and counted as 0: {model}, slice {name}, "
-            f"{some} of {of} cells."
+            f"{undefined} of {of} cells."
         )
-    single = [m for m in results.models if sum(run["model"] == m for run in results.runs) == 1]
+    single = [m for m in results.models if sum(run.model == m for run in results.runs) == 1]
     if single:
-        said.append(f"One training seed, so no SD: {', '.join(single)}.")
+        lines.append(f"One training seed, so no SD: {', '.join(single)}.")
     lacking = [m for m in tables.MODALITIES if not any(results.has(model, f"severity_{m}") for model in results.models)]
     if lacking:
-        said.append(f"This corpus has no {' and no '.join(lacking)}: such lines are empty.")
-    return said
+        lines.append(f"This corpus has no {' and no '.join(lacking)}: such lines are empty.")
+    return lines

@@ -39,7 +39,9 @@ class Line(NamedTuple):
     source: str = ""
 
 
-class Printed(NamedTuple):
+class ResultTable(NamedTuple):
+    """Models by measures, with a title above and notes below."""
+
     title: str
     measures: list[Measure]
     lines: list[Line]
@@ -64,7 +66,7 @@ def _name(line: Line) -> str:
     return f"{line.model} *" if line.source else line.model
 
 
-def markdown(table: Printed) -> str:
+def markdown(table: ResultTable) -> str:
     """The table as GitHub's Markdown has it, its title above and its notes below."""
     heads = ["Model", "Seeds", *(m.heading for m in table.measures)]
     rows = [
@@ -80,10 +82,10 @@ def markdown(table: Printed) -> str:
     return "\n".join([table.title, "", *lines, *(f"\n{note}" for note in table.notes)]) + "\n"
 
 
-def latex(table: Printed) -> str:
+def latex(table: ResultTable) -> str:
     """The table as a LaTeX tabular with booktabs' rules; others' rows stand below a rule of their own."""
     heads = ["Model", "Seeds", *(m.heading for m in table.measures)]
-    made = [
+    latex_lines = [
         *(f"% {text}" for text in (table.title, *table.notes)),
         rf"\begin{{tabular}}{{l{'r' * (len(heads) - 1)}}}",
         r"\toprule",
@@ -93,29 +95,29 @@ def latex(table: Printed) -> str:
     ours = True
     for line in table.lines:
         if ours and line.source:
-            made.append(r"\midrule")
+            latex_lines.append(r"\midrule")
         ours = not line.source
         values = (_with_sd(v, m.metric, r" $\pm$ ") for v, m in zip(line.values, table.measures, strict=True))
-        made.append(" & ".join([_escaped(_name(line)), str(line.seeds), *values]).replace(" -", " $-$") + r" \\")
-    return "\n".join([*made, r"\bottomrule", r"\end{tabular}"]) + "\n"
+        latex_lines.append(" & ".join([_escaped(_name(line)), str(line.seeds), *values]).replace(" -", " $-$") + r" \\")
+    return "\n".join([*latex_lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
 
 
 def _escaped(text: str) -> str:
     return "".join(LATEX.get(character, character) for character in text)
 
 
-def comma_separated(table: Printed) -> str:
+def comma_separated(table: ResultTable) -> str:
     """The table with plain numbers: model, seeds, source, then mean and SD of each measure."""
-    made = io.StringIO()
-    writer = csv.writer(made, lineterminator="\n")
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["model", "seeds", "source", *(n for m in table.measures for n in (m.name, f"{m.name}.sd"))])
     for line in table.lines:
         numbers = ["" if pd.isna(v) else f"{v:.6g}" for value in line.values for v in value]
         writer.writerow([line.model, line.seeds, line.source or "measured here", *numbers])
-    return made.getvalue()
+    return text.getvalue()
 
 
-def terminal(table: Printed, console: "Console | None" = None) -> None:
+def terminal(table: ResultTable, console: "Console | None" = None) -> None:
     """Print the table with each SD below its mean, so that nine measures fit 80 characters."""
     from rich import box
     from rich.console import Console
@@ -123,25 +125,25 @@ def terminal(table: Printed, console: "Console | None" = None) -> None:
     from rich.text import Text
 
     console = console or Console()
-    made = Table(title=table.title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1), pad_edge=False)
-    made.add_column("", no_wrap=True)
+    grid = Table(title=table.title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1), pad_edge=False)
+    grid.add_column("", no_wrap=True)
     texts = [
         [_with_sd(v, m.metric, "\n±", 1) for v, m in zip(line.values, table.measures, strict=True)]
         for line in table.lines
     ]
     for measure, column in zip(table.measures, zip(*texts, strict=True), strict=True):
         widest = max(len(part) for text in column for part in text.split("\n"))
-        made.add_column(measure.heading, justify="right", min_width=widest)  # the heading wraps, values never
+        grid.add_column(measure.heading, justify="right", min_width=widest)  # the heading wraps, values never
     ours = True
     for line, values in zip(table.lines, texts, strict=True):
         if ours and line.source:
-            made.add_section()
+            grid.add_section()
         ours = not line.source
         seeds = "" if line.source else "\n1 seed" if line.seeds == 1 else f"\n{line.seeds} seeds"
-        made.add_row(*map(Text, (_name(line) + seeds, *values)))
-    console.print(made)
+        grid.add_row(*map(Text, (_name(line) + seeds, *values)))
+    console.print(grid)
     for note in table.notes:
         console.print(note, highlight=False, markup=False)
 
 
-FORMATS: dict[str, Callable[[Printed], str]] = {"md": markdown, "latex": latex, "csv": comma_separated}
+FORMATS: dict[str, Callable[[ResultTable], str]] = {"md": markdown, "latex": latex, "csv": comma_separated}

@@ -67,9 +67,9 @@ def is_share(metric: str) -> bool:
 
 def model_order(model: str) -> tuple[int, int, str]:
     """Sort key: the controls from the simplest on, qamoe, and after it the oracle, ablations and specialists."""
-    place = ORDER.index(model) if model in ORDER else len(ORDER)
+    rank = ORDER.index(model) if model in ORDER else len(ORDER)
     after = ("qamoe", "oracle", "ablation-", "specialist-")
-    return (next((i + 1 for i, name in enumerate(after) if model.startswith(name)), 0), place, model)
+    return (next((i + 1 for i, name in enumerate(after) if model.startswith(name)), 0), rank, model)
 
 
 def is_control(model: str) -> bool:
@@ -89,10 +89,9 @@ def summaries(cells: pd.DataFrame) -> pd.DataFrame:
 
     parts = []
     for model in sorted(cells["model"].unique(), key=model_order):
-        for seed, own in cells[cells["model"] == model].groupby("seed"):
-            parts.append(summarise(own.drop(columns=["model", "seed"])).assign(model=model, seed=seed))
-    made = pd.concat(parts, ignore_index=True)
-    return made[["model", "seed", "slice", "metric", *STATISTICS]]
+        for seed, run in cells[cells["model"] == model].groupby("seed"):
+            parts.append(summarise(run.drop(columns=["model", "seed"])).assign(model=model, seed=seed))
+    return pd.concat(parts, ignore_index=True)[["model", "seed", "slice", "metric", *STATISTICS]]
 
 
 def experts_of(usage: pd.DataFrame) -> list[str]:
@@ -121,10 +120,11 @@ def headline(cells: pd.DataFrame, runs: pd.DataFrame | None = None) -> pd.DataFr
     columns = columns_of(cells)
     rows = []
     for model in runs["model"].unique():
-        own = runs[runs["model"] == model]
-        row: dict[str, object] = {"model": model, "seeds": own["seed"].nunique()}
+        seeds = runs[runs["model"] == model]
+        row: dict[str, object] = {"model": model, "seeds": seeds["seed"].nunique()}
         for column in columns:
-            values = own.loc[(own["slice"] == column.slice) & (own["metric"] == column.metric), column.statistic]
+            of_column = (seeds["slice"] == column.slice) & (seeds["metric"] == column.metric)
+            values = seeds.loc[of_column, column.statistic]
             row[column.name] = values.mean()
             row[f"{column.name}.sd"] = values.std()
         rows.append(row)
@@ -137,7 +137,7 @@ def percent(share: float) -> str:
 
 
 def plain(value: Any) -> float | None:
-    """As a summary holds it: a float, None for NaN."""
+    """As summary.json holds it: a float, None for NaN."""
     return None if pd.isna(value) else float(value)
 
 
@@ -164,19 +164,19 @@ def spread(sd: float, metric: str) -> str:
     return f"± {100 * sd:.1f}" if is_share(metric) else f"± {sd:.3f}"
 
 
-def print_headline(made: pd.DataFrame, console: "Console | None" = None) -> None:
+def print_headline(headline: pd.DataFrame, console: "Console | None" = None) -> None:
     """Print the headline in a terminal: a row a measure, a column a model, as many models beside each other as fit."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     console = console or Console()
-    columns = [c for c in dict.fromkeys((*REGRESSION, *CLASSIFICATION)) if c.name in made]
+    columns = [c for c in dict.fromkeys((*REGRESSION, *CLASSIFICATION)) if c.name in headline]
     beside = max(1, (console.width - max((len(c.label) for c in columns), default=0) - 4) // 16)
-    for start in range(0, len(made), beside):
+    for start in range(0, len(headline), beside):
         table = Table(title=None if start else "Test split, mean ± SD over training seeds", title_justify="left")
         table.add_column("")
-        shown = [row for _, row in made.iloc[start : start + beside].iterrows()]
+        shown = [row for _, row in headline.iloc[start : start + beside].iterrows()]
         for row in shown:
             seeds = "1 seed" if row["seeds"] == 1 else f"{row['seeds']} seeds"
             table.add_column(Text(f"{row['model']}\n{seeds}"), justify="right")
@@ -231,8 +231,8 @@ def by_severity(predictions: pd.DataFrame, name: str, modality: str, value: str)
     per_clip = rows.groupby([rows["seed"], rows["clip_id"], severity])[f"{value}_{modality}"].mean()
     over_clips = per_clip.groupby("severity")
     shares = {"median": 0.5, "low": 0.1, "high": 0.9}
-    made = pd.DataFrame({name: over_clips.quantile(share) for name, share in shares.items()})
-    return made.assign(clips=per_clip.reset_index().groupby("severity")["clip_id"].nunique()).reset_index()
+    quantiles = pd.DataFrame({name: over_clips.quantile(share) for name, share in shares.items()})
+    return quantiles.assign(clips=per_clip.reset_index().groupby("severity")["clip_id"].nunique()).reset_index()
 
 
 def usage_by_severity(predictions: pd.DataFrame, name: str) -> pd.DataFrame:
@@ -262,7 +262,7 @@ def error_by_mean_severity(predictions: pd.DataFrame) -> pd.DataFrame:
     present = [f"severity_{m}" for m in modalities_of(rows, "severity")]
     rows = rows.dropna(subset=present, how="all")
     severity = rows[present].astype(float).mean(axis=1)
-    made = pd.DataFrame(
+    errors = pd.DataFrame(
         {
             "seed": rows["seed"],
             "bin": np.minimum((severity * 10).astype(int), 9),
@@ -270,13 +270,14 @@ def error_by_mean_severity(predictions: pd.DataFrame) -> pd.DataFrame:
             "mae": (rows["prediction"] - rows["target"]).abs(),
         }
     )
-    binned = made.groupby(["seed", "bin"]).agg(severity=("severity", "mean"), mae=("mae", "mean"), rows=("mae", "size"))
+    bins = errors.groupby(["seed", "bin"])
+    binned = bins.agg(severity=("severity", "mean"), mae=("mae", "mean"), rows=("mae", "size"))
     return binned[binned["rows"] >= FEWEST].reset_index()
 
 
 def error_by_source(predictions: pd.DataFrame) -> pd.DataFrame:
     """Slice `mixed`: source, clips, mae (mean over seeds), the hardest first."""
     rows = predictions[predictions["slice"] == "mixed"]
-    made = rows.assign(mae=(rows["prediction"] - rows["target"]).abs()).groupby("source")
-    found = made.agg(clips=("clip_id", "nunique"), mae=("mae", "mean")).reset_index()
-    return found.sort_values(["mae", "source"], ascending=[False, True], ignore_index=True)
+    sources = rows.assign(mae=(rows["prediction"] - rows["target"]).abs()).groupby("source")
+    errors = sources.agg(clips=("clip_id", "nunique"), mae=("mae", "mean")).reset_index()
+    return errors.sort_values(["mae", "source"], ascending=[False, True], ignore_index=True)
