@@ -3,13 +3,15 @@
 import ast
 import graphlib
 import importlib
+import io
 import os
 import re
 import shutil
 import subprocess
 import sys
+import tokenize
 import tomllib
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from importlib.metadata import packages_distributions
 from itertools import chain
 from pathlib import Path
@@ -123,6 +125,64 @@ def test_an_import_of_a_higher_package_is_a_lint_error(tmp_path: Path) -> None:
         done = subprocess.run(lint, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == code, done.stdout + done.stderr
         assert ("qamoe.models.moe -> qamoe.pipeline.train" in done.stdout) == bool(code)
+
+
+DOCUMENTS = [ROOT / "README.md", *(path for path in (ROOT / "docs").glob("*.md") if path.name != "log.md")]
+FOLDERS = ("src", "flows", "tests", "benchmarks", "scripts")
+SOURCES = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")]
+# What follows `qamoe.` in names that are no modules: tags of MLflow, labels of Prefect, a key of summary.json.
+TAGS = {"artifact_digest", "commit", "data_digest", "dvc_lock_digest", "missing", "state", "today"}
+
+
+def prose(path: Path) -> Iterator[str]:
+    """The docstrings and comments of a source; the lines of a document, without those on other projects' files."""
+    text = path.read_text()
+    if path.suffix == ".md":
+        yield from (line for line in text.splitlines() if not line.startswith("Source:"))
+        return
+    documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+    yield from (ast.get_docstring(node) or "" for node in ast.walk(ast.parse(text)) if isinstance(node, documented))
+    tokens = tokenize.generate_tokens(io.StringIO(text).readline)
+    yield from (token.string for token in tokens if token.type == tokenize.COMMENT)
+
+
+def is_module(dotted: str) -> bool:
+    """Whether a dotted name is a package or module of the project, or a name at the top of one."""
+    parent, _, name = dotted.rpartition(".")
+    file, folder = (ROOT / "src" / Path(*parent.split("."))).with_suffix(".py"), ROOT / "src" / Path(*dotted.split("."))
+    defined = file.is_file() and re.search(rf"^(def |class )?{name}\b", file.read_text(), re.MULTILINE) is not None
+    return folder.is_dir() or folder.with_suffix(".py").is_file() or defined
+
+
+def dead_names(text: str) -> set[str]:
+    """Modules and source files that a text names and the project does not have."""
+    dotted = (name.removesuffix(".NAME") for name in re.findall(r"(?<![\w./-])qamoe(?:\.[A-Za-z_]\w*)+", text))
+    names = (name for name in dotted if name.split(".")[1] not in TAGS and name != "qamoe.py")
+    dead = {name for name in names if not is_module(name)}
+    for path in re.findall(r"src/qamoe(?:/[\w.-]+)*|(?<![\w./*<-])(?:[\w-]+/)*\w+\.py\b", text):
+        within_project = any((start / path.rstrip(".")).exists() for start in (ROOT, ROOT / "src/qamoe", ROOT / "src"))
+        by_name = "/" not in path and any(source.name == path for source in SOURCES)
+        if not within_project and not by_name:
+            dead.add(path)
+    return dead
+
+
+def test_a_name_that_leads_nowhere_is_seen() -> None:
+    alive = "`python -m qamoe.pipeline.train`, qamoe.config.params.load, `qamoe.today.mae`, src/qamoe/models/, moe.py."
+    assert dead_names(alive) == set()
+    for dead in (
+        "qamoe.records.tracking",
+        "qamoe.config.params.lead",
+        "src/qamoe/corpora",
+        "records/gate.py",
+        "hops.py",
+    ):
+        assert dead_names(f"as in `{dead}` and {alive}") == {dead}
+
+
+def test_what_documents_docstrings_and_comments_name_exists() -> None:
+    named = {path.relative_to(ROOT).as_posix(): {*chain(*map(dead_names, prose(path)))} for path in DOCUMENTS + SOURCES}
+    assert {path: dead for path, dead in named.items() if dead} == {}
 
 
 def test_the_environment_is_read_in_settings_alone() -> None:

@@ -1,4 +1,4 @@
-"""Which champion a candidate may be held against, and when a decision stands; the rest is in stages/test_promote.py."""
+"""Which champion a candidate is held against, and when a decision stands; see also tests/pipeline/test_promote.py."""
 
 import pytest
 
