@@ -114,14 +114,15 @@ def tiny_checkpoint(tiny_params: Any, tiny_stats: dict[str, Any]) -> Callable[..
         import torch
 
         from qamoe.models import checkpoint
-        from qamoe.training.trainer import _config
 
         inputs = {"text": 384, "audio": 2, "vision": 2}
         digests = {"params": "p" * 64, "data": "d" * 64, "code": "c" * 64}
         content = tiny_params.model_dump(mode="json")
         if encoder is not None:
             content["models"]["encoders"]["text"] |= {"finetune": True, "encoder": str(encoder)}
-        config = _config(model, seed, type(tiny_params).model_validate(content), tiny_stats, inputs, digests)
+        config = checkpoint.untrained_config(
+            type(tiny_params).model_validate(content), model, seed, tiny_stats, inputs, digests
+        )
         anchors = {m: {"clean": 0.8, "fully_degraded": 0.4, "rescaled": True} for m in inputs}
         config |= {
             "selection": 0.5 + 0.1 * seed,

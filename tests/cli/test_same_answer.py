@@ -18,7 +18,6 @@ from qamoe.data.synthetic.corpus import generate
 from qamoe.inference.extraction_worker import in_process
 from qamoe.models import checkpoint
 from qamoe.pipeline import evaluate, extract, preprocess
-from qamoe.training.trainer import _config
 
 
 def test_a_film_without_a_span_has_the_frames_that_extract_gives_it(
@@ -58,7 +57,7 @@ def test_one_clip_is_answered_as_extract_preprocess_and_evaluate_answered_it(
     preprocess.run(params, out)
     stats = json.loads((out / "preprocess" / "stats.json").read_text())
     inputs = {"text": 384} | {m: len(stats[m]["kept"]) for m in ("audio", "vision")}
-    config = _config("qamoe", 1, params, stats, inputs, {"params": "p", "data": "d", "code": "c"})
+    config = checkpoint.untrained_config(params, "qamoe", 1, stats, inputs, {"params": "p", "data": "d", "code": "c"})
     anchors = {m: {"clean": 0.8, "fully_degraded": 0.4, "rescaled": True} for m in inputs}
     sigmas = {"sigmas": {"0.5": 0.7, "0.8": 1.3, "0.9": 1.7, "0.95": 2.0}}
     config |= {"selection": 1.0, "best_epoch": 1, "calibration": sigmas, "trust": anchors}

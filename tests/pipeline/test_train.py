@@ -154,13 +154,12 @@ def test_specialists_train_on_views_of_their_own_and_leave_none_behind(
 
     seen: dict[str, tuple[Any, Any]] = {}
 
-    def watched(name: str, seed: int, params: Any, *rest: Any) -> None:
-        views, cells = rest[2], rest[4]
-        seen[name] = views.views, [cells.views[place] for place in cells.selection]
-        fit_as_it_is(name, seed, params, *rest)
+    class Watched(trainer.Trainer):
+        def __init__(self, job: trainer.TrainingJob, on_epoch: Any) -> None:
+            seen[job.model] = job.train.views, [job.cells.views[place] for place in job.cells.selection]
+            super().__init__(job, on_epoch)
 
-    fit_as_it_is = trainer.fit
-    monkeypatch.setattr(trainer, "fit", watched)
+    monkeypatch.setattr(trainer, "Trainer", Watched)
     seeds = {"qamoe": [1], "specialist-missing-03": [1], "specialist-clean": [1]}
     folder = trained({"seeds": seeds}, model=None)
     assert sorted(p.parent.parent.name for p in folder.glob("*/*/model.json")) == sorted(seeds)

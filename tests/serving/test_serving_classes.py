@@ -15,7 +15,6 @@ from qamoe.inference.model_package import signature
 from qamoe.inference.predict import predict
 from qamoe.models import checkpoint
 from qamoe.serving.model_loader import open_model
-from qamoe.training.trainer import _config
 from tests.fixtures.served import Server, running, written
 
 CLASSES = ["angry", "sad", "neutral", "happy"]
@@ -28,7 +27,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory, tiny_params: Any, tiny_stat
     stats = {key: value for key, value in tiny_stats.items() if not key.startswith("target_")}
     stats |= {"task": task, "class_shares": [0.4, 0.1, 0.2, 0.3]}
     inputs = {"text": 384, "audio": 2, "vision": 2}
-    config = _config("qamoe", 1, tiny_params, stats, inputs, {"params": "p", "data": "d", "code": "c"})
+    config = checkpoint.untrained_config(
+        tiny_params, "qamoe", 1, stats, inputs, {"params": "p", "data": "d", "code": "c"}
+    )
     anchors = {m: {"clean": 0.8, "fully_degraded": 0.4, "rescaled": True} for m in inputs}
     config |= {"selection": 1.0, "best_epoch": 1, "calibration": {"temperature": 2.0}, "trust": anchors}
     torch.manual_seed(1)

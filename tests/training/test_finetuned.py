@@ -20,7 +20,7 @@ from qamoe.extractors.tokens import vocabulary_digest
 from qamoe.inference.predict import predict, raw_frames
 from qamoe.models import checkpoint, text_encoder_finetuned
 from qamoe.pipeline import train as stage
-from qamoe.training.trainer import fit, learning_rate
+from qamoe.training.trainer import Trainer, TrainingJob, learning_rate
 
 ENGLISH = vocabulary_digest(model_folder())
 
@@ -51,8 +51,8 @@ def tuned(setting: Any, folder: Path) -> Any:
 
     def train(place: Path, model: str = "qamoe", on_epoch: Any = lambda line: None, **changes: Any) -> Path:
         place.mkdir(parents=True, exist_ok=True)
-        given = (setting.stats, setting.inputs, ids(setting.train), valid, setting.cells, setting.digests)
-        fit(model, 1, params(**changes), *given, place, "cpu", on_epoch)
+        data = (setting.stats, ids(setting.train), valid, setting.cells, setting.digests)
+        Trainer(TrainingJob(model, 1, params(**changes), *data, place, "cpu"), on_epoch).run()
         return place
 
     return SimpleNamespace(train=train, params=params, valid=valid, stats=setting.stats)

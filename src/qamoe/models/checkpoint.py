@@ -21,12 +21,11 @@ from qamoe.data.batch import Batch
 from qamoe.degradation.features import State
 from qamoe.errors import UserError
 from qamoe.files import atomic_write, write_text
-from qamoe.models import text_encoder_frozen
+from qamoe.models import text_encoder_finetuned, text_encoder_frozen
 from qamoe.models.checkpoint_config import CONFIG, FORMAT, read_config
 from qamoe.models.factory import build, oracle_quality
 from qamoe.models.heads import Prediction, target_of
 from qamoe.models.model import Model
-from qamoe.models.text_encoder_finetuned import Reader
 
 WEIGHTS = "weights.safetensors"
 HISTORY = "history.jsonl"
@@ -102,7 +101,7 @@ def make(name: str, config: dict[str, Any]) -> Model:
     )
     reader = None
     if "text_encoder" in config:
-        reader = Reader(config["text_encoder"], sizes.text)
+        reader = text_encoder_finetuned.Reader(config["text_encoder"], sizes.text)
         features["text"] = reader.width  # `inputs` tells of the corpus, the same for every encoder
     elif "text_states" in config:
         features["text"] = config["text_states"]
@@ -110,7 +109,7 @@ def make(name: str, config: dict[str, Any]) -> Model:
 
 
 def described(params: Params, name: str, seed: int, digests: dict[str, str]) -> dict[str, Any]:
-    """The part of a model.json that is known before training, from its parameters alone."""
+    """The part of a model.json that is known from its parameters alone."""
     return {
         "format": FORMAT,
         "model": name,
@@ -121,6 +120,33 @@ def described(params: Params, name: str, seed: int, digests: dict[str, str]) -> 
         "max_frames": params.preprocess.max_frames.model_dump(),
         "digests": digests,
     }
+
+
+def untrained_config(
+    params: Params, name: str, seed: int, stats: dict[str, Any], inputs: dict[str, int], digests: dict[str, str]
+) -> dict[str, Any]:
+    """A model.json without what training finds out: selection, best_epoch, calibration and trust.
+
+    `inputs` is the frame dimension of each modality; `digests` say what the checkpoint is made of.
+    """
+    config = described(params, name, seed, digests)
+    config |= {
+        "stats": stats,
+        "task": stats["task"],
+        "modalities": list(inputs),
+        "inputs": inputs,
+        "trained_on_generated": stats["generated"],
+    }
+    config |= {key: stats[key] for key in ("target_mean", "target_std", "class_shares") if key in stats}
+    encoder = params.models.encoders.text
+    reads_ids = "text" in inputs and "vocabulary" in stats["text"]
+    if reads_ids and encoder.finetune and family(name) != "mean":
+        vocabulary = text_encoder_finetuned.vocabulary(stats)
+        limit = params.preprocess.max_frames.text
+        config["text_encoder"] = text_encoder_finetuned.architecture(encoder, limit, vocabulary)
+    elif reads_ids and encoder.encoder != text_encoder_frozen.NAME:
+        config["text_states"] = text_encoder_frozen.width(encoder.encoder)
+    return config
 
 
 def save(folder: Path, model: Model, config: dict[str, Any], history: list[dict[str, Any]]) -> None:

@@ -28,7 +28,7 @@ from qamoe.process_lifetime import die_with_parent
 if TYPE_CHECKING:
     from qamoe.training.distributed import BatchShare
 
-Job = tuple[str, int, dict[str, str]]  # model, seed, digests
+Waiting = tuple[str, int, dict[str, str]]  # model, seed and digests of what is not finished
 
 
 def run(params: Params, out: Path, model: str | None = None) -> None:
@@ -46,25 +46,27 @@ def run(params: Params, out: Path, model: str | None = None) -> None:
             params.models.encoders.text, limit, text_encoder_finetuned.vocabulary(stats)
         )
     names = [model] if model else list(params.seeds)
-    process, processes, place = settings.processes()
-    parts = BatchShare(process, processes, settings.batch_parts())
-    with joined(parts, settings.device(), place):
-        jobs = parts.once(partial(_prepared, params, stats, out, names))
-        if jobs:
-            _train_all(params, out, jobs, parts)
-        for name in filter(specialist_cell, names) if parts.first else ():
+    process, processes, local_rank = settings.processes()
+    share = BatchShare(process, processes, settings.batch_parts())
+    with joined(share, settings.device(), local_rank):
+        waiting = share.once(partial(_prepared, params, stats, out, names))
+        if waiting:
+            _train_all(params, out, waiting, share)
+        for name in filter(specialist_cell, names) if share.first else ():
             shutil.rmtree(_states(out, name), ignore_errors=True)  # large, and of no use to another model
 
 
-def _prepared(params: Params, stats: dict[str, Any], out: Path, names: list[str]) -> list[Job]:
+def _prepared(params: Params, stats: dict[str, Any], out: Path, names: list[str]) -> list[Waiting]:
     """What is not finished yet; the text of its views is encoded, so that whoever trains finds it."""
     folder = out / "train"
     for name in names:
         remove_other_seeds(folder / name, params.seeds[name])
     data = data_digest(out)
-    jobs = [(name, seed, training_digests(params, name, data)) for name in names for seed in params.seeds[name]]
-    waiting = [job for job in jobs if not _finished(folder / job[0] / str(job[1]), job[2])]
-    runner.log.info(json.dumps({"stage": "train", "seeds": len(waiting), "kept": len(jobs) - len(waiting)}))
+    listed = [(name, seed, training_digests(params, name, data)) for name in names for seed in params.seeds[name]]
+    waiting = [
+        (name, seed, digests) for name, seed, digests in listed if not _finished(folder / name / str(seed), digests)
+    ]
+    runner.log.info(json.dumps({"stage": "train", "seeds": len(waiting), "kept": len(listed) - len(waiting)}))
     for name in {_states(out, name): name for name, _, _ in waiting}.values():
         open_splits(params, stats, out, name)
     return waiting
@@ -77,16 +79,16 @@ def refuse_kinds(params: Params, stats: dict[str, Any]) -> None:
     refuse_other_kinds(stats, common.selection.severities, "train.common.selection.severities")
 
 
-def _train_all(params: Params, out: Path, jobs: list[Job], parts: "BatchShare") -> None:
-    """Train each of the jobs, side by side where there is room."""
-    side_by_side = settings.side_by_side(len(jobs))
-    if side_by_side == 1 or parts.processes > 1:
-        for job in jobs:
-            train_one(params, out, *job, parts)
+def _train_all(params: Params, out: Path, waiting: list[Waiting], share: "BatchShare") -> None:
+    """Train each of them, side by side where there is room."""
+    side_by_side = settings.side_by_side(len(waiting))
+    if side_by_side == 1 or share.processes > 1:
+        for name, seed, digests in waiting:
+            train_one(params, out, name, seed, digests, share)
         return
     level = runner.log.level
     with ProcessPoolExecutor(side_by_side, get_context("spawn"), worker_started, (level,)) as pool:
-        for future in [pool.submit(train_one, params, out, *job, parts) for job in jobs]:
+        for future in [pool.submit(train_one, params, out, *arguments, share) for arguments in waiting]:
             future.result()
 
 
@@ -143,33 +145,20 @@ def open_splits(params: Params, stats: dict[str, Any], out: Path, name: str) -> 
     return train, open_views(split["valid"], cells.views, *shared, encoder=encoder), cells
 
 
-def train_one(params: Params, out: Path, name: str, seed: int, digests: dict[str, str], parts: "BatchShare") -> None:
+def train_one(params: Params, out: Path, name: str, seed: int, digests: dict[str, str], share: "BatchShare") -> None:
     """Train one seed of one model into its folder, recording as it goes; runs in a process of its own."""
-    from qamoe.dataset.degraded_split import feature_sizes, restrict_threads
+    from qamoe.dataset.degraded_split import restrict_threads
     from qamoe.tracking.runs import training_run
-    from qamoe.training.trainer import fit
+    from qamoe.training.trainer import Trainer, TrainingJob
 
     restrict_threads()
     stats = read_stats(out)
     train, valid, cells = open_splits(params, stats, out, name)
     folder = out / "train" / name / str(seed)
     folder.mkdir(parents=True, exist_ok=True)
+    job = TrainingJob(name, seed, params, stats, train, valid, cells, digests, folder, settings.device(), share)
     with training_run(params, name, seed, digests) as record:
-        fit(
-            name,
-            seed,
-            params,
-            stats,
-            feature_sizes(stats),
-            train,
-            valid,
-            cells,
-            digests,
-            folder,
-            settings.device(),
-            record.epoch,
-            parts,
-        )
+        Trainer(job, record.epoch).run()
         record.finish(folder)
 
 

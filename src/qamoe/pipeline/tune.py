@@ -135,37 +135,35 @@ def _as_worker(level: int, params: Params, out: Path, name: str, parent: str | N
 
 
 def _work(params: Params, out: Path, name: str, parent: str | None) -> None:
-    from qamoe.dataset.degraded_split import feature_sizes, restrict_threads
+    from qamoe.dataset.degraded_split import restrict_threads
     from qamoe.models.checkpoint_config import read_config
     from qamoe.tracking import search_runs
     from qamoe.training import search
     from qamoe.training.distributed import BatchShare
-    from qamoe.training.trainer import fit
+    from qamoe.training.trainer import Trainer, TrainingJob
 
     restrict_threads()
     stats = read_stats(out)
-    train, valid, cells = open_splits(params, stats, out, _MODEL)
-    folder = out / "tune"
+    splits_and_cells = open_splits(params, stats, out, _MODEL)
+    device, share = settings.device(), BatchShare(parts=settings.batch_parts())
 
     def train_one(changed: Params, number: int, on_epoch: Callable[[dict[str, Any]], None]) -> float:
-        place = folder / "trials" / str(number)
-        shutil.rmtree(place, ignore_errors=True)
-        place.mkdir(parents=True)
-        seed = changed.tune.seed
-        inputs = feature_sizes(stats)
+        folder = out / "tune" / "trials" / str(number)
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        job = TrainingJob(_MODEL, changed.tune.seed, changed, stats, *splits_and_cells, {}, folder, device, share)
         with search_runs.trial_run(parent, changed, number) as record:
 
             def both(line: dict[str, Any]) -> None:
                 record(line)
                 on_epoch(line)
 
-            parts = BatchShare(each=settings.batch_parts())
-            fit(_MODEL, seed, changed, stats, inputs, train, valid, cells, {}, place, settings.device(), both, parts)
-        config = read_config(place)
+            Trainer(job, both).run()
+        config = read_config(folder)
         assert config is not None
         return config["selection"]
 
-    study = search.open_study(params, name, _url(folder))
+    study = search.open_study(params, name, _url(out / "tune"))
     search.work(params, study, _name(os.getpid()), train_one)
 
 

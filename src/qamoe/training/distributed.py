@@ -39,24 +39,24 @@ class BatchShare:
 
     process: int = 0
     processes: int = 1
-    each: int = 1
+    parts: int = 1
 
     @property
     def first(self) -> bool:
         """Whether this process writes: files, records, lines of the log."""
         return self.process == 0
 
-    def of(self, rows: Sequence[int] | np.ndarray) -> list[tuple[list[int], float]]:
+    def split(self, rows: Sequence[int] | np.ndarray) -> list[tuple[list[int], float]]:
         """This process's parts of a batch, and the weight of each part's mean loss in this process's loss.
 
         Weights are such that the mean over processes is the mean over the batch. A batch of fewer clips than
         processes is computed whole by each of them.
         """
         alone = len(rows) < self.processes
-        own = list(rows) if alone else list(rows[self.process :: self.processes])
+        share = list(rows) if alone else list(rows[self.process :: self.processes])
         total = len(rows) * self.processes if alone else len(rows)
-        count = min(self.each, len(own) if alone else len(rows) // self.processes)  # the same in every process
-        return [(part, len(part) * self.processes / total) for part in (own[place::count] for place in range(count))]
+        count = min(self.parts, len(share) if alone else len(rows) // self.processes)  # the same in every process
+        return [(part, len(part) * self.processes / total) for part in (share[first::count] for first in range(count))]
 
     def wrapped(self, model: Model) -> nn.Module:
         """What gives a model's losses by name; gradients are averaged over the processes."""
@@ -66,53 +66,53 @@ class BatchShare:
         # out no_sync, so each part's gradient is averaged by itself, which comes to the same.
         return nn.parallel.DistributedDataParallel(_Losses(model), forward_sync_buffers=False, static_graph=True)
 
-    def summed(self, own: Tensor) -> Tensor:
+    def summed(self, tensor: Tensor) -> Tensor:
         """The sum over all processes of a tensor without gradient."""
         if self.processes > 1:
-            own = own.clone()
-            distributed.all_reduce(own)
-        return own
+            tensor = tensor.clone()
+            distributed.all_reduce(tensor)
+        return tensor
 
     def once(self, work: Callable[[], T]) -> T:
         """What the first process makes of some work; the others wait for it."""
         if self.processes == 1:
             return work()
-        made = [work() if self.first else None]
-        distributed.broadcast_object_list(made)
-        return made[0]  # type: ignore[return-value]
+        result = [work() if self.first else None]
+        distributed.broadcast_object_list(result)
+        return result[0]  # type: ignore[return-value]
 
-    def share(self, places: Sequence[int]) -> tuple[int, ...]:
-        """This process's share of some places."""
-        return tuple(places[self.process :: self.processes])
+    def views(self, numbers: Sequence[int]) -> tuple[int, ...]:
+        """This process's share of some views, which every process predicts all clips of."""
+        return tuple(numbers[self.process :: self.processes])
 
-    def gathered(self, own: dict[str, np.ndarray | None], count: int) -> dict[str, np.ndarray | None]:
-        """Arrays (V, ...) over each process's share of `count` places -> those over all places, in every process."""
+    def gathered(self, arrays: dict[str, np.ndarray | None], count: int) -> dict[str, np.ndarray | None]:
+        """Arrays (V, ...) over each process's share of `count` views -> those over all views, in every process."""
         if self.processes == 1:
-            return own
-        everyone: list[Any] = [None] * self.processes
-        distributed.all_gather_object(everyone, own)
+            return arrays
+        of_processes: list[Any] = [None] * self.processes
+        distributed.all_gather_object(of_processes, arrays)
         joined: dict[str, np.ndarray | None] = {}
-        for name, of_first in everyone[0].items():
+        for name, of_first in of_processes[0].items():
             joined[name] = None
             if of_first is not None:
-                whole = np.empty((count, *of_first.shape[1:]), of_first.dtype)
-                for process, found in enumerate(everyone[:count]):
-                    whole[process :: self.processes] = found[name]
-                joined[name] = whole
+                over_views = np.empty((count, *of_first.shape[1:]), of_first.dtype)
+                for process, of_process in enumerate(of_processes[:count]):
+                    over_views[process :: self.processes] = of_process[name]
+                joined[name] = over_views
         return joined
 
 
-WHOLE = BatchShare()
+WHOLE_BATCH = BatchShare()
 
 
 @contextmanager
-def joined(parts: BatchShare, device: str, place: int) -> Iterator[None]:
-    """Be one of the processes inside; `place` is this process's number on its machine, and so that of its GPU."""
-    if parts.processes == 1:
+def joined(share: BatchShare, device: str, local_rank: int) -> Iterator[None]:
+    """Be one of the processes inside; `local_rank` is this process's number on its machine, and so that of its GPU."""
+    if share.processes == 1:
         yield
         return
     if device == "cuda":
-        torch.cuda.set_device(place)
+        torch.cuda.set_device(local_rank)
     distributed.init_process_group("nccl" if device == "cuda" else "gloo", timeout=_PATIENCE)
     try:
         yield

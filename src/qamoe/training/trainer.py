@@ -8,25 +8,23 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from qamoe.config.model_names import family
 from qamoe.config.params import Params, TrainCommon
 from qamoe.data.batch import Batch
-from qamoe.dataset.degraded_split import DegradedSplit, rows_in_batches
-from qamoe.degradation.features import State
+from qamoe.dataset.degraded_split import DegradedSplit, feature_sizes, rows_in_batches
 from qamoe.errors import UserError
-from qamoe.models import checkpoint, text_encoder_finetuned, text_encoder_frozen
-from qamoe.models.model import Model
+from qamoe.models import checkpoint
 from qamoe.models.training_step import Step
-from qamoe.training.distributed import WHOLE, BatchShare
+from qamoe.training.distributed import WHOLE_BATCH, BatchShare
 from qamoe.training.selection import (
     Cells,
     calibration,
@@ -38,137 +36,239 @@ from qamoe.training.selection import (
 
 log = logging.getLogger("qamoe")
 RESUME = "resume.pt"
+EpochLine = dict[str, Any]  # epoch, loss, losses.<name>, valid, and seconds where it is not written
 
 
-def fit(
-    name: str,
-    seed: int,
-    params: Params,
-    stats: dict[str, Any],
-    inputs: dict[str, int],
-    train: DegradedSplit,
-    valid: DegradedSplit,
-    cells: Cells,
-    digests: dict[str, str],
-    folder: Path,
-    device: str,
-    on_epoch: Callable[[dict[str, Any]], None],
-    parts: BatchShare = WHOLE,
-) -> None:
-    """Train one model with one seed and write its checkpoint into `folder`.
+@dataclass(frozen=True)
+class TrainingJob:
+    """One model with one seed: what it is trained on, where, and the folder that its checkpoint goes to.
 
-    A state of the same digests found there is resumed; one of other digests is said so in a line and left behind.
-    `on_epoch` gets one flat dict an epoch. `parts` says how batches are spread. Raises UserError where the training
-    diverges.
+    `cells` are those of `valid` that choose the epoch, `digests` what the checkpoint is made of, and `share` says how
+    batches are spread.
     """
-    common = params.train.common
-    torch.manual_seed(seed)
-    config = _config(name, seed, params, stats, inputs, digests)
-    model = checkpoint.make(name, config).to(device)
-    encoder = params.models.encoders.text
-    if "text_encoder" in config:
-        model.encode.reader.load_pretrained(encoder)  # type: ignore[union-attr, operator]
-    trainable = [p for p in model.parameters() if p.requires_grad]
-    optimiser = torch.optim.AdamW(_groups(model, common.lr, encoder.lr), common.lr, weight_decay=common.weight_decay)
-    history: list[dict[str, Any]] = []
-    best: dict[str, Any] = {"value": math.inf, "epoch": 0, "weights": copy.deepcopy(model.state_dict())}
-    for half_written in folder.glob(".*") if parts.first else ():
-        half_written.unlink()  # by a kill; the folder is an output
-    state = _matching_state(folder / RESUME, digests, name, seed)
-    if state is not None:
-        model.load_state_dict(state["model"], strict=True)
-        optimiser.load_state_dict(state["optimiser"])
-        history, best = state["history"], state["best"]
-    wrapped = parts.wrapped(model)
-    epochs = common.epochs if trainable else 1
-    for epoch in range(len(history) + 1, epochs + 1):
-        if epoch - best["epoch"] > common.patience:
-            break
-        started = time.perf_counter()
-        losses = {}
-        if trainable:
-            losses = _one_epoch(model, wrapped, optimiser, trainable, train, seed, epoch, common, device, parts)
-        value = selection_value(_predictions(model, valid, cells.selection, common.batch_size, device, parts), cells)
-        line = {"epoch": epoch, **losses, "valid": value}
+
+    model: str
+    seed: int
+    params: Params
+    stats: dict[str, Any]
+    train: DegradedSplit
+    valid: DegradedSplit
+    cells: Cells
+    digests: dict[str, str]
+    folder: Path
+    device: str
+    share: BatchShare = WHOLE_BATCH
+
+    @property
+    def common(self) -> TrainCommon:
+        return self.params.train.common
+
+    @property
+    def name(self) -> str:
+        """As lines of the log and errors call it."""
+        return f"{self.model}, seed {self.seed}"
+
+    def config(self) -> dict[str, Any]:
+        """Its model.json, without what training finds out."""
+        return checkpoint.untrained_config(
+            self.params, self.model, self.seed, self.stats, feature_sizes(self.stats), self.digests
+        )
+
+
+class _Part(NamedTuple):
+    """A part of a degraded batch (B clips): the quality that the model is told of it (B, M), None for all but the
+    oracle; the damage that teaches it (B, M); and the weight of its mean loss in that of this process."""
+
+    batch: Batch
+    quality: Tensor | None
+    severity: Tensor
+    weight: float
+
+
+class Trainer:
+    """Trains a job's model epoch by epoch, and writes the checkpoint of the best one: `run` is the recipe.
+
+    A state of the same digests in the job's folder is resumed; one of other digests is said so in a line and left
+    behind. `on_epoch` gets one flat dict an epoch.
+    """
+
+    def __init__(self, job: TrainingJob, on_epoch: Callable[[EpochLine], None]) -> None:
+        self.job, self.on_epoch = job, on_epoch
+        torch.manual_seed(job.seed)
+        self.config = job.config()
+        self.model = checkpoint.make(job.model, self.config).to(job.device)
+        encoder = job.params.models.encoders.text
+        if "text_encoder" in self.config:
+            self.model.encode.reader.load_pretrained(encoder)  # type: ignore[union-attr, operator]
+        self.trainable = [p for p in self.model.parameters() if p.requires_grad]
+        self.optimiser = torch.optim.AdamW(
+            _parameter_groups(self.model, job.common.lr, encoder.lr),
+            job.common.lr,
+            weight_decay=job.common.weight_decay,
+        )
+        self.history: list[EpochLine] = []
+        self.best: dict[str, Any] = {"value": math.inf, "epoch": 0, "weights": copy.deepcopy(self.model.state_dict())}
+        self._resume()
+        self.losses_of = job.share.wrapped(self.model)
+
+    def run(self) -> None:
+        """Train what is left to train and write the checkpoint. Raises UserError where the training diverges."""
+        for number in self._epochs_left():
+            started = time.perf_counter()
+            line = {"epoch": number, **self.epoch(number), "valid": self.validate(number)}
+            self._keep_best(line)
+            # The seconds are of no file: they differ from run to run.
+            self._report({**line, "seconds": round(time.perf_counter() - started, 3)})
+            self._save_state()
+        self.finish()
+
+    def epoch(self, number: int) -> dict[str, float]:
+        """Train on every clip once; returns the mean losses by name, of a model that learns nothing none."""
+        if not self.trainable:
+            return {}
+        job, share = self.job, self.job.share
+        self.model.train()
+        # Dropout alone draws from torch's stream; it begins anew, so that a resumed training needs no state of it.
+        torch.manual_seed(int(np.random.SeedSequence([job.seed, number, share.process]).generate_state(1)[0]))
+        random = np.random.default_rng([job.seed, number])
+        batches = rows_in_batches(len(job.train.store), job.common.batch_size, random, job.train.lengths)
+        steps = job.common.epochs * len(batches)
+        sums: dict[str, float] = {}
+        for place, rows in enumerate(batches):
+            self._set_learning_rate((number - 1) * len(batches) + place, steps)
+            for losses in self._step(number, rows):
+                for name, value in losses.items():
+                    sums[name] = sums.get(name, 0.0) + value
+        totals = share.summed(torch.tensor(list(sums.values()), dtype=torch.float64, device=job.device))
+        return dict(zip(sums, (totals / (len(job.train.store) * share.processes)).tolist(), strict=True))
+
+    def validate(self, number: int) -> float:
+        """The validation error over the selection cells after that epoch."""
+        value = selection_value(self._predictions(self.job.cells.selection), self.job.cells)
         if not math.isfinite(value):
             raise UserError(
-                f"{name}, seed {seed}: the validation error of epoch {epoch} is not finite, the training diverged; "
-                f"train.common.lr is {common.lr:g}, a smaller one may hold."
+                f"{self.job.name}: the validation error of epoch {number} is not finite, the training diverged; "
+                f"train.common.lr is {self.job.common.lr:g}, a smaller one may hold."
             )
-        history.append(line)
-        if value < best["value"]:
-            best = {"value": value, "epoch": epoch, "weights": copy.deepcopy(model.state_dict())}
-        timed = {**line, "seconds": round(time.perf_counter() - started, 3)}  # of no file: it differs from run to run
-        on_epoch(timed)
-        log.info(json.dumps({"model": name, "seed": seed, **_short(timed)}))
-        state = {  # resumable; random numbers are drawn anew in every epoch
-            "digests": digests,
-            "model": model.state_dict(),
-            "optimiser": optimiser.state_dict(),
-            "history": history,
-            "best": best,
+        return value
+
+    def finish(self) -> None:
+        """Calibrate the best epoch's model and write it as the checkpoint."""
+        self.model.load_state_dict(self.best["weights"], strict=True)
+        cells = self.job.cells
+        self.config |= {"selection": self.best["value"], "best_epoch": self.best["epoch"]}
+        self.config["calibration"] = calibration(self._predictions(cells.selection))
+        clean, fully_degraded = (self._predictions(views)["r"] for views in (cells.clean, cells.fully_degraded))
+        self.config["trust"] = _trust_anchors(clean, fully_degraded, self.job.valid, self.config["modalities"])
+        if self.job.share.first:
+            checkpoint.save(self.job.folder, self.model, self.config, self.history)
+            (self.job.folder / RESUME).unlink(missing_ok=True)
+
+    def _resume(self) -> None:
+        """Go on from the state that a killed training of the same digests left in the folder."""
+        for half_written in self.job.folder.glob(".*") if self.job.share.first else ():
+            half_written.unlink()  # by a kill; the folder is an output
+        state = _matching_state(self.job)
+        if state is not None:
+            self.model.load_state_dict(state["model"], strict=True)
+            self.optimiser.load_state_dict(state["optimiser"])
+            self.history, self.best = state["history"], state["best"]
+
+    def _save_state(self) -> None:
+        """Write what `_resume` reads; random numbers are drawn anew in every epoch and need no state."""
+        state = {
+            "digests": self.job.digests,
+            "model": self.model.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "history": self.history,
+            "best": self.best,
         }
-        if parts.first:
-            checkpoint.save_state(folder / RESUME, state)
-    model.load_state_dict(best["weights"], strict=True)
-    config |= {"selection": best["value"], "best_epoch": best["epoch"]}
-    config |= _after_training(model, valid, cells, config["modalities"], common.batch_size, device, parts)
-    if parts.first:
-        checkpoint.save(folder, model, config, history)
-        (folder / RESUME).unlink(missing_ok=True)
+        if self.job.share.first:
+            checkpoint.save_state(self.job.folder / RESUME, state)
+
+    def _epochs_left(self) -> Iterator[int]:
+        """Numbers of the epochs to come, until none has been the best for as many as patience allows."""
+        last = self.job.common.epochs if self.trainable else 1
+        for number in range(len(self.history) + 1, last + 1):
+            if number - self.best["epoch"] > self.job.common.patience:
+                return
+            yield number
+
+    def _keep_best(self, line: EpochLine) -> None:
+        self.history.append(line)
+        if line["valid"] < self.best["value"]:
+            weights = copy.deepcopy(self.model.state_dict())
+            self.best = {"value": line["valid"], "epoch": line["epoch"], "weights": weights}
+
+    def _report(self, line: EpochLine) -> None:
+        self.on_epoch(line)
+        short = {key: round(value, 4) if isinstance(value, float) else value for key, value in line.items()}
+        log.info(json.dumps({"model": self.job.model, "seed": self.job.seed, **short}))
+
+    def _set_learning_rate(self, step: int, steps: int) -> None:
+        for group in self.optimiser.param_groups:
+            group["lr"] = learning_rate(step, steps, self.job.common, group["peak"])
+
+    def _step(self, number: int, rows: np.ndarray) -> list[dict[str, float]]:
+        """One step of the optimiser on a batch; returns each part's losses by name, as sums over clips."""
+        parts = [self._part(number, part, weight) for part, weight in self.job.share.split(rows)]
+        not_averaged = getattr(self.losses_of, "module", self.losses_of)
+        counting = [partial(self._forward, not_averaged, part, number) for part in parts]
+        summed = _summed_over_parts(counting, self.job.share)
+        self.optimiser.zero_grad(set_to_none=True)
+        sums = []
+        for part in parts:
+            losses, loss = self._forward(self.losses_of, part, number, summed)
+            (part.weight * loss).backward()
+            named = {"loss": loss, **{f"losses.{name}": value for name, value in losses.items()}}
+            sums.append({name: part.weight * float(value.detach()) * len(rows) for name, value in named.items()})
+        nn.utils.clip_grad_norm_(self.trainable, self.job.common.clip_norm)
+        self.optimiser.step()
+        return sums
+
+    def _part(self, number: int, rows: Sequence[int], weight: float) -> _Part:
+        """Rows of the training split under the view of that epoch."""
+        train, device = self.job.train, self.job.device
+        degraded = train.degraded((number - 1) % len(train.views), rows)
+        batch, quality = with_oracle_quality(self.model, degraded, device)
+        return _Part(batch, quality, injected_severity(self.model, degraded, device), weight)
+
+    def _forward(
+        self, losses_of: nn.Module, part: _Part, number: int, summed: Callable[[Tensor], Tensor]
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """The losses of a part by name and their weighted sum; `summed` as Step has it."""
+        common = self.job.common
+        with torch.autocast(self.job.device, torch.bfloat16, enabled=common.precision == "bfloat16"):
+            step = Step(self.job.seed, number, part.batch.keys, summed, part.severity)
+            losses = losses_of(part.batch, part.quality, step)
+            return losses, objective(losses, common)
+
+    def _predictions(self, views: tuple[int, ...]) -> dict[str, Any]:
+        """`predictions` of the validation split, to which each process brings its share of the views."""
+        job = self.job
+        shared = predictions(self.model, job.valid, job.share.views(views), job.common.batch_size, job.device)
+        target = shared.pop("target")
+        return {**job.share.gathered(shared, len(views)), "target": target}
 
 
-def _config(
-    name: str,
-    seed: int,
-    params: Params,
-    stats: dict[str, Any],
-    inputs: dict[str, int],
-    digests: dict[str, str],
-) -> dict[str, Any]:
-    config = checkpoint.described(params, name, seed, digests)
-    config |= {key: stats[key] for key in ("target_mean", "target_std", "class_shares") if key in stats}
-    encoder = params.models.encoders.text
-    ids = "text" in inputs and "vocabulary" in stats["text"]
-    if ids and encoder.finetune and family(name) != "mean":
-        limit = params.preprocess.max_frames.text
-        config["text_encoder"] = text_encoder_finetuned.architecture(
-            encoder, limit, text_encoder_finetuned.vocabulary(stats)
-        )
-    elif ids and encoder.encoder != text_encoder_frozen.NAME:
-        config["text_states"] = text_encoder_frozen.width(encoder.encoder)
-    return config | {
-        "stats": stats,
-        "task": stats["task"],
-        "modalities": list(inputs),
-        "inputs": inputs,
-        "trained_on_generated": stats["generated"],
-    }
-
-
-def _matching_state(path: Path, digests: dict[str, str], name: str, seed: int) -> dict[str, Any] | None:
-    state = checkpoint.load_state(path)
+def _matching_state(job: TrainingJob) -> dict[str, Any] | None:
+    state = checkpoint.load_state(job.folder / RESUME)
     if state is None:
         return None
-    changed = [what for what, value in digests.items() if state["digests"].get(what) != value]
+    changed = [what for what, digest in job.digests.items() if state["digests"].get(what) != digest]
     if changed:
-        log.info(
-            "%s, seed %d: starts anew, since its unfinished state has other %s",
-            name,
-            seed,
-            ", ".join(changed),
-        )
+        log.info("%s: starts anew, since its unfinished state has other %s", job.name, ", ".join(changed))
         return None
-    log.info("%s, seed %d: goes on after epoch %d", name, seed, len(state["history"]))
+    log.info("%s: goes on after epoch %d", job.name, len(state["history"]))
     return state
 
 
-def _groups(model: nn.Module, lr: float, encoder_lr: float) -> list[dict[str, Any]]:
+def _parameter_groups(model: nn.Module, lr: float, encoder_lr: float) -> list[dict[str, Any]]:
     """What is trained, by learning rate (`peak`, that at the end of warm-up): a text encoder has one of its own."""
-    own = [p for name, p in model.named_parameters() if name.startswith("encode.reader.")]
+    encoder = [p for name, p in model.named_parameters() if name.startswith("encode.reader.")]
     rest = [p for name, p in model.named_parameters() if not name.startswith("encode.reader.")]
     groups = [{"params": rest or [nn.Parameter(torch.zeros(1))], "peak": lr}]
-    return [*groups, {"params": own, "peak": encoder_lr}] if own else groups
+    return [*groups, {"params": encoder, "peak": encoder_lr}] if encoder else groups
 
 
 def learning_rate(step: int, steps: int, common: TrainCommon, peak: float | None = None) -> float:
@@ -188,129 +288,44 @@ def objective(losses: dict[str, Tensor], common: TrainCommon) -> Tensor:
     return torch.stack([weights[name] * value for name, value in losses.items()]).sum()
 
 
-def _one_epoch(
-    model: Model,
-    wrapped: nn.Module,
-    optimiser: torch.optim.Optimizer,
-    trainable: list[nn.Parameter],
-    train: DegradedSplit,
-    seed: int,
-    epoch: int,
-    common: TrainCommon,
-    device: str,
-    parts: BatchShare,
-) -> dict[str, float]:
-    """`wrapped` gives its losses (Parts.wrapped). Returns their means over the epoch by name."""
-    model.train()
-    # Dropout alone draws from torch's stream; it begins anew, so that a resumed training needs no state of it.
-    torch.manual_seed(int(np.random.SeedSequence([seed, epoch, parts.process]).generate_state(1)[0]))
-    random = np.random.default_rng([seed, epoch])
-    order = rows_in_batches(len(train.store), common.batch_size, random, train.lengths)
-    steps = common.epochs * len(order)
-    sums: dict[str, float] = {}
-    view = (epoch - 1) % len(train.views)
-    for i, rows in enumerate(order):
-        for group in optimiser.param_groups:
-            group["lr"] = learning_rate((epoch - 1) * len(order) + i, steps, common, group["peak"])
-        own = [(_given(model, train.degraded(view, some), device), weight) for some, weight in parts.of(rows)]
-        forward = partial(_forward, seed=seed, epoch=epoch, device=device, common=common)
-        alone = getattr(wrapped, "module", wrapped)
-        summed = _summing([partial(forward, alone, batch) for batch, _ in own], parts)
-        optimiser.zero_grad(set_to_none=True)
-        for batch, weight in own:
-            losses, loss = forward(wrapped, batch, summed)
-            (weight * loss).backward()
-            for name, value in {"loss": loss, **{f"losses.{k}": v for k, v in losses.items()}}.items():
-                sums[name] = sums.get(name, 0.0) + weight * float(value.detach()) * len(rows)
-        nn.utils.clip_grad_norm_(trainable, common.clip_norm)
-        optimiser.step()
-    totals = parts.summed(torch.tensor(list(sums.values()), dtype=torch.float64, device=device))
-    return dict(zip(sums, (totals / (len(train.store) * parts.processes)).tolist(), strict=True))
-
-
-def _given(model: Model, degraded: tuple[Batch, Tensor, State], device: str) -> tuple[Batch, Tensor | None, Tensor]:
-    """A degraded batch, the quality that the model is told of it, and the damage that teaches it."""
-    return *with_oracle_quality(model, degraded, device), injected_severity(model, degraded, device)
-
-
-def _forward(
-    wrapped: nn.Module,
-    given: tuple[Batch, Tensor | None, Tensor],
-    summed: Callable[[Tensor], Tensor],
-    seed: int,
-    epoch: int,
-    device: str,
-    common: TrainCommon,
-) -> tuple[dict[str, Tensor], Tensor]:
-    """The losses by name and their weighted sum; `summed` as Step has it."""
-    batch, quality, severity = given
-    with torch.autocast(device, torch.bfloat16, enabled=common.precision == "bfloat16"):
-        losses = wrapped(batch, quality, Step(seed, epoch, batch.keys, summed, severity))
-        return losses, objective(losses, common)
-
-
-def _summing(forwards: Sequence[Callable[..., Any]], parts: BatchShare) -> Callable[[Tensor], Tensor]:
+def _summed_over_parts(forwards: Sequence[Callable[..., Any]], share: BatchShare) -> Callable[[Tensor], Tensor]:
     """What sums a count over all parts of a batch, for the forwards that follow.
 
     Several parts one after the other go forward twice, the first time without gradient and with the random state put
     back: what is counted in all of them is a factor of the loss of each. Models that count nothing are spared it.
     """
-    if parts.each == 1:
-        return parts.summed
-    seen: list[Tensor] = []
+    if share.parts == 1:
+        return share.summed
+    counts: list[Tensor] = []
 
-    def note(own: Tensor) -> Tensor:
-        seen.append(own)
-        return own
+    def note(count: Tensor) -> Tensor:
+        counts.append(count)
+        return count
 
     devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
     with torch.no_grad(), torch.random.fork_rng(devices):
         for forward in forwards:
             forward(note)
-            if not seen:
-                return parts.summed
-    total = parts.summed(torch.stack(seen).sum(0))
-    return lambda own: total
+            if not counts:
+                return share.summed
+    total = share.summed(torch.stack(counts).sum(0))
+    return lambda count: total
 
 
-def _predictions(
-    model: Model, valid: DegradedSplit, places: tuple[int, ...], batch_size: int, device: str, parts: BatchShare
+def _trust_anchors(
+    clean: np.ndarray | None, fully_degraded: np.ndarray | None, valid: DegradedSplit, modalities: list[str]
 ) -> dict[str, Any]:
-    """`predictions`, to which each process brings its share of the views."""
-    own = predictions(model, valid, parts.share(places), batch_size, device)
-    target = own.pop("target")
-    return {**parts.gathered(own, len(places)), "target": target}
-
-
-def _short(line: dict[str, Any]) -> dict[str, Any]:
-    return {k: round(v, 4) if isinstance(v, float) else v for k, v in line.items()}
-
-
-def _after_training(
-    model: Model,
-    valid: DegradedSplit,
-    cells: Cells,
-    modalities: list[str],
-    batch_size: int,
-    device: str,
-    parts: BatchShare,
-) -> dict[str, Any]:
-    """Calibration over the selection cells, and each modality's trust anchors: median r, clean and fully degraded."""
-    fitted = calibration(_predictions(model, valid, cells.selection, batch_size, device, parts))
-    clean = _predictions(model, valid, cells.clean, batch_size, device, parts)["r"]
-    fully_degraded = _predictions(model, valid, cells.fully_degraded, batch_size, device, parts)["r"]
-    trust: dict[str, Any] = {}
-    if clean is not None and fully_degraded is not None:
-        for place, modality in enumerate(modalities):
-            present = valid.store.lengths(modality) > 0
-            own = present if present.any() else ~present  # r of a clip that lacks it is about the others
-            low, high = (float(np.median(r[:, own, place])) for r in (fully_degraded, clean))
-            trust[modality] = {"clean": high, "fully_degraded": low, "rescaled": low < high}
-            if low >= high:
-                log.info(
-                    "trust in %s is r itself: clean clips have median r %.3f, fully degraded ones %.3f",
-                    modality,
-                    high,
-                    low,
-                )
-    return {"calibration": fitted, "trust": trust}
+    """Each modality's trust anchors: its median r (V, N, M) under the clean and under the fully degraded views."""
+    anchors: dict[str, Any] = {}
+    if clean is None or fully_degraded is None:
+        return anchors
+    for column, modality in enumerate(modalities):
+        present = valid.store.lengths(modality) > 0
+        counted = present if present.any() else ~present  # r of a clip that lacks it is about the others
+        low, high = (float(np.median(r[:, counted, column])) for r in (fully_degraded, clean))
+        anchors[modality] = {"clean": high, "fully_degraded": low, "rescaled": low < high}
+        if low >= high:
+            log.info(
+                "trust in %s is r itself: clean clips have median r %.3f, fully degraded ones %.3f", modality, high, low
+            )
+    return anchors
