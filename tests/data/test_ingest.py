@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from qamoe.config.params import Task
+from qamoe.config.task import Task
 from qamoe.data import manifest
 from qamoe.data.clip import drawn_split
 from qamoe.data.ingest import Ingested, ingest

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from qamoe.config.params import Task
+from qamoe.config.task import Task
 from qamoe.data.clip import Clip, drawn_split
 from qamoe.data.manifest import COLUMNS, GENERATOR_VERSION, read, read_generated
 from qamoe.errors import UserError

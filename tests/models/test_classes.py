@@ -123,8 +123,8 @@ def test_the_product_of_experts_follows_the_surer_one(model: Any, batch: Any) ->
     assert torch.equal(made(batch, alone).probabilities.argmax(1), guess.argmax(1))
 
 
-def test_the_statistics_say_which_target() -> None:
-    assert isinstance(target_of({"target_mean": 0.0, "target_std": 1.0}), Target)
-    made = target_of({"class_shares": [1.0, 0.0]})
+def test_the_task_says_which_target() -> None:
+    assert isinstance(target_of({"task": {"kind": "regression"}, "target_mean": 0.0, "target_std": 1.0}), Target)
+    made = target_of({"task": {"kind": "classification"}, "class_shares": [1.0, 0.0]})
     assert isinstance(made, Classes)
     assert torch.isfinite(made.log_shares).all(), "a class that training lacks is unlikely, not impossible"

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qamoe.cli import inputs
+from qamoe.config.task import is_classification
 from qamoe.errors import UserError
 from qamoe.extractors.registry import extractors_of
 from qamoe.inference.extraction_worker import Extracted, Extraction, Lost
@@ -210,7 +211,7 @@ def _line(served: Served, row: Row) -> dict[str, Any]:
     from qamoe.serving.schemas import ClassAnswer
 
     answer = row.answer
-    of_classes = served.trained.config["task"]["kind"] == "classification"
+    of_classes = is_classification(served.trained.config["task"])
     line: dict[str, Any] = {"clip": row.name or None, "class" if of_classes else "score": None}
     line |= {"interval": None, "trust": None if answer is None else answer.trust, "reasons": row.reasons}
     if isinstance(answer, ClassAnswer):
@@ -264,7 +265,7 @@ def _show_table(served: Served, rows: Sequence[Row]) -> None:
     from rich.text import Text
 
     config = served.trained.config
-    of_classes = config["task"]["kind"] == "classification"
+    of_classes = is_classification(config["task"])
     table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column("\nclip", overflow="fold")
     for name in ("class", "probability") if of_classes else ("score", "90 % interval"):

@@ -22,6 +22,7 @@ from pydantic import (
 from qamoe.config.block import Block
 from qamoe.config.extractor_settings import AudioSettings, TextSettings, VisionSettings
 from qamoe.config.model_names import ABLATIONS, Kind, family
+from qamoe.config.task import Task
 from qamoe.errors import UserError
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -42,30 +43,6 @@ def _ascending(bounds: tuple[float, float]) -> tuple[float, float]:
 class Corpus(Block):
     kind: Literal["sample", "clips", "mmsa", "mintrec", "iemocap", "meld"]
     path: str  # a pickle (mmsa) or a folder (the others)
-
-
-class Task(Block):
-    """What is predicted: a number in [low, high], or one of `classes`."""
-
-    kind: Literal["regression", "classification"]
-    low: float | None = None  # of a regression; beside classes they say nothing
-    high: float | None = None
-    classes: tuple[str, ...] = ()
-
-    @model_validator(mode="after")
-    def _has_its_range(self) -> "Task":
-        if self.kind == "regression" and not self.range[0] < self.range[1]:
-            raise ValueError(f"low ({self.low}) must be below high ({self.high})")
-        if self.kind == "classification" and len(self.classes) < 2:
-            raise ValueError("a classification task names at least two classes")
-        return self
-
-    @property
-    def range(self) -> tuple[float, float]:
-        """The lowest and the highest label of a regression."""
-        if self.low is None or self.high is None:
-            raise ValueError(f"a regression task has low ({self.low}) and high ({self.high})")
-        return self.low, self.high
 
 
 class Signals(Block):

@@ -117,9 +117,11 @@ class Store:
         offsets, flat = self._flat[name, index]
         return flat[offsets[place] : offsets[place + 1]]
 
-    def holds_vectors(self, name: str) -> bool:
-        """Whether a list column holds frames, and not ids."""
-        return pa.types.is_fixed_size_list(self.schema.field(name).type.value_type)
+    @property
+    def text_is_vectors(self) -> bool:
+        """Whether a split, or the extracted text alone, holds its text as frames and not as token ids."""
+        column = next(name for name in ("text", "ids", "frames") if name in self.schema.names)
+        return pa.types.is_fixed_size_list(self.schema.field(column).type.value_type)
 
     def lengths(self, name: str) -> np.ndarray:
         """(N,) the number of frames of each row."""

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from qamoe.config.params import Task
+from qamoe.config.task import Task, is_classification
 from qamoe.errors import UserError
 from qamoe.extractors.tokens import CHINESE, ENGLISH, Tokens
 
@@ -105,7 +105,7 @@ def drawn_split(source: str) -> str:
 
 def label_value(label: str, task: Task, where: str) -> float:
     """A label as a number: itself in a regression task, the index of its class in a classification task."""
-    if task.kind == "classification":
+    if is_classification(task):
         if label not in task.classes:
             raise UserError(f"{where}: label {label!r} is none of the classes {', '.join(task.classes)}.")
         return float(task.classes.index(label))

@@ -11,7 +11,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from qamoe.config.params import Task
+from qamoe.config.task import Task
 from qamoe.data import manifest as clips
 from qamoe.data.clip import Clip, check_clips, drawn_split
 from qamoe.errors import UserError

@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from qamoe.config.params import Task
+from qamoe.config.task import Task
 from qamoe.data.arrow_store import SPLITS
 from qamoe.data.clip import Clip, Corpus, check_clips, drawn_split, label_value, noted, refuse_ragged, rows_of
 from qamoe.errors import UserError

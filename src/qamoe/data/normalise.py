@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from qamoe.data.arrow_store import Store
+from qamoe.data.stats import ColumnStats
 
 _CONSTANT = 1e-8
 _FURTHEST = 1e6
@@ -23,7 +24,7 @@ class Columns:
     deviation: np.ndarray
     unfit: int
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> ColumnStats:
         return {
             "kept": self.kept.tolist(),
             "mean": self.mean.tolist(),
@@ -33,7 +34,7 @@ class Columns:
         }
 
     @classmethod
-    def from_json(cls, content: dict[str, Any]) -> "Columns":
+    def from_json(cls, content: ColumnStats) -> "Columns":
         return cls(
             np.array(content["kept"], np.int64),
             np.array(content["mean"], np.float64),

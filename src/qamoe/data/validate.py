@@ -11,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from qamoe.config.params import Extract, Task
+from qamoe.config.params import Extract
+from qamoe.config.task import Task, is_classification
 from qamoe.data.arrow_store import SPLITS
 from qamoe.data.clip import Clip, Corpus, check_text, noted
 from qamoe.data.manifest import COLUMNS
@@ -109,7 +110,7 @@ def _task(path: Path, kind: str, asked: Task, found: Findings) -> Task:
     elif kind == "iemocap" and len(asked.classes) not in iemocap.CLASSES:
         ways = 4 if (path / "IEMOCAP_features_raw_4way.pkl").is_file() else 6
         classes = iemocap.CLASSES[ways]
-    elif kind in ("clips", "sample") and asked.kind == "regression":
+    elif kind in ("clips", "sample") and not is_classification(asked):
         classes = _words(path / "manifest.csv")
     if not classes:
         return asked
@@ -216,15 +217,15 @@ def _tell(
 def _label_lines(clips: list[Clip], task: Task) -> Iterator[str]:
     of_split = {split: [clip for clip in clips if clip.split == split] for split in SPLITS}
     yield ""
-    yield "split    clips  sources" + ("    mean   sd  min to max" if task.kind == "regression" else "")
+    yield "split    clips  sources" + ("" if is_classification(task) else "    mean   sd  min to max")
     for split, its in of_split.items():
         line = f"{split:6} {len(its):7} {len({clip.source for clip in its}):8}"
         labels = np.array([clip.label for clip in its])
-        if task.kind == "regression" and its:
+        if not is_classification(task) and its:
             line += f"   {labels.mean():+.2f} {labels.std():.2f}  {labels.min():g} to {labels.max():g}"
         yield line
     yield ""
-    if task.kind == "regression":
+    if not is_classification(task):
         edges = np.linspace(*task.range, 8)
         counts, _ = np.histogram([clip.label for clip in clips], edges)
         yield "label" + " " * 11 + "clips"
@@ -252,7 +253,7 @@ def _splits(corpus: Corpus, task: Task, found: Findings) -> None:
         if corpus.clips and not any(clip.split == split for clip in corpus.clips):
             found.errors.append(f"No clip is in split {split}; the stage {stage} needs some.")
     labels = {clip.label for clip in corpus.clips if clip.split == "train"}
-    if task.kind == "classification" and labels:
+    if is_classification(task) and labels:
         absent = [name for i, name in enumerate(task.classes) if i not in labels]
         if absent:
             found.warnings.append(f"No training clip is of class {', '.join(absent)}.")

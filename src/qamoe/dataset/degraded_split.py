@@ -7,7 +7,6 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +16,7 @@ from qamoe import rng as draws
 from qamoe.config import params as parameters
 from qamoe.data.arrow_store import Store
 from qamoe.data.batch import Batch, collate, pad
+from qamoe.data.stats import Stats, frame_stats, has_frames
 from qamoe.dataset import text_cache as text_states
 from qamoe.dataset.text_cache import TextStates
 from qamoe.degradation import features
@@ -59,7 +59,7 @@ class DegradedSplit:
     @property
     def lengths(self) -> np.ndarray | None:
         """Tokens of each clip (N,) where models read them, which takes longest: batches go by them then."""
-        reads_ids = self.states is None and "text" in self.modalities and not self.store.holds_vectors("text")
+        reads_ids = self.states is None and "text" in self.modalities and not self.store.text_is_vectors
         return self.store.lengths("text") if reads_ids else None
 
     def clean(self, rows: Collection[int], modalities: Sequence[str] | None = None) -> Batch:
@@ -130,7 +130,7 @@ def open_views(
     `encoder` is that of models that have a frozen one; None leaves text as token ids. Stored text vectors stay as they
     are.
     """
-    if "text" not in modalities or encoder is None or store.holds_vectors("text"):
+    if "text" not in modalities or encoder is None or store.text_is_vectors:
         return DegradedSplit(store, tuple(views), modalities, references, None, device)
     made_by = (draws, features, partners, degradation_views, text_encoder_bert, text_encoder_frozen, text_states)
     code = [what_runs(Path(str(module.__file__))) for module in made_by]
@@ -158,9 +158,13 @@ def _ids(store: Store, views: Sequence[View], references: dict[str, Reference]) 
         yield [ids[:length] for ids, length in zip(batch.x["text"].numpy(), lengths, strict=True)]
 
 
-def feature_sizes(stats: dict[str, Any]) -> dict[str, int]:
+def feature_sizes(stats: Stats) -> dict[str, int]:
     """Frame dimension of each modality that the corpus has, as models see it."""
-    return {m: stats[m].get("dimension", text_encoder_frozen.WIDTH) for m in MODALITIES if m in stats["modalities"]}
+    return {
+        m: frame_stats(stats, m)["dimension"] if has_frames(stats, m) else text_encoder_frozen.WIDTH
+        for m in MODALITIES
+        if m in stats["modalities"]
+    }
 
 
 def rows_in_batches(

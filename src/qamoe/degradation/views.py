@@ -2,12 +2,12 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from qamoe.data.batch import Batch
+from qamoe.data.stats import Stats, frame_stats, has_frames, text_is_vectors
 from qamoe.degradation.features import DRAWN, KINDS, Reference, State, degrade, drawn_state, fixed_state
 from qamoe.rng import MODALITIES, Draws
 
@@ -120,10 +120,10 @@ def apply(
     return replace(batch, x=xs, mask=masks), lost, _as_one(steps)
 
 
-def references(stats: dict[str, Any]) -> dict[str, Reference]:
+def references(stats: Stats) -> dict[str, Reference]:
     """What degradations need from the training split, out of stats.json; stored frames are standardised."""
     found = {}
-    if "vocabulary" in stats["text"]:
+    if not text_is_vectors(stats):
         counts = torch.zeros(stats["text"]["vocabulary"], dtype=torch.float64)
         for token, count in stats["text"]["frequencies"]:
             counts[token] = count
@@ -131,8 +131,7 @@ def references(stats: dict[str, Any]) -> dict[str, Reference]:
         unk, special = stats["text"]["unk"], tuple(stats["text"]["special"])
         found["text"] = Reference(frequencies=shares, unk=unk, special=special)
     for modality in MODALITIES:
-        if "dimension" in stats.get(modality, {}):
-            size = stats[modality]["dimension"]
-            rate = stats[modality].get("rate")
+        if has_frames(stats, modality):
+            size, rate = frame_stats(stats, modality)["dimension"], frame_stats(stats, modality).get("rate")
             found[modality] = Reference(mean=torch.zeros(size), deviation=torch.ones(size), rate=rate)
     return found

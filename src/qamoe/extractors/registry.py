@@ -4,6 +4,7 @@ A class says what it is (`name`, `version`); its constructor takes its settings 
 What media give follows Extractor; text gives token ids, and follows Tokens.
 """
 
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
@@ -51,7 +52,7 @@ class Extractor(Protocol):
         no such stream."""
 
 
-def extractors_of(config: dict[str, Any]) -> dict[str, Block]:
+def extractors_of(config: Mapping[str, Any]) -> dict[str, Block]:
     """The settings of each extractor that media can be given to; none where a corpus brought its features. `config` is
     a model.json."""
     streams = [m for m in config["modalities"] if m != "text" and config["stats"][m]["rate"]]

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import qamoe
+from qamoe.config.task import TaskDescription, is_classification
 from qamoe.extractors.registry import extractors_of
 from qamoe.inference import path_inputs, predict
 from qamoe.models import checkpoint
+from qamoe.models.checkpoint_config import CheckpointConfig
 
 # What a Python needs to load the model, beside its copy of the code; no search, no extractors of raw media.
 REQUIREMENTS = (
@@ -37,7 +39,7 @@ MEDIA_FILE = "requirements-media.txt"
 CODE = Path(qamoe.__file__).parent
 
 
-def requirements(config: dict[str, Any] | None = None) -> list[str]:
+def requirements(config: CheckpointConfig | None = None) -> list[str]:
     """REQUIREMENTS as installed here, and those of MEDIA for the extractors of a model.json, where one is given.
 
     A local label (torch's +cpu) is no part of a version that others can install.
@@ -47,7 +49,7 @@ def requirements(config: dict[str, Any] | None = None) -> list[str]:
     return [f"{name}=={version(name).split('+')[0]}" for name in (*REQUIREMENTS, *media)]
 
 
-def signature(task: dict[str, Any]) -> Any:
+def signature(task: TaskDescription) -> Any:
     """The columns of qamoe.inference.predict as an MLflow signature; every input may be missing."""
     from mlflow.models import ModelSignature
     from mlflow.types.schema import AnyType, Array, ColSpec, DataType, Schema
@@ -57,7 +59,7 @@ def signature(task: dict[str, Any]) -> Any:
         ColSpec(types.get(n, AnyType()), n, required=False) for n in (*predict.INPUTS, *path_inputs.INPUTS)
     ]
     made: list[Any] = [ColSpec(DataType.double, name) for name in predict.numbers(task)]
-    if task["kind"] == "classification":
+    if is_classification(task):
         made.insert(0, ColSpec(DataType.string, "class"))
     return ModelSignature(Schema(given), Schema([*made, ColSpec(Array(DataType.double), "routing", required=False)]))
 

@@ -11,6 +11,7 @@ from qamoe.errors import UserError
 from qamoe.extractors.registry import extractors_of
 from qamoe.inference.extraction_worker import in_process
 from qamoe.media.decode import ClipError, contents
+from qamoe.models.checkpoint_config import CheckpointConfig
 
 INPUTS = ("path", "start_s", "end_s")
 # What MLflow runs to answer others' requests: a program that has loaded one of these is a server.
@@ -23,7 +24,7 @@ def in_a_server() -> bool:
     return any(name in sys.modules or started.endswith(f"{name.replace('.', '/')}.py") for name in _SERVERS)
 
 
-def with_features(config: dict[str, Any], rows: pd.DataFrame) -> pd.DataFrame:
+def with_features(config: CheckpointConfig, rows: pd.DataFrame) -> pd.DataFrame:
     """Rows of qamoe.inference.predict that may have `path` in place of features, and `start_s` and `end_s` (seconds).
 
     Where a file has no sound, or no face in its pictures, that modality is missing. Raises UserError for a file that

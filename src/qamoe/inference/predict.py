@@ -13,14 +13,17 @@ import numpy as np
 import pandas as pd
 import torch
 
+from qamoe.config.task import TaskDescription, is_classification
 from qamoe.data.batch import Batch, pad
 from qamoe.data.normalise import Columns, clean
+from qamoe.data.stats import FrameStats, frame_stats, text_is_vectors
 from qamoe.errors import UserError
 from qamoe.extractors.huggingface import HuggingFace
 from qamoe.extractors.minilm import MiniLM
 from qamoe.extractors.tokens import Tokens
 from qamoe.models.calibration import tempered
 from qamoe.models.checkpoint import Trained
+from qamoe.models.checkpoint_config import Calibration, CheckpointConfig
 from qamoe.models.heads import Prediction
 from qamoe.rng import MODALITIES, clip_key
 
@@ -31,16 +34,16 @@ _BATCH = 64
 Change = Callable[[Batch], Batch]
 
 
-def numbers(task: dict[str, Any]) -> tuple[str, ...]:
+def numbers(task: TaskDescription) -> tuple[str, ...]:
     """The columns of numbers that a model of this task answers with: NUMBERS, or p_<class> in place of a score."""
-    if task["kind"] == "regression":
-        return NUMBERS
-    return (*(f"p_{name}" for name in task["classes"]), *RELIABILITY)
+    if is_classification(task):
+        return (*(f"p_{name}" for name in task["classes"]), *RELIABILITY)
+    return NUMBERS
 
 
-def outputs(task: dict[str, Any]) -> list[str]:
+def outputs(task: TaskDescription) -> list[str]:
     """The columns of `predict`, in order."""
-    return ["class"] * (task["kind"] == "classification") + [*numbers(task), "routing"]
+    return ["class"] * is_classification(task) + [*numbers(task), "routing"]
 
 
 def predict(trained: Trained, rows: pd.DataFrame, device: str = "cpu", change: Change | None = None) -> pd.DataFrame:
@@ -69,7 +72,7 @@ def predict(trained: Trained, rows: pd.DataFrame, device: str = "cpu", change: C
     names = numbers(task)
     columns = {name: np.concatenate([part[name] for part in parts] or [np.zeros(0)]) for name in names}
     found = pd.DataFrame(columns, index=rows.index)
-    if task["kind"] == "classification":
+    if is_classification(task):
         best = found[[f"p_{name}" for name in task["classes"]]].to_numpy().argmax(1)
         found.insert(0, "class", pd.Series(np.array(task["classes"], object)[best], rows.index, object))
     routing = [share for part in parts for share in part["routing"]]
@@ -77,14 +80,14 @@ def predict(trained: Trained, rows: pd.DataFrame, device: str = "cpu", change: C
     return found
 
 
-def prepared(config: dict[str, Any], rows: pd.DataFrame) -> list[dict[str, np.ndarray]]:
+def prepared(config: CheckpointConfig, rows: pd.DataFrame) -> list[dict[str, np.ndarray]]:
     """Rows as `predict` takes them -> each clip as its model's modalities: token ids (T,) int64 and standardised frames
     (T, kept) float32. `config` is its model.json."""
     clips: list[dict[str, Any]] = rows.to_dict("records")  # type: ignore[assignment]
     return [_prepared(config, clip, number) for number, clip in enumerate(clips)]
 
 
-def raw_frames(frames: np.ndarray, stats: dict[str, Any]) -> np.ndarray:
+def raw_frames(frames: np.ndarray, stats: FrameStats) -> np.ndarray:
     """Standardised frames (T, kept) back to raw ones (T, D) float64; a column that was dropped is not known (NaN)."""
     columns = Columns.from_json(stats)
     raw = np.full((len(frames), int(columns.kept.max()) + 1), np.nan)
@@ -103,25 +106,25 @@ def _given(row: dict[str, Any], name: str) -> Any:
     return None if value is None or value is pd.NA or (isinstance(value, float) and np.isnan(value)) else value
 
 
-def _prepared(config: dict[str, Any], row: dict[str, Any], number: int) -> dict[str, np.ndarray]:
+def _prepared(config: CheckpointConfig, row: dict[str, Any], number: int) -> dict[str, np.ndarray]:
     """One clip as the model's modalities: token ids (T,) int64 and standardised frames (T, kept) float32."""
     limits = config["max_frames"]
     made = {}
     for modality in config["modalities"]:
-        if modality == "text" and "vocabulary" not in config["stats"]["text"]:
+        if modality == "text" and text_is_vectors(config["stats"]):
             if _given(row, "text") is not None or _given(row, "tokens") is not None:
                 raise UserError(f"Row {number}: this model reads stored text vectors, which words cannot be made into.")
             made[modality] = np.zeros((0, len(config["stats"]["text"]["kept"])), np.float32)
         elif modality == "text":
             made[modality] = _ids(config, row, number)[: limits["text"]]
         else:
-            columns = Columns.from_json(config["stats"][modality])
+            columns = Columns.from_json(frame_stats(config["stats"], modality))
             given = _frames(_given(row, modality), columns, f"Row {number}: {modality}")
             made[modality] = clean(given[: limits[modality]], columns)
     return made
 
 
-def _ids(config: dict[str, Any], row: dict[str, Any], number: int) -> np.ndarray:
+def _ids(config: CheckpointConfig, row: dict[str, Any], number: int) -> np.ndarray:
     tokens, words = _given(row, "tokens"), _given(row, "text")
     if tokens is not None:
         try:
@@ -178,7 +181,7 @@ def _predicted(trained: Trained, batch: Batch) -> dict[str, Any]:
     return found | {"routing": shares}
 
 
-def _scores(result: Prediction, calibration: dict[str, Any]) -> dict[str, Any]:
+def _scores(result: Prediction, calibration: Calibration) -> dict[str, Any]:
     assert result.value is not None
     assert result.variance is not None
     score, variance = (part.double().cpu().numpy() for part in (result.value, result.variance))
@@ -186,7 +189,7 @@ def _scores(result: Prediction, calibration: dict[str, Any]) -> dict[str, Any]:
     return {"score": score, "low_90": score - reach, "high_90": score + reach, "variance": variance}
 
 
-def _classes(result: Prediction, config: dict[str, Any]) -> dict[str, Any]:
+def _classes(result: Prediction, config: CheckpointConfig) -> dict[str, Any]:
     assert result.probabilities is not None
     shares = tempered(result.probabilities.double().cpu().numpy(), config["calibration"]["temperature"])
     return {f"p_{name}": shares[:, place] for place, name in enumerate(config["task"]["classes"])}

@@ -17,12 +17,21 @@ from torch import Tensor
 
 from qamoe.config.model_names import family
 from qamoe.config.params import Models, Params
+from qamoe.config.task import is_classification
 from qamoe.data.batch import Batch
+from qamoe.data.stats import Stats, text_is_vectors
 from qamoe.degradation.features import State
 from qamoe.errors import UserError
 from qamoe.files import atomic_write, write_text
 from qamoe.models import text_encoder_finetuned, text_encoder_frozen
-from qamoe.models.checkpoint_config import CONFIG, FORMAT, read_config
+from qamoe.models.checkpoint_config import (
+    CONFIG,
+    FORMAT,
+    CheckpointConfig,
+    ParametersConfig,
+    UntrainedConfig,
+    read_config,
+)
 from qamoe.models.factory import build, oracle_quality
 from qamoe.models.heads import Prediction, target_of
 from qamoe.models.model import Model
@@ -36,7 +45,7 @@ class Trained:
     """A model ready to predict, and its model.json."""
 
     model: Model
-    config: dict[str, Any]
+    config: CheckpointConfig
     folder: Path
 
     @property
@@ -90,7 +99,7 @@ def shared_encoder(trained: Iterable[Trained]) -> str | None:
     return encoders.pop() if len(encoders) == 1 else None
 
 
-def make(name: str, config: dict[str, Any]) -> Model:
+def make(name: str, config: UntrainedConfig) -> Model:
     """The model that a model.json describes, with fresh weights."""
     # The order of modalities is that of their encoders; JSON keeps none for the keys of `inputs`.
     features = {modality: config["inputs"][modality] for modality in config["modalities"]}
@@ -108,7 +117,7 @@ def make(name: str, config: dict[str, Any]) -> Model:
     return build(name, features, sizes, block, target_of(config), reader)
 
 
-def described(params: Params, name: str, seed: int, digests: dict[str, str]) -> dict[str, Any]:
+def described(params: Params, name: str, seed: int, digests: dict[str, str]) -> ParametersConfig:
     """The part of a model.json that is known from its parameters alone."""
     return {
         "format": FORMAT,
@@ -123,23 +132,26 @@ def described(params: Params, name: str, seed: int, digests: dict[str, str]) -> 
 
 
 def untrained_config(
-    params: Params, name: str, seed: int, stats: dict[str, Any], inputs: dict[str, int], digests: dict[str, str]
-) -> dict[str, Any]:
+    params: Params, name: str, seed: int, stats: Stats, inputs: dict[str, int], digests: dict[str, str]
+) -> UntrainedConfig:
     """A model.json without what training finds out: selection, best_epoch, calibration and trust.
 
     `inputs` is the frame dimension of each modality; `digests` say what the checkpoint is made of.
     """
-    config = described(params, name, seed, digests)
-    config |= {
+    config: UntrainedConfig = {
+        **described(params, name, seed, digests),
         "stats": stats,
         "task": stats["task"],
         "modalities": list(inputs),
         "inputs": inputs,
         "trained_on_generated": stats["generated"],
     }
-    config |= {key: stats[key] for key in ("target_mean", "target_std", "class_shares") if key in stats}
+    if is_classification(stats["task"]):
+        config["class_shares"] = stats["class_shares"]
+    else:
+        config["target_mean"], config["target_std"] = stats["target_mean"], stats["target_std"]
     encoder = params.models.encoders.text
-    reads_ids = "text" in inputs and "vocabulary" in stats["text"]
+    reads_ids = "text" in inputs and not text_is_vectors(stats)
     if reads_ids and encoder.finetune and family(name) != "mean":
         vocabulary = text_encoder_finetuned.vocabulary(stats)
         limit = params.preprocess.max_frames.text
@@ -149,7 +161,7 @@ def untrained_config(
     return config
 
 
-def save(folder: Path, model: Model, config: dict[str, Any], history: list[dict[str, Any]]) -> None:
+def save(folder: Path, model: Model, config: CheckpointConfig, history: list[dict[str, Any]]) -> None:
     """Write a finished checkpoint; model.json last."""
     from safetensors.torch import save_file
 

@@ -2,8 +2,10 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict, cast
 
+from qamoe.config.task import TaskDescription
+from qamoe.data.stats import Stats
 from qamoe.errors import UserError
 
 CONFIG = "model.json"
@@ -18,6 +20,58 @@ _RENAMED = {
 }
 
 
+class Calibration(TypedDict, total=False):
+    """How many sigmas an interval of each level reaches out, of a regression; the temperature of class logits."""
+
+    sigmas: dict[str, float]
+    temperature: float
+
+
+class TrustAnchors(TypedDict):
+    """Median r of a modality over validation clips: trust is r rescaled between them, or r itself."""
+
+    clean: float
+    fully_degraded: float
+    rescaled: bool
+
+
+class ParametersConfig(TypedDict):
+    """What a model.json says by its parameters alone."""
+
+    format: NotRequired[int]
+    model: str
+    seed: int
+    models: dict[str, Any]
+    train: dict[str, Any]
+    extract: dict[str, Any]
+    max_frames: dict[str, int]
+    digests: dict[str, str]
+
+
+class UntrainedConfig(ParametersConfig):
+    """What a model.json says before training: all that makes a model with fresh weights."""
+
+    stats: Stats
+    task: TaskDescription
+    modalities: list[str]
+    inputs: dict[str, int]
+    trained_on_generated: bool
+    target_mean: NotRequired[float]
+    target_std: NotRequired[float]
+    class_shares: NotRequired[list[float]]
+    text_encoder: NotRequired[dict[str, Any]]  # of a model that fine-tunes its own: its architecture
+    text_states: NotRequired[int]  # width of another frozen encoder's states
+
+
+class CheckpointConfig(UntrainedConfig):
+    """model.json of a finished checkpoint."""
+
+    selection: float
+    best_epoch: int
+    calibration: Calibration
+    trust: dict[str, TrustAnchors]
+
+
 def _upgraded(value: Any) -> Any:
     """A part of a format 1 file under the names of today."""
     if not isinstance(value, dict):
@@ -25,7 +79,7 @@ def _upgraded(value: Any) -> Any:
     return {_RENAMED.get(key, key): _upgraded(content) for key, content in value.items()}
 
 
-def read_config(folder: Path) -> dict[str, Any] | None:
+def read_config(folder: Path) -> CheckpointConfig | None:
     """model.json of a finished checkpoint, or None. Raises UserError where it is damaged."""
     path = folder / CONFIG
     try:
@@ -37,7 +91,8 @@ def read_config(folder: Path) -> dict[str, Any] | None:
     if not isinstance(config, dict):
         raise UserError(f"{path} is damaged: it is no JSON object; train this model again.")
     if config.get("format", 1) == 1:
-        return config | {part: _upgraded(config[part]) for part in ("models", "train", "trust") if part in config}
+        config |= {part: _upgraded(config[part]) for part in ("models", "train", "trust") if part in config}
+        return cast(CheckpointConfig, config)
     if config["format"] != FORMAT:
         raise UserError(f"{path} is of format {config['format']!r}; this version reads 1 and {FORMAT}.")
-    return config
+    return cast(CheckpointConfig, config)

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from qamoe.config.task import is_classification
+from qamoe.models.checkpoint_config import UntrainedConfig
 from qamoe.models.training_step import Step
 
 _LOG_VARIANCE = 5.0
@@ -131,11 +133,11 @@ class Classes(nn.Module):
 Targets = Target | Classes
 
 
-def target_of(stats: dict[str, Any]) -> Targets:
-    """The target that a training split's statistics describe (stats.json, model.json)."""
-    if "class_shares" in stats:
-        return Classes(stats["class_shares"])
-    return Target(stats["target_mean"], stats["target_std"])
+def target_of(config: UntrainedConfig) -> Targets:
+    """The target that a model.json describes."""
+    if is_classification(config["task"]):
+        return Classes(config["class_shares"])
+    return Target(config["target_mean"], config["target_std"])
 
 
 def gaussian_nll(value: Tensor, log_variance: Tensor, target: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from qamoe.config.params import TextEncoder
+from qamoe.data.stats import Stats
 from qamoe.errors import UserError
 from qamoe.extractors.minilm import model_folder
 from qamoe.extractors.tokens import vocabulary_digest
@@ -47,7 +48,7 @@ def architecture(sizes: TextEncoder, tokens: int, vocabulary: str) -> dict[str, 
     return {key: value for key, value in config.to_diff_dict().items() if key not in _OF_A_FILE}
 
 
-def vocabulary(stats: dict[str, Any]) -> str:
+def vocabulary(stats: Stats) -> str:
     """The digest of the vocabulary that a corpus's stored ids are of (stats.json)."""
     return stats["text"].get("vocabulary_sha256") or vocabulary_digest(model_folder())  # older ones are MiniLM's
 

@@ -17,6 +17,8 @@ from qamoe.config import params as parameters
 from qamoe.config import settings
 from qamoe.config.model_names import specialist_cell
 from qamoe.config.params import Params
+from qamoe.config.task import is_classification, label_range
+from qamoe.data.stats import Stats, timed
 from qamoe.errors import UserError
 from qamoe.files import atomic_write, write_text
 from qamoe.pipeline import runner
@@ -45,7 +47,7 @@ def run(params: Params, out: Path, model: str | None = None) -> None:
         _evaluate(params, stats, out, name)
 
 
-def _evaluate(params: Params, stats: dict[str, Any], out: Path, name: str) -> None:
+def _evaluate(params: Params, stats: Stats, out: Path, name: str) -> None:
     from qamoe.evaluation import media_slice, protocol
     from qamoe.models import checkpoint
     from qamoe.tracking.runs import record_evaluation
@@ -96,7 +98,7 @@ class _Grid:
     `asked` is what it was made of: what goes to another machine, which makes it there anew from the same files.
     """
 
-    asked: tuple[Params, dict[str, Any], Path, str, tuple[int, ...]]
+    asked: tuple[Params, Stats, Path, str, tuple[int, ...]]
     models: list["Trained"]
     cells: list["Cell"]
     split: "DegradedSplit"
@@ -104,7 +106,7 @@ class _Grid:
     at_once: int
 
 
-def _grid(params: Params, stats: dict[str, Any], out: Path, name: str, seeds: tuple[int, ...]) -> _Grid:
+def _grid(params: Params, stats: Stats, out: Path, name: str, seeds: tuple[int, ...]) -> _Grid:
     from qamoe.data.arrow_store import Store
     from qamoe.dataset.degraded_split import DegradedSplit, open_views, restrict_threads
     from qamoe.degradation.views import View, references
@@ -117,8 +119,7 @@ def _grid(params: Params, stats: dict[str, Any], out: Path, name: str, seeds: tu
     if not len(Store(test)):
         raise UserError("The test split is empty; there is nothing to evaluate on.")
     modalities = tuple(stats["modalities"])
-    timed = [m for m in modalities if m in stats and stats[m].get("rate")]
-    cells = protocol.plan(params.evaluate.slices, params.evaluate, modalities, timed)
+    cells = protocol.plan(params.evaluate.slices, params.evaluate, modalities, timed(stats, modalities))
     of_signals = media_slice.plan(_signal_severities(params), params.evaluate.seed, modalities)
     encoder = checkpoint.shared_encoder(models)
 
@@ -212,7 +213,7 @@ def aggregate(trained: Any, cells: list[Any], place: Path) -> None:
 
     calibration, task = trained.config["calibration"], trained.config["task"]
     fitted = (calibration.get("sigmas", {}), calibration.get("temperature", 1.0))
-    limits = (task["low"], task["high"]) if task["kind"] == "regression" else metrics.LIMITS
+    limits = metrics.LIMITS if is_classification(task) else label_range(task["low"], task["high"])
     tables = []
     for name in dict.fromkeys(cell.slice for cell in cells):
         rows = pd.read_parquet(place / PREDICTIONS, filters=[("slice", "==", name)])

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from qamoe.config import params as parameters
 from qamoe.config import settings
 from qamoe.config.params import Params
+from qamoe.data.stats import Stats, timed
 from qamoe.errors import UserError
 from qamoe.pipeline import runner
 from qamoe.pipeline.evaluate import PREDICTIONS, aggregate
@@ -72,7 +73,7 @@ def _extract(params: Params) -> dict[str, Any]:
     return params.extract.model_dump(mode="json", exclude={"corpus"})
 
 
-def _cells(params: Params, stats: dict[str, Any], champion: "Trained", store: "Store", folder: Path) -> "pd.DataFrame":
+def _cells(params: Params, stats: Stats, champion: "Trained", store: "Store", folder: Path) -> "pd.DataFrame":
     """cells.parquet of the champion, from the slices of params.yaml."""
     import pandas as pd
 
@@ -83,8 +84,7 @@ def _cells(params: Params, stats: dict[str, Any], champion: "Trained", store: "S
     own, modalities = champion.config["stats"], tuple(champion.config["modalities"])
     if not same_columns(own, stats):
         store = restandardised(store, stats, own, folder / "own.arrow")
-    timed = [m for m in modalities if m in own and own[m].get("rate")]
-    cells = protocol.plan(params.evaluate.slices, params.evaluate, modalities, timed)
+    cells = protocol.plan(params.evaluate.slices, params.evaluate, modalities, timed(own, modalities))
     device = settings.device()
     views = protocol.views(cells)
     about = (references(own), folder / "states", file_digest(store.path), device)

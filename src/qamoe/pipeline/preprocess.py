@@ -9,15 +9,17 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from qamoe.config.params import Params
+from qamoe.config.task import TaskDescription, is_classification
 from qamoe.data import arrow_store
 from qamoe.data.normalise import Columns, clean, fit_columns
+from qamoe.data.stats import Stats, TextStats
 from qamoe.errors import UserError
 from qamoe.files import write_text
 from qamoe.media.degradations import MODALITY, cells
@@ -43,7 +45,7 @@ def run(params: Params, out: Path) -> None:
     if not len(train_rows):
         raise UserError("The training split is empty; at least one source must be in split train.")
     text = stores["text"]
-    vectors = "ids" not in text.schema.names  # a corpus whose text is stored vectors alone
+    vectors = text.text_is_vectors
     streams = ("text", *STREAMS) if vectors else STREAMS
     fitted = {m: fit_columns(stores[m], train_rows) for m in streams if len(stores[m])}
     columns = {m: found for m, found in fitted.items() if len(found.kept)}  # the rest tells nothing in training
@@ -53,7 +55,7 @@ def run(params: Params, out: Path) -> None:
     labels = clips["label"].to_numpy()
     seconds = clips["seconds"].iloc[train_rows].max()
     seconds_max = None if np.isnan(seconds) else float(seconds)  # corpora of ready features do not tell
-    stats = {
+    content = {
         "task": about["task"],
         "modalities": modalities,
         "generated": about["generated"],
@@ -64,6 +66,7 @@ def run(params: Params, out: Path) -> None:
         "clips": {split: int((clips["split"] == split).sum()) for split in arrow_store.SPLITS},
         "seconds_max": seconds_max,
     }
+    stats = cast(Stats, content)
     for split in arrow_store.SPLITS:
         rows = np.flatnonzero(clips["split"] == split)
         schema = pa.schema(
@@ -100,18 +103,23 @@ def _check(clips: Any) -> None:
         raise UserError("A label in clips.parquet is not finite.")
 
 
-def _target(labels: np.ndarray, task: dict[str, Any]) -> dict[str, Any]:
+def _target(labels: np.ndarray, task: TaskDescription) -> dict[str, Any]:
     """What a model has to know of the training labels: mean and deviation, or each class's share of the clips."""
-    if task["kind"] == "classification":
+    if is_classification(task):
         counts = np.bincount(labels.astype(int), minlength=len(task["classes"]))
         return {"class_shares": (counts / counts.sum()).tolist()}
     return {"target_mean": float(labels.mean()), "target_std": float(labels.std()) or 1.0}
 
 
-def _of_tokens(text: arrow_store.Store, rows: np.ndarray, limit: int) -> dict[str, Any]:
+def _of_tokens(text: arrow_store.Store, rows: np.ndarray, limit: int) -> TextStats:
     """What degradations and encoders have to know of token ids."""
-    known = ("unk", "special", "vocabulary", "vocabulary_sha256")
-    return {key: text.metadata[key] for key in known} | {"frequencies": _token_frequencies(text, rows, limit)}
+    return {
+        "unk": text.metadata["unk"],
+        "special": text.metadata["special"],
+        "vocabulary": text.metadata["vocabulary"],
+        "vocabulary_sha256": text.metadata["vocabulary_sha256"],
+        "frequencies": _token_frequencies(text, rows, limit),
+    }
 
 
 def _token_frequencies(text: arrow_store.Store, rows: np.ndarray, limit: int) -> list[tuple[int, int]]:
@@ -130,7 +138,7 @@ def _rows(
 ) -> Iterator[dict[str, Any]]:
     for row in rows:
         made: dict[str, Any] = {name: clips[name].iloc[row] for name in ("clip_id", "source", "label")}
-        if "ids" in stores["text"].schema.names:
+        if not stores["text"].text_is_vectors:
             made["text"] = stores["text"].sequence("ids", int(row))[: limits["text"]]
         for m in ("text", *STREAMS):
             if m in made:

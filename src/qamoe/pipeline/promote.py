@@ -5,13 +5,15 @@ registry/gate.py, aliases and records of it in registry/registry.py.
 """
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qamoe.config import settings
 from qamoe.config.params import Params
+from qamoe.data.stats import Stats, frame_stats
 from qamoe.errors import UserError
+from qamoe.models.checkpoint_config import CheckpointConfig
 from qamoe.pipeline import runner
 from qamoe.pipeline.shared import data_digest, file_digest, read_stats, refuse_other_kinds
 
@@ -132,7 +134,7 @@ def described(trained: "Trained", store: "Store", view: "View") -> "pd.DataFrame
     return drift.with_reliability(drift.describe(clips, stats), pd.concat(found, ignore_index=True))
 
 
-def best_candidate(params: Params, out: Path) -> tuple[Path, dict[str, Any]]:
+def best_candidate(params: Params, out: Path) -> tuple[Path, CheckpointConfig]:
     """The seed with the lowest validation selection value. Raises UserError where a seed is missing or of other
     data."""
     from qamoe.models.checkpoint_config import read_config
@@ -167,7 +169,7 @@ def gate_split(out: Path) -> tuple[str, "Store"]:
     raise UserError("Neither the gate nor the validation split has a clip; a candidate cannot be judged.")
 
 
-def fetched(name: str, version: str, config: dict[str, Any], folder: Path) -> "Trained":
+def fetched(name: str, version: str, config: Mapping[str, Any], folder: Path) -> "Trained":
     """The checkpoint of a registered version. Raises UserError where it is of another corpus than `config`."""
     from pydantic import ValidationError
 
@@ -190,7 +192,7 @@ def fetched(name: str, version: str, config: dict[str, Any], folder: Path) -> "T
 
 
 def _measured(
-    params: Params, stats: dict[str, Any], rivals: list["Trained"], store: "Store", temporary: Path
+    params: Params, stats: Stats, rivals: list["Trained"], store: "Store", temporary: Path
 ) -> list["pd.DataFrame"]:
     """Predictions on the gate's slices, each model reading frames that its own training split standardised."""
     from qamoe.dataset.degraded_split import open_views
@@ -216,18 +218,18 @@ def _measured(
     return found
 
 
-def same_columns(a: dict[str, Any], b: dict[str, Any]) -> bool:
+def same_columns(a: Stats, b: Stats) -> bool:
     """Whether two stats.json standardise frames alike."""
-    return all(a[m] == b[m] for m in a["modalities"] if m != "text")
+    return all(frame_stats(a, m) == frame_stats(b, m) for m in a["modalities"] if m != "text")
 
 
-def restandardised(store: "Store", stats: dict[str, Any], own: dict[str, Any], path: Path) -> "Store":
+def restandardised(store: "Store", stats: Stats, own: Stats, path: Path) -> "Store":
     """The same clips as a model of older data knew them: after an ingest, mean and deviation are others."""
     from qamoe.data.arrow_store import Store, write
     from qamoe.data.normalise import Columns, clean
     from qamoe.inference.predict import raw_frames
 
-    streams = {m: Columns.from_json(own[m]) for m in own["modalities"] if m != "text"}
+    streams = {m: Columns.from_json(frame_stats(own, m)) for m in own["modalities"] if m != "text"}
 
     def rows() -> Iterator[dict[str, Any]]:
         for row in range(len(store)):
@@ -235,14 +237,14 @@ def restandardised(store: "Store", stats: dict[str, Any], own: dict[str, Any], p
             made |= {"clip_id": store.clip_ids[row], "source": store.sources[row], "label": store.labels[row]}
             for m in ("text", "audio", "vision"):
                 frames = store.sequence(m, row)
-                made[m] = clean(raw_frames(frames, stats[m]), streams[m]) if m in streams else frames
+                made[m] = clean(raw_frames(frames, frame_stats(stats, m)), streams[m]) if m in streams else frames
             yield made
 
     write(path, store.schema, rows(), store.metadata)
     return Store(path)
 
 
-def _raw_clips(store: "Store", stats: dict[str, Any], modalities: list[str]) -> "pd.DataFrame":
+def _raw_clips(store: "Store", stats: Stats, modalities: list[str]) -> "pd.DataFrame":
     """A few clips as the registered model takes them: token ids and raw frames, by clip id."""
     import pandas as pd
 
@@ -254,7 +256,7 @@ def _raw_clips(store: "Store", stats: dict[str, Any], modalities: list[str]) -> 
         if m == "text":
             columns["tokens"] = [store.sequence(m, row).tolist() for row in chosen]
         else:
-            columns[m] = [raw_frames(store.sequence(m, row), stats[m]) for row in chosen]
+            columns[m] = [raw_frames(store.sequence(m, row), frame_stats(stats, m)) for row in chosen]
     return pd.DataFrame(columns, index=[store.clip_ids[row] for row in chosen])
 
 

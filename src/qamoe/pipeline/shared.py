@@ -5,12 +5,12 @@ import json
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
+from qamoe.data.stats import Stats, text_is_vectors
 from qamoe.errors import UserError
 
 
-def read_stats(out: Path) -> dict[str, Any]:
+def read_stats(out: Path) -> Stats:
     """stats.json of the stage preprocess. Raises UserError where it has not run."""
     path = out / "preprocess" / "stats.json"
     try:
@@ -19,10 +19,10 @@ def read_stats(out: Path) -> dict[str, Any]:
         raise UserError(f"There is no {path}; run the stage preprocess first.") from None
 
 
-def refuse_other_kinds(stats: dict[str, Any], asked: Iterable[str], key: str) -> None:
+def refuse_other_kinds(stats: Stats, asked: Iterable[str], key: str) -> None:
     """Refuse kinds (or slices) that are not those of the corpus's text: of stored vectors `missing_features` alone,
     since a clean sentence's vectors still carry the words that are lost; of words all others. `key` is who asked."""
-    vectors = "dimension" in stats["text"]
+    vectors = "text" in stats["modalities"] and text_is_vectors(stats)
     allowed = ("clean", "missing_features")
     wrong = [kind for kind in asked if (kind not in allowed if vectors else kind == "missing_features")]
     if wrong and vectors:

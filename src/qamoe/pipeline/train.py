@@ -19,6 +19,7 @@ from qamoe.config import params as parameters
 from qamoe.config import settings
 from qamoe.config.model_names import family, specialist_cell
 from qamoe.config.params import Params
+from qamoe.data.stats import Stats, text_is_vectors
 from qamoe.errors import UserError
 from qamoe.pipeline import runner
 from qamoe.pipeline.shared import data_digest, read_stats, refuse_other_kinds, remove_other_seeds
@@ -40,7 +41,7 @@ def run(params: Params, out: Path, model: str | None = None) -> None:
     refuse_kinds(params, stats)
     for name, cell in ((name, specialist_cell(name)) for name in ([model] if model else params.seeds)):
         refuse_other_kinds(stats, [cell[0]] if cell else [], f"seeds.{name}")
-    if "vocabulary" in stats["text"] and "text" in stats["modalities"]:  # refuses an encoder that cannot be
+    if "text" in stats["modalities"] and not text_is_vectors(stats):  # refuses an encoder that cannot be
         limit = params.preprocess.max_frames.text
         text_encoder_finetuned.architecture(
             params.models.encoders.text, limit, text_encoder_finetuned.vocabulary(stats)
@@ -56,7 +57,7 @@ def run(params: Params, out: Path, model: str | None = None) -> None:
             shutil.rmtree(_states(out, name), ignore_errors=True)  # large, and of no use to another model
 
 
-def _prepared(params: Params, stats: dict[str, Any], out: Path, names: list[str]) -> list[Waiting]:
+def _prepared(params: Params, stats: Stats, out: Path, names: list[str]) -> list[Waiting]:
     """What is not finished yet; the text of its views is encoded, so that whoever trains finds it."""
     folder = out / "train"
     for name in names:
@@ -72,7 +73,7 @@ def _prepared(params: Params, stats: dict[str, Any], out: Path, names: list[str]
     return waiting
 
 
-def refuse_kinds(params: Params, stats: dict[str, Any]) -> None:
+def refuse_kinds(params: Params, stats: Stats) -> None:
     """Refuse degradations of training and selection that are not those of the corpus's text."""
     common = params.train.common
     refuse_other_kinds(stats, common.degrade.kinds, "train.common.degrade.kinds")
@@ -110,7 +111,7 @@ def _states(out: Path, name: str) -> Path:
     return states if specialist_cell(name) is None else states / name
 
 
-def open_splits(params: Params, stats: dict[str, Any], out: Path, name: str) -> tuple[Any, Any, Any]:
+def open_splits(params: Params, stats: Stats, out: Path, name: str) -> tuple[Any, Any, Any]:
     """The training split under a model's views, the validation split under its selection cells, and those cells."""
     from qamoe.data.arrow_store import Store
     from qamoe.dataset.degraded_split import open_views

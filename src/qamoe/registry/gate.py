@@ -6,11 +6,11 @@ verdicts is in registry/registry.py.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from qamoe.models.checkpoint_config import CheckpointConfig
 from qamoe.tracking.mlflow_store import reason
 
 SAME = 1e-5  # label units, or probability: how far the registered model may be from the evaluated one
@@ -24,7 +24,7 @@ class Evidence:
     `clips` are a few raw clips by clip id, as the registered model takes them.
     """
 
-    config: dict[str, Any]
+    config: CheckpointConfig
     candidate: pd.DataFrame
     champion: pd.DataFrame | None
     clips: pd.DataFrame

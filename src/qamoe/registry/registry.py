@@ -9,6 +9,7 @@ was begun: each promotion and rollback calls it first.
 
 import json
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -73,7 +74,7 @@ def fetch(name: str, version: str, folder: Path) -> Path:
     return Path(mlflow.artifacts.download_artifacts(f"models:/{name}/{version}/artifacts", dst_path=str(folder)))
 
 
-def same_corpus(ours: dict[str, Any], theirs: dict[str, Any], name: str, version: str) -> None:
+def same_corpus(ours: Mapping[str, Any], theirs: Mapping[str, Any], name: str, version: str) -> None:
     """Refuse a champion whose model.json tells of another corpus, task or features than the candidate's."""
     found = [
         (what, _get(theirs, what), _get(ours, what))
@@ -87,7 +88,7 @@ def same_corpus(ours: dict[str, Any], theirs: dict[str, Any], name: str, version
         )
 
 
-def _get(config: dict[str, Any], dotted: str) -> Any:
+def _get(config: Mapping[str, Any], dotted: str) -> Any:
     value: Any = config
     for part in dotted.split("."):
         value = value.get(part) if isinstance(value, dict) else None

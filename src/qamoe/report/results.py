@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from qamoe.errors import UserError
-from qamoe.models.checkpoint_config import read_config
+from qamoe.models.checkpoint_config import CheckpointConfig, read_config
 from qamoe.report import tables
 
 PREDICTIONS = "predictions.parquet"
@@ -46,7 +46,7 @@ class Results(NamedTuple):
     def slices_of(self, model: str) -> list[str]:
         return list(self.cells.loc[self.cells["model"] == model, "slice"].unique())
 
-    def config(self, model: str, seed: Seed) -> dict[str, Any]:
+    def config(self, model: str, seed: Seed) -> CheckpointConfig:
         """model.json of one run."""
         return next(run.config for run in self.runs if (run.model, run.seed) == (model, seed))
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from qamoe.config.task import is_classification
 from qamoe.report import plots, tables
 from qamoe.report.comparisons import COMPARED
 from qamoe.report.results import Results, Seed
@@ -55,9 +56,9 @@ def about(results: Results) -> Section[About]:
     specialists = len(seeds) - len(models)
     if specialists:
         models.append("one specialist" if specialists == 1 else f"{specialists} specialists")
-    task = config.get("task") or {}
+    task: Any = config.get("task") or {}
     target = f"a class ({', '.join(task.get('classes') or ())})"
-    if task.get("kind") == "regression":
+    if task and not is_classification(task):
         target = f"a number from {task['low']:g} to {task['high']:g}".replace("-", "−")
     context = About(
         clips,

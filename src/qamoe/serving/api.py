@@ -25,7 +25,9 @@ from starlette.requests import ClientDisconnect
 
 from qamoe.config import settings
 from qamoe.config.model_names import family
+from qamoe.config.task import is_classification
 from qamoe.data.clip import Clip
+from qamoe.data.stats import frame_stats
 from qamoe.errors import UserError
 from qamoe.inference.extraction_worker import Busy, Extraction, Limits
 from qamoe.serving import schemas
@@ -99,7 +101,7 @@ class Service:
     def label(self, clip: Clip) -> float | str:
         """A clip's label as people know it: a number, or the name of a class."""
         task = self.served.trained.config["task"]
-        return clip.label if task["kind"] == "regression" else task["classes"][int(clip.label)]
+        return task["classes"][int(clip.label)] if is_classification(task) else clip.label
 
     def upload_of(self, number: int) -> schemas.Upload:
         """A sample's features under an id, extracted at its first use only."""
@@ -125,13 +127,13 @@ class Service:
     def about(self) -> schemas.About:
         served, config = self.served, self.served.trained.config
         task = config["task"]
-        classes = list(task["classes"]) if task["kind"] == "classification" else []
+        classes = task["classes"] if is_classification(task) else []
         stats, streams = config["stats"], [m for m in config["modalities"] if m != "text"]
         return schemas.About(
             name=served.name,
             digest=served.digest,
             modalities=config["modalities"],
-            columns={m: max(stats[m]["kept"]) + 1 for m in streams},
+            columns={m: max(frame_stats(stats, m)["kept"]) + 1 for m in streams},
             low=None if classes else task["low"],
             high=None if classes else task["high"],
             classes=classes,

@@ -5,9 +5,8 @@ import threading
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from qamoe.config.params import Task
+from qamoe.config.task import Task, TaskDescription
 from qamoe.data import manifest as corpus
 from qamoe.data.clip import Clip
 from qamoe.inference.extraction_worker import Extracted
@@ -60,7 +59,7 @@ class Clips:
         return len(self._kept) <= self._most and sum(c.size for c in self._kept.values()) <= self._most_bytes
 
 
-def samples(folder: Path | None, task: dict[str, Any]) -> list[Clip]:
+def samples(folder: Path | None, task: TaskDescription) -> list[Clip]:
     """A few clips of a folder of raw clips, of different sources and with labels from low to high; test clips where
     it has such. Raises UserError for a folder that is no corpus."""
     if folder is None:

@@ -5,17 +5,18 @@ Whoever calls it pads the clips of a batch and says by masks which frames are th
 """
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from qamoe.data.normalise import _FURTHEST, Columns
+from qamoe.data.stats import frame_stats, text_is_vectors
 from qamoe.errors import UserError
 from qamoe.files import atomic_write
 from qamoe.models import text_encoder_frozen
 from qamoe.models.checkpoint import Trained
+from qamoe.models.checkpoint_config import CheckpointConfig
 
 SUFFIX = ".pt2"
 _EXAMPLE = {"text": 17, "audio": 23, "vision": 13}  # tokens and frames of the clips that the model is traced with
@@ -54,7 +55,7 @@ class Exported(nn.Module):
         self.modalities: list[str] = trained.config["modalities"]
         streams = [m for m in self.modalities if m != "text"]
         stats = trained.config["stats"]
-        self.standardise = nn.ModuleDict({m: _Standardise(Columns.from_json(stats[m])) for m in streams})
+        self.standardise = nn.ModuleDict({m: _Standardise(Columns.from_json(frame_stats(stats, m))) for m in streams})
         frozen = trained.frozen_encoder if "text" in self.modalities else None
         self.encoder = None if frozen is None else text_encoder_frozen.module(frozen, "cpu")
 
@@ -96,12 +97,12 @@ class Exported(nn.Module):
         return found
 
 
-def columns_read(config: dict[str, Any], modality: str) -> int:
+def columns_read(config: CheckpointConfig, modality: str) -> int:
     """How many columns raw frames must have at least; what stands behind is not looked at."""
-    return int(max(config["stats"][modality]["kept"])) + 1
+    return int(max(frame_stats(config["stats"], modality)["kept"])) + 1
 
 
-def example(config: dict[str, Any], clips: int = 5) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def example(config: CheckpointConfig, clips: int = 5) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Inputs and masks of made-up clips, as the exported model of a model.json takes them."""
     x, mask = {}, {}
     for modality in config["modalities"]:
@@ -121,7 +122,7 @@ def export(trained: Trained, path: Path) -> None:
 
     if path.suffix != SUFFIX:
         raise UserError(f"{path} is no name of an exported model; allowed is one that ends in {SUFFIX}.")
-    if "text" in trained.config["modalities"] and "vocabulary" not in trained.config["stats"]["text"]:
+    if "text" in trained.config["modalities"] and text_is_vectors(trained.config["stats"]):
         raise UserError("The model reads stored text vectors, which no file can make of words: train it on words.")
     x, mask = example(trained.config)
     clips = Dim("clips", min=1, max=1 << 16)

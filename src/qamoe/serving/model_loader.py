@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from qamoe.config import settings
 from qamoe.config.block import Block
+from qamoe.data.stats import text_is_vectors
 from qamoe.errors import UserError
 from qamoe.extractors.registry import extractors_of
 
@@ -62,7 +63,7 @@ class Served:
         """Predict once, so that the first clip with words does not wait for the text encoder."""
         import pandas as pd
 
-        if "vocabulary" in self.trained.config["stats"]["text"]:
+        if not text_is_vectors(self.trained.config["stats"]):
             self.predict(pd.DataFrame({"text": ["ready"]}))
 
     def extractors(self) -> dict[str, Block]:

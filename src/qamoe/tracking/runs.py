@@ -22,6 +22,7 @@ from qamoe.config import settings
 from qamoe.config.model_names import family
 from qamoe.config.params import Params
 from qamoe.errors import UserError
+from qamoe.models.checkpoint_config import Calibration, CheckpointConfig, ParametersConfig
 from qamoe.tracking.mlflow_store import (
     PARENT,
     connect,
@@ -101,7 +102,7 @@ def milliseconds() -> int:
     return round(time.time() * 1000)
 
 
-def _note(config: dict[str, Any]) -> str:
+def _note(config: CheckpointConfig) -> str:
     """What a person reads first in the run's page."""
     about = config["stats"]["about"]
     corpus = ", ".join(f"{key} {value}" for key, value in about.items() if isinstance(value, str | int | float))
@@ -115,7 +116,7 @@ def _note(config: dict[str, Any]) -> str:
     return "\n\n".join(lines)
 
 
-def _calibrated(calibration: dict[str, Any]) -> str:
+def _calibrated(calibration: Calibration) -> str:
     if "temperature" in calibration:
         return f"Class logits are divided by {calibration['temperature']:.2f} (temperature, validation)."
     return f"A 90 % interval reaches {calibration['sigmas']['0.9']:.2f} sigma (split-conformal, validation)."
@@ -128,7 +129,7 @@ def flat(values: Any, prefix: str = "") -> dict[str, str]:
     return {prefix: (values if isinstance(values, str) else json.dumps(values))[:_LONGEST_PARAM]}
 
 
-def _begin(client: Any, experiment: str, config: dict[str, Any], tags: dict[str, str]) -> str:
+def _begin(client: Any, experiment: str, config: ParametersConfig, tags: dict[str, str]) -> str:
     """The unfinished run of this training, whatever ended it, or else a new one with all that is known before it."""
     from mlflow.entities import Param
 

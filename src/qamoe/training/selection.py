@@ -16,6 +16,7 @@ from qamoe.dataset.degraded_split import DegradedSplit, rows_in_batches
 from qamoe.degradation.features import State
 from qamoe.degradation.views import View, alike
 from qamoe.models.calibration import fit_conformal, fit_temperature
+from qamoe.models.checkpoint_config import Calibration
 from qamoe.models.factory import oracle_quality
 from qamoe.models.model import Model
 
@@ -131,7 +132,7 @@ def selection_value(found: dict[str, Any], cells: Cells) -> float:
     return float(np.mean([by_view[groups == cell].mean() for cell in sorted(set(cells.groups))]))
 
 
-def calibration(found: dict[str, Any]) -> dict[str, Any]:
+def calibration(found: dict[str, Any]) -> Calibration:
     """Calibration of predictions under the selection cells: `sigmas` of intervals, or the `temperature` of classes."""
     views = len(found["value"] if found.get("probabilities") is None else found["probabilities"])
     target = np.tile(found["target"], views)

@@ -20,9 +20,11 @@ from torch import Tensor, nn
 
 from qamoe.config.params import Params, TrainCommon
 from qamoe.data.batch import Batch
+from qamoe.data.stats import Stats
 from qamoe.dataset.degraded_split import DegradedSplit, feature_sizes, rows_in_batches
 from qamoe.errors import UserError
 from qamoe.models import checkpoint
+from qamoe.models.checkpoint_config import CheckpointConfig, TrustAnchors, UntrainedConfig
 from qamoe.models.training_step import Step
 from qamoe.training.distributed import WHOLE_BATCH, BatchShare
 from qamoe.training.selection import (
@@ -50,7 +52,7 @@ class TrainingJob:
     model: str
     seed: int
     params: Params
-    stats: dict[str, Any]
+    stats: Stats
     train: DegradedSplit
     valid: DegradedSplit
     cells: Cells
@@ -68,7 +70,7 @@ class TrainingJob:
         """As lines of the log and errors call it."""
         return f"{self.model}, seed {self.seed}"
 
-    def config(self) -> dict[str, Any]:
+    def config(self) -> UntrainedConfig:
         """Its model.json, without what training finds out."""
         return checkpoint.untrained_config(
             self.params, self.model, self.seed, self.stats, feature_sizes(self.stats), self.digests
@@ -156,12 +158,17 @@ class Trainer:
         """Calibrate the best epoch's model and write it as the checkpoint."""
         self.model.load_state_dict(self.best["weights"], strict=True)
         cells = self.job.cells
-        self.config |= {"selection": self.best["value"], "best_epoch": self.best["epoch"]}
-        self.config["calibration"] = calibration(self._predictions(cells.selection))
+        fitted = calibration(self._predictions(cells.selection))
         clean, fully_degraded = (self._predictions(views)["r"] for views in (cells.clean, cells.fully_degraded))
-        self.config["trust"] = _trust_anchors(clean, fully_degraded, self.job.valid, self.config["modalities"])
+        config: CheckpointConfig = {
+            **self.config,
+            "selection": self.best["value"],
+            "best_epoch": self.best["epoch"],
+            "calibration": fitted,
+            "trust": _trust_anchors(clean, fully_degraded, self.job.valid, self.config["modalities"]),
+        }
         if self.job.share.first:
-            checkpoint.save(self.job.folder, self.model, self.config, self.history)
+            checkpoint.save(self.job.folder, self.model, config, self.history)
             (self.job.folder / RESUME).unlink(missing_ok=True)
 
     def _resume(self) -> None:
@@ -314,9 +321,9 @@ def _summed_over_parts(forwards: Sequence[Callable[..., Any]], share: BatchShare
 
 def _trust_anchors(
     clean: np.ndarray | None, fully_degraded: np.ndarray | None, valid: DegradedSplit, modalities: list[str]
-) -> dict[str, Any]:
+) -> dict[str, TrustAnchors]:
     """Each modality's trust anchors: its median r (V, N, M) under the clean and under the fully degraded views."""
-    anchors: dict[str, Any] = {}
+    anchors: dict[str, TrustAnchors] = {}
     if clean is None or fully_degraded is None:
         return anchors
     for column, modality in enumerate(modalities):

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from qamoe.config.params import Task
+from qamoe.config.task import Task
 from qamoe.data.readers.iemocap import CLASSES, FEATURES, read
 from qamoe.errors import UserError
 

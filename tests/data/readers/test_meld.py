@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from qamoe.config.params import Task
+from qamoe.config.task import Task
 from qamoe.data.readers.meld import EMOTIONS, FOLDERS, SENTIMENTS, read
 from qamoe.errors import UserError
 

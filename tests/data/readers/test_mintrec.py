@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from qamoe.config.params import Task
 from qamoe.config.settings import shared_data
+from qamoe.config.task import Task
 from qamoe.data.readers.mintrec import CLASSES, read
 from qamoe.errors import UserError
 

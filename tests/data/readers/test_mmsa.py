@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from qamoe.config.params import Task
 from qamoe.config.settings import shared_data
+from qamoe.config.task import Task
 from qamoe.data.clip import check_text
 from qamoe.data.readers import mmsa
 from qamoe.data.readers.mmsa import read

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from qamoe.config.params import Task
+from qamoe.config.task import Task
 from qamoe.data.readers import READERS
 from qamoe.data.synthetic import corpus as sample
 from qamoe.data.synthetic import video, words

@@ -6,7 +6,7 @@
 from pathlib import Path
 from typing import Protocol
 
-from qamoe.config.params import Task
+from qamoe.config.task import Task
 from qamoe.data import manifest
 from qamoe.data.clip import Corpus
 from qamoe.data.readers import iemocap, meld, mintrec, mmsa

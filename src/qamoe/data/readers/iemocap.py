@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from qamoe.config.params import Task
+from qamoe.config.task import Task, is_classification
 from qamoe.data import safe_pickle
 from qamoe.data.clip import Clip, Corpus, check_clips, label_value, noted
 from qamoe.errors import UserError
@@ -35,7 +35,7 @@ def read(path: Path, task: Task, faults: list[str] | None = None) -> Corpus:
     lacks them. With a list for `faults`, what is wrong with an utterance goes there, and the others are read.
     """
     ways = len(task.classes)
-    if task.kind != "classification" or set(task.classes) != set(CLASSES.get(ways, ())):
+    if not is_classification(task) or set(task.classes) != set(CLASSES.get(ways, ())):
         allowed = " or ".join(", ".join(classes) for classes in CLASSES.values())
         raise UserError(f"IEMOCAP needs extract.task of kind classification with the classes {allowed}.")
     file = path / f"IEMOCAP_features_raw_{ways}way.pkl"

@@ -6,7 +6,7 @@ cast speaks in all splits, which the corpus's own split decided.
 
 from pathlib import Path
 
-from qamoe.config.params import Task
+from qamoe.config.task import Task, is_classification
 from qamoe.data.clip import Clip, Corpus, check_clips, label_value, noted, rows_of
 from qamoe.errors import UserError
 
@@ -43,7 +43,7 @@ def read(path: Path, task: Task, faults: list[str] | None = None) -> Corpus:
 
 def _column(task: Task) -> str:
     for column, classes in (("Emotion", EMOTIONS), ("Sentiment", SENTIMENTS)):
-        if task.kind == "classification" and set(task.classes) == set(classes):
+        if is_classification(task) and set(task.classes) == set(classes):
             return column
     raise UserError(
         f"MELD needs extract.task of kind classification with the classes {', '.join(EMOTIONS)} "

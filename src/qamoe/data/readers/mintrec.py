@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from qamoe.config.params import Task
+from qamoe.config.task import Task
 from qamoe.data import safe_pickle
 from qamoe.data.clip import Clip, Corpus, check_clips, label_value, noted, rows_of
 from qamoe.errors import UserError
