@@ -20,6 +20,7 @@ from qamoe.config import params as parameters
 from qamoe.config.block import Block
 from qamoe.data.batch import Batch
 from qamoe.models import text_encoder_frozen
+from qamoe.models.factory import block_of
 from qamoe.models.moe import Experts
 
 SAMPLE = {"text": 15, "audio": 60, "vision": 15}  # frames of the sample corpus's longer clips
@@ -27,7 +28,8 @@ SAMPLE = {"text": 15, "audio": 60, "vision": 15}  # frames of the sample corpus'
 
 def main() -> None:
     params = parameters.load(Path("params.yaml"))
-    if (params.models.encoders.model_dump(exclude={"text"}), params.models.qamoe, params.models.concat) != (
+    sizes = params.models.encoders.model_dump(exclude={"text"})
+    if (sizes, block_of(params.models, "qamoe"), block_of(params.models, "concat")) != (
         shapes.ENCODERS.model_dump(exclude={"text"}),
         shapes.QAMOE,
         shapes.CONCAT,

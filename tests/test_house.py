@@ -286,7 +286,9 @@ def test_what_the_search_found_is_taken_over_without_touching_the_rest(tmp_path:
 
 def test_benchmarks_measure_models_of_the_sizes_in_params(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    from qamoe.models.factory import block_of
+
     shapes = importlib.import_module("shapes")
     models = load(ROOT / "params.yaml").models
-    assert (models.qamoe, models.concat) == (shapes.QAMOE, shapes.CONCAT)
+    assert (block_of(models, "qamoe"), block_of(models, "concat")) == (shapes.QAMOE, shapes.CONCAT)
     assert shapes.ENCODERS.model_dump(exclude={"text"}) == models.encoders.model_dump(exclude={"text"})

@@ -9,13 +9,20 @@ import yaml
 from pydantic import ValidationError
 
 from qamoe.config.model_names import family, specialist_cell
-from qamoe.config.params import MODEL_NAMES, Params, digest, load
+from qamoe.config.overlay import experiment_content
+from qamoe.config.params import Params, digest, load
 from qamoe.errors import UserError
-from qamoe.pipeline.experiment import overlaid
+from qamoe.models.factory import MODELS, block_of
+from qamoe.pipeline.known_names import checked, load_params
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = yaml.safe_load((ROOT / "params.yaml").read_text())
 OVERLAYS = sorted((ROOT / "experiments").glob("*.yaml"))
+
+
+def of_experiment(path: Path) -> Params:
+    content = experiment_content(path.stem, ROOT / "params.yaml", path.parent)
+    return checked(Params.model_validate(content), path)
 
 
 def changed(key: str, value: Any) -> dict[str, Any]:
@@ -36,7 +43,7 @@ def refusal(tmp_path: Path, content: Any) -> str:
     path = tmp_path / "params.yaml"
     path.write_text(content if isinstance(content, str) else yaml.safe_dump(content))
     with pytest.raises(UserError) as refused:
-        load(path)
+        load_params(path)
     sentence = str(refused.value)
     assert "\n" not in sentence
     assert str(path) in sentence
@@ -44,7 +51,7 @@ def refusal(tmp_path: Path, content: Any) -> str:
 
 
 def test_the_shipped_parameters_load() -> None:
-    params = load(ROOT / "params.yaml")
+    params = load_params(ROOT / "params.yaml")
     assert params.extract.corpus.kind == "sample"
     assert params.train.common.lr == SHIPPED["train"]["common"]["lr"]
     assert list(params.seeds) == ["mean", "concat", "qamoe"], "the demo is short"
@@ -53,7 +60,7 @@ def test_the_shipped_parameters_load() -> None:
 @pytest.mark.parametrize("path", OVERLAYS, ids=lambda path: path.stem)
 def test_every_shipped_experiment_loads_over_them(path: Path) -> None:
     overlay = yaml.safe_load(path.read_text())
-    params = Params.model_validate(overlaid(SHIPPED, overlay))
+    params = of_experiment(path)
     assert params != load(ROOT / "params.yaml")
     controls_differ_from_qamoe_in_quality_alone(params)
     if "registry" in overlay:
@@ -61,9 +68,9 @@ def test_every_shipped_experiment_loads_over_them(path: Path) -> None:
 
 
 def controls_differ_from_qamoe_in_quality_alone(params: Params) -> None:
-    qamoe = params.models.qamoe.model_dump()
-    assert params.models.oracle.model_dump() == qamoe
-    assert params.models.moe.model_dump() == {key: qamoe[key] for key in params.models.moe.model_dump()}
+    qamoe, oracle, moe = (block_of(params.models, name).model_dump() for name in ("qamoe", "oracle", "moe"))
+    assert oracle == qamoe
+    assert moe == {key: qamoe[key] for key in moe}
 
 
 def test_the_shipped_controls_are_qamoe_but_for_quality() -> None:
@@ -71,11 +78,9 @@ def test_the_shipped_controls_are_qamoe_but_for_quality() -> None:
 
 
 def test_every_model_name_is_a_class_and_a_specialist_is_a_qamoe() -> None:
-    from qamoe.models.factory import MODELS
-
-    assert tuple(MODELS) == MODEL_NAMES
-    assert not any("." in name for name in MODEL_NAMES), "DVC's paths to parameters break on a dot"
-    assert {family(name) for name in MODEL_NAMES} == set(MODEL_NAMES)
+    assert list(load(ROOT / "params.yaml").models.blocks) == list(MODELS)
+    assert not any("." in name for name in MODELS), "DVC's paths to parameters break on a dot"
+    assert {family(name) for name in MODELS} == set(MODELS)
     assert family("specialist-noise-05") == family("specialist-clean") == "qamoe"
 
 
@@ -88,7 +93,7 @@ def test_every_model_name_is_a_class_and_a_specialist_is_a_qamoe() -> None:
         ("specialist-missing-00", None),
         ("specialist-missing-3", None),
         ("specialist-clean-03", None),
-        ("specialist-fog-03", None),
+        ("specialist-missing_features-03", ("missing_features", 0.3)),
         ("qamoe", None),
     ],
 )
@@ -97,10 +102,8 @@ def test_a_specialist_is_named_by_its_cell(name: str, cell: tuple[str, float] | 
 
 
 def test_the_experiments_train_every_control_and_the_specialists_of_the_protocol() -> None:
-    seeds = {
-        path.stem: Params.model_validate(overlaid(SHIPPED, yaml.safe_load(path.read_text()))).seeds for path in OVERLAYS
-    }
-    assert set(seeds["controls"]) == set(MODEL_NAMES)
+    seeds = {path.stem: of_experiment(path).seeds for path in OVERLAYS}
+    assert set(seeds["controls"]) == set(MODELS)
     assert {len(numbers) for name, numbers in seeds["controls"].items() if name != "mean"} == {5}
     own = {name: numbers for name, numbers in seeds["specialists"].items() if specialist_cell(name)}
     graded = {(kind, severity) for kind in ("missing", "noise") for severity in (0.3, 0.5, 0.7, 0.9)}
@@ -122,7 +125,10 @@ def test_parameters_are_frozen() -> None:
         ("train.common.learning_rate", 0.1, "unknown key train.common.learning_rate."),
         ("trian", {}, "unknown key trian."),
         ("models.encoders.widht", 64, "unknown key models.encoders.widht."),
-        ("models.tensors", {}, "unknown key models.tensors."),
+        ("models.tensors", {}, "unknown key models.tensors; the models are mean, text, concat, cross_attention, "),
+        ("models.concat", ..., "key models.concat is missing."),
+        ("models.concat.hiden", 3, "unknown key models.concat.hiden."),
+        ("models.concat", 160, "models.concat is 160: input should be a valid dictionary."),
         ("train.common.epochs", ..., "key train.common.epochs is missing."),
         ("registry", ..., "key registry is missing."),
         ("train.common.lr", -0.001, "train.common.lr is -0.001: input should be greater than 0."),
@@ -170,7 +176,13 @@ def test_parameters_are_frozen() -> None:
         ("seeds.qamoe", [1, 2, 1], "seeds: qamoe needs at least one seed, each once, not [1, 2, 1]."),
         ("evaluate.slices", ["clean", "burts"], "evaluate.slices.1 is 'burts': input should be 'clean',"),
         ("train.common.selection.severities", {"missing": [1.2]}, "severities.missing.0 is 1.2"),
-        ("train.common.selection.severities", {"fog": [0.2]}, "fog"),
+        (
+            "train.common.selection.severities",
+            {"fog": [0.2]},
+            "a key of train.common.selection.severities is 'fog': input should be 'missing', 'noise', 'burst' or "
+            "'missing_features'.",
+        ),
+        ("train.common.degrade.kinds", ["noise", "swap"], "train.common.degrade.kinds.1 is 'swap': input should be"),
         ("registry.name", "qa/moe", "registry.name is 'qa/moe'"),
     ],
 )

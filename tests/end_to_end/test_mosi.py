@@ -10,7 +10,8 @@ import pytest
 import yaml
 
 from qamoe.config import settings
-from qamoe.pipeline.experiment import STAGES, overlaid
+from qamoe.config.overlay import overlaid
+from qamoe.pipeline.experiment import STAGES
 
 ROOT = Path(__file__).parent.parent.parent
 SHORT = {

@@ -16,7 +16,7 @@ from qamoe.config.params import Hidden, Mean, MoE, TensorFusion, load
 from qamoe.data.batch import Batch
 from qamoe.degradation.features import fixed_state
 from qamoe.errors import UserError
-from qamoe.models.factory import MODELS, build, oracle_quality
+from qamoe.models.factory import MODELS, block_of, build, oracle_quality
 from qamoe.models.heads import Prediction, Target, gaussian_nll
 
 ROOT = Path(__file__).parents[2]
@@ -266,7 +266,7 @@ def test_the_documented_sizes_are_those_of_the_parameters() -> None:
     documented = {name: [int(number.replace(",", "")) for number in numbers] for name, *numbers in rows}
     assert list(documented) == list(MODELS)
     for name, (encoders, rest, both) in documented.items():
-        made = build(name, SHIPPED, models.encoders, getattr(models, name), Target(0.0, 1.0))
+        made = build(name, SHIPPED, models.encoders, block_of(models, name), Target(0.0, 1.0))
         count = sum(p.numel() for p in made.parameters())
         inside = sum(p.numel() for part, p in made.named_parameters() if part.startswith("encode."))
         assert (encoders, rest, both) == (inside, count - inside, count), name

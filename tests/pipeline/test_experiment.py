@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from qamoe.config import params as parameters
+from qamoe.config.overlay import overlaid
 from qamoe.errors import UserError
 from qamoe.pipeline import experiment
-from qamoe.pipeline.experiment import STAGES, overlaid
+from qamoe.pipeline.experiment import STAGES
 
 
 def test_mappings_are_merged_null_takes_away_and_anything_else_is_replaced() -> None:
@@ -78,6 +79,12 @@ def test_an_unknown_experiment_is_refused_with_those_there_are(commands: list[li
         ("train: {common: {learning_rate: 0.5}}\n", r"unknown key train\.common\.learning_rate"),
         ("train: {common: {lr: -1}}\n", r"train\.common\.lr is -1"),
         ("train: [", r"wrong\.yaml is not YAML"),
+        ("- train\n", r"wrong\.yaml is \['train'\]; an overlay is a mapping"),
+        ("extract: {corpus: {kind: web}}\n", r"wrong\.yaml: extract\.corpus\.kind is 'web'"),
+        ("models: {qamo: {}}\n", r"wrong\.yaml: unknown key models\.qamo;"),
+        ("evaluate: {slices: [fog]}\n", r"wrong\.yaml: evaluate\.slices\.0 is 'fog'"),
+        ("extends: nowhere\n", r"no experiment experiments/nowhere\.yaml, which wrong\.yaml extends; .* are: wrong\."),
+        ("extends: wrong\n", r"experiments/wrong\.yaml: extends goes round in a circle: wrong -> wrong\."),
     ],
 )
 def test_a_wrong_overlay_is_refused_before_anything_is_written(
@@ -88,6 +95,16 @@ def test_a_wrong_overlay_is_refused_before_anything_is_written(
         experiment.run("wrong")
     assert commands == []
     assert not Path("artifacts-wrong").exists()
+
+
+def test_an_overlay_lies_on_those_that_it_extends(commands: list[list[str]]) -> None:
+    write("first", "train: {common: {lr: 0.5, patience: 9, selection: {severities: {noise: null, missing: [0.5]}}}}\n")
+    write("second", "extends: first\ntrain: {common: {patience: 8}}\n")
+    write("third", "extends: second\ntrain: {common: {selection: {severities: {missing: null, burst: [0.2]}}}}\n")
+    experiment.run("third")
+    common = parameters.load(Path("artifacts-third/params.yaml")).train.common
+    assert (common.lr, common.patience) == (0.5, 8)
+    assert common.selection.severities == {"burst": (0.2,)}, "what the first takes away stays away"
 
 
 def test_an_overlay_of_comments_changes_nothing(commands: list[list[str]]) -> None:

@@ -12,13 +12,13 @@ import torch
 import yaml
 
 from qamoe.config import params as parameters
+from qamoe.config.overlay import overlaid
 from qamoe.config.params import Params
 from qamoe.data.arrow_store import Store
 from qamoe.errors import UserError
 from qamoe.inference.predict import predict
 from qamoe.models import checkpoint
 from qamoe.pipeline import evaluate, extract, preprocess, train
-from qamoe.pipeline.experiment import overlaid
 
 ROOT = Path(__file__).parents[2]
 CLIPS = {"train": 12, "valid": 6, "test": 6}

@@ -79,37 +79,37 @@ def promote(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what the gate would decide.")] = False,
 ) -> None:
     """Ask the gate whether the best trained model becomes the champion."""
-    from qamoe.config.params import load
     from qamoe.pipeline import promote as stage
+    from qamoe.pipeline.known_names import load_params
 
-    _alone("promote", out, lambda: stage.run(load(params), out, dry_run))
+    _alone("promote", out, lambda: stage.run(load_params(params), out, dry_run))
 
 
 @app.command()
 def models(params: Params = Path("params.yaml")) -> None:
     """Print the registered versions: which is champion, what was decided, and their headline numbers."""
-    from qamoe.config.params import load
+    from qamoe.pipeline.known_names import load_params
     from qamoe.registry import versions
 
-    versions.show(load(params).registry.name)
+    versions.show(load_params(params, sections=[]).registry.name)
 
 
 @app.command()
 def rollback(params: Params = Path("params.yaml"), out: Out = Path("artifacts")) -> None:
     """Make the previous champion the champion again; a second rollback undoes the first."""
-    from qamoe.config.params import load
+    from qamoe.pipeline.known_names import load_params
     from qamoe.registry import versions
 
-    _alone("promote", out, lambda: print(versions.rollback(load(params).registry.name)))
+    _alone("promote", out, lambda: print(versions.rollback(load_params(params, sections=[]).registry.name)))
 
 
 @app.command()
 def record(folders: list[Path], params: Params = Path("params.yaml")) -> None:
     """Record training folders made elsewhere in MLflow."""
-    from qamoe.config.params import load
     from qamoe.pipeline import record as stage
+    from qamoe.pipeline.known_names import load_params
 
-    stage.run(folders, load(params).registry.name)
+    stage.run(folders, load_params(params, sections=[]).registry.name)
 
 
 @app.command()
@@ -140,10 +140,10 @@ def ingest(
     params: Params = Path("params.yaml"),
 ) -> None:
     """Take the new clips of a folder into data/, with their manifest rows."""
-    from qamoe.config.params import load
     from qamoe.data.ingest import ingest
+    from qamoe.pipeline.known_names import load_params
 
-    found = ingest(folder, data, load(params).extract.task)
+    found = ingest(folder, data, load_params(params, sections=["extract"]).extract.task)
     if found.left_sample_remote:
         print(f"{data}.dvc: deleted the line 'remote: sample'; {data}/ holds more than the generated corpus now, and")
         print("needs a remote of your own: dvc remote add --default team ADDRESS")
@@ -252,13 +252,13 @@ def check(
     from rich.console import Console
     from rich.progress import track
 
-    from qamoe.config.params import load
     from qamoe.data import validate as corpora
+    from qamoe.pipeline.known_names import load_params
 
     console = Console(stderr=True)
     found = corpora.check(
         path,
-        load(params).extract,
+        load_params(params, sections=["extract"]).extract,
         kind,
         lambda files: track(files, "media", console=console, transient=True, disable=not console.is_terminal),
     )

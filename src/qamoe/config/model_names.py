@@ -4,21 +4,20 @@ The digest of the code sees this module, which config/params.py may not be: it d
 """
 
 import re
-from typing import Literal, get_args
 
-Kind = Literal["missing", "noise", "burst", "missing_features"]  # that a checkpoint may be chosen by
 ABLATIONS = ("severity", "others", "probe", "fallback", "gate", "fusion")  # parts of QA-MoE: models/qamoe.py
 
 
 def specialist_cell(name: str) -> tuple[str, float] | None:
     """Kind and severity of the one cell that a specialist lives in; None where the name is another model's.
 
-    `specialist-clean`, and `specialist-<kind>-<severity in tenths>` such as specialist-missing-03.
+    `specialist-clean`, and `specialist-<kind>-<severity in tenths>` such as specialist-missing-03. Which kinds there
+    are is known above config: pipeline/known_names.py refuses others.
     """
     if name == "specialist-clean":
         return "clean", 0.0
-    found = re.fullmatch(rf"specialist-({'|'.join(get_args(Kind))})-(0[1-9]|10)", name)
-    return (found[1], int(found[2]) / 10) if found else None
+    parts = re.fullmatch(r"specialist-(?!clean-)([a-z_]+)-(0[1-9]|10)", name)
+    return (parts[1], int(parts[2]) / 10) if parts else None
 
 
 def ablated(name: str) -> str | None:

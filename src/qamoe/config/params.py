@@ -1,8 +1,9 @@
 """params.yaml as frozen values: an unknown key, a wrong type or a value out of range is an error that names it.
 
 One section a stage, plus `models` (a block a model), `seeds` and `registry`. What is here can change a result
-and makes stages stale, and no value stands here: every key that decides something is in the file. Where and how fast
-things run is in config/settings.py.
+and makes stages stale, and no value stands here: every key that decides something is in the file. Names of corpora,
+degradations, slices and models are any strings here; pipeline/known_names.py holds them against their registries.
+Where and how fast things run is in config/settings.py.
 """
 
 import hashlib
@@ -13,6 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import (
     AfterValidator,
     BaseModel,
+    ConfigDict,
     Field,
     ValidationError,
     field_validator,
@@ -21,7 +23,6 @@ from pydantic import (
 
 from qamoe.config.block import Block
 from qamoe.config.extractor_settings import AudioSettings, TextSettings, VisionSettings
-from qamoe.config.model_names import ABLATIONS, Kind, family
 from qamoe.config.task import Task
 from qamoe.errors import UserError
 
@@ -41,7 +42,7 @@ def _ascending(bounds: tuple[float, float]) -> tuple[float, float]:
 
 
 class Corpus(Block):
-    kind: Literal["sample", "clips", "mmsa", "mintrec", "iemocap", "meld"]
+    kind: str  # of data/readers
     path: str  # a pickle (mmsa) or a folder (the others)
 
 
@@ -86,7 +87,7 @@ class Preprocess(Block):
 
 
 class Degrade(Block):
-    kinds: Annotated[tuple[Kind, ...], Field(min_length=1)]  # that clips draw from
+    kinds: Annotated[tuple[str, ...], Field(min_length=1)]  # that clips draw from
     clean_share: Share  # of the draws of a clip, view and modality
     shared_draw_share: Share  # of the clips whose modalities share one draw
     full_severity_share: Annotated[float, Field(ge=0, lt=1)]  # of the severities that are exactly 1
@@ -107,7 +108,7 @@ class LossWeights(Block):
 class Selection(Block):
     """The validation cells whose mean metric chooses the checkpoint."""
 
-    severities: Annotated[dict[Kind, Annotated[tuple[Share, ...], Field(min_length=1)]], Field(min_length=1)]
+    severities: Annotated[dict[str, Annotated[tuple[Share, ...], Field(min_length=1)]], Field(min_length=1)]
     draws: Count
     seed: int
 
@@ -201,30 +202,25 @@ class QAMoE(MoE):
         return self
 
 
-class Models(Block):
+class Models(BaseModel):
+    """What all models share, and the content of a block for each model, which its class (models/factory.py) checks."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+    __pydantic_extra__: dict[str, dict[str, Any]]
+
     encoders: Encoders
-    mean: Mean
-    text: Hidden
-    concat: Hidden
-    cross_attention: Hidden
-    tensor: TensorFusion
-    precision: Hidden
-    moe: MoE
-    oracle: QAMoE
-    qamoe: QAMoE
 
-
-Slice = Literal[
-    "clean", "missing", "noise", "burst", "mixed", "alone", "joint", "subsets", "swap", "held_out", "signals",
-    "missing_features",
-]  # fmt: skip
+    @property
+    def blocks(self) -> dict[str, dict[str, Any]]:
+        """The content of the blocks by the name of their model, in the order of the file."""
+        return self.__pydantic_extra__
 
 
 class Evaluate(Block):
     seed: int  # the protocol seed of the test side
     draws: Count
     mixed_draws: Count
-    slices: Annotated[tuple[Slice, ...], Field(min_length=1)]
+    slices: Annotated[tuple[str, ...], Field(min_length=1)]
     quality_permutations: Annotated[int, Field(ge=0)]  # of r between the clips of slice mixed; 0 leaves them out
 
     @field_validator("slices")
@@ -253,9 +249,6 @@ class Registry(Block):
     tolerance: Share  # how much worse than the champion's the error of a slice may be; of classes, in misses
 
 
-MODEL_NAMES = tuple(name for name in Models.model_fields if name != "encoders")
-
-
 class Params(Block):
     extract: Extract
     preprocess: Preprocess
@@ -276,14 +269,8 @@ class Params(Block):
 
     @field_validator("seeds")
     @classmethod
-    def _every_model_has_seeds(cls, seeds: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    def _each_has_its_seeds(cls, seeds: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
         for model, numbers in seeds.items():
-            if family(model) not in MODEL_NAMES:
-                known = ", ".join(MODEL_NAMES)
-                raise ValueError(
-                    f"unknown key {model}; the models are {known}, specialist-clean, specialist-<kind>-<tenths> and "
-                    f"ablation-<{'|'.join(ABLATIONS)}>"
-                )
             if any(number < 0 for number in numbers):
                 raise ValueError(f"{model} has a negative seed in {list(numbers)}; seeds are 0 or above")
             if not numbers or len(set(numbers)) != len(numbers):
@@ -291,8 +278,15 @@ class Params(Block):
         return seeds
 
 
-def _sentence(error: Any, path: Path) -> str:
-    key = ".".join(str(part) for part in error["loc"]) or "the file"
+def first_mistake(invalid: ValidationError, path: Path, *section: str) -> UserError:
+    """The first mistake of a file, or of the section that lies at `section` in it, as one sentence."""
+    # An unknown key is most often a misspelt one: say that before the missing key which it causes.
+    errors = sorted(invalid.errors(), key=lambda e: e["type"] != "extra_forbidden")
+    return UserError(_sentence(errors[0], path, section))
+
+
+def _sentence(error: Any, path: Path, section: tuple[str, ...]) -> str:
+    key = ".".join(str(part) for part in (*section, *error["loc"])) or "the file"
     if error["type"] == "extra_forbidden":
         return f"{path}: unknown key {key}."
     if error["type"] == "missing":
@@ -304,7 +298,7 @@ def _sentence(error: Any, path: Path) -> str:
 
 
 def load(path: Path) -> Params:
-    """Read params.yaml. Raises UserError with the key (and the value and its range) of the first mistake."""
+    """Read params.yaml, its names unchecked. Raises UserError with key, value and range of the first mistake."""
     return validate(read(path), path)
 
 
@@ -327,9 +321,7 @@ def validate(content: Any, path: Path) -> Params:
     try:
         return Params.model_validate(content)
     except ValidationError as error:
-        # An unknown key is most often a misspelt one: say that before the missing key which it causes.
-        errors = sorted(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
-        raise UserError(_sentence(errors[0], path)) from None
+        raise first_mistake(error, path) from None
 
 
 def digest(*values: Any) -> str:

@@ -1,7 +1,8 @@
 """Degradations of feature sequences and of token ids: pure functions of (x, mask, severity, draws, reference).
 
 A degradation returns new frames, which of them are valid, and how much was lost; the input is never changed, and
-severity 0 gives it back bit for bit. A new one is one function and one line in FRAMES or TOKENS.
+severity 0 gives it back bit for bit. A new one is one function and one line in FRAMES, and one in TOKENS where words
+have it too: training may then draw it, a checkpoint be chosen by it, and a slice of its name measures it.
 """
 
 from collections.abc import Callable
@@ -16,7 +17,6 @@ from qamoe.rng import MODALITIES, Draws
 DRAWN = ("missing", "noise", "burst")  # the kinds that clips draw in training and in slice mixed
 HELD_OUT = ("additive", "desync")  # of frames, on the test side alone
 FEATURES = "missing_features"  # missing, of a corpus whose text is stored vectors: frames that are lost and no words
-KINDS = (*DRAWN, "swap", *HELD_OUT, FEATURES)
 
 
 @dataclass(frozen=True)
@@ -190,6 +190,15 @@ TOKENS: dict[str, Degradation] = {
     "burst": burst_tokens,
     "swap": swap,
 }
+KINDS = tuple(FRAMES)
+
+
+def trainable_kinds() -> tuple[str, ...]:
+    """The kinds that params.yaml may name for training, for the choice of a checkpoint, for specialists and slices.
+
+    Swaps are switched on by a key of their own, and what is held out is on the test side alone.
+    """
+    return tuple(kind for kind in FRAMES if kind not in ("swap", *HELD_OUT))
 
 
 def degrade(

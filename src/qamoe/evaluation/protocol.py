@@ -23,7 +23,7 @@ from torch import Tensor
 from qamoe.config.params import Evaluate
 from qamoe.data.arrow_store import Store
 from qamoe.dataset.degraded_split import DegradedSplit
-from qamoe.degradation.features import DRAWN, FEATURES, HELD_OUT, KINDS, State, valid_tokens
+from qamoe.degradation.features import DRAWN, HELD_OUT, KINDS, State, trainable_kinds, valid_tokens
 from qamoe.degradation.views import View, alike
 from qamoe.errors import UserError
 from qamoe.evaluation import metrics
@@ -76,10 +76,10 @@ def plan(
             cells += _held_out(modalities, timed, params)
         elif name == "signals":  # its clips are others: evaluation/media_slice.py
             continue
-        elif name in (*DRAWN, FEATURES):
+        elif name in trainable_kinds():
             cells += _curve(name, name, name, modalities, params)
         else:
-            cells += {"alone": _alone, "joint": _joint, "subsets": _subsets, "swap": _swap}[name](modalities, params)
+            cells += _PLANNED[name](modalities, params)
     return cells
 
 
@@ -151,6 +151,14 @@ def _held_out(modalities: Sequence[str], timed: Sequence[str], params: Evaluate)
         here = [m for m in STREAMS if m in modalities and (kind != "desync" or m in timed)]
         if here:
             yield from _curve("held_out", f"held_out-{kind}", kind, here, params)
+
+
+_PLANNED = {"alone": _alone, "joint": _joint, "subsets": _subsets, "swap": _swap}
+
+
+def slice_names() -> tuple[str, ...]:
+    """The slices that there are: a curve for each kind that can be trained, and those with a plan of their own."""
+    return ("clean", *trainable_kinds(), "mixed", *_PLANNED, "held_out", "signals")
 
 
 def views(cells: Iterable[Cell]) -> list[View]:

@@ -23,6 +23,8 @@ from qamoe.models.training_step import Step
 class Mean(Model):
     """Predicts the training mean and variance, or the training frequencies of the classes, whatever it is given."""
 
+    Block = params.Mean
+
     def __init__(self, features: dict[str, int], sizes: params.Encoders, block: params.Mean, target: Targets) -> None:
         super().__init__()
         self.target: Targets = target
@@ -42,6 +44,8 @@ def _mix(width: int, hidden: int) -> nn.Sequential:
 
 class Concat(Model):
     """Plain concatenation of the modality vectors and one hidden layer."""
+
+    Block = params.Hidden
 
     def __init__(self, features: dict[str, int], sizes: params.Encoders, block: params.Hidden, target: Targets) -> None:
         super().__init__()
@@ -74,6 +78,8 @@ class CrossAttention(Model):
     the encoders are those of all other models.
     """
 
+    Block = params.Hidden
+
     def __init__(self, features: dict[str, int], sizes: params.Encoders, block: params.Hidden, target: Targets) -> None:
         super().__init__()
         width = sizes.width
@@ -100,6 +106,8 @@ class TensorFusion(Model):
     All (low + 1)^M products of one, two and three modalities go through one hidden layer. The tanh, which bounds them,
     and the size of `low` are our decision.
     """
+
+    Block = params.TensorFusion
 
     def __init__(
         self, features: dict[str, int], sizes: params.Encoders, block: params.TensorFusion, target: Targets
@@ -131,6 +139,8 @@ class Precision(Model):
     not the product's: our decision. r = 1 / (1 + v), the same form as QA-MoE's; a given quality stands for
     v = (1 - r) / r.
     """
+
+    Block = params.Hidden
 
     def __init__(self, features: dict[str, int], sizes: params.Encoders, block: params.Hidden, target: Targets) -> None:
         super().__init__()
@@ -165,6 +175,8 @@ class Precision(Model):
 
 class MoE(Model):
     """QA-MoE without quality: no variance, no r, no fallback, a semantic router alone; the same experts and fusion."""
+
+    Block = params.MoE
 
     def __init__(self, features: dict[str, int], sizes: params.Encoders, block: params.MoE, target: Targets) -> None:
         super().__init__()

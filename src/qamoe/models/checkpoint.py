@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from qamoe.config.model_names import family
-from qamoe.config.params import Models, Params
+from qamoe.config.params import Encoders, Params
 from qamoe.config.task import is_classification
 from qamoe.data.batch import Batch
 from qamoe.data.stats import Stats, text_is_vectors
@@ -32,7 +32,7 @@ from qamoe.models.checkpoint_config import (
     UntrainedConfig,
     read_config,
 )
-from qamoe.models.factory import build, oracle_quality
+from qamoe.models.factory import MODELS, block_of, build, oracle_quality
 from qamoe.models.heads import Prediction, target_of
 from qamoe.models.model import Model
 
@@ -104,10 +104,8 @@ def make(name: str, config: UntrainedConfig) -> Model:
     # The order of modalities is that of their encoders; JSON keeps none for the keys of `inputs`.
     features = {modality: config["inputs"][modality] for modality in config["modalities"]}
     # Only the model's own blocks: a checkpoint outlives the coming and going of other models.
-    sizes, block = (
-        Models.model_fields[part].annotation.model_validate(config["models"][part])  # type: ignore[union-attr]
-        for part in ("encoders", family(name))
-    )
+    sizes = Encoders.model_validate(config["models"]["encoders"])
+    block = MODELS[family(name)].Block.model_validate(config["models"][family(name)])
     reader = None
     if "text_encoder" in config:
         reader = text_encoder_finetuned.Reader(config["text_encoder"], sizes.text)
@@ -123,7 +121,10 @@ def described(params: Params, name: str, seed: int, digests: dict[str, str]) -> 
         "format": FORMAT,
         "model": name,
         "seed": seed,
-        "models": params.models.model_dump(mode="json", include={"encoders", family(name)}),
+        "models": {
+            "encoders": params.models.encoders.model_dump(mode="json"),
+            family(name): block_of(params.models, name).model_dump(mode="json"),
+        },
         "train": params.train.common.model_dump(mode="json"),
         "extract": params.extract.model_dump(mode="json", exclude={"corpus", "signals"}),
         "max_frames": params.preprocess.max_frames.model_dump(),

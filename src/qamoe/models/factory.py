@@ -1,4 +1,7 @@
-"""The models by name. A new one is one class and one line here, with a block in params.yaml."""
+"""The models by name. A new one is one class, which names the type of its block, and one line here.
+
+It is trained where params.yaml has such a block and seeds for it.
+"""
 
 from typing import Any
 
@@ -6,8 +9,9 @@ from torch import Tensor
 
 from qamoe.config.block import Block
 from qamoe.config.model_names import ablated, family
-from qamoe.config.params import Encoders
+from qamoe.config.params import Encoders, Models
 from qamoe.degradation.features import State
+from qamoe.errors import UserError
 from qamoe.models import baselines
 from qamoe.models.heads import Targets
 from qamoe.models.model import Model
@@ -25,6 +29,15 @@ MODELS: dict[str, type[Model]] = {
     "oracle": baselines.Oracle,
     "qamoe": QAMoE,
 }
+
+
+def block_of(models: Models, name: str) -> Block:
+    """The block of a model, specialist or ablation. Raises UserError where there is none, pydantic's error for a key
+    that its class does not have."""
+    key = family(name)
+    if key not in models.blocks:
+        raise UserError(f"params.yaml: key models.{key} is missing.")
+    return MODELS[key].Block.model_validate(models.blocks[key])
 
 
 def build(

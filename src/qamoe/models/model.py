@@ -1,9 +1,11 @@
 """What every model is: encoders, and a fusion of their vectors that can be called by itself."""
 
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
 from torch import Tensor, nn
 
+from qamoe.config import block
 from qamoe.data.batch import Batch
 from qamoe.models.encoders import ModalityEncoders
 from qamoe.models.heads import Prediction
@@ -16,6 +18,7 @@ class Model(nn.Module, ABC):
     Shapes: B batch, M modalities that the model reads, D width.
     """
 
+    Block: ClassVar[type[block.Block]]  # of params.yaml
     encode: ModalityEncoders
 
     @abstractmethod

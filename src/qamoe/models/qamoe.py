@@ -6,8 +6,7 @@ Which equation is the paper's and which is our decision stands in docs/method.md
 import torch
 from torch import Tensor, nn
 
-from qamoe.config.params import Encoders
-from qamoe.config.params import QAMoE as Block
+from qamoe.config import params
 from qamoe.models.encoders import ModalityEncoders
 from qamoe.models.heads import Head, Prediction, Targets
 from qamoe.models.model import Model
@@ -24,8 +23,15 @@ class QAMoE(Model):
     the modalities).
     """
 
+    Block = params.QAMoE
+
     def __init__(
-        self, features: dict[str, int], sizes: Encoders, block: Block, target: Targets, without: str | None = None
+        self,
+        features: dict[str, int],
+        sizes: params.Encoders,
+        block: params.QAMoE,
+        target: Targets,
+        without: str | None = None,
     ) -> None:
         super().__init__()
         modalities, width = len(features), sizes.width

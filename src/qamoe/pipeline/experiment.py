@@ -1,42 +1,33 @@
 """An overlay on params.yaml, run through every stage into artifacts of its own: never the main line's.
 
-`python -m qamoe.pipeline.experiment NAME` reads params.yaml and experiments/NAME.yaml and writes artifacts-NAME/.
+`python -m qamoe.pipeline.experiment NAME` reads params.yaml, experiments/NAME.yaml and what that extends, and writes
+artifacts-NAME/.
 """
 
 import argparse
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from qamoe.config import params as parameters
+from qamoe.config.overlay import experiment_content
 from qamoe.errors import UserError, exit_on_user_error
 from qamoe.files import write_text
+from qamoe.pipeline.known_names import checked
 
 STAGES = ("extract", "preprocess", "train", "evaluate", "report")
 
 
-def overlaid(below: Any, above: Any) -> Any:
-    """`above` laid over `below`: mappings are merged key by key, null takes a key away, anything else is replaced."""
-    if not isinstance(below, dict) or not isinstance(above, dict):
-        return above
-    merged = {**below, **{key: overlaid(below.get(key), value) for key, value in above.items()}}
-    return {key: value for key, value in merged.items() if value is not None}
-
-
 def run(name: str, base: Path = Path("params.yaml"), folder: Path = Path("experiments")) -> None:
     """Run the stages one after the other. Raises UserError where there is no such overlay or it is wrong."""
+    content = experiment_content(name, base, folder)
     overlay = folder / f"{name}.yaml"
-    if not overlay.is_file():
-        known = ", ".join(sorted(path.stem for path in folder.glob("*.yaml"))) or "none"
-        raise UserError(f"There is no experiment {overlay}; those there are: {known}.")
+    checked(parameters.validate(content, overlay), overlay)
     out = Path(f"artifacts-{name}")
-    merged = overlaid(parameters.read(base), parameters.read(overlay) or {})
-    parameters.validate(merged, overlay)
     params = out / "params.yaml"
-    write_text(params, yaml.safe_dump(merged, sort_keys=False))
+    write_text(params, yaml.safe_dump(content, sort_keys=False))
     for stage in STAGES:
         command = [sys.executable, "-m", f"qamoe.pipeline.{stage}", "--params", str(params), "--out", str(out)]
         print(f"experiment {name}: {stage}", flush=True)

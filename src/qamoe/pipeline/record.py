@@ -6,9 +6,9 @@ import sys
 from pathlib import Path
 
 from qamoe.config import settings
-from qamoe.config.params import load
 from qamoe.errors import UserError, exit_on_user_error
 from qamoe.pipeline import runner
+from qamoe.pipeline.known_names import load_params
 
 
 def run(folders: list[Path], experiment: str) -> None:
@@ -53,7 +53,7 @@ def main() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     runner.log.setLevel(logging.INFO)
     with exit_on_user_error("record"):
-        run(arguments.folders, load(arguments.params).registry.name)
+        run(arguments.folders, load_params(arguments.params, sections=[]).registry.name)
 
 
 if __name__ == "__main__":

@@ -16,4 +16,4 @@ def run(params: Params, out: Path) -> None:
 
 
 if __name__ == "__main__":
-    runner.main("report", run)
+    runner.main("report", run, named_sections=[])

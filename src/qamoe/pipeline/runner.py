@@ -6,23 +6,32 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from qamoe.config import settings
-from qamoe.config.params import Params, load
+from qamoe.config.params import Params
 from qamoe.errors import UserError, exit_on_user_error
 from qamoe.files import write_text
+from qamoe.pipeline.known_names import load_params
 from qamoe.process_lifetime import die_with_parent
 
 log = logging.getLogger("qamoe")
 
 
-def main(stage: str, run: Callable[..., None], *, selects_model: bool = False, spreads: bool = False) -> None:
+def main(
+    stage: str,
+    run: Callable[..., None],
+    *,
+    selects_model: bool = False,
+    spreads: bool = False,
+    named_sections: Collection[str] | None = None,
+) -> None:
     """Run a stage as a command; a refusal becomes one sentence on stderr and exit code 2.
 
-    `spreads` is for a stage that torchrun may start in several processes.
+    `spreads` is for a stage that torchrun may start in several processes. `named_sections` are those of params.yaml
+    whose names a stage without torch checks: those that it uses; by default all.
     """
     parser = argparse.ArgumentParser(prog=f"python -m qamoe.pipeline.{stage}")
     parser.add_argument("--params", type=Path, default=Path("params.yaml"))
@@ -43,7 +52,7 @@ def main(stage: str, run: Callable[..., None], *, selects_model: bool = False, s
             die_with_parent()  # a killed dvc or torchrun leaves no stage behind
         if process > 0:
             log.setLevel(logging.WARNING)  # the first process speaks for all
-        params: Params = load(arguments.pop("params"))
+        params = load_params(arguments.pop("params"), named_sections)
         model = arguments.get("model")
         if model is not None and model not in params.seeds:
             raise UserError(

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from qamoe.config import params as parameters
 from qamoe.config import settings
-from qamoe.config.model_names import family, specialist_cell
+from qamoe.config.model_names import specialist_cell
 from qamoe.config.params import Params
 from qamoe.data.stats import Stats, text_is_vectors
 from qamoe.errors import UserError
@@ -96,8 +96,9 @@ def _train_all(params: Params, out: Path, waiting: list[Waiting], share: "BatchS
 def training_digests(params: Params, name: str, data: str) -> dict[str, str]:
     """What a checkpoint is made of: its parameters, its data and the code."""
     from qamoe.models import text_encoder_frozen as text
+    from qamoe.models.factory import block_of
 
-    block = getattr(params.models, family(name))
+    block = block_of(params.models, name)
     values: list[Any] = [params.train, params.models.encoders, block, params.preprocess, params.extract.task]
     encoder = params.models.encoders.text
     if encoder.finetune or encoder.encoder != text.NAME:

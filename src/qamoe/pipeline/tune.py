@@ -36,6 +36,7 @@ _MOST_DEATHS = 10  # of workers, before the search as a whole gives up
 
 def run(params: Params, out: Path) -> None:
     """Search with one seed on validation, the mean error over the selection cells being what is minimised."""
+    from qamoe.models.factory import block_of
     from qamoe.tracking import search_runs
     from qamoe.training import search
 
@@ -44,7 +45,7 @@ def run(params: Params, out: Path) -> None:
     open_splits(params, stats, out, _MODEL)  # made once, before the workers map it
     folder = out / "tune"
     folder.mkdir(parents=True, exist_ok=True)
-    changing = (params.tune, params.train, params.models.encoders, params.models.qamoe)
+    changing = (params.tune, params.train, params.models.encoders, block_of(params.models, _MODEL))
     name = parameters.digest(*changing, data_digest(out))[:16]
     study = _opened(params, name, _url(folder))
     if settings.study_url() is None:
