@@ -15,7 +15,7 @@ from qamoe.cli import predict
 from qamoe.data.arrow_store import Store
 from qamoe.data.clip import Clip
 from qamoe.data.synthetic.corpus import generate
-from qamoe.inference.extraction_worker import in_process
+from qamoe.inference.extraction_worker import extract_file
 from qamoe.models import checkpoint
 from qamoe.pipeline import evaluate, extract, preprocess
 
@@ -33,7 +33,7 @@ def test_a_film_without_a_span_has_the_frames_that_extract_gives_it(
     assert piece.clip is not None
     assert piece.clip.media is not None
     extractors = {m: getattr(params.extract, m) for m in ("audio", "vision")}
-    found = in_process(piece.clip.media, extractors, piece.clip.start_s, piece.clip.end_s)
+    found = extract_file(piece.clip.media, extractors, piece.clip.start_s, piece.clip.end_s)
     for modality, frames in found.frames.items():
         store = Store(tmp_path / "extract" / f"{modality}.arrow")
         np.testing.assert_array_equal(frames, store.sequence("frames", store.clip_ids.index("a")))

@@ -155,7 +155,7 @@ def test_workers_that_cannot_even_start_cost_each_clip_and_end(extracted: Any, m
 
 
 def test_nothing_to_do_starts_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker_pool, "_started", lambda *_: pytest.fail("a worker was started"))
+    monkeypatch.setattr(worker_pool, "WorkerProcess", lambda *_: pytest.fail("a worker was started"))
     assert make_parts([], {}, 2, 60, lambda: None) == {}
 
 

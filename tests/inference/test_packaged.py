@@ -20,7 +20,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from qamoe.inference.extraction_worker import in_process
+from qamoe.inference.extraction_worker import extract_file
 from qamoe.inference.predict import predict
 from qamoe.models import checkpoint
 
@@ -136,7 +136,7 @@ def test_paths_are_features_where_the_model_was_loaded_for_them(logged, film, tm
     rows = pd.DataFrame({"path": [str(film), None, str(film)], "text": ["a film"] * 3, "end_s": [None, None, 1.0]})
     found = model.predict(rows)
     for row, end_s in ((0, None), (2, 1.0)):
-        given = {"text": "a film", **in_process(film, extractors_of(trained.config), 0.0, end_s).frames}
+        given = {"text": "a film", **extract_file(film, extractors_of(trained.config), 0.0, end_s).frames}
         alone = predict(
             trained, pd.DataFrame({name: pd.Series([value], dtype=object) for name, value in given.items()})
         )

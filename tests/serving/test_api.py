@@ -122,7 +122,7 @@ def test_the_champion_is_served_and_reload_follows_a_rollback(records, tiny_chec
 
 
 def test_a_film_is_extracted_once_and_then_answered_with_any_words_and_damage(server, film, checkpoint_folder):
-    from qamoe.inference.extraction_worker import in_process
+    from qamoe.inference.extraction_worker import extract_file
 
     status, clip = server.ask("POST", "/clips", film.read_bytes())
     assert status == 201
@@ -131,7 +131,7 @@ def test_a_film_is_extracted_once_and_then_answered_with_any_words_and_damage(se
     place = f"/clips/{clip['id']}/predict"
     _, clean = server.ask("POST", place, {"text": "a lovely film"})
     served = open_model("", checkpoint_folder)
-    frames = in_process(film, served.extractors()).frames
+    frames = extract_file(film, served.extractors).frames
     columns = {"text": "a lovely film", **frames}
     one = pd.DataFrame({name: pd.Series([value], dtype=object) for name, value in columns.items()})
     assert_equal([clean], served.predict(one))

@@ -70,7 +70,9 @@ def pieces(clip: Clip, how: How) -> list[Piece]:
                 f"({how.longest:.1f} s); with --window S it is answered in windows of S seconds, up to {allowed}.",
             )
         ]
-    spans = _spans(clip.start_s, end_s, lasts, how.window)
+    spans = [(clip.start_s, end_s)]
+    if how.window is not None and lasts > how.window:
+        spans = _windows(clip.start_s, end_s, lasts, how.window)
     made = []
     for start_s, last_s in spans:
         until_s = clip.end_s if last_s == end_s else last_s  # words may be said to end a little behind the file
@@ -103,10 +105,8 @@ def _of(path: Path) -> list[Clip | Piece]:
     return [*found, *(Piece(name, fault=fault) for fault in faults)]
 
 
-def _spans(start_s: float, end_s: float | None, lasts: float, window: float | None) -> list[tuple[float, float | None]]:
-    """Windows of a clip that `lasts` so many seconds (NaN: unknown); the last one ends where the clip does."""
-    if window is None or not lasts > window:
-        return [(start_s, end_s)]
+def _windows(start_s: float, end_s: float | None, lasts: float, window: float) -> list[tuple[float, float | None]]:
+    """Windows of a clip that `lasts` so many seconds; the last one ends where the clip does."""
     begins = [start_s + number * window for number in range(math.ceil(lasts / window - _REST))]
     return [*pairwise(begins), (begins[-1], end_s)]
 

@@ -6,29 +6,29 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from qamoe.cli import inputs
 from qamoe.config.task import is_classification
 from qamoe.errors import UserError
 from qamoe.extractors.registry import extractors_of
-from qamoe.inference.extraction_worker import Extracted, Extraction, Lost
+from qamoe.inference.extraction_worker import Extraction, Lost
 from qamoe.models.checkpoint_config import read_config
 from qamoe.serving import model_loader
 from qamoe.serving.model_loader import Found, Served
-
-if TYPE_CHECKING:
-    from qamoe.serving.schemas import Either
 
 _BAR = 20  # characters
 
 
 @dataclass(frozen=True)
 class Row:
-    """What is said of one clip, or of one window of it; `reasons` are by modality, or for the "clip" as a whole."""
+    """What is said of one clip, or of one window of it: `answer` as qamoe.inference.predict.nested gives it.
+
+    `reasons` are by modality, or for the "clip" as a whole.
+    """
 
     name: str
-    answer: "Either | None"
+    answer: dict[str, Any] | None
     reasons: dict[str, str]
 
 
@@ -41,7 +41,7 @@ def predict(
     into. Raises UserError where there is nothing to answer, or nothing to answer it with.
     """
     _check(paths, text, window)
-    clips = inputs.clips(paths)
+    clips = inputs.clips(paths) if paths else [inputs.Piece("", words=text or "")]
     if text is not None and len(clips) > 1:
         raise UserError(
             f"--text is what is said in one clip, and these are {len(clips)}; put a .txt or .srt beside each."
@@ -53,10 +53,7 @@ def predict(
         served = model_loader.load(place)
         how = inputs.How(text, window, served.trained.config["stats"].get("seconds_max"))
         _check_window(served, how)
-        if extraction is None:
-            rows = _words_alone(served, text or "")
-        else:
-            rows = _rows(served, extraction, clips, how, single=only is not None)
+        rows = _rows(served, extraction, clips, how, single=only is not None)
         return _shown(served, rows, as_json, alone=only is not None or not paths)
 
 
@@ -125,12 +122,12 @@ def _check_window(served: Served, how: inputs.How) -> None:
 
 
 def _rows(
-    served: Served, extraction: Extraction, clips: Sequence[Any], how: inputs.How, single: bool
+    served: Served, extraction: Extraction | None, clips: Sequence[Any], how: inputs.How, single: bool
 ) -> Iterator[tuple[int, Row]]:
     """The rows of each clip, with the clip's number. A `single` file that cannot be answered is refused."""
     for number, clip in enumerate(_watched(clips)):
         pieces = [clip] if isinstance(clip, inputs.Piece) else inputs.pieces(clip, how)
-        if number == 0 and any(piece.words for piece in pieces):
+        if number == 0 and extraction is not None and any(piece.words for piece in pieces):
             served.warm_up()  # while the extraction gets ready
         for piece in pieces:
             row = _row(served, extraction, piece)
@@ -150,50 +147,36 @@ def _watched(clips: Sequence[Any]) -> Iterable[Any]:
     return track(clips, "predict", console=Console(stderr=True), transient=True)
 
 
-def _words_alone(served: Served, text: str) -> Iterator[tuple[int, Row]]:
-    reasons = {m: "no clip" for m in served.trained.config["modalities"] if m != "text"}
-    yield 0, Row("", _answer(served, text, {}), reasons)
-
-
-def _row(served: Served, extraction: Extraction, piece: inputs.Piece) -> Row:
-    if piece.clip is None:
-        return Row(piece.name, None, {"clip": piece.fault})
-    clip, extractors = piece.clip, served.extractors()
-    assert clip.media is not None
-    try:
-        found = extraction.extract(clip.media, extractors, clip.start_s, clip.end_s)
-    except Lost as lost:
-        return Row(piece.name, None, {"clip": str(lost)})
-    if piece.unreadable and not found.frames:
-        return Row(piece.name, None, {"clip": piece.unreadable})
-    reasons = _reasons(served, piece, found)
-    if not found.frames and not (piece.words and "text" in served.trained.config["modalities"]):
-        return Row(piece.name, None, reasons)
-    return Row(piece.name, _answer(served, piece.words, found.frames), reasons)
-
-
-def _reasons(served: Served, piece: inputs.Piece, found: Extracted) -> dict[str, str]:
-    """Why a modality that the model knows is missing."""
-    reasons = {}
-    for modality in served.trained.config["modalities"]:
-        if modality == "text":
-            reason = piece.silent
-        elif modality in found.frames:
-            reason = ""
-        else:
-            reason = found.problems.get(modality, "its features cannot be made of media")
-        if reason:
-            reasons[modality] = reason
-    return reasons
-
-
-def _answer(served: Served, words: str, frames: dict[str, Any]) -> "Either":
+def _row(served: Served, extraction: Extraction | None, piece: inputs.Piece) -> Row:
     import pandas as pd
 
-    from qamoe.serving.schemas import answers
+    from qamoe.inference.predict import nested, predict
 
-    row = {"text": words, **frames}
-    return answers(served.predict(pd.DataFrame({name: pd.Series([v], dtype=object) for name, v in row.items()})))[0]
+    if piece.fault:
+        return Row(piece.name, None, {"clip": piece.fault})
+    modalities = served.trained.config["modalities"]
+    frames, problems = {}, dict.fromkeys(modalities, "no clip")
+    if extraction is not None and (span := piece.clip) is not None:
+        assert span.media is not None
+        try:
+            extracted = extraction.extract(span.media, served.extractors, span.start_s, span.end_s)
+        except Lost as lost:
+            return Row(piece.name, None, {"clip": str(lost)})
+        frames, problems = extracted.frames, extracted.problems
+        if piece.unreadable and not frames:
+            return Row(piece.name, None, {"clip": piece.unreadable})
+    reasons = {}
+    for modality in modalities:
+        if modality == "text" and piece.silent:
+            reasons["text"] = piece.silent
+        elif modality != "text" and modality not in frames:
+            reasons[modality] = problems.get(modality, "its features cannot be made of media")
+    if piece.clip is not None and not frames and not (piece.words and "text" in modalities):
+        return Row(piece.name, None, reasons)
+    row = {"text": piece.words, **frames}
+    columns = {name: pd.Series([value], dtype=object) for name, value in row.items()}
+    (answer,) = nested(predict(served.trained, pd.DataFrame(columns), served.device))
+    return Row(piece.name, answer, reasons)
 
 
 def _warn(served: Served) -> None:
@@ -208,41 +191,39 @@ def _told(reasons: dict[str, str]) -> list[str]:
 
 def _line(served: Served, row: Row) -> dict[str, Any]:
     """The row as JSON: clip, score or class, interval, trust and reasons come first; no answer is null."""
-    from qamoe.serving.schemas import ClassAnswer
-
     answer = row.answer
     of_classes = is_classification(served.trained.config["task"])
     line: dict[str, Any] = {"clip": row.name or None, "class" if of_classes else "score": None}
-    line |= {"interval": None, "trust": None if answer is None else answer.trust, "reasons": row.reasons}
-    if isinstance(answer, ClassAnswer):
-        line |= {"class": answer.label, "probabilities": answer.probabilities}
+    line |= {"interval": None, "trust": None if answer is None else answer["trust"], "reasons": row.reasons}
+    if answer is not None and of_classes:
+        line |= {"class": answer["label"], "probabilities": answer["probabilities"]}
     elif answer is not None:
-        line |= {"score": answer.score, "interval": [answer.low_90, answer.high_90], "variance": answer.variance}
+        line |= {"score": answer["score"], "interval": [answer["low_90"], answer["high_90"]]}
+        line |= {"variance": answer["variance"]}
     if answer is not None:
-        line |= {"r": answer.r, "routing": answer.routing}
+        line |= {"r": answer["r"], "routing": answer["routing"]}
     return line | {"model": served.name}
 
 
-def _show(served: Served, answer: "Either", reasons: dict[str, str]) -> None:
+def _show(served: Served, answer: dict[str, Any], reasons: dict[str, str]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from qamoe.serving.schemas import ClassAnswer
-
     task = served.trained.config["task"]
     out = Console(highlight=False)
-    if isinstance(answer, ClassAnswer):
-        ordered = sorted(answer.probabilities.items(), key=lambda pair: -pair[1])
-        out.print(f"class  {answer.label}", style="bold", markup=False)
+    if "label" in answer:
+        ordered = sorted(answer["probabilities"].items(), key=lambda pair: -pair[1])
+        out.print(f"class  {answer['label']}", style="bold", markup=False)
         out.print("       " + "  ".join(f"{name} {share:.0%}" for name, share in ordered), markup=False)
     else:
-        out.print(f"score  [bold]{answer.score:+.2f}[/]   90 % interval {answer.low_90:+.2f} to {answer.high_90:+.2f}"
+        low, high = answer["low_90"], answer["high_90"]
+        out.print(f"score  [bold]{answer['score']:+.2f}[/]   90 % interval {low:+.2f} to {high:+.2f}"
                   f"   scale {task['low']:g} to {task['high']:g}")  # fmt: skip
     table = Table(box=None, pad_edge=False, header_style="dim")
     for name in ("", "trust", "", "r"):
         table.add_column(name, justify="right" if name == "trust" else "left")
     for modality in served.trained.config["modalities"]:
-        trust, r = answer.trust[modality], answer.r[modality]
+        trust, r = answer["trust"][modality], answer["r"][modality]
         if trust is None or r is None:
             table.add_row(modality, "[dim]none[/]", "", "")
             continue
@@ -250,8 +231,8 @@ def _show(served: Served, answer: "Either", reasons: dict[str, str]) -> None:
         bar = f"{'█' * filled}[dim]{'░' * (_BAR - filled)}[/]"
         table.add_row(modality, f"{trust:.0%}", bar, f"{r:.3f}")
     out.print(table)
-    if answer.routing is not None:
-        used = sorted(((share, i + 1) for i, share in enumerate(answer.routing) if share >= 0.005), reverse=True)
+    if answer["routing"] is not None:
+        used = sorted(((share, i + 1) for i, share in enumerate(answer["routing"]) if share >= 0.005), reverse=True)
         out.print("experts  " + "  ".join(f"{number}: {share:.0%}" for share, number in used))
     for line in _told(reasons):
         out.print(_printable(line), style="yellow", markup=False)
@@ -282,20 +263,18 @@ def _show_table(served: Served, rows: Sequence[Row]) -> None:
     out.print(served.name, style="dim", markup=False)
 
 
-def _said(answer: "Either | None") -> tuple[str, str]:
-    from qamoe.serving.schemas import ClassAnswer
-
+def _said(answer: dict[str, Any] | None) -> tuple[str, str]:
     if answer is None:
         return "-", ""
-    if isinstance(answer, ClassAnswer):
-        return answer.label, f"{answer.probabilities[answer.label]:.0%}"
-    return f"{answer.score:+.2f}", f"{answer.low_90:+.2f} to {answer.high_90:+.2f}"
+    if "label" in answer:
+        return answer["label"], f"{answer['probabilities'][answer['label']]:.0%}"
+    return f"{answer['score']:+.2f}", f"{answer['low_90']:+.2f} to {answer['high_90']:+.2f}"
 
 
-def _trusted(answer: "Either | None", modality: str) -> str:
+def _trusted(answer: dict[str, Any] | None, modality: str) -> str:
     if answer is None:
         return ""
-    trust = answer.trust[modality]
+    trust = answer["trust"][modality]
     return "none" if trust is None else f"{trust:.0%}"
 
 

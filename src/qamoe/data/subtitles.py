@@ -18,28 +18,26 @@ def beside(media: Path, start_s: float = 0.0, end_s: float | None = None) -> str
     a .txt are those of the whole file. Raises ClipError for a file that cannot be read, and for a .txt and a mere span.
     """
     timed, plain = media.with_suffix(".srt"), media.with_suffix(".txt")
-    if timed.is_file():
-        last_s = float("inf") if end_s is None else end_s
-        return " ".join(words for middle_s, words in _cues(timed) if start_s <= middle_s < last_s)
-    if not plain.is_file():
+    file = timed if timed.is_file() else plain
+    if not file.is_file():
         return ""
-    if start_s or end_s is not None:
+    if file is plain and (start_s or end_s is not None):
         raise ClipError(f"{plain.name} has no times, so that its words cannot be placed; {timed.name} would have")
-    return " ".join(_read(plain).split())
-
-
-def _read(file: Path) -> str:
     try:
-        return file.read_text(encoding="utf-8-sig")
+        content = file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
         raise ClipError(f"{file.name} is not UTF-8 text") from None
     except OSError as error:
         raise ClipError(f"{file.name} cannot be read: {error.strerror}") from None
+    if file is plain:
+        return " ".join(content.split())
+    last_s = float("inf") if end_s is None else end_s
+    return " ".join(words for middle_s, words in _cues(content, file.name) if start_s <= middle_s < last_s)
 
 
-def _cues(file: Path) -> list[tuple[float, str]]:
-    """The middle (seconds) and the words of each cue, without markup."""
-    lines = _read(file).splitlines()
+def _cues(content: str, name: str) -> list[tuple[float, str]]:
+    """The middle (seconds) and the words of each cue of the file of that name, without markup."""
+    lines = content.splitlines()
     cues: list[tuple[float, list[str]]] = []
     for line, following in pairwise([*lines, ""]):
         if times := _CUE.match(line):
@@ -48,7 +46,7 @@ def _cues(file: Path) -> list[tuple[float, str]]:
         elif cues and not (line.strip().isdecimal() and _CUE.match(following)):  # the number of the next cue
             cues[-1][1].extend(_MARKUP.sub(" ", line).split())
     if not cues and any(map(str.strip, lines)):
-        raise ClipError(f"{file.name} has no line such as 00:00:01,000 --> 00:00:02,500")
+        raise ClipError(f"{name} has no line such as 00:00:01,000 --> 00:00:02,500")
     return [(middle_s, " ".join(words)) for middle_s, words in cues]
 
 

@@ -30,6 +30,7 @@ from qamoe.evaluation import metrics
 from qamoe.evaluation.encoding_cache import Encoding, Encodings, of_checkpoint
 from qamoe.files import atomic_write
 from qamoe.models.checkpoint import Trained
+from qamoe.models.heads import prediction_columns
 from qamoe.rng import MODALITIES, clip_key
 
 PROTOCOL = 1
@@ -266,29 +267,21 @@ def predicted(
     `vectors` (N, D) are its own, `present` (N,) says which clips have a valid frame. `quality` (N, M) overrides r;
     `state` is how the clips were degraded, of which the oracle alone is told.
     """
-    modalities = trained.config["modalities"]
-    here = torch.stack([present[m] for m in modalities], 1)
+    here = torch.stack([present[m] for m in trained.config["modalities"]], 1)
     clips = len(here)
-    result = trained.fuse(vectors, clips, quality, state)
-    columns: dict[str, Any]
-    if result.probabilities is not None:
-        shares = result.probabilities.float().cpu().numpy()
-        columns = {"prediction": shares.argmax(1), "variance": np.full(clips, nan)}
-        columns |= {f"p_{name}": shares[:, i] for i, name in enumerate(trained.config["task"]["classes"])}
+    prediction = trained.fuse(vectors, clips, quality, state)
+    trust = None if prediction.r is None else trained.trust(prediction.r.float().cpu(), here)
+    columns: dict[str, Any] = {f"{n}_{m}": np.full(clips, nan, np.float32) for m in MODALITIES for n in ("r", "trust")}
+    said = prediction_columns(prediction, trained.config, trust)
+    columns |= {name: column.float().cpu().numpy() for name, column in said.items()}
+    if prediction.probabilities is None:
+        columns["prediction"] = columns.pop("score")
     else:
-        columns = {n: getattr(result, v).float().cpu().numpy() for n, v in (("prediction", "value"), ("variance",) * 2)}
-    r = None if result.r is None else result.r.float().cpu()
-    trust = None if r is None else trained.trust(r, here)
-    for modality in MODALITIES:
-        if r is None or trust is None or modality not in modalities:
-            columns[f"r_{modality}"] = columns[f"trust_{modality}"] = np.full(clips, nan, np.float32)
-            continue
-        place = modalities.index(modality)
-        columns[f"r_{modality}"] = r[:, place].numpy()
-        columns[f"trust_{modality}"] = trust[:, place].numpy()
+        best = prediction.probabilities.float().cpu().numpy().argmax(1)
+        columns |= {"prediction": best, "variance": np.full(clips, nan)}
     routing = np.full(clips, None, object)
-    if result.routing is not None:
-        routing[:] = list(result.routing.mean(1).float().cpu().numpy())
+    if "routing" in columns:
+        routing[:] = list(columns["routing"])
     return columns | {"routing": routing}
 
 

@@ -205,7 +205,11 @@ class Landmarks:
         scores = {c.category_name: c.score for c in found.face_blendshapes[0]}
         height, width = picture.shape[:2]
         points = np.array([(p.x * width, -p.y * height, -p.z * width) for p in found.face_landmarks[0]])
-        pose = _pose(np.asarray(found.facial_transformation_matrixes[0]))
+        head = np.asarray(found.facial_transformation_matrixes[0])  # (4, 4), its placement
+        pitch = math.atan2(head[2, 1], head[2, 2])
+        yaw = math.asin(float(np.clip(-head[2, 0], -1, 1)))
+        roll = math.atan2(head[1, 0], head[0, 0])
+        pose = (pitch, yaw, roll, *head[:3, 3])
         row[:] = [*(scores[name] for name in BLENDSHAPES), *pose, *_distances(points), 1.0]
         return row if np.isfinite(row).all() else np.zeros_like(row)
 
@@ -216,14 +220,6 @@ def _checked(model: Path | None) -> Path:
         return model_path()
     check_model(model)
     return model
-
-
-def _pose(matrix: np.ndarray) -> tuple[float, ...]:
-    """(4, 4) placement of the head -> pitch, yaw, roll in radians and x, y, z in centimetres."""
-    pitch = math.atan2(matrix[2, 1], matrix[2, 2])
-    yaw = math.asin(float(np.clip(-matrix[2, 0], -1, 1)))
-    roll = math.atan2(matrix[1, 0], matrix[0, 0])
-    return pitch, yaw, roll, *(float(v) for v in matrix[:3, 3])
 
 
 def _distances(points: np.ndarray) -> list[float]:

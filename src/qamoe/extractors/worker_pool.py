@@ -1,4 +1,6 @@
-"""Extraction over many clips: processes or a Ray cluster, incremental by content, one bad clip at a time.
+"""A worker process with a pipe, and extraction over many clips by such processes or a Ray cluster.
+
+Extraction is incremental by content, and one bad clip costs itself alone.
 
 Each (clip, modality) becomes a part, a file named by the hash of what made it: the media's bytes, the span and the
 extractor with its settings. A part that exists is never made again. A worker that dies or takes too long
@@ -16,9 +18,9 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
-from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -35,8 +37,41 @@ from qamoe.media.degraded_copy import write as write_copy
 from qamoe.process_lifetime import die_with_parent
 from qamoe.ray_worker_pool import joined, last_line
 
-_START_S = 120.0  # given to a new worker to import what it needs
+START_S = 120.0  # given to a new worker to get ready
 _END_S = 10.0  # given to a worker that has no more work
+
+
+class WorkerProcess:
+    """A spawned process that gets ready and then does one job after the other; jobs and answers go through its `pipe`.
+
+    In the process `prepare()` runs first. Its answer is the first message: None, or the reason why there will be no
+    work. Then `work(*job)` is the answer to each job that is sent. A pipe at its end says that the process has died.
+    """
+
+    def __init__(self, prepare: Callable[[], str | None], work: Callable[..., Any]) -> None:
+        context = get_context("spawn")
+        self.pipe, its_end = context.Pipe()
+        self.process = context.Process(target=_run_worker, args=(its_end, prepare, work), daemon=True)
+        self.process.start()
+        its_end.close()  # so that the pipe ends when the worker does
+        self.ready = False  # whether the first message has been read
+
+    def end(self, wait_s: float = _END_S) -> int | None:
+        """Let a process end that has no job, and kill one that does not; returns its exit code."""
+        self.pipe.close()
+        self.process.join(wait_s)
+        self.process.kill()
+        self.process.join()
+        return self.process.exitcode
+
+
+def _run_worker(pipe: Connection, prepare: Callable[[], str | None], work: Callable[..., Any]) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then ends its workers
+    refusal = prepare()
+    with suppress(EOFError, OSError):  # the parent is done, or gone
+        pipe.send(refusal)
+        while refusal is None:
+            pipe.send(work(*pipe.recv()))
 
 
 @dataclass(frozen=True)
@@ -92,37 +127,22 @@ def read_part(part: Path) -> np.ndarray | str | None:
     return None
 
 
-def _work(pipe: Connection, extractors: dict[str, Block], make: Callable[..., None]) -> None:
-    """What a worker does: say that it is there, then make one part after the other until the pipe closes."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the stage, which then ends its workers
-    die_with_parent()  # a decoder that hangs would never see that the pipe has closed
-    try:
-        pipe.send(None)
-        while True:
-            job, part = pipe.recv()
-            pipe.send(_failure(make, extractors[job.modality], job, part))
-    except (EOFError, OSError):
-        return  # the stage is done, or gone
-
-
-def _failure(make: Callable[..., None], chosen: Block, job: Job, part: Path) -> str | None:
+def _failure(make: Callable[..., None], extractors: dict[str, Block], job: Job, part: Path) -> str | None:
     """Make a part; returns why it could not be made, or None."""
     try:
-        make(chosen, job, part)
+        make(extractors[job.modality], job, part)
     except Exception as error:  # an extractor is foreign code: whatever it raises costs its clip alone
         return f"the extractor failed: {type(error).__name__}: {error}"
     return None
 
 
 @dataclass
-class _Worker:
-    """A process, its pipe, the job and part that it has, and until when (monotonic seconds) it may take."""
+class _Assigned:
+    """A worker, the job and part that it has, and until when (monotonic seconds) it may take."""
 
-    process: SpawnProcess
-    pipe: Connection
-    task: tuple[Job, Path] | None
+    worker: WorkerProcess
+    task: tuple[Job, Path]
     until: float
-    ready: bool = False
 
 
 def make_parts(
@@ -138,78 +158,60 @@ def make_parts(
     """
     waiting = deque(jobs)
     lost: dict[tuple[str, str], str] = {}
-    pool: list[_Worker] = []
+    pool: list[_Assigned] = []
     try:
         while waiting or pool:
             while waiting and len(pool) < workers:
-                pool.append(_started(extractors, *waiting.popleft()))
+                # A decoder that hangs would never see that the pipe has closed, so it dies with its parent.
+                worker = WorkerProcess(die_with_parent, partial(_failure, _make_part, extractors))
+                pool.append(_Assigned(worker, waiting.popleft(), time.monotonic() + START_S))
             pool, ended = _stepped(pool, waiting, seconds_per_clip)
             for job, reason in ended:
                 if reason is not None:
                     lost[job.clip_id, job.modality] = reason
                 advance()
     finally:
-        for worker in pool:
-            worker.process.kill()
-            _exit_code(worker)
+        for assigned in pool:
+            assigned.worker.end(0)
     return lost
 
 
-def _started(extractors: dict[str, Block], job: Job, part: Path) -> _Worker:
-    context = get_context("spawn")
-    pipe, its_end = context.Pipe()
-    process = context.Process(target=_work, args=(its_end, extractors, _make_part), daemon=True)
-    process.start()
-    its_end.close()  # so that the pipe ends when the worker does
-    return _Worker(process, pipe, (job, part), time.monotonic() + _START_S)
-
-
 def _stepped(
-    pool: list[_Worker], waiting: deque[tuple[Job, Path]], limit_s: float
-) -> tuple[list[_Worker], list[tuple[Job, str | None]]]:
+    pool: list[_Assigned], waiting: deque[tuple[Job, Path]], limit_s: float
+) -> tuple[list[_Assigned], list[tuple[Job, str | None]]]:
     """Wait until a worker speaks, ends or has taken too long; returns those at work and the jobs that ended.
 
     A job that ended comes with the reason why it left no part, or None.
     """
-    patience = max(0.0, min(worker.until for worker in pool) - time.monotonic())
-    speaking = wait([worker.pipe for worker in pool], timeout=patience)
-    at_work: list[_Worker] = []
+    patience = max(0.0, min(assigned.until for assigned in pool) - time.monotonic())
+    speaking = wait([assigned.worker.pipe for assigned in pool], timeout=patience)
+    at_work: list[_Assigned] = []
     ended: list[tuple[Job, str | None]] = []
-    for worker in pool:
-        assert worker.task is not None
+    for assigned in pool:
+        worker, (job, _) = assigned.worker, assigned.task
         if worker.pipe in speaking:
             try:
                 reason = worker.pipe.recv()
             except (EOFError, OSError):
-                ended.append((worker.task[0], f"the extractor died (exit code {_exit_code(worker)})"))
+                ended.append((job, f"the extractor died (exit code {worker.end()})"))
                 continue
             if worker.ready:
-                ended.append((worker.task[0], reason))
-                worker.task = waiting.popleft() if waiting else None
-            if worker.task is None:
-                _exit_code(worker)
-                continue
+                ended.append((job, reason))
+                if not waiting:
+                    worker.end()
+                    continue
+                assigned.task = waiting.popleft()
             worker.ready = True
-            worker.until = time.monotonic() + limit_s
+            assigned.until = time.monotonic() + limit_s
             with suppress(OSError):  # it is dead, and its pipe says so at the next step
-                worker.pipe.send(worker.task)
-        elif time.monotonic() >= worker.until:
-            late = f"took longer than {limit_s:g} s" if worker.ready else f"no extractor within {_START_S:g} s"
-            ended.append((worker.task[0], late))
-            worker.process.kill()
-            _exit_code(worker)
+                worker.pipe.send(assigned.task)
+        elif time.monotonic() >= assigned.until:
+            late = f"took longer than {limit_s:g} s" if worker.ready else f"no extractor within {START_S:g} s"
+            ended.append((job, late))
+            worker.end(0)
             continue
-        at_work.append(worker)
+        at_work.append(assigned)
     return at_work, ended
-
-
-def _exit_code(worker: _Worker) -> int | None:
-    """The exit code of a worker that is dead or, now that its pipe closes, about to end."""
-    worker.pipe.close()
-    worker.process.join(_END_S)
-    worker.process.kill()
-    worker.process.join()
-    return worker.process.exitcode
 
 
 class _Actor:
@@ -224,7 +226,7 @@ class _Actor:
         """Answers as soon as the worker is there."""
 
     def make(self, job: Job, part: Path) -> str | None:
-        return _failure(self.part, self.extractors[job.modality], job, part)
+        return _failure(self.part, self.extractors, job, part)
 
 
 @dataclass

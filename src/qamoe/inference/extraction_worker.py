@@ -5,13 +5,12 @@ packets before anything is decoded, decodes no more than the allowed seconds, ha
 memory than _MEMORY.
 """
 
-import signal
+import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from multiprocessing import get_context
-from multiprocessing.connection import Connection
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +19,12 @@ import numpy as np
 from qamoe.config.block import Block
 from qamoe.errors import UserError
 from qamoe.extractors.registry import extractor
+from qamoe.extractors.worker_pool import START_S, WorkerProcess
 from qamoe.media.decode import ClipError
 
 # FFmpeg's names of mp4, mov, avi, wav, mkv and webm: fewer formats than a corpus may have.
 FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,avi,wav,matroska,webm"
 _MEMORY = 4 << 30  # bytes of a worker's own data; extraction of a small film maps 1.5 GB and touches 0.3
-_START_S = 120.0  # given to a new worker to load its extractors
 _WAITING = 8  # files that are being extracted or wait for it
 
 
@@ -71,7 +70,7 @@ class Extraction:
         self._places = threading.BoundedSemaphore(_WAITING)
         self._turn = threading.Lock()
         self._closed = False
-        self._start()
+        self._worker = self._started()
 
     def extract(
         self, path: Path, extractors: dict[str, Block], start_s: float = 0.0, end_s: float | None = None
@@ -80,66 +79,57 @@ class Extraction:
         anything usable; Lost where the worker did not survive it."""
         if not self._places.acquire(blocking=False):
             raise Busy(f"{_WAITING} files are waiting already; send this one again in a while.")
+        limit_s = self.limits.work_s if self.limits else None
         try:
             with self._turn:
-                found = self._answer((path, extractors, self.limits, start_s, end_s))
+                if self._closed:
+                    raise UserError("The server is about to end.")
+                try:
+                    if not self._worker.ready:
+                        self._wait_until_ready()
+                    self._worker.pipe.send((path, extractors, start_s, end_s))
+                    if not self._worker.pipe.poll(limit_s):
+                        self._replace()
+                        raise Lost(f"The file took longer than {limit_s:g} s to read; send a shorter clip.")
+                    extracted: Extracted = self._worker.pipe.recv()
+                except (EOFError, OSError):
+                    self._replace()
+                    raise Lost("Reading the file failed beyond recovery; it may be damaged.") from None
         finally:
             self._places.release()
-        if found.refusal:
-            raise UserError(found.refusal)
-        return found
+        if extracted.refusal:
+            raise UserError(extracted.refusal)
+        return extracted
 
     def close(self) -> None:
         self._closed = True
-        self._process.kill()
+        self._worker.process.kill()
         with self._turn:
-            self._end()
+            self._worker.end(0)
 
-    def _start(self) -> None:
-        context = get_context("spawn")
-        self._pipe, its_end = context.Pipe()
-        self._process = context.Process(
-            target=_work, args=(its_end, self._likely, self.limits is not None), daemon=True
-        )
-        self._process.start()
-        its_end.close()  # so that the pipe ends when the worker does
-        self._ready = False
+    def _started(self) -> WorkerProcess:
+        # It is not tied to its parent: Linux takes the thread that started it for that, and a server's threads end.
+        work = extract_file if self.limits is None else partial(_extract_upload, self.limits)
+        return WorkerProcess(partial(_prepare, self._likely, self.limits is not None), work)
 
-    def _end(self) -> None:
-        self._process.kill()
-        self._process.join()
-        self._pipe.close()
+    def _wait_until_ready(self) -> None:
+        if not self._worker.pipe.poll(START_S):
+            self._replace()
+            raise Lost("The extractors could not be loaded in time; send the file again.")
+        if refusal := self._worker.pipe.recv():
+            raise UserError(refusal)
+        self._worker.ready = True
 
-    def _answer(self, work: tuple[Any, ...]) -> Extracted:
-        if self._closed:
-            raise UserError("The server is about to end.")
-        late = "The extractors could not be loaded in time; send the file again."
-        limit_s = self.limits.work_s if self.limits else None
-        try:
-            if not self._ready:
-                if refusal := self._received(_START_S):
-                    raise UserError(refusal)
-                self._ready = True
-            if limit_s is not None:
-                late = f"The file took longer than {limit_s:g} s to read; send a shorter clip."
-            self._pipe.send(work)
-            found: Extracted = self._received(limit_s)
-            return found
-        except (EOFError, OSError) as error:
-            self._end()
-            if not self._closed:
-                self._start()
-            ended = "Reading the file failed beyond recovery; it may be damaged."
-            raise Lost(late if isinstance(error, TimeoutError) else ended) from None
-
-    def _received(self, limit_s: float | None) -> Any:
-        if not self._pipe.poll(limit_s):
-            raise TimeoutError
-        return self._pipe.recv()
+    def _replace(self) -> None:
+        self._worker.end(0)
+        if not self._closed:
+            self._worker = self._started()
 
 
-def in_process(path: Path, extractors: dict[str, Block], start_s: float = 0.0, end_s: float | None = None) -> Extracted:
-    """The same for a file of one's own: here, and without limits."""
+def extract_file(
+    path: Path, extractors: dict[str, Block], start_s: float = 0.0, end_s: float | None = None
+) -> Extracted:
+    """The features of a span of a file of one's own, in this process and without limits."""
     frames, problems = {}, {}
     for modality, chosen in extractors.items():
         try:
@@ -151,52 +141,39 @@ def in_process(path: Path, extractors: dict[str, Block], start_s: float = 0.0, e
     return Extracted(frames, problems)
 
 
-def _bound_memory() -> None:
-    import resource
-    import sys
-
-    if sys.platform == "linux":
-        resource.setrlimit(resource.RLIMIT_DATA, (_MEMORY, _MEMORY))
-
-
-def _work(pipe: Connection, likely: dict[str, Block], bounded: bool) -> None:
-    """What the worker does: load, say so, then answer one file after the other until the pipe closes.
+def _prepare(likely: dict[str, Block], bounded: bool) -> str | None:
+    """Runs first in the worker: bound its memory and load the extractors.
 
     An extractor that cannot be made at all is told to a person at the terminal, and to no client of a server.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the server, which then ends its worker
-    if bounded:
-        _bound_memory()
+    if bounded and sys.platform == "linux":
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_DATA, (_MEMORY, _MEMORY))
     try:
         for chosen in likely.values():
             extractor(chosen).warm_up()
     except UserError as refusal:
         if bounded:
             raise
-        pipe.send(str(refusal))
-        return
-    with suppress(EOFError, OSError):  # the server is gone
-        pipe.send(None)
-        while True:
-            pipe.send(_extract(*pipe.recv()))
+        return str(refusal)
+    return None
 
 
-def _extract(
-    path: Path, extractors: dict[str, Block], limits: Limits | None, start_s: float, end_s: float | None
+def _extract_upload(
+    limits: Limits, path: Path, extractors: dict[str, Block], start_s: float, end_s: float | None
 ) -> Extracted:
     """Runs in the worker. What goes wrong becomes a sentence, since no exception of a codec travels well."""
-    if limits is None:
-        return in_process(path, extractors, start_s, end_s)
     try:
         seconds = _measured(path, limits) if end_s is None else end_s - start_s
     except ClipError as problem:
         return Extracted({}, {}, refusal=str(problem))
     last_s = start_s + limits.seconds if end_s is None else end_s  # packets may lie about time, decoded frames not
-    found = in_process(path, extractors, start_s, last_s)
-    if not found.frames:
-        why = "; ".join(f"{modality}: {reason}" for modality, reason in found.problems.items())
+    extracted = extract_file(path, extractors, start_s, last_s)
+    if not extracted.frames:
+        why = "; ".join(f"{modality}: {reason}" for modality, reason in extracted.problems.items())
         return Extracted({}, {}, refusal=f"The file has nothing that can be used ({why}).")
-    return replace(found, seconds=seconds)
+    return replace(extracted, seconds=seconds)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import pandas as pd
 
 from qamoe.errors import UserError
 from qamoe.extractors.registry import extractors_of
-from qamoe.inference.extraction_worker import in_process
+from qamoe.inference.extraction_worker import extract_file
 from qamoe.media.decode import ClipError, contents
 from qamoe.models.checkpoint_config import CheckpointConfig
 
@@ -44,7 +44,7 @@ def with_features(config: CheckpointConfig, rows: pd.DataFrame) -> pd.DataFrame:
                 contents(Path(path))
             except ClipError as problem:
                 raise UserError(f"Row {number}: {path}: {problem}.") from None
-            clip.update(in_process(Path(path), chosen, start_s or 0.0, end_s).frames)
+            clip.update(extract_file(Path(path), chosen, start_s or 0.0, end_s).frames)
         elif not pd.isna(path):
             raise UserError(f"Row {number}: path is {type(path).__name__}; allowed is a string, or nothing.")
     names = sorted({name for clip in found for name in clip})

@@ -5,8 +5,10 @@ Cleaning, normalising and truncation are those of the checkpoint's own training 
 clip meets the model as its clips of training did.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable
+from dataclasses import replace
 from functools import cache
+from math import nan
 from typing import Any
 
 import numpy as np
@@ -23,8 +25,8 @@ from qamoe.extractors.minilm import MiniLM
 from qamoe.extractors.tokens import Tokens
 from qamoe.models.calibration import tempered
 from qamoe.models.checkpoint import Trained
-from qamoe.models.checkpoint_config import Calibration, CheckpointConfig
-from qamoe.models.heads import Prediction
+from qamoe.models.checkpoint_config import CheckpointConfig
+from qamoe.models.heads import prediction_columns
 from qamoe.rng import MODALITIES, clip_key
 
 INPUTS = ("text", "tokens", "audio", "vision")
@@ -46,6 +48,7 @@ def outputs(task: TaskDescription) -> list[str]:
     return ["class"] * is_classification(task) + [*numbers(task), "routing"]
 
 
+@torch.no_grad()
 def predict(trained: Trained, rows: pd.DataFrame, device: str = "cpu", change: Change | None = None) -> pd.DataFrame:
     """One row of answers for each row, with the same index and the columns of `outputs`.
 
@@ -61,30 +64,89 @@ def predict(trained: Trained, rows: pd.DataFrame, device: str = "cpu", change: C
     does); the keys of its draws are those of the index, as clip ids.
     Raises UserError where a value is no such thing.
     """
-    clips = prepared(trained.config, rows)
-    keys = torch.tensor([clip_key(str(name)) for name in rows.index], dtype=torch.int64).reshape(-1, 2)
-    parts = []
+    config = trained.config
+    task = config["task"]
+    clips = prepared(config, rows)
+    columns: dict[str, Any] = {name: [np.zeros(0)] for name in numbers(task)}
+    routing: list[Any] = []
     for first in range(0, len(clips), _BATCH):
-        here = slice(first, first + _BATCH)
-        batch = _batch(trained.config["modalities"], clips[here], keys[here]).to(device)
-        parts.append(_predicted(trained, change(batch) if change else batch))
-    task = trained.config["task"]
-    names = numbers(task)
-    columns = {name: np.concatenate([part[name] for part in parts] or [np.zeros(0)]) for name in names}
-    found = pd.DataFrame(columns, index=rows.index)
-    if is_classification(task):
-        best = found[[f"p_{name}" for name in task["classes"]]].to_numpy().argmax(1)
-        found.insert(0, "class", pd.Series(np.array(task["classes"], object)[best], rows.index, object))
-    routing = [share for part in parts for share in part["routing"]]
-    found["routing"] = pd.Series(routing, rows.index, object)
-    return found
+        chunk = clips[first : first + _BATCH]
+        x, mask = {}, {}
+        for modality in config["modalities"]:
+            x[modality], mask[modality] = (part.to(device) for part in pad([clip[modality] for clip in chunk]))
+        keys = torch.zeros(len(chunk), 2, dtype=torch.int64, device=device)  # of draws, and only a change draws
+        batch = Batch(keys, x, mask, None)
+        if change is not None:
+            names = [clip_key(str(name)) for name in rows.index[first : first + _BATCH]]
+            batch = change(replace(batch, keys=torch.tensor(names, dtype=torch.int64, device=device)))
+        prediction = trained.fuse(trained.vectors(batch), len(chunk))
+        trust = None
+        if prediction.r is not None:
+            trust = trained.trust(prediction.r, torch.stack([batch.mask[m].any(1) for m in config["modalities"]], 1))
+        said = prediction_columns(prediction, config, trust)
+        empty = torch.full((len(chunk),), nan)
+        for name, values in columns.items():
+            values.append(said.get(name, empty).double().cpu().numpy())
+        routing += said["routing"].double().cpu().tolist() if "routing" in said else [None] * len(chunk)
+    answers = pd.DataFrame({name: np.concatenate(values) for name, values in columns.items()}, index=rows.index)
+    if not is_classification(task):
+        reach = config["calibration"]["sigmas"]["0.9"] * np.sqrt(answers["variance"])
+        answers["low_90"], answers["high_90"] = answers["score"] - reach, answers["score"] + reach
+    else:
+        shares = [f"p_{name}" for name in task["classes"]]
+        answers[shares] = tempered(answers[shares].to_numpy(), config["calibration"]["temperature"])
+        best = np.array(task["classes"], object)[answers[shares].to_numpy().argmax(1)]
+        answers.insert(0, "class", pd.Series(best, rows.index, object))
+    answers["routing"] = pd.Series(routing, rows.index, object)
+    return answers
+
+
+def nested(answers: pd.DataFrame) -> list[dict[str, Any]]:
+    """Each row of `predict` as JSON can hold it: empty is None, trust and r are by modality, p_<class> by class.
+
+    score, low_90, high_90 and variance, or label and probabilities; then trust, r and routing.
+    """
+    classes = [name for name in map(str, answers) if name.startswith("p_")]
+    rows = []
+    for row in answers.to_dict("records"):
+        if classes:
+            shares = {name.removeprefix("p_"): float(row[name]) for name in classes}
+            answer = {"label": row["class"], "probabilities": shares}
+        else:
+            answer = {name: float(row[name]) for name in ("score", "low_90", "high_90", "variance")}
+        for name in ("trust", "r"):
+            by_modality = {m: row[f"{name}_{m}"] for m in MODALITIES}
+            answer[name] = {m: None if np.isnan(value) else float(value) for m, value in by_modality.items()}
+        rows.append(answer | {"routing": row["routing"]})
+    return rows
 
 
 def prepared(config: CheckpointConfig, rows: pd.DataFrame) -> list[dict[str, np.ndarray]]:
     """Rows as `predict` takes them -> each clip as its model's modalities: token ids (T,) int64 and standardised frames
     (T, kept) float32. `config` is its model.json."""
-    clips: list[dict[str, Any]] = rows.to_dict("records")  # type: ignore[assignment]
-    return [_prepared(config, clip, number) for number, clip in enumerate(clips)]
+    stats, limits = config["stats"], config["max_frames"]
+    columns = {m: Columns.from_json(frame_stats(stats, m)) for m in config["modalities"] if m != "text"}
+    clips = []
+    for number, cells in enumerate(rows.to_dict("records")):
+        # pandas has several ways to say that a value is missing.
+        row = {
+            name: value
+            for name, value in cells.items()
+            if not (value is None or value is pd.NA or (isinstance(value, float) and np.isnan(value)))
+        }
+        clip = {}
+        for modality in config["modalities"]:
+            if modality in columns:
+                frames = _frames(row.get(modality), columns[modality], f"Row {number}: {modality}")
+                clip[modality] = clean(frames[: limits[modality]], columns[modality])
+            elif not text_is_vectors(stats):
+                clip["text"] = _ids(config, row, number)[: limits["text"]]
+            elif "text" in row or "tokens" in row:
+                raise UserError(f"Row {number}: this model reads stored text vectors, which words cannot be made into.")
+            else:
+                clip["text"] = np.zeros((0, len(stats["text"]["kept"])), np.float32)
+        clips.append(clip)
+    return clips
 
 
 def raw_frames(frames: np.ndarray, stats: FrameStats) -> np.ndarray:
@@ -100,32 +162,8 @@ def _tokeniser(extractor: str, **settings: Any) -> Tokens:
     return next(of(**settings) for of in (MiniLM, HuggingFace) if of.name == extractor)
 
 
-def _given(row: dict[str, Any], name: str) -> Any:
-    """A value of a row, or None where it is missing in any of the ways that pandas knows."""
-    value = row.get(name)
-    return None if value is None or value is pd.NA or (isinstance(value, float) and np.isnan(value)) else value
-
-
-def _prepared(config: CheckpointConfig, row: dict[str, Any], number: int) -> dict[str, np.ndarray]:
-    """One clip as the model's modalities: token ids (T,) int64 and standardised frames (T, kept) float32."""
-    limits = config["max_frames"]
-    made = {}
-    for modality in config["modalities"]:
-        if modality == "text" and text_is_vectors(config["stats"]):
-            if _given(row, "text") is not None or _given(row, "tokens") is not None:
-                raise UserError(f"Row {number}: this model reads stored text vectors, which words cannot be made into.")
-            made[modality] = np.zeros((0, len(config["stats"]["text"]["kept"])), np.float32)
-        elif modality == "text":
-            made[modality] = _ids(config, row, number)[: limits["text"]]
-        else:
-            columns = Columns.from_json(frame_stats(config["stats"], modality))
-            given = _frames(_given(row, modality), columns, f"Row {number}: {modality}")
-            made[modality] = clean(given[: limits[modality]], columns)
-    return made
-
-
-def _ids(config: CheckpointConfig, row: dict[str, Any], number: int) -> np.ndarray:
-    tokens, words = _given(row, "tokens"), _given(row, "text")
+def _ids(config: CheckpointConfig, row: dict[Hashable, Any], number: int) -> np.ndarray:
+    tokens, words = row.get("tokens"), row.get("text")
     if tokens is not None:
         try:
             ids = np.asarray(tokens, np.float64)
@@ -157,39 +195,3 @@ def _frames(value: Any, columns: Columns, where: str) -> np.ndarray:
     if frames.shape[1] < needed:
         raise UserError(f"{where} has frames of {frames.shape[1]} columns; this model reads {needed}.")
     return frames
-
-
-def _batch(modalities: Sequence[str], clips: Sequence[dict[str, np.ndarray]], keys: torch.Tensor) -> Batch:
-    padded = {m: pad([clip[m] for clip in clips]) for m in modalities}
-    return Batch(keys, {m: x for m, (x, _) in padded.items()}, {m: mask for m, (_, mask) in padded.items()}, None)
-
-
-@torch.no_grad()
-def _predicted(trained: Trained, batch: Batch) -> dict[str, Any]:
-    config = trained.config
-    result = trained.predict(batch)
-    found = _scores(result, config["calibration"]) if result.probabilities is None else _classes(result, config)
-    empty = np.full(len(batch), np.nan)
-    found |= {f"{name}_{m}": empty for name in ("trust", "r") for m in MODALITIES}
-    if result.r is not None:
-        here = torch.stack([batch.mask[m].any(1) for m in config["modalities"]], 1)
-        trust = trained.trust(result.r, here)
-        for place, modality in enumerate(config["modalities"]):
-            found[f"trust_{modality}"] = trust[:, place].double().cpu().numpy()
-            found[f"r_{modality}"] = result.r[:, place].double().cpu().numpy()
-    shares = [None] * len(batch) if result.routing is None else result.routing.mean(1).double().cpu().tolist()
-    return found | {"routing": shares}
-
-
-def _scores(result: Prediction, calibration: Calibration) -> dict[str, Any]:
-    assert result.value is not None
-    assert result.variance is not None
-    score, variance = (part.double().cpu().numpy() for part in (result.value, result.variance))
-    reach = calibration["sigmas"]["0.9"] * np.sqrt(variance)
-    return {"score": score, "low_90": score - reach, "high_90": score + reach, "variance": variance}
-
-
-def _classes(result: Prediction, config: CheckpointConfig) -> dict[str, Any]:
-    assert result.probabilities is not None
-    shares = tempered(result.probabilities.double().cpu().numpy(), config["calibration"]["temperature"])
-    return {f"p_{name}": shares[:, place] for place, name in enumerate(config["task"]["classes"])}

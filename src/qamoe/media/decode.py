@@ -50,15 +50,15 @@ def contents(path: Path) -> Contents:
 
     Raises ClipError for a file that cannot be opened, holds neither sound nor film, or ends before it says.
     """
-    with _opened(path) as container:
-        streams = [*container.streams.audio[:1], *_films(container)[:1]]
+    with _opened(path) as (container, audio, video):
+        streams = [*audio[:1], *video[:1]]
         if not streams:
             raise ClipError(_NEITHER)
         if any(stream.codec_context is None for stream in streams):
             raise ClipError("cannot be decoded: its codec is unknown")
         begin_s = (container.start_time or 0) / 1_000_000
         ends = dict.fromkeys(streams, 0.0)
-        for packet in _read(container.demux(streams)):
+        for packet in container.demux(streams):
             if packet.pts is not None and packet.time_base is not None:
                 end_s = float((packet.pts + (packet.duration or 0)) * packet.time_base) - begin_s
                 ends[packet.stream] = max(ends[packet.stream], end_s)
@@ -77,12 +77,12 @@ def read_audio(path: Path, rate: int, start_s: float = 0.0, end_s: float | None 
     """
     import av
 
-    with _opened(path) as container:
-        if not container.streams.audio:
-            raise _absent("audio", _films(container))
-        stream = container.streams.audio[0]
+    with _opened(path) as (container, audio, video):
+        if not audio:
+            raise _absent("audio", video)
+        stream = audio[0]
         resampler = av.AudioResampler(format="flt", layout="mono", rate=rate)
-        chunks: list[np.ndarray] = []
+        parts: list[Any] = []
         first_s = end_of_frame = None
         for frame, time_s in _frames(container, stream, start_s):
             if end_s is not None and time_s >= end_s:
@@ -92,15 +92,20 @@ def read_audio(path: Path, rate: int, start_s: float = 0.0, end_s: float | None 
             end_of_frame = time_s + frame.samples / frame.sample_rate
             frame.pts = None  # the resampler would fill or drop samples by jittering timestamps
             try:
-                chunks += [_samples(part) for part in resampler.resample(frame)]
+                parts += resampler.resample(frame)
             except ValueError:  # a rate or layout that is not that of the frames before
                 raise ClipError("cannot be decoded: its sound changes its format on the way") from None
         if first_s is None or end_of_frame is None:
             raise ClipError(_nothing("sound", start_s, end_s))
-        chunks += [_samples(part) for part in resampler.resample(None)]
+        parts += resampler.resample(None)
         _refuse_cut_short(container, stream, end_of_frame, end_s)
-        ends = [s for s in (end_s, _filled_from(container, stream, time_s, end_of_frame)) if s is not None]
-    wave = np.concatenate(chunks)
+        ends = [] if end_s is None else [end_s]
+        if stream.duration is not None and _HEADER_STATES_END in container.format.name:
+            first_of_all_s = (container.start_time or 0) / 1_000_000
+            stated_s = float(((stream.start_time or 0) + stream.duration) * stream.time_base) - first_of_all_s
+            # Codecs store sound in frames of one length, and the last one is filled up.
+            ends += [stated_s] if time_s < stated_s < end_of_frame else []
+        wave = np.concatenate([part.to_ndarray().reshape(-1) for part in parts])
     begin = round((start_s - first_s) * rate)
     wave = wave[begin:] if begin >= 0 else np.concatenate([np.zeros(-begin, np.float32), wave])
     if ends:
@@ -116,11 +121,10 @@ def read_frames(path: Path, rate: float, start_s: float = 0.0, end_s: float | No
     Picture k is the one on show at start_s + k / rate, so a rate above the file's own repeats pictures.
     Raises NoStream without a video stream, ClipError for a file that cannot be decoded or has no picture in the span.
     """
-    with _opened(path) as container:
-        streams = _films(container)
-        if not streams:
-            raise _absent("video", container.streams.audio)
-        stream = streams[0]
+    with _opened(path) as (container, audio, video):
+        if not video:
+            raise _absent("video", audio)
+        stream = video[0]
         shown: Any = None
         shown_s = 0.0
         count = 0
@@ -143,13 +147,6 @@ def read_frames(path: Path, rate: float, start_s: float = 0.0, end_s: float | No
             raise ClipError(_nothing("picture", start_s, end_s))
 
 
-def _films(container: Any) -> list[Any]:
-    """Video streams; the cover of a song is none."""
-    from av.stream import Disposition
-
-    return [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
-
-
 def _absent(kind: str, others: list[Any]) -> ClipError:
     """A file of sound or of pictures alone is none; one that holds neither lost them."""
     return NoStream(f"no {kind} stream") if others else ClipError(_NEITHER)
@@ -160,8 +157,10 @@ def _nothing(what: str, start_s: float, end_s: float | None) -> str:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Any]:
+def _opened(path: Path) -> Iterator[tuple[Any, list[Any], list[Any]]]:
+    """A file's container, its audio streams and its video streams, of which the cover of a song is none."""
     import av
+    from av.stream import Disposition
 
     if not path.is_file():
         raise ClipError("no such file")
@@ -170,14 +169,20 @@ def _opened(path: Path) -> Iterator[Any]:
     try:
         # The prefix keeps a name with a colon in it from being read as a protocol.
         with av.open(f"file:{path}", options={"protocol_whitelist": "file", "format_whitelist": FORMATS}) as container:
-            yield container
+            video = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
+            yield container, list(container.streams.audio), video
+    except IndexError:  # PyAV knows the streams that there were at the beginning and no later ones
+        raise ClipError("cannot be decoded: a stream begins on the way") from None
     except (av.FFmpegError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise ClipError(f"cannot be decoded: {reason}") from error
 
 
 def _frames(container: Any, stream: Any, start_s: float) -> Iterator[tuple[Any, float]]:
-    """Decoded frames from a little before `start_s` on, each with its time in seconds from the file's beginning."""
+    """Decoded frames from a little before `start_s` on, each with its time in seconds from the file's beginning.
+
+    Raises ClipError for a size or a rate that only damage gives.
+    """
     if stream.codec_context is None:
         raise ClipError("cannot be decoded: its codec is unknown")
     # One thread: the extractors already run one clip a core, and frames then come in one fixed order.
@@ -186,31 +191,18 @@ def _frames(container: Any, stream: Any, start_s: float) -> Iterator[tuple[Any, 
     if start_s > _RUN_UP_S:
         container.seek(int((start_s - _RUN_UP_S + begin_s) * 1_000_000), backward=True)
     expected_s = 0.0
-    for frame in _read(container.decode(stream)):
+    for frame in container.decode(stream):
         time_s = expected_s if frame.time is None else frame.time - begin_s
         if time_s - max(expected_s, start_s) > LONGEST_GAP_S:
             raise ClipError(f"cannot be decoded: nothing between {expected_s:.0f} s and {time_s:.0f} s")
-        expected_s = time_s + _length(frame)
-        yield frame, time_s
-
-
-def _length(frame: Any) -> float:
-    """Seconds of sound in a frame, 0 for a picture. Raises ClipError for a size that only damage gives."""
-    if not hasattr(frame, "samples"):
-        if frame.width * frame.height > _MOST_PIXELS:
+        expected_s = time_s
+        if stream.type == "audio":
+            if frame.sample_rate < _LOWEST_RATE:
+                raise ClipError(f"cannot be decoded: sound of {frame.sample_rate} samples a second")
+            expected_s += frame.samples / frame.sample_rate
+        elif frame.width * frame.height > _MOST_PIXELS:
             raise ClipError(f"cannot be decoded: pictures of {frame.width} x {frame.height}")
-        return 0.0
-    if frame.sample_rate < _LOWEST_RATE:
-        raise ClipError(f"cannot be decoded: sound of {frame.sample_rate} samples a second")
-    return float(frame.samples / frame.sample_rate)
-
-
-def _read(packets: Iterator[Any]) -> Iterator[Any]:
-    """Packets or frames as they come. PyAV knows the streams that there were at the beginning and no later ones."""
-    try:
-        yield from packets
-    except IndexError:
-        raise ClipError("cannot be decoded: a stream begins on the way") from None
+        yield frame, time_s
 
 
 def _refuse_cut_short(container: Any, stream: Any, decoded_s: float | None, end_s: float | None) -> None:
@@ -222,22 +214,6 @@ def _refuse_cut_short(container: Any, stream: Any, decoded_s: float | None, end_
     wanted_s = promised_s if end_s is None else min(end_s, promised_s)
     if decoded_s < wanted_s - _CUT_SHORT_S:
         raise ClipError(f"cannot be decoded: ends after {decoded_s:.1f} s of {promised_s:.1f} s")
-
-
-def _filled_from(container: Any, stream: Any, begin_s: float, end_s: float) -> float | None:
-    """Where a stream ends by its header, if that lies within its last frame (seconds); None where it does not say so.
-
-    Codecs store sound in frames of one length, and the last one is filled up.
-    """
-    if stream.duration is None or _HEADER_STATES_END not in container.format.name:
-        return None
-    first_s = (container.start_time or 0) / 1_000_000
-    stated_s = float(((stream.start_time or 0) + stream.duration) * stream.time_base) - first_s
-    return stated_s if begin_s < stated_s < end_s else None
-
-
-def _samples(frame: Any) -> np.ndarray:
-    return frame.to_ndarray().reshape(-1)
 
 
 def _upright(frame: Any) -> np.ndarray:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from qamoe.config.task import is_classification
-from qamoe.models.checkpoint_config import UntrainedConfig
+from qamoe.models.checkpoint_config import CheckpointConfig, UntrainedConfig
 from qamoe.models.training_step import Step
 
 _LOG_VARIANCE = 5.0
@@ -38,6 +38,25 @@ class Prediction:
     fusion: Tensor | None = None
     routing: Tensor | None = None
     probabilities: Tensor | None = None
+
+
+def prediction_columns(prediction: Prediction, config: CheckpointConfig, trust: Tensor | None) -> dict[str, Tensor]:
+    """What a model says of B clips by the names of columns, (B,) each, as it comes from the model of this model.json.
+
+    score and variance, or p_<class>; where the model has them r_<modality>, trust_<modality> (`trust` (B, M)) and
+    routing, the mean share of each expert (B, E).
+    """
+    columns = {}
+    if prediction.probabilities is not None:
+        columns = {f"p_{name}": prediction.probabilities[:, i] for i, name in enumerate(config["task"]["classes"])}
+    elif prediction.value is not None and prediction.variance is not None:
+        columns = {"score": prediction.value, "variance": prediction.variance}
+    for name, values in (("r", prediction.r), ("trust", trust)):
+        if values is not None:
+            columns |= {f"{name}_{m}": values[:, place] for place, m in enumerate(config["modalities"])}
+    if prediction.routing is not None:
+        columns["routing"] = prediction.routing.mean(1)
+    return columns
 
 
 class Target(nn.Module):

@@ -135,9 +135,18 @@ class Mixture(nn.Module):
         self.joint = nn.Linear(modalities * width, width) if tokens else None
 
     def forward(
-        self, z_BMD: Tensor, gate_BM: Tensor | None, trust_BM: Tensor | None, step: Step | None = None
+        self,
+        z_BMD: Tensor,
+        gate_BM: Tensor | None,
+        trust_BM: Tensor | None,
+        step: Step | None = None,
+        *,
+        labelled: bool = True,
     ) -> Fused:
-        """The reliabilities that the router sees, and those that weigh the modalities, are the same or None."""
+        """The reliabilities that the router sees, and those that weigh the modalities, are the same or None.
+
+        There are losses for clips that are `labelled` only.
+        """
         scores = torch.zeros_like(z_BMD[..., 0]) if trust_BM is None else trust_BM.clamp(min=_SMALLEST_R).log()
         z_BND = z_BMD.flatten(1)[:, None]
         if self.joint is not None:
@@ -153,5 +162,7 @@ class Mixture(nn.Module):
             y_BMD = y_BND[:, :-1]
             fusion = (self.score(y_BMD)[..., 0] + scores).softmax(1)
             vector = (fusion[..., None] * y_BMD).sum(1) + y_BND[:, -1]
-        losses = {"balance": balance_loss(logits, weights, step), "router_z": router_z_loss(logits)}
+        losses = {}
+        if labelled:
+            losses = {"balance": balance_loss(logits, weights, step), "router_z": router_z_loss(logits)}
         return Fused(vector, fusion, weights, losses)

@@ -56,7 +56,8 @@ class QAMoE(Model):
         fallback_BMD = r_BM[..., None] * z_BMD + (1 - r_BM[..., None]) * self.prior
         if self.without == "fallback":
             fallback_BMD = z_BMD
-        fused = self.mixture(fallback_BMD, r_BM, None if self.without == "fusion" else r_BM, step)
+        trust_BM = None if self.without == "fusion" else r_BM
+        fused = self.mixture(fallback_BMD, r_BM, trust_BM, step, labelled=target is not None)
         guess, log_variance = self.head(fused.vector)
         prediction = self.target.prediction(
             guess, log_variance, target, step, r=r_BM, fusion=fused.fusion, routing=fused.routing

@@ -142,7 +142,7 @@ def _jobs(clips: list["Clip"], served: "Served", parts: Path) -> dict[tuple[str,
     from qamoe.extractors.worker_pool import Job, part_key
 
     found = {}
-    for modality, chosen in served.extractors().items():
+    for modality, chosen in served.extractors.items():
         made_by = extractor(chosen)
         for clip in clips:
             assert clip.media is not None
@@ -160,7 +160,7 @@ def _frames(
 
     jobs = _jobs(clips, served, parts)
     waiting = [job for job in jobs.values() if read_part(job[1]) is None]
-    lost = make_parts(waiting, served.extractors(), settings.workers(), _SECONDS, lambda: None) if waiting else {}
+    lost = make_parts(waiting, served.extractors, settings.workers(), _SECONDS, lambda: None) if waiting else {}
     frames: dict[str, dict[str, np.ndarray]] = {}
     problems: dict[str, list[str]] = {}
     for (clip_id, modality), (_, part) in jobs.items():

@@ -28,7 +28,7 @@ class Run(NamedTuple):
 
     model: str
     seed: Seed
-    config: dict[str, Any]
+    config: CheckpointConfig
     epochs: list[dict[str, Any]]
 
 
@@ -101,7 +101,9 @@ def read(evaluated: Path, trained: Path, models: Collection[str] | None = None) 
             history = record / "history.jsonl"
             lines = history.read_text().splitlines() if history.is_file() else []
             epochs = [json.loads(text) for text in lines if text.strip()]
-            runs.append(Run(model, seed, read_config(record) or {}, epochs))
+            config = read_config(record)
+            assert config is not None  # it is there
+            runs.append(Run(model, seed, config, epochs))
     return Results(read_cells(folders), folders, runs)
 
 

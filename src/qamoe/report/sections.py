@@ -56,18 +56,18 @@ def about(results: Results) -> Section[About]:
     specialists = len(seeds) - len(models)
     if specialists:
         models.append("one specialist" if specialists == 1 else f"{specialists} specialists")
-    task: Any = config.get("task") or {}
-    target = f"a class ({', '.join(task.get('classes') or ())})"
-    if task and not is_classification(task):
+    task = config["task"]
+    target = f"a class ({', '.join(task['classes'])})"
+    if not is_classification(task):
         target = f"a number from {task['low']:g} to {task['high']:g}".replace("-", "−")
     context = About(
         clips,
         sources,
         models=", ".join(models),
         target=target,
-        modalities=", ".join(config.get("modalities") or tables.modalities_of(first, "severity")),
-        generated=bool(config.get("trained_on_generated")),
-        data=str((config.get("digests") or {}).get("data", ""))[:12],
+        modalities=", ".join(config["modalities"]),
+        generated=config["trained_on_generated"],
+        data=config["digests"].get("data", "")[:12],
     )
     counts: Numbers = {f"{model}.seeds": count for model, count in seeds.items()}
     return Section(context, {"test.clips": clips, "test.sources": sources, **counts})

@@ -85,7 +85,7 @@ class Service:
 
     def extract(self, path: Path, start_s: float = 0.0, end_s: float | None = None) -> str:
         """Extract a file and keep its features; returns their id."""
-        extractors = self.served.extractors()
+        extractors = self.served.extractors
         if self.extraction is None or not extractors:
             raise HTTPException(409, "This model knows no media; send it features.")
         with path.open("rb") as file:
@@ -114,7 +114,7 @@ class Service:
 
     def uploaded(self, clip_id: str) -> schemas.Upload:
         found = self.kept(clip_id).extracted
-        counts = {m: len(found.frames.get(m, ())) for m in self.served.extractors()}
+        counts = {m: len(found.frames.get(m, ())) for m in self.served.extractors}
         return schemas.Upload(id=clip_id, seconds=found.seconds, frames=counts, problems=found.problems)
 
     def kept(self, clip_id: str) -> Kept:
@@ -140,7 +140,7 @@ class Service:
             experts=config["models"][family(config["model"])].get("experts"),
             trust_rescaled={m: anchors["rescaled"] for m, anchors in config["trust"].items()},
             generated=config["trained_on_generated"],
-            media=sorted(served.extractors()),
+            media=sorted(served.extractors),
             limits={"bytes": self.limits.media_bytes, "seconds": self.limits.seconds, "pixels": self.limits.pixels},
         )
 
@@ -150,7 +150,7 @@ def application(service: Service) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        service.extraction = Extraction(service.limits, service.served.extractors())
+        service.extraction = Extraction(service.limits, service.served.extractors)
         try:
             yield
         finally:
@@ -163,7 +163,13 @@ def application(service: Service) -> FastAPI:
     app.add_middleware(Guard, limits=service.limits)
     _refusals(app)
     _pages(app)
+    _model_routes(app, service)
+    _clip_routes(app, service)
+    _sample_routes(app, service)
+    return app
 
+
+def _model_routes(app: FastAPI, service: Service) -> None:
     @app.get("/healthz")
     def healthz() -> dict[str, str]:
         """Whether the server answers, and with which model."""
@@ -185,6 +191,8 @@ def application(service: Service) -> FastAPI:
         """Predict clips given as words and raw features; any modality may be left out."""
         return schemas.Answers(clips=service.predict(request.rows()))
 
+
+def _clip_routes(app: FastAPI, service: Service) -> None:
     media: dict[str, Any] = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
 
     @app.post("/clips", status_code=201, openapi_extra={"requestBody": {"required": True, "content": media}})
@@ -209,6 +217,8 @@ def application(service: Service) -> FastAPI:
         columns = {name: pd.Series([value], [clip.key], object) for name, value in row.items()}
         return service.predict(pd.DataFrame(columns), request.degrade.by_modality())[0]
 
+
+def _sample_routes(app: FastAPI, service: Service) -> None:
     @app.get("/samples")
     def list_samples() -> list[schemas.Sample]:
         """Clips to try it with, if the server was started with some."""
@@ -228,8 +238,6 @@ def application(service: Service) -> FastAPI:
         media = service.sample(number).media
         assert media is not None
         return FileResponse(media)
-
-    return app
 
 
 def _pages(app: FastAPI) -> None:

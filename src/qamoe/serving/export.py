@@ -4,6 +4,7 @@ ONNX would serve other runtimes too, at the price of three more packages; this n
 Whoever calls it pads the clips of a batch and says by masks which frames are there.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -17,6 +18,7 @@ from qamoe.files import atomic_write
 from qamoe.models import text_encoder_frozen
 from qamoe.models.checkpoint import Trained
 from qamoe.models.checkpoint_config import CheckpointConfig
+from qamoe.models.heads import prediction_columns
 
 SUFFIX = ".pt2"
 _EXAMPLE = {"text": 17, "audio": 23, "vision": 13}  # tokens and frames of the clips that the model is traced with
@@ -78,23 +80,18 @@ class Exported(nn.Module):
         clips = next(iter(mask.values())).shape[0]  # len would fix it
         result = self.model.fuse(self.model.encode.together(vectors, clips))
         (trained,) = self.trained
-        found = {}
-        if result.value is not None and result.variance is not None:
-            reach = trained.config["calibration"]["sigmas"]["0.9"] * result.variance.sqrt()
-            found = {"score": result.value, "low_90": result.value - reach, "high_90": result.value + reach}
-            found["variance"] = result.variance
-        elif result.probabilities is not None:
-            shares = result.probabilities.clamp(min=1e-12) ** (1 / trained.config["calibration"]["temperature"])
-            shares = shares / shares.sum(1, keepdim=True)
-            found = {f"p_{name}": shares[:, place] for place, name in enumerate(trained.config["task"]["classes"])}
+        calibration = trained.config["calibration"]
+        if result.probabilities is not None:
+            shares = result.probabilities.clamp(min=1e-12) ** (1 / calibration["temperature"])
+            result = replace(result, probabilities=shares / shares.sum(1, keepdim=True))
+        trust = None
         if result.r is not None:
-            present = torch.stack([mask[m].any(1) for m in self.modalities], 1)
-            trust = trained.trust(result.r, present)
-            for place, modality in enumerate(self.modalities):
-                found |= {f"trust_{modality}": trust[:, place], f"r_{modality}": result.r[:, place]}
-        if result.routing is not None:
-            found["routing"] = result.routing.mean(1)
-        return found
+            trust = trained.trust(result.r, torch.stack([mask[m].any(1) for m in self.modalities], 1))
+        columns = prediction_columns(result, trained.config, trust)
+        if "score" in columns:
+            reach = calibration["sigmas"]["0.9"] * columns["variance"].sqrt()
+            columns |= {"low_90": columns["score"] - reach, "high_90": columns["score"] + reach}
+        return columns
 
 
 def columns_read(config: CheckpointConfig, modality: str) -> int:

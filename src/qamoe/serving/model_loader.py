@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -66,6 +67,7 @@ class Served:
         if not text_is_vectors(self.trained.config["stats"]):
             self.predict(pd.DataFrame({"text": ["ready"]}))
 
+    @cached_property
     def extractors(self) -> dict[str, Block]:
         return extractors_of(self.trained.config)
 

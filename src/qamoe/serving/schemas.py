@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 
+from qamoe.inference.predict import nested
 from qamoe.rng import MODALITIES
 
 MOST_CLIPS = 64  # of one request
@@ -175,21 +176,6 @@ class Error(BaseModel):
     error: str
 
 
-def answers(found: pd.DataFrame) -> list[Either]:
-    """The rows that qamoe.inference.predict gives, as JSON can hold them: empty is null."""
-
-    def number(value: float) -> float | None:
-        return None if np.isnan(value) else float(value)
-
-    made: list[Either] = []
-    classes = [name for name in map(str, found) if name.startswith("p_")]
-    for row in found.to_dict("records"):
-        trust, r = ({m: number(row[f"{name}_{m}"]) for m in MODALITIES} for name in ("trust", "r"))
-        rest: dict[str, Any] = {"trust": trust, "r": r, "routing": row["routing"]}
-        if classes:
-            shares = {name.removeprefix("p_"): float(row[name]) for name in classes}
-            made.append(ClassAnswer(label=row["class"], probabilities=shares, **rest))
-            continue
-        score, low, high, variance = (float(row[name]) for name in ("score", "low_90", "high_90", "variance"))
-        made.append(Answer(score=score, low_90=low, high_90=high, variance=variance, **rest))
-    return made
+def answers(predictions: pd.DataFrame) -> list[Either]:
+    """The rows that qamoe.inference.predict gives, as JSON can hold them."""
+    return [ClassAnswer(**row) if "label" in row else Answer(**row) for row in nested(predictions)]
