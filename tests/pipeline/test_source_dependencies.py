@@ -82,6 +82,13 @@ def test_what_a_model_name_means_is_part_of_the_code(package: Path) -> None:
     assert {stage for stage, digest in digests().items() if digest != before[stage]} == {"train", "evaluate"}
 
 
+def test_a_template_is_part_of_what_reads_it(package: Path) -> None:
+    before = digests()
+    path = package / "report/report.html"
+    path.write_text(path.read_text() + "<!-- another page -->\n")
+    assert {stage for stage, digest in digests().items() if digest != before[stage]} == {"report"}
+
+
 def test_a_stage_writes_down_what_it_is_made_of(tmp_path: Path) -> None:
     code.run("report", tmp_path)
     written = json.loads((tmp_path / "code/report.json").read_text())

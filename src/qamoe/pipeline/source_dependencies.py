@@ -52,7 +52,7 @@ def imports(path: Path) -> set[str]:
 
 
 def closure(module: str) -> list[Path]:
-    """Sorted source files of qamoe that a module of it reaches by imports, itself included."""
+    """Sorted source files of qamoe that a module of it reaches by imports, and the templates beside them."""
     seen: dict[str, Path] = {}
     waiting = [module]
     while waiting:
@@ -64,15 +64,18 @@ def closure(module: str) -> list[Path]:
         seen[name] = path
         parents = [".".join(name.split(".")[:i]) for i in range(2, name.count(".") + 1)]
         waiting += [n for n in imports(path) if n.startswith("qamoe.")] + parents
-    return sorted(path for path in set(seen.values()) if path.stat().st_size > 0)
+    templates = {template for path in seen.values() for template in path.parent.glob("*.html")}
+    return sorted(path for path in {*seen.values(), *templates} if path.stat().st_size > 0)
 
 
 def file_digests(module: str) -> dict[str, str]:
-    """SHA-256 of what runs of each file of a module's closure, by its place in the package."""
-    return {
-        path.relative_to(PACKAGE).as_posix(): hashlib.sha256(what_runs(path).encode()).hexdigest()
-        for path in closure(module)
-    }
+    """SHA-256 of what runs of each file of a module's closure, of a template of its bytes, by its place in the
+    package."""
+    digests = {}
+    for path in closure(module):
+        content = what_runs(path).encode() if path.suffix == ".py" else path.read_bytes()
+        digests[path.relative_to(PACKAGE).as_posix()] = hashlib.sha256(content).hexdigest()
+    return digests
 
 
 def code_digest(module: str) -> str:
