@@ -131,7 +131,7 @@ DOCUMENTS = [ROOT / "README.md", *(path for path in (ROOT / "docs").glob("*.md")
 FOLDERS = ("src", "flows", "tests", "benchmarks", "scripts")
 SOURCES = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")]
 # What follows `qamoe.` in names that are no modules: tags of MLflow, labels of Prefect, a key of summary.json.
-TAGS = {"artifact_digest", "commit", "data_digest", "dvc_lock_digest", "missing", "state", "today"}
+TAGS = {"artifact_digest", "commit", "data_digest", "dvc_lock_digest", "missing", "rule", "state", "today"}
 
 
 def prose(path: Path) -> Iterator[str]:

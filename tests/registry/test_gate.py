@@ -173,6 +173,7 @@ def test_classes_beat_the_training_frequencies() -> None:
 def test_classes_hit_more_than_the_champion_beyond_the_interval() -> None:
     better = gate.beats_champion_accuracy(of_classes([0.8] * 6, champion=[0.8, 0.2] * 3), unused)
     assert better.passed
+    assert better.rule == "hits_more", "the name under which earlier versions have it"
     assert better.numbers["difference"] == pytest.approx(0.5)
     assert not gate.beats_champion_accuracy(of_classes([0.8] * 6, champion=[0.8] * 6), unused).passed
 

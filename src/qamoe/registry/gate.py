@@ -1,7 +1,8 @@
 """The rules of the gate: what a candidate must show on the gate split before it becomes champion.
 
-A rule is one function of the evidence, named in NUMBERS or CLASSES, by the task that it judges. What is done with the
-verdicts is in registry/registry.py.
+A rule is one function of the evidence, named in NUMBERS or CLASSES, by the task that it judges. Its verdict says the name
+under which it is recorded (the tag qamoe.rule.<name> of a version), which stays when a function is renamed. What is done
+with the verdicts is in registry/registry.py.
 """
 
 from collections.abc import Callable
@@ -178,7 +179,7 @@ def beats_champion_accuracy(evidence: Evidence, registered: Predict) -> Verdict:
         f"accuracy {shares[0]:.1%} on mixed, the champion's {shares[1]:.1%}: difference {difference:+.4f}, "
         f"95 % interval {low:+.4f} to {high:+.4f} over {numbers['sources']} sources; it must lie above 0"
     )
-    return Verdict("beats_champion_accuracy", low > 0, numbers, sentence)
+    return Verdict("hits_more", low > 0, numbers, sentence)
 
 
 def is_calibrated(evidence: Evidence, registered: Predict) -> Verdict:
