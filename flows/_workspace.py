@@ -5,7 +5,6 @@ which ends with its process however that ended; a deployment's own limit keeps r
 """
 
 import fcntl
-import hashlib
 import json
 import os
 import subprocess
@@ -24,6 +23,7 @@ from prefect.states import Failed
 
 from flows._worker import end_with_worker
 from qamoe.config import settings
+from qamoe.files import file_digest
 from qamoe.tracking.provenance import changed_files
 
 REPORT = Path("artifacts/report/index.html")
@@ -47,7 +47,7 @@ def provenance() -> dict[str, str]:
     if commit := _git("rev-parse", "HEAD"):
         found["commit"] = commit
     if Path("dvc.lock").is_file():
-        found["dvc_lock_digest"] = hashlib.sha256(Path("dvc.lock").read_bytes()).hexdigest()
+        found["dvc_lock_digest"] = file_digest(Path("dvc.lock"))
     if Path("data.dvc").is_file():
         (out, *_) = yaml.safe_load(Path("data.dvc").read_text())["outs"]
         found["data_digest"] = str(out["md5"])

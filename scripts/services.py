@@ -12,6 +12,7 @@ from pathlib import Path
 
 from qamoe.config import settings
 from qamoe.files import write_text
+from qamoe.process_lifetime import start_time
 
 FOLDER = Path(".run")
 ORDER = ("schedule", "worker", "server")  # a worker that loses its server does not end by itself
@@ -27,28 +28,20 @@ LEASES = ("PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE", "prefect.server.concurrenc
 PATIENCE_S = (30, 30, 10)  # after the first SIGTERM, the second, and SIGKILL
 
 
-def started(pid: int) -> str | None:
-    """When a process started (kernel ticks), or None where there is none."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[19]
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-
-
 def alive(name: str) -> int | None:
     """The process of that name, or None."""
     try:
         noted = json.loads((FOLDER / f"{name}.json").read_text())
     except (FileNotFoundError, ValueError):
         return None
-    return noted["pid"] if started(noted["pid"]) == noted["started"] else None
+    return noted["pid"] if start_time(noted["pid"]) == noted["started"] else None
 
 
 def start(name: str, arguments: list[str]) -> None:
     """Become that process. Exits with a sentence where it runs already."""
     if (pid := alive(name)) is not None:
         sys.exit(f"{name}: runs already as process {pid}; make stop ends it.")
-    write_text(FOLDER / f"{name}.json", json.dumps({"pid": os.getpid(), "started": started(os.getpid())}))
+    write_text(FOLDER / f"{name}.json", json.dumps({"pid": os.getpid(), "started": start_time(os.getpid())}))
     settings.go_offline()
     os.environ.setdefault(*LEASES)
     os.execv(sys.executable, [sys.executable, *COMMANDS[name], *arguments])

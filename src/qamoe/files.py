@@ -1,5 +1,6 @@
-"""Writing files so that a reader never sees half of one: aside first, then renamed."""
+"""Writing files so that a reader never sees half of one: aside first, then renamed. And what tells a file's content."""
 
+import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,3 +34,9 @@ def write_text(path: Path, text: str) -> None:
     """Write a text file aside and rename it."""
     with atomic_write(path) as aside:
         aside.write_text(text)
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,9 +1,10 @@
-"""A process that ends with the one that started it, however that ended."""
+"""When a process started, and how it ends with the one that started it, however that ended."""
 
 import ctypes
 import os
 import signal
 import sys
+from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1
 
@@ -26,3 +27,12 @@ def die_with_parent() -> None:
         orphaned = True
     if orphaned:
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+def start_time(pid: int) -> str | None:
+    """When a process started (kernel ticks), so that a re-used process id is not mistaken for it; None where there is
+    none."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[19]
+    except (FileNotFoundError, ProcessLookupError):
+        return None

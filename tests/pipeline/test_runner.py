@@ -16,6 +16,7 @@ import pytest
 from qamoe.config import settings
 from qamoe.errors import UserError
 from qamoe.pipeline import runner
+from qamoe.process_lifetime import start_time
 
 Started = Callable[..., "subprocess.Popen[bytes]"]
 # Ends by itself only when nobody holds the other end of its standard input.
@@ -60,7 +61,7 @@ def held(pid: int, started_at: str | None) -> str:
 def test_the_lock_names_this_process_and_goes_with_it(tmp_path: Path) -> None:
     lock = tmp_path / "out" / ".train.lock"
     with runner.single_instance(lock):
-        assert json.loads(lock.read_text()) == {"pid": os.getpid(), "started": runner._started(os.getpid())}
+        assert json.loads(lock.read_text()) == {"pid": os.getpid(), "started": start_time(os.getpid())}
     assert not lock.exists()
     with pytest.raises(UserError), runner.single_instance(lock):
         raise UserError("no")
@@ -69,7 +70,7 @@ def test_the_lock_names_this_process_and_goes_with_it(tmp_path: Path) -> None:
 
 def test_a_stage_that_still_runs_is_ended_by_the_next(tmp_path: Path, started: Started) -> None:
     process, lock = started(WAITING), tmp_path / ".train.lock"
-    lock.write_text(held(process.pid, runner._started(process.pid)))
+    lock.write_text(held(process.pid, start_time(process.pid)))
     with runner.single_instance(lock):
         assert process.wait() == -signal.SIGKILL
         assert json.loads(lock.read_text())["pid"] == os.getpid()

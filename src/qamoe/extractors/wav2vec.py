@@ -13,6 +13,7 @@ import numpy as np
 
 from qamoe.errors import UserError
 from qamoe.extractors.frame_averaging import averaged, heard
+from qamoe.files import file_digest
 from qamoe.media.decode import ClipError, read_audio
 
 NAME = "wav2vec"
@@ -96,8 +97,7 @@ def _digest(folder: Path) -> str:
     """SHA-256 over the files that decide what the encoder gives."""
     whole = hashlib.sha256()
     for name in _FILES:
-        with (folder / name).open("rb") as file:
-            whole.update(hashlib.file_digest(file, "sha256").digest())
+        whole.update(bytes.fromhex(file_digest(folder / name)))
     return whole.hexdigest()
 
 

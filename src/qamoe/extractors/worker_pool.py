@@ -29,7 +29,7 @@ import numpy as np
 
 from qamoe.config.block import Block
 from qamoe.extractors.registry import Extractor, extractor
-from qamoe.files import atomic_write, write_text
+from qamoe.files import atomic_write, file_digest, write_text
 from qamoe.media import decode as media
 from qamoe.media.decode import ClipError, NoStream
 from qamoe.media.degraded_copy import Signal
@@ -84,6 +84,11 @@ class Job:
     start_s: float
     end_s: float | None
     signal: Signal | None = None  # how its media are degraded before they are read
+
+
+def media_digest(path: Path) -> str:
+    """SHA-256 of the file that an extractor reads; where there is none a word, so that it is read when it comes."""
+    return file_digest(path) if path.is_file() else "absent"
 
 
 def part_key(job: Job, digest: str, made_by: Extractor) -> str:

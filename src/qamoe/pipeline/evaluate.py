@@ -20,9 +20,9 @@ from qamoe.config.params import Params
 from qamoe.config.task import is_classification, label_range
 from qamoe.data.stats import Stats, timed
 from qamoe.errors import UserError
-from qamoe.files import atomic_write, write_text
+from qamoe.files import atomic_write, file_digest, write_text
 from qamoe.pipeline import runner
-from qamoe.pipeline.shared import file_digest, read_stats, refuse_other_kinds, remove_other_seeds
+from qamoe.pipeline.shared import read_stats, refuse_other_kinds, remove_other_seeds
 from qamoe.pipeline.source_dependencies import code_digest
 
 if TYPE_CHECKING:

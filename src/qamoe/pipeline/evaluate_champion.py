@@ -13,10 +13,11 @@ from qamoe.config import settings
 from qamoe.config.params import Params
 from qamoe.data.stats import Stats, timed
 from qamoe.errors import UserError
+from qamoe.files import file_digest
 from qamoe.pipeline import runner
 from qamoe.pipeline.evaluate import PREDICTIONS, aggregate
 from qamoe.pipeline.promote import fetched, restandardised, same_columns
-from qamoe.pipeline.shared import file_digest, read_stats
+from qamoe.pipeline.shared import read_stats
 from qamoe.pipeline.source_dependencies import code_digest
 
 if TYPE_CHECKING:

@@ -6,7 +6,6 @@ then has no frames. Too many fail the stage.
 """
 
 import csv
-import hashlib
 import json
 import shutil
 import sys
@@ -28,7 +27,7 @@ from qamoe.data.readers import READERS
 from qamoe.errors import UserError
 from qamoe.extractors.registry import extractor
 from qamoe.extractors.tokens import Tokens
-from qamoe.extractors.worker_pool import Job, make_parts, make_parts_on_ray, part_key, read_part
+from qamoe.extractors.worker_pool import Job, make_parts, make_parts_on_ray, media_digest, part_key, read_part
 from qamoe.files import atomic_write
 from qamoe.pipeline import degraded_media, runner
 
@@ -46,7 +45,7 @@ def run(params: Params, out: Path) -> None:
     check_text(corpus, tokeniser, settings_.corpus.path)
     folder = out / "extract"
     problems: Problems = []
-    digest = cache(_digest)
+    digest = cache(media_digest)
     _clear(folder)
     parts = _extracted(clips, settings_, folder / "parts", digest, problems)
     _refuse_too_many(problems, len(clips), settings_.max_problem_share)
@@ -92,14 +91,6 @@ def _extracted(
         if isinstance(reason, str) and reason:
             problems.append((clip_id, modality, reason))
     return places
-
-
-def _digest(media: Path) -> str:
-    """SHA-256 of a file; of one that is not there, a word of its own, so that it is looked for again when it comes."""
-    if not media.is_file():
-        return "absent"
-    with media.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _made(params: Extract, waiting: list[tuple[Job, Path]]) -> dict[tuple[str, str], str]:

@@ -13,9 +13,10 @@ from qamoe.config import settings
 from qamoe.config.params import Params
 from qamoe.data.stats import Stats, frame_stats
 from qamoe.errors import UserError
+from qamoe.files import file_digest
 from qamoe.models.checkpoint_config import CheckpointConfig
 from qamoe.pipeline import runner
-from qamoe.pipeline.shared import data_digest, file_digest, read_stats, refuse_other_kinds
+from qamoe.pipeline.shared import data_digest, read_stats, refuse_other_kinds
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -15,7 +15,7 @@ from qamoe.config.params import Params
 from qamoe.errors import UserError, exit_on_user_error
 from qamoe.files import write_text
 from qamoe.pipeline.known_names import load_params
-from qamoe.process_lifetime import die_with_parent
+from qamoe.process_lifetime import die_with_parent, start_time
 
 log = logging.getLogger("qamoe")
 
@@ -71,14 +71,6 @@ def locks(stage: str, params: Params, model: str | None, selects_model: bool) ->
     return [f".{stage}-{name}.lock" for name in ([model] if model else sorted(params.seeds))]
 
 
-def _started(pid: int) -> str | None:
-    """When a process started (kernel ticks), so that a re-used process id is not mistaken for it."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[19]
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-
-
 @contextmanager
 def single_instance(lock: Path) -> Iterator[None]:
     """Hold a lock file with process id and start time; a recorded process that is still alive is ended first.
@@ -90,10 +82,10 @@ def single_instance(lock: Path) -> Iterator[None]:
         held = json.loads(lock.read_text())
     except (FileNotFoundError, ValueError):
         held = None
-    if held and held["pid"] != os.getpid() and _started(held["pid"]) == held["started"]:
+    if held and held["pid"] != os.getpid() and start_time(held["pid"]) == held["started"]:
         log.info("ending the same stage of process %d, which was still running", held["pid"])
         end(held["pid"])
-    write_text(lock, json.dumps({"pid": os.getpid(), "started": _started(os.getpid())}))
+    write_text(lock, json.dumps({"pid": os.getpid(), "started": start_time(os.getpid())}))
     try:
         yield
     finally:

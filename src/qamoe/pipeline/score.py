@@ -7,7 +7,6 @@ and model are those of its row is not scored again, and features that another ch
 """
 
 import argparse
-import hashlib
 import logging
 import sys
 from pathlib import Path
@@ -101,17 +100,12 @@ def _about(clip: "Clip", source: Path) -> dict[str, Any]:
     return {"clip_id": clip.clip_id, "path": path, "text": clip.text, "start_s": clip.start_s, "end_s": end_s}
 
 
-def _digest(media: Path) -> str:
-    if not media.is_file():  # what an extractor reads beside the media may be absent
-        return "absent"
-    with media.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _key(clip: "Clip", model: str) -> str:
     """All that a clip's score depends on."""
+    from qamoe.extractors.worker_pool import media_digest
+
     assert clip.media is not None
-    return parameters.digest(model, _digest(clip.media), clip.start_s, clip.end_s, clip.text)
+    return parameters.digest(model, media_digest(clip.media), clip.start_s, clip.end_s, clip.text)
 
 
 def _read(path: Path, columns: list[str]) -> "pd.DataFrame":
@@ -139,7 +133,7 @@ def _write(rows: "pd.DataFrame", path: Path) -> None:
 def _jobs(clips: list["Clip"], served: "Served", parts: Path) -> dict[tuple[str, str], tuple[Any, Path]]:
     """The job and the part of each modality that media give."""
     from qamoe.extractors.registry import extractor
-    from qamoe.extractors.worker_pool import Job, part_key
+    from qamoe.extractors.worker_pool import Job, media_digest, part_key
 
     found = {}
     for modality, chosen in served.extractors.items():
@@ -147,7 +141,7 @@ def _jobs(clips: list["Clip"], served: "Served", parts: Path) -> dict[tuple[str,
         for clip in clips:
             assert clip.media is not None
             job = Job(clip.clip_id, modality, clip.media, clip.start_s, clip.end_s)
-            key = part_key(job, _digest(made_by.reads(clip.media)), made_by)
+            key = part_key(job, media_digest(made_by.reads(clip.media)), made_by)
             found[clip.clip_id, modality] = (job, parts / modality / key[:2] / key)
     return found
 

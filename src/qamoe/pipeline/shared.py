@@ -8,6 +8,7 @@ from pathlib import Path
 
 from qamoe.data.stats import Stats, text_is_vectors
 from qamoe.errors import UserError
+from qamoe.files import file_digest
 
 
 def read_stats(out: Path) -> Stats:
@@ -43,12 +44,6 @@ def data_digest(out: Path) -> str:
     for name in ("train.arrow", "valid.arrow", "stats.json"):
         digest.update(file_digest(out / "preprocess" / name).encode())
     return digest.hexdigest()
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of one file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def remove_other_seeds(folder: Path, seeds: tuple[int, ...]) -> None:

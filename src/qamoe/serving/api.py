@@ -4,7 +4,6 @@ No request names a path or an address: media come as bytes, models are those tha
 cannot be used is refused with a status code and {"error": one sentence}, which never repeats what was sent.
 """
 
-import hashlib
 import logging
 import socket
 import tempfile
@@ -29,6 +28,7 @@ from qamoe.config.task import is_classification
 from qamoe.data.clip import Clip
 from qamoe.data.stats import frame_stats
 from qamoe.errors import UserError
+from qamoe.files import file_digest
 from qamoe.inference.extraction_worker import Busy, Extraction, Limits
 from qamoe.serving import schemas
 from qamoe.serving.clip_cache import Clips, Kept, samples
@@ -88,8 +88,7 @@ class Service:
         extractors = self.served.extractors
         if self.extraction is None or not extractors:
             raise HTTPException(409, "This model knows no media; send it features.")
-        with path.open("rb") as file:
-            key = f"{hashlib.file_digest(file, 'sha256').hexdigest()} {start_s!r} {end_s!r}"
+        key = f"{file_digest(path)} {start_s!r} {end_s!r}"
         return self.clips.put(Kept(key, self.extraction.extract(path, extractors, start_s, end_s)))
 
     def sample(self, number: int) -> Clip:

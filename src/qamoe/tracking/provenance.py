@@ -1,12 +1,12 @@
 """Where a result comes from: the checkout, its commit, and what was installed. Never the environment as a whole."""
 
-import hashlib
 import platform
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from qamoe.config import settings
+from qamoe.files import file_digest
 
 PACKAGES = ("torch", "numpy", "pandas", "pyarrow", "transformers", "mlflow")
 
@@ -68,5 +68,5 @@ def provenance() -> dict[str, str]:
         tags |= {"mlflow.source.git.commit": commit, "qamoe.git_dirty": str(bool(changed_files())).lower()}
     lock = Path("dvc.lock")
     if lock.is_file():
-        tags["qamoe.dvc_lock_digest"] = hashlib.sha256(lock.read_bytes()).hexdigest()
+        tags["qamoe.dvc_lock_digest"] = file_digest(lock)
     return tags

@@ -5,7 +5,6 @@ The layout is the one that thuiar/MMSA's data_loader reads. Text comes as token 
 still carries a word that was taken away afterwards. A modality that no split has is a modality the corpus lacks.
 """
 
-import hashlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from qamoe.data import safe_pickle
 from qamoe.data.clip import Clip, Corpus, check_clips, label_value, noted
 from qamoe.errors import UserError
 from qamoe.extractors.tokens import CHINESE, ENGLISH
+from qamoe.files import file_digest
 
 # SHA-256 that thuiar/MMSA publishes in its README.
 PUBLISHED = {
@@ -53,8 +53,7 @@ def read(path: Path, task: Task, faults: list[str] | None = None) -> Corpus:
         for clip in _clips(columns, name, texts[0], padding, task, f"{path}, {name}", faults)
     ]
     check_clips(clips, str(path), faults)
-    with path.open("rb") as file:
-        sha = hashlib.file_digest(file, "sha256").hexdigest()
+    sha = file_digest(path)
     published = PUBLISHED.get(sha)
     about: dict[str, Any] = {"corpus": "mmsa", "file": path.name, "sha256": sha, "published_as": published}
     about |= {"text": texts[0], "padding": padding}
