@@ -13,10 +13,10 @@ from typer.testing import CliRunner
 
 from qamoe.cli.app import app
 from qamoe.config.params import Params
-from qamoe.config.settings import shared_data
 from qamoe.data.manifest import COLUMNS
 from qamoe.data.validate import Findings, check, kind_of
 from qamoe.errors import UserError
+from tests.fixtures.research_data import shared_data
 from tests.media.test_decode import film
 
 ROOT = Path(__file__).parents[2]

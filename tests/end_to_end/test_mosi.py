@@ -9,9 +9,9 @@ import pandas as pd
 import pytest
 import yaml
 
-from qamoe.config import settings
 from qamoe.config.overlay import overlaid
 from qamoe.pipeline.experiment import STAGES
+from tests.fixtures.research_data import shared_data
 
 ROOT = Path(__file__).parent.parent.parent
 SHORT = {
@@ -30,7 +30,7 @@ SHORT = {
 @pytest.mark.real_data
 def test_mosi_goes_in_as_documented(tmp_path: Path) -> None:
     """The official split of 1284 / 229 / 686 clips, whose vision is really missing."""
-    pickle = (ROOT / settings.shared_data() / "mosi/mosi_official.pkl").resolve()
+    pickle = (ROOT / shared_data() / "mosi/mosi_official.pkl").resolve()
     if not pickle.exists():
         pytest.skip(f"needs {pickle.name} (set QAMOE_SHARED_DATA)")
     (tmp_path / "data-mosi").mkdir()

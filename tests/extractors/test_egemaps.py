@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from qamoe.config.settings import shared_data
 from qamoe.extractors.egemaps import COLUMNS, SAMPLE_RATE, Egemaps
 from qamoe.media.decode import ClipError, NoStream
+from tests.fixtures.research_data import shared_data
 
 real_clips = shared_data() / "clips" / "cremad"
 needs_real_clips = pytest.mark.skipif(not real_clips.is_dir(), reason=f"there is no folder {real_clips}")

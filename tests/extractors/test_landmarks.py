@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from qamoe.config.settings import shared_data
 from qamoe.data.synthetic import face as sample_face
 from qamoe.data.synthetic import video
 from qamoe.data.synthetic.face import Expression, Portrait
@@ -18,6 +17,7 @@ from qamoe.errors import UserError
 from qamoe.extractors import landmarks
 from qamoe.extractors.landmarks import COLUMNS, Landmarks
 from qamoe.media.decode import ClipError, NoStream
+from tests.fixtures.research_data import shared_data
 
 real_clips = shared_data() / "clips" / "cremad"
 needs_real_clips = pytest.mark.skipif(not real_clips.is_dir(), reason=f"there is no folder {real_clips}")

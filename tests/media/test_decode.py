@@ -8,9 +8,9 @@ import av
 import numpy as np
 import pytest
 
-from qamoe.config.settings import shared_data
 from qamoe.media.decode import ClipError, Contents, NoStream, contents, read_audio, read_frames
 from tests.fixtures.damage import mutated
+from tests.fixtures.research_data import shared_data
 
 RATE = 22_050
 real_clips = shared_data() / "clips" / "cremad"

@@ -10,12 +10,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from qamoe.config import params as parameters
-from qamoe.config.settings import shared_data
 from qamoe.data.arrow_store import Store
 from qamoe.data.readers import meld, mintrec
 from qamoe.errors import UserError
 from qamoe.extractors.minilm import MiniLM
 from qamoe.pipeline import extract, preprocess
+from tests.fixtures.research_data import shared_data
 from tests.media.test_decode import film
 
 MELD = {

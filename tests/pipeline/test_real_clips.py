@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from qamoe.cli import predict
-from qamoe.config.settings import shared_data
 from qamoe.data.arrow_store import Store
 from qamoe.data.manifest import COLUMNS
 from qamoe.data.validate import check
 from qamoe.pipeline import extract
+from tests.fixtures.research_data import shared_data
 
 real = shared_data() / "clips" / "cremad"
 FELT = {"ANG": -2.0, "DIS": -1.5, "FEA": -2.0, "HAP": 2.5, "NEU": 0.0, "SAD": -2.0}

@@ -32,7 +32,6 @@ Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 LearningRate = Annotated[float, Field(gt=0, lt=1)]
 Dropout = Annotated[float, Field(ge=0, lt=1)]
-Modality = Literal["text", "audio", "vision"]
 
 
 def _ascending(bounds: tuple[float, float]) -> tuple[float, float]:

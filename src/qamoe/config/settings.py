@@ -5,7 +5,6 @@ Nothing here may change a result beyond float rounding; what does is a parameter
 
 import math
 import os
-from pathlib import Path
 
 from qamoe.errors import UserError
 
@@ -114,8 +113,3 @@ def untracked() -> bool:
 def under_dvc() -> bool:
     """True where dvc runs this process as a stage."""
     return "DVC_STAGE" in os.environ
-
-
-def shared_data() -> Path:
-    """The folder of research corpora that tests marked real_data look for (`QAMOE_SHARED_DATA`)."""
-    return Path(os.environ.get("QAMOE_SHARED_DATA") or "../shared/data")

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from qamoe.config.settings import shared_data
 from qamoe.config.task import Task
 from qamoe.data.readers.mintrec import CLASSES, read
 from qamoe.errors import UserError
+from tests.fixtures.research_data import shared_data
 
 TASK = Task(kind="classification", classes=CLASSES)
 ROWS = {

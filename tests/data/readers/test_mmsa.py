@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from qamoe.config.settings import shared_data
 from qamoe.config.task import Task
 from qamoe.data.clip import check_text
 from qamoe.data.readers import mmsa
@@ -16,6 +15,7 @@ from qamoe.data.readers.mmsa import read
 from qamoe.errors import UserError
 from qamoe.extractors.minilm import MiniLM
 from tests.fixtures.damage import mutated
+from tests.fixtures.research_data import shared_data
 
 REGRESSION = Task(kind="regression", low=-3, high=3)
 COUNTS = {"train": 4, "valid": 2, "test": 3}
