@@ -10,10 +10,10 @@ import pandas as pd
 import pytest
 import torch
 
-from qamoe.cli import inputs as asked
 from qamoe.cli import predict
+from qamoe.cli.inputs import InputOptions, inputs_of
 from qamoe.data.arrow_store import Store
-from qamoe.data.clip import Clip
+from qamoe.data.clip import MediaSpan
 from qamoe.data.synthetic.corpus import generate
 from qamoe.inference.extraction_worker import extract_file
 from qamoe.models import checkpoint
@@ -28,12 +28,10 @@ def test_a_film_without_a_span_has_the_frames_that_extract_gives_it(
     content["extract"]["corpus"] = {"kind": "clips", "path": str(corpus)}
     params = type(tiny_params).model_validate(content)
     extract.run(params, tmp_path)
-    film = Clip("a", "", "", 0.0, "", corpus / "film.mp4")
-    (piece,) = asked.pieces(film, asked.How())
-    assert piece.clip is not None
-    assert piece.clip.media is not None
+    (whole,) = inputs_of(MediaSpan(clip_id="a", path=corpus / "film.mp4"), InputOptions())
+    assert whole.span is not None
     extractors = {m: getattr(params.extract, m) for m in ("audio", "vision")}
-    found = extract_file(piece.clip.media, extractors, piece.clip.start_s, piece.clip.end_s)
+    found = extract_file(whole.span.path, extractors, whole.span.start_s, whole.span.end_s)
     for modality, frames in found.frames.items():
         store = Store(tmp_path / "extract" / f"{modality}.arrow")
         np.testing.assert_array_equal(frames, store.sequence("frames", store.clip_ids.index("a")))

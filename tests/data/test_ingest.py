@@ -58,10 +58,12 @@ def test_new_clips_stand_behind_the_old_ones_with_media_named_by_content(data: P
     assert read["c"].split == "test", "where its source is already"
     assert read["d"].split == drawn_split("three")
     assert read["e"].split == "valid"
-    assert (read["c"].text, read["d"].start_s, read["d"].end_s) == ('so "good"', 0.5, 1.0)
-    assert read["c"].media == read["d"].media
-    assert read["c"].media is not None
-    assert read["c"].media.read_bytes() == b"second"
+    whole, part = read["c"].media, read["d"].media
+    assert whole is not None
+    assert part is not None
+    assert (whole.text, part.start_s, part.end_s) == ('so "good"', 0.5, 1.0)
+    assert whole.path == part.path
+    assert whole.path.read_bytes() == b"second"
 
     once = tree(data)
     again = ingest(new, data, TASK)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from qamoe.config.task import Task
-from qamoe.data.clip import Clip, drawn_split
+from qamoe.data.clip import LabelledClip, MediaSpan, drawn_split
 from qamoe.data.manifest import COLUMNS, GENERATOR_VERSION, read, read_generated
 from qamoe.errors import UserError
 from tests.fixtures.damage import mutated, ruined
@@ -52,8 +52,13 @@ def test_a_row_becomes_a_clip(write: Write) -> None:
     corpus = read(folder, REGRESSION)
     media = folder.resolve() / "media/one.mp4"
     assert corpus.clips == [
-        Clip("clip-1", "anna", "train", -1.5, "not bad, I'd say", media, 0.5, 2.5),
-        Clip("clip-2", "anna", "train", 3.0, "", media, 0.0, None),
+        LabelledClip(
+            span=MediaSpan(clip_id="clip-1", path=media, start_s=0.5, end_s=2.5, text="not bad, I'd say"),
+            source="anna",
+            split="train",
+            label=-1.5,
+        ),
+        LabelledClip(span=MediaSpan(clip_id="clip-2", path=media), source="anna", split="train", label=3.0),
     ]
     assert corpus.modalities == ("text", "audio", "vision")
     assert not corpus.generated
@@ -274,7 +279,7 @@ def test_a_damaged_manifest_is_read_or_refused_and_moves_no_row_that_it_left_alo
         except UserError as refusal:
             refused.append(str(refusal))
             continue
-        assert all(clip.media == folder.resolve() / "media/one.mp4" for clip in now.values())
+        assert all(clip.media.path == folder.resolve() / "media/one.mp4" for clip in now.values())
         left_alone = {name for name, line in lines.items() if line in path.read_bytes().splitlines()}
         assert {name: now.get(name) for name in left_alone} == {name: first[name] for name in left_alone}
     assert 200 < len(refused) < 400

@@ -5,17 +5,17 @@ import pytest
 
 from qamoe.errors import UserError
 from qamoe.inference.extraction_worker import Extracted
-from qamoe.serving.clip_cache import Clips, Kept, samples
+from qamoe.serving.clip_cache import CachedClip, ClipCache, samples
 
 TASK = {"kind": "regression", "low": -3.0, "high": 3.0, "classes": []}
 
 
-def clip(key: str, values: int = 10) -> Kept:
-    return Kept(key, Extracted({"audio": np.zeros((values, 1), np.float32)}, {}))
+def clip(key: str, values: int = 10) -> CachedClip:
+    return CachedClip(key, Extracted({"audio": np.zeros((values, 1), np.float32)}, {}))
 
 
 def test_the_longest_unused_clip_makes_room():
-    clips = Clips(most=2)
+    clips = ClipCache(most=2)
     first, second = clips.put(clip("1")), clips.put(clip("2"))
     assert clips.get(first) is not None
     third = clips.put(clip("3"))
@@ -24,14 +24,14 @@ def test_the_longest_unused_clip_makes_room():
 
 
 def test_bytes_are_bounded_and_the_newest_always_stays():
-    clips = Clips(most=9, most_bytes=100)
+    clips = ClipCache(most=9, most_bytes=100)
     small, large = clips.put(clip("1", 10)), clips.put(clip("2", 500))
     assert clips.get(small) is None
     assert clips.get(large) is not None
 
 
 def test_ids_are_long_and_never_the_same():
-    clips = Clips(most=1000)
+    clips = ClipCache(most=1000)
     ids = {clips.put(clip("same")) for _ in range(200)}
     assert len(ids) == 200
     assert min(map(len, ids)) >= 24
@@ -50,5 +50,5 @@ def test_one_clip_a_source_from_low_to_high_labels(tmp_path):
     lines += ["t,train,a.wav,,,words,-3,train"]
     (tmp_path / "manifest.csv").write_text("\n".join(lines))
     chosen = samples(tmp_path, TASK)
-    assert [c.source for c in chosen] == ["s0", "s3", "s7", "s11", "s15", "s19"]
-    assert all(c.clip_id.endswith("-0") for c in chosen)
+    assert [span.clip_id for span, _ in chosen] == ["c0-0", "c3-0", "c7-0", "c11-0", "c15-0", "c19-0"]
+    assert [label for _, label in chosen] == [0.0, 0.3, 0.7, 1.1, 1.5, 1.9]

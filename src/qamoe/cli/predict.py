@@ -15,7 +15,7 @@ from qamoe.extractors.registry import extractors_of
 from qamoe.inference.extraction_worker import Extraction, Lost
 from qamoe.models.checkpoint_config import read_config
 from qamoe.serving import model_loader
-from qamoe.serving.model_loader import Found, Served
+from qamoe.serving.model_loader import LocatedModel, Served
 
 _BAR = 20  # characters
 
@@ -41,37 +41,37 @@ def predict(
     into. Raises UserError where there is nothing to answer, or nothing to answer it with.
     """
     _check(paths, text, window)
-    clips = inputs.clips(paths) if paths else [inputs.Piece("", words=text or "")]
+    clips = inputs.clips(paths) if paths else [inputs.PredictInput("", words=text or "")]
     if text is not None and len(clips) > 1:
         raise UserError(
             f"--text is what is said in one clip, and these are {len(clips)}; put a .txt or .srt beside each."
         )
     only = clips[0] if inputs.one_file(paths) else None
-    if isinstance(only, inputs.Piece):
+    if isinstance(only, inputs.PredictInput):
         raise UserError(only.fault)
-    with model_loader.found(model, folder) as place, _extraction(place, needed=bool(paths)) as extraction:
-        served = model_loader.load(place)
-        how = inputs.How(text, window, served.trained.config["stats"].get("seconds_max"))
-        _check_window(served, how)
-        rows = _rows(served, extraction, clips, how, single=only is not None)
+    with model_loader.located(model, folder) as located, _extraction(located, needed=bool(paths)) as extraction:
+        served = model_loader.load(located)
+        options = inputs.InputOptions(text, window, served.trained.config["stats"].get("seconds_max"))
+        _check_window(served, options)
+        rows = _rows(served, extraction, clips, options, single=only is not None)
         return _shown(served, rows, as_json, alone=only is not None or not paths)
 
 
 @contextmanager
-def _extraction(place: Found, *, needed: bool) -> Iterator[Extraction | None]:
+def _extraction(located: LocatedModel, *, needed: bool) -> Iterator[Extraction | None]:
     """What reads media, in a process of its own that gets ready while the model is loaded. Raises UserError where the
     model knows no media."""
-    config = read_config(place.folder) if needed else None
+    config = read_config(located.folder) if needed else None
     if config is None:  # words alone; a folder without a checkpoint is refused when it is loaded
         yield None
         return
     try:
         extractors = extractors_of(config)
     except (KeyError, TypeError, AttributeError):
-        model_loader.load(place)  # says what is wrong with such a model.json
+        model_loader.load(located)  # says what is wrong with such a model.json
         raise
     if not extractors:
-        raise UserError(f"{place.name} knows no media: its corpus came with ready features.")
+        raise UserError(f"{located.name} knows no media: its corpus came with ready features.")
     extraction = Extraction(None, extractors)
     try:
         yield extraction
@@ -115,25 +115,26 @@ def _check(paths: Sequence[Path], text: str | None, window: float | None) -> Non
         raise UserError(f"--window is {window:g} s; allowed are {inputs.SHORTEST_WINDOW:g} s and more.")
 
 
-def _check_window(served: Served, how: inputs.How) -> None:
-    if how.window is not None and how.longest is not None and how.window > inputs.LONGEST * how.longest:
-        most = f"{inputs.LONGEST * how.longest:.1f} s, twice the longest clip that {served.name} was trained on"
-        raise UserError(f"--window is {how.window:g} s; allowed are up to {most}.")
+def _check_window(served: Served, options: inputs.InputOptions) -> None:
+    window, longest = options.window, options.longest
+    if window is not None and longest is not None and window > inputs.LONGEST * longest:
+        most = f"{inputs.LONGEST * longest:.1f} s, twice the longest clip that {served.name} was trained on"
+        raise UserError(f"--window is {window:g} s; allowed are up to {most}.")
 
 
 def _rows(
-    served: Served, extraction: Extraction | None, clips: Sequence[Any], how: inputs.How, single: bool
+    served: Served, extraction: Extraction | None, clips: Sequence[Any], options: inputs.InputOptions, single: bool
 ) -> Iterator[tuple[int, Row]]:
     """The rows of each clip, with the clip's number. A `single` file that cannot be answered is refused."""
     for number, clip in enumerate(_watched(clips)):
-        pieces = [clip] if isinstance(clip, inputs.Piece) else inputs.pieces(clip, how)
-        if number == 0 and extraction is not None and any(piece.words for piece in pieces):
+        of_clip = [clip] if isinstance(clip, inputs.PredictInput) else inputs.inputs_of(clip, options)
+        if number == 0 and extraction is not None and any(each.words for each in of_clip):
             served.warm_up()  # while the extraction gets ready
-        for piece in pieces:
-            row = _row(served, extraction, piece)
-            if single and len(pieces) == 1 and row.answer is None:
+        for each in of_clip:
+            row = _row(served, extraction, each)
+            if single and len(of_clip) == 1 and row.answer is None:
                 why = "; ".join(_told(row.reasons))
-                raise UserError(piece.fault or f"{piece.name} has nothing that can be used ({why}).")
+                raise UserError(each.fault or f"{each.name} has nothing that can be used ({why}).")
             yield number, row
 
 
@@ -147,36 +148,36 @@ def _watched(clips: Sequence[Any]) -> Iterable[Any]:
     return track(clips, "predict", console=Console(stderr=True), transient=True)
 
 
-def _row(served: Served, extraction: Extraction | None, piece: inputs.Piece) -> Row:
+def _row(served: Served, extraction: Extraction | None, to_predict: inputs.PredictInput) -> Row:
+    """Extract what there are media of, and predict; a row without an answer says why."""
     import pandas as pd
 
     from qamoe.inference.predict import nested, predict
 
-    if piece.fault:
-        return Row(piece.name, None, {"clip": piece.fault})
+    if to_predict.fault:
+        return Row(to_predict.name, None, {"clip": to_predict.fault})
     modalities = served.trained.config["modalities"]
     frames, problems = {}, dict.fromkeys(modalities, "no clip")
-    if extraction is not None and (span := piece.clip) is not None:
-        assert span.media is not None
+    if extraction is not None and (span := to_predict.span) is not None:
         try:
-            extracted = extraction.extract(span.media, served.extractors, span.start_s, span.end_s)
+            extracted = extraction.extract(span.path, served.extractors, span.start_s, span.end_s)
         except Lost as lost:
-            return Row(piece.name, None, {"clip": str(lost)})
+            return Row(to_predict.name, None, {"clip": str(lost)})
         frames, problems = extracted.frames, extracted.problems
-        if piece.unreadable and not frames:
-            return Row(piece.name, None, {"clip": piece.unreadable})
+        if to_predict.unreadable and not frames:
+            return Row(to_predict.name, None, {"clip": to_predict.unreadable})
     reasons = {}
     for modality in modalities:
-        if modality == "text" and piece.silent:
-            reasons["text"] = piece.silent
+        if modality == "text" and to_predict.silent:
+            reasons["text"] = to_predict.silent
         elif modality != "text" and modality not in frames:
             reasons[modality] = problems.get(modality, "its features cannot be made of media")
-    if piece.clip is not None and not frames and not (piece.words and "text" in modalities):
-        return Row(piece.name, None, reasons)
-    row = {"text": piece.words, **frames}
+    if to_predict.span is not None and not frames and not (to_predict.words and "text" in modalities):
+        return Row(to_predict.name, None, reasons)
+    row = {"text": to_predict.words, **frames}
     columns = {name: pd.Series([value], dtype=object) for name, value in row.items()}
     (answer,) = nested(predict(served.trained, pd.DataFrame(columns), served.device))
-    return Row(piece.name, answer, reasons)
+    return Row(to_predict.name, answer, reasons)
 
 
 def _warn(served: Served) -> None:

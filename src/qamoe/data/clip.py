@@ -1,4 +1,4 @@
-"""What every kind of corpus gives: clips, with a label, a source and a split."""
+"""Clips: spans of media, labelled or not, and what every kind of corpus gives."""
 
 import csv
 import hashlib
@@ -18,21 +18,50 @@ from qamoe.extractors.tokens import CHINESE, ENGLISH, Tokens
 _SHARES = (("train", 0.60), ("valid", 0.72), ("gate", 0.80), ("test", 1.0))
 
 
-@dataclass(frozen=True)
-class Clip:
-    """One utterance. Either `media` (a file, with a span in seconds) or ready `frames` (T, D) per modality."""
+@dataclass(frozen=True, kw_only=True)
+class Utterance:
+    """What is said in a clip, which may be all that is known of it."""
 
     clip_id: str
+    text: str = ""
+    where: str = field(default="", compare=False)  # the file and line that it came from
+
+
+@dataclass(frozen=True, kw_only=True)
+class MediaSpan(Utterance):
+    """An utterance in a media file, between two times in seconds; None is the end of the file."""
+
+    path: Path
+    start_s: float = 0.0
+    end_s: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelledClip:
+    """An utterance of a corpus: a MediaSpan, or one that comes with ready `frames` (T, D) by modality."""
+
+    span: Utterance
     source: str  # the video or speaker; splits never share one
     split: str
     label: float  # regression: the value; classification: the index of the class
-    text: str
-    media: Path | None = None
-    start_s: float = 0.0
-    end_s: float | None = None
     tokens: np.ndarray | None = None  # ready token ids, CLS and SEP included
     frames: dict[str, np.ndarray] = field(default_factory=dict)
-    where: str = field(default="", compare=False)  # the file and line that it came from
+
+    @property
+    def clip_id(self) -> str:
+        return self.span.clip_id
+
+    @property
+    def text(self) -> str:
+        return self.span.text
+
+    @property
+    def where(self) -> str:
+        return self.span.where
+
+    @property
+    def media(self) -> MediaSpan | None:
+        return self.span if isinstance(self.span, MediaSpan) else None
 
 
 @dataclass(frozen=True)
@@ -43,11 +72,18 @@ class Corpus:
     vectors.
     """
 
-    clips: list[Clip]
+    clips: list[LabelledClip]
     modalities: tuple[str, ...]
     about: dict[str, Any]
     generated: bool = False
     vocabulary: str | None = ENGLISH
+
+
+def utterance(clip_id: str, text: str, where: str, path: Path | None) -> Utterance:
+    """An utterance that is a file of its own, or of which there are no media."""
+    if path is None:
+        return Utterance(clip_id=clip_id, text=text, where=where)
+    return MediaSpan(clip_id=clip_id, text=text, where=where, path=path)
 
 
 @contextmanager
@@ -119,13 +155,13 @@ def label_value(label: str, task: Task, where: str) -> float:
     return value
 
 
-def check_clips(clips: list[Clip], where: str, faults: list[str] | None = None) -> None:
+def check_clips(clips: list[LabelledClip], where: str, faults: list[str] | None = None) -> None:
     """Refuse a corpus without clips, with a duplicated id, or with a source in two splits."""
     with noted(faults):
         if not clips:
             raise UserError(f"{where} holds no clips; at least one row is needed.")
-    first: dict[str, Clip] = {}
-    of_source: dict[str, Clip] = {}
+    first: dict[str, LabelledClip] = {}
+    of_source: dict[str, LabelledClip] = {}
     for clip in clips:
         with noted(faults):
             if clip.clip_id in first:

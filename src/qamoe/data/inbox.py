@@ -6,7 +6,7 @@ Columns: path; clip_id, start_s, end_s and text may be left out (the path is the
 
 from pathlib import Path
 
-from qamoe.data.clip import Clip, noted, refuse_ragged, rows_of
+from qamoe.data.clip import MediaSpan, noted, refuse_ragged, rows_of
 from qamoe.data.manifest import media_of, span
 from qamoe.data.validate import MEDIA
 from qamoe.errors import UserError
@@ -14,8 +14,8 @@ from qamoe.errors import UserError
 OPTIONAL = ("clip_id", "start_s", "end_s", "text")
 
 
-def read(path: Path, faults: list[str]) -> list[Clip]:
-    """The clips of a folder or a manifest, in clip-id order; label NaN, source and split empty.
+def read(path: Path, faults: list[str]) -> list[MediaSpan]:
+    """The clips of a folder or a manifest, in clip-id order.
 
     What is wrong with a row goes into `faults`, and the others are read: an inbox may be filled meanwhile. Raises
     UserError where there is nothing at that path, or where it cannot be read at all.
@@ -24,11 +24,11 @@ def read(path: Path, faults: list[str]) -> list[Clip]:
         raise UserError(f"There is nothing at {path}; allowed is a folder of media, or a manifest.csv.")
     manifest = path / "manifest.csv" if path.is_dir() else path
     root = manifest.parent.resolve()
-    clips: dict[str, Clip] = {}
+    clips: dict[str, MediaSpan] = {}
     if not manifest.is_file():
-        found = sorted(file for file in root.rglob("*") if file.suffix.lower() in MEDIA and file.is_file())
-        clips = {clip.clip_id: clip for clip in (_bare(file, root) for file in found)}
-        return [clips[name] for name in sorted(clips)]
+        files = (file for file in root.rglob("*") if file.suffix.lower() in MEDIA and file.is_file())
+        names = {file.relative_to(root).as_posix(): file for file in files}
+        return [MediaSpan(clip_id=name, path=names[name], where=name) for name in sorted(names)]
     with rows_of(manifest, strict=True) as reader:
         if "path" not in (reader.fieldnames or []):
             raise UserError(f"{manifest} lacks the column path; {', '.join(OPTIONAL)} may stand beside it.")
@@ -42,25 +42,12 @@ def read(path: Path, faults: list[str]) -> list[Clip]:
     return [clips[name] for name in sorted(clips)]
 
 
-def _bare(media: Path, root: Path) -> Clip:
-    name = media.relative_to(root).as_posix()
-    return Clip(name, source="", split="", label=float("nan"), text="", media=media, where=name)
-
-
-def _clip(row: dict[str, str | None], root: Path, where: str) -> Clip:
+def _clip(row: dict[str, str | None], root: Path, where: str) -> MediaSpan:
     refuse_ragged(row, where)
     cell = {name: (row.get(name) or "").strip() for name in ("path", *OPTIONAL)}
     if not cell["path"]:
         raise UserError(f"{where}: path is empty.")
-    start, end = span(cell, where)
-    return Clip(
-        clip_id=cell["clip_id"] or cell["path"],
-        source="",
-        split="",
-        label=float("nan"),
-        text=cell["text"],
-        media=media_of(cell["path"], root, where),
-        start_s=start,
-        end_s=end,
-        where=where,
-    )
+    start_s, end_s = span(cell, where)
+    path = media_of(cell["path"], root, where)
+    name = cell["clip_id"] or cell["path"]
+    return MediaSpan(clip_id=name, path=path, start_s=start_s, end_s=end_s, text=cell["text"], where=where)

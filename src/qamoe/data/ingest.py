@@ -7,12 +7,12 @@ replaced: a kill between the two leaves files that no row names, and the next ti
 import csv
 import io
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from qamoe.config.task import Task
 from qamoe.data import manifest as clips
-from qamoe.data.clip import Clip, check_clips, drawn_split
+from qamoe.data.clip import LabelledClip, check_clips, drawn_split
 from qamoe.errors import UserError
 from qamoe.files import atomic_write, file_digest, write_text
 
@@ -41,11 +41,11 @@ def ingest(folder: Path, data: Path, task: Task) -> Ingested:
     splits = {clip.source: clip.split for clip in there.values()}
     given = _rows(folder / "manifest.csv")
     digests: dict[Path, str] = {}
-    fresh: list[tuple[Clip, dict[str, str]]] = []
+    fresh: list[tuple[LabelledClip, dict[str, str]]] = []
     for clip in waiting:
         row = given[clip.clip_id]
         if not row["split"].strip():
-            clip = Clip(**{**clip.__dict__, "split": splits.get(clip.source, drawn_split(clip.source))})
+            clip = replace(clip, split=splits.get(clip.source, drawn_split(clip.source)))
         old = there.get(clip.clip_id)
         if old is None:
             fresh.append((clip, {**row, "split": clip.split}))
@@ -58,10 +58,11 @@ def ingest(folder: Path, data: Path, task: Task) -> Ingested:
     rows = []
     for clip, row in fresh:
         assert clip.media is not None
-        place = Path("media") / f"{_digest(clip.media, digests)[:32]}{clip.media.suffix.lower()}"
+        media = clip.media.path
+        place = Path("media") / f"{_digest(media, digests)[:32]}{media.suffix.lower()}"
         if not (data / place).is_file():
             with atomic_write(data / place) as aside:
-                shutil.copyfile(clip.media, aside)
+                shutil.copyfile(media, aside)
         rows.append({**row, "path": place.as_posix()})
     _append(data / "manifest.csv", rows)
     return Ingested(len(fresh), len(waiting) - len(fresh), left)
@@ -79,11 +80,11 @@ def _digest(media: Path, known: dict[Path, str]) -> str:
     return known[media]
 
 
-def _identity(clip: Clip, known: dict[Path, str]) -> tuple[object, ...]:
+def _identity(clip: LabelledClip, known: dict[Path, str]) -> tuple[object, ...]:
     """What makes a clip the same one, wherever its media lie."""
     assert clip.media is not None
-    media = _digest(clip.media, known)
-    return (clip.source, clip.split, clip.label, clip.text, clip.start_s, clip.end_s, media)
+    media, digest = clip.media, _digest(clip.media.path, known)
+    return (clip.source, clip.split, clip.label, clip.text, media.start_s, media.end_s, digest)
 
 
 def _leave_sample_remote(pointer: Path) -> bool:

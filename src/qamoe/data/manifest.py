@@ -10,7 +10,17 @@ from pathlib import Path
 
 from qamoe.config.task import Task
 from qamoe.data.arrow_store import SPLITS
-from qamoe.data.clip import Clip, Corpus, check_clips, drawn_split, label_value, noted, refuse_ragged, rows_of
+from qamoe.data.clip import (
+    Corpus,
+    LabelledClip,
+    MediaSpan,
+    check_clips,
+    drawn_split,
+    label_value,
+    noted,
+    refuse_ragged,
+    rows_of,
+)
 from qamoe.errors import UserError
 
 COLUMNS = ("clip_id", "source", "path", "start_s", "end_s", "text", "label", "split")
@@ -55,7 +65,7 @@ def read_generated(path: Path, task: Task, faults: list[str] | None = None) -> C
     return Corpus(corpus.clips, corpus.modalities, about={"corpus": "sample", **about}, generated=True)
 
 
-def _rows(manifest: Path, root: Path, task: Task, faults: list[str] | None) -> list[Clip]:
+def _rows(manifest: Path, root: Path, task: Task, faults: list[str] | None) -> list[LabelledClip]:
     clips = []
     with rows_of(manifest, strict=True) as reader:  # a stray quote would swallow the rows up to the next one
         lacking = [c for c in COLUMNS if c not in (reader.fieldnames or [])]
@@ -103,7 +113,7 @@ def media_of(path: str, root: Path, where: str) -> Path:
     return media
 
 
-def _clip(row: dict[str, str | None], root: Path, task: Task, where: str) -> Clip:
+def _clip(row: dict[str, str | None], root: Path, task: Task, where: str) -> LabelledClip:
     refuse_ragged(row, where)
     cell = {name: (row.get(name) or "").strip() for name in COLUMNS}
     for name in ("clip_id", "source", "path", "label"):
@@ -111,16 +121,13 @@ def _clip(row: dict[str, str | None], root: Path, task: Task, where: str) -> Cli
             raise UserError(f"{where}: {name} is empty.")
     if cell["split"] not in ("", *SPLITS):
         raise UserError(f"{where}: split {cell['split']!r} is none of {', '.join(SPLITS)} (or empty).")
-    media = media_of(cell["path"], root, where)
-    start, end = span(cell, where)
-    return Clip(
-        clip_id=cell["clip_id"],
+    path = media_of(cell["path"], root, where)
+    start_s, end_s = span(cell, where)
+    return LabelledClip(
+        span=MediaSpan(
+            clip_id=cell["clip_id"], path=path, start_s=start_s, end_s=end_s, text=cell["text"], where=where
+        ),
         source=cell["source"],
         split=cell["split"] or drawn_split(cell["source"]),
         label=label_value(cell["label"], task, where),
-        text=cell["text"],
-        media=media,
-        start_s=start,
-        end_s=end,
-        where=where,
     )

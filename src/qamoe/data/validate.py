@@ -14,7 +14,7 @@ import numpy as np
 from qamoe.config.params import Extract
 from qamoe.config.task import Task, is_classification
 from qamoe.data.arrow_store import SPLITS
-from qamoe.data.clip import Clip, Corpus, check_text, noted
+from qamoe.data.clip import Corpus, LabelledClip, check_text, noted
 from qamoe.data.manifest import COLUMNS
 from qamoe.data.readers import READERS, iemocap, meld, mintrec
 from qamoe.errors import UserError
@@ -159,10 +159,10 @@ def _without_manifest(path: Path, found: Findings, watch: Watch) -> None:
     found.errors.append(f"There is no manifest.csv in {path}, and no other corpus that is known.")
 
 
-def _look(clips: list[Clip], watch: Watch) -> dict[Path, Contents | str]:
+def _look(clips: list[LabelledClip], watch: Watch) -> dict[Path, Contents | str]:
     """What each media file holds, or the reason why it cannot be used."""
     looked: dict[Path, Contents | str] = {}
-    for media in watch(sorted({clip.media for clip in clips if clip.media is not None})):
+    for media in watch(sorted({clip.media.path for clip in clips if clip.media is not None})):
         try:
             looked[media] = contents(media)
         except ClipError as problem:
@@ -170,20 +170,20 @@ def _look(clips: list[Clip], watch: Watch) -> dict[Path, Contents | str]:
     return looked
 
 
-def _seconds(clip: Clip, looked: dict[Path, Contents | str]) -> float | None:
-    inside = looked.get(clip.media) if clip.media is not None else None
-    if not isinstance(inside, Contents):
+def _seconds(clip: LabelledClip, looked: dict[Path, Contents | str]) -> float | None:
+    inside = looked.get(clip.media.path) if clip.media is not None else None
+    if clip.media is None or not isinstance(inside, Contents):
         return None
-    end_s = inside.seconds if clip.end_s is None else min(clip.end_s, inside.seconds)
-    return max(end_s - clip.start_s, 0.0)
+    end_s = inside.seconds if clip.media.end_s is None else min(clip.media.end_s, inside.seconds)
+    return max(end_s - clip.media.start_s, 0.0)
 
 
-def _present(clip: Clip, modality: str, looked: dict[Path, Contents | str]) -> bool:
+def _present(clip: LabelledClip, modality: str, looked: dict[Path, Contents | str]) -> bool:
     if modality == "text":
         return bool(clip.text) or clip.tokens is not None or "text" in clip.frames
     if modality in clip.frames:
         return len(clip.frames[modality]) > 0
-    inside = looked.get(clip.media) if clip.media is not None else None
+    inside = looked.get(clip.media.path) if clip.media is not None else None
     return isinstance(inside, Contents) and getattr(inside, modality)
 
 
@@ -214,7 +214,7 @@ def _tell(
     found.told += _label_lines(clips, task)
 
 
-def _label_lines(clips: list[Clip], task: Task) -> Iterator[str]:
+def _label_lines(clips: list[LabelledClip], task: Task) -> Iterator[str]:
     of_split = {split: [clip for clip in clips if clip.split == split] for split in SPLITS}
     yield ""
     yield "split    clips  sources" + ("" if is_classification(task) else "    mean   sd  min to max")
@@ -270,23 +270,25 @@ def _frames(corpus: Corpus, found: Findings) -> None:
                 found.warnings.append(f"{clip.where}: {modality} holds {wrong} values that are NaN or infinite.")
 
 
-def _media(clips: list[Clip], looked: dict[Path, Contents | str], found: Findings) -> int:
+def _media(clips: list[LabelledClip], looked: dict[Path, Contents | str], found: Findings) -> int:
     """Warn of media and spans that cannot be used; returns how many clips that concerns."""
     bad = 0
     for clip in clips:
-        inside = looked.get(clip.media) if clip.media is not None else None
-        if clip.media is None or inside is None:
+        media = clip.media
+        inside = looked.get(media.path) if media is not None else None
+        if media is None or inside is None:
             continue
         if isinstance(inside, str):
-            found.warnings.append(f"{clip.where}: {clip.media.name}: {inside}")
-        elif clip.start_s >= inside.seconds:
+            found.warnings.append(f"{clip.where}: {media.path.name}: {inside}")
+        elif media.start_s >= inside.seconds:
             found.warnings.append(
-                f"{clip.where}: start_s {clip.start_s:g} lies behind the end of {clip.media.name} "
+                f"{clip.where}: start_s {media.start_s:g} lies behind the end of {media.path.name} "
                 f"({inside.seconds:.2f} s)."
             )
-        elif clip.end_s is not None and clip.end_s > inside.seconds + _BEHIND_S:
+        elif media.end_s is not None and media.end_s > inside.seconds + _BEHIND_S:
             found.warnings.append(
-                f"{clip.where}: end_s {clip.end_s:g} lies behind the end of {clip.media.name} ({inside.seconds:.2f} s)."
+                f"{clip.where}: end_s {media.end_s:g} lies behind the end of {media.path.name} "
+                f"({inside.seconds:.2f} s)."
             )
             continue  # the clip ends earlier, and is used
         else:

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from qamoe.config.params import Extract
 from qamoe.data import arrow_store
-from qamoe.data.clip import Clip
+from qamoe.data.clip import LabelledClip
 from qamoe.degradation.swap_partners import Partners
 from qamoe.errors import UserError
 from qamoe.extractors.registry import extractor
@@ -29,7 +29,7 @@ Lost = dict[tuple[str, str], str]
 
 
 def write(
-    clips: list[Clip],
+    clips: list[LabelledClip],
     params: Extract,
     folder: Path,
     digest: Callable[[Path], str],
@@ -78,7 +78,7 @@ def write(
         writer.writerows(sorted(problems))
 
 
-def _check(test: list[Clip], params: Extract) -> None:
+def _check(test: list[LabelledClip], params: Extract) -> None:
     assert params.signals is not None
     if not test:
         raise UserError("extract.signals degrades the test split, which is empty.")
@@ -92,12 +92,17 @@ def _check(test: list[Clip], params: Extract) -> None:
                 raise UserError(f"{clip.where}: extract.signals needs media, and this clip has features alone.")
             if modality != "text" and clip.media is not None:
                 made_by = extractor(getattr(params, modality))
-                if made_by.reads(clip.media) != clip.media:
+                if made_by.reads(clip.media.path) != clip.media.path:
                     raise UserError(f"extract.signals degrades {modality}, and {made_by.name} reads no media.")
 
 
 def _jobs(
-    test: list[Clip], params: Extract, kind: str, severity: float, partners: Partners, digest: Callable[[Path], str]
+    test: list[LabelledClip],
+    params: Extract,
+    kind: str,
+    severity: float,
+    partners: Partners,
+    digest: Callable[[Path], str],
 ) -> Iterator[Job]:
     assert params.signals is not None
     for row, clip in enumerate(test):
@@ -106,9 +111,10 @@ def _jobs(
         for number in range(1, 1 + degradations.VOICES) if kind == "babble" else ():
             other = test[partners.of([row], degradations.drawn(params.signals.seed, clip.clip_id, kind, number))[0]]
             assert other.media is not None
-            voices.append(Voice(other.media, other.start_s, other.end_s, digest(other.media)))
+            voices.append(Voice(other.media.path, other.media.start_s, other.media.end_s, digest(other.media.path)))
         signal = Signal(kind, severity, params.signals.seed, clip.clip_id, tuple(voices))
-        yield Job(clip.clip_id, degradations.MODALITY[kind], clip.media, clip.start_s, clip.end_s, signal)
+        modality, media = degradations.MODALITY[kind], clip.media
+        yield Job(clip.clip_id, modality, media.path, media.start_s, media.end_s, signal)
 
 
 def _part(job: Job, params: Extract, parts: Path, digest: Callable[[Path], str]) -> Path:
@@ -117,13 +123,18 @@ def _part(job: Job, params: Extract, parts: Path, digest: Callable[[Path], str])
 
 
 def _write_words(
-    test: list[Clip], params: Extract, severity: float, vocabulary: Vocabulary, place: Path, about: dict[str, Any]
+    test: list[LabelledClip],
+    params: Extract,
+    severity: float,
+    vocabulary: Vocabulary,
+    place: Path,
+    about: dict[str, Any],
 ) -> None:
     assert params.signals is not None
     tokeniser = extractor(params.text)
     seed = params.signals.seed
 
-    def row(clip: Clip) -> dict[str, Any]:
+    def row(clip: LabelledClip) -> dict[str, Any]:
         heard = degradations.word_errors(
             clip.text, severity, degradations.drawn(seed, clip.clip_id, "word_errors"), vocabulary
         )

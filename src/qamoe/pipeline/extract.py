@@ -22,7 +22,7 @@ from qamoe.config import settings
 from qamoe.config.block import Block
 from qamoe.config.params import Extract, Params
 from qamoe.data import arrow_store
-from qamoe.data.clip import Clip, Corpus, check_text
+from qamoe.data.clip import Corpus, LabelledClip, check_text
 from qamoe.data.readers import READERS
 from qamoe.errors import UserError
 from qamoe.extractors.registry import extractor
@@ -69,7 +69,7 @@ def _clear(folder: Path) -> None:
 
 
 def _extracted(
-    clips: list[Clip], params: Extract, parts: Path, digest: Callable[[Path], str], problems: Problems
+    clips: list[LabelledClip], params: Extract, parts: Path, digest: Callable[[Path], str], problems: Problems
 ) -> dict[tuple[str, str], Path]:
     """Make the parts of all clips that have media; fills `problems`; returns where each part lies."""
     places: dict[tuple[str, str], Path] = {}
@@ -78,9 +78,9 @@ def _extracted(
         if clip.media is None:
             continue
         for modality in STREAMS:
-            job = Job(clip.clip_id, modality, clip.media, clip.start_s, clip.end_s)
+            job = Job(clip.clip_id, modality, clip.media.path, clip.media.start_s, clip.media.end_s)
             made_by = extractor(getattr(params, modality))
-            key = part_key(job, digest(made_by.reads(clip.media)), made_by)
+            key = part_key(job, digest(made_by.reads(clip.media.path)), made_by)
             part = parts / modality / key[:2] / key
             places[clip.clip_id, modality] = part
             if read_part(part) is None:
@@ -127,7 +127,7 @@ def _refuse_too_many(problems: Problems, clips: int, allowed: float) -> None:
         )
 
 
-def _frames(clip: Clip, modality: str, parts: dict[tuple[str, str], Path], dimension: int) -> np.ndarray:
+def _frames(clip: LabelledClip, modality: str, parts: dict[tuple[str, str], Path], dimension: int) -> np.ndarray:
     if modality in clip.frames:
         return clip.frames[modality]
     part = parts.get((clip.clip_id, modality))
@@ -136,7 +136,7 @@ def _frames(clip: Clip, modality: str, parts: dict[tuple[str, str], Path], dimen
 
 
 def _write_streams(
-    clips: list[Clip], corpus: Corpus, params: Extract, parts: dict[tuple[str, str], Path], folder: Path
+    clips: list[LabelledClip], corpus: Corpus, params: Extract, parts: dict[tuple[str, str], Path], folder: Path
 ) -> list[float | None]:
     """Write audio.arrow and vision.arrow; returns each clip's length in seconds, where frames tell it."""
     seconds: list[float | None] = [None] * len(clips)
@@ -162,13 +162,13 @@ def _write_streams(
     return seconds
 
 
-def _write_text(clips: list[Clip], tokeniser: Tokens, folder: Path, *, ready: bool) -> None:
+def _write_text(clips: list[LabelledClip], tokeniser: Tokens, folder: Path, *, ready: bool) -> None:
     """Write text.arrow; `ready` token ids are of the tokeniser's vocabulary and win over words."""
     about = {"extractor": tokeniser.name, "version": tokeniser.version, "unk": tokeniser.unk_id}
     about |= {"special": list(tokeniser.special_ids), "vocabulary": tokeniser.vocab_size}
     about |= {"vocabulary_sha256": tokeniser.vocabulary_sha256}
 
-    def row(clip: Clip) -> dict[str, Any]:
+    def row(clip: LabelledClip) -> dict[str, Any]:
         if clip.tokens is not None and ready:
             ids, limit = clip.tokens, tokeniser.max_tokens
             if len(ids) > limit:
@@ -180,7 +180,7 @@ def _write_text(clips: list[Clip], tokeniser: Tokens, folder: Path, *, ready: bo
     arrow_store.write(folder / "text.arrow", degraded_media.TEXT_SCHEMA, map(row, clips), about)
 
 
-def _write_vectors(clips: list[Clip], folder: Path) -> None:
+def _write_vectors(clips: list[LabelledClip], folder: Path) -> None:
     """Write text.arrow of a corpus whose text is stored vectors alone, as frames without a rate."""
     size = clips[0].frames["text"].shape[1]
     schema = pa.schema([("clip_id", pa.string()), ("frames", arrow_store.frames_type(size))])
@@ -192,7 +192,9 @@ def _as_given(dimension: int) -> dict[str, Any]:
     return {"extractor": "as given", "version": "", "rate": None, "dimension": dimension, "columns": []}
 
 
-def _write_clips(clips: list[Clip], corpus: Corpus, params: Extract, seconds: list[float | None], folder: Path) -> None:
+def _write_clips(
+    clips: list[LabelledClip], corpus: Corpus, params: Extract, seconds: list[float | None], folder: Path
+) -> None:
     about = {
         "about": corpus.about,
         "generated": corpus.generated,

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
-    from qamoe.data.clip import Clip
+    from qamoe.data.clip import MediaSpan
     from qamoe.serving.model_loader import Served
 
 SCORES = "scores.parquet"
@@ -92,20 +92,18 @@ def run(source: Path, out: Path, model: str) -> None:
     print(compared.sentence, flush=True)
 
 
-def _about(clip: "Clip", source: Path) -> dict[str, Any]:
-    assert clip.media is not None
+def _about(clip: "MediaSpan", source: Path) -> dict[str, Any]:
     root = (source if source.is_dir() else source.parent).resolve()
-    path = clip.media.relative_to(root).as_posix()
+    path = clip.path.relative_to(root).as_posix()
     end_s = float("nan") if clip.end_s is None else clip.end_s
     return {"clip_id": clip.clip_id, "path": path, "text": clip.text, "start_s": clip.start_s, "end_s": end_s}
 
 
-def _key(clip: "Clip", model: str) -> str:
+def _key(clip: "MediaSpan", model: str) -> str:
     """All that a clip's score depends on."""
     from qamoe.extractors.worker_pool import media_digest
 
-    assert clip.media is not None
-    return parameters.digest(model, media_digest(clip.media), clip.start_s, clip.end_s, clip.text)
+    return parameters.digest(model, media_digest(clip.path), clip.start_s, clip.end_s, clip.text)
 
 
 def _read(path: Path, columns: list[str]) -> "pd.DataFrame":
@@ -130,7 +128,7 @@ def _write(rows: "pd.DataFrame", path: Path) -> None:
         pq.write_table(pa.Table.from_pandas(rows, schema, preserve_index=False), aside)
 
 
-def _jobs(clips: list["Clip"], served: "Served", parts: Path) -> dict[tuple[str, str], tuple[Any, Path]]:
+def _jobs(clips: list["MediaSpan"], served: "Served", parts: Path) -> dict[tuple[str, str], tuple[Any, Path]]:
     """The job and the part of each modality that media give."""
     from qamoe.extractors.registry import extractor
     from qamoe.extractors.worker_pool import Job, media_digest, part_key
@@ -139,15 +137,14 @@ def _jobs(clips: list["Clip"], served: "Served", parts: Path) -> dict[tuple[str,
     for modality, chosen in served.extractors.items():
         made_by = extractor(chosen)
         for clip in clips:
-            assert clip.media is not None
-            job = Job(clip.clip_id, modality, clip.media, clip.start_s, clip.end_s)
-            key = part_key(job, media_digest(made_by.reads(clip.media)), made_by)
+            job = Job(clip.clip_id, modality, clip.path, clip.start_s, clip.end_s)
+            key = part_key(job, media_digest(made_by.reads(clip.path)), made_by)
             found[clip.clip_id, modality] = (job, parts / modality / key[:2] / key)
     return found
 
 
 def _frames(
-    clips: list["Clip"], served: "Served", parts: Path
+    clips: list["MediaSpan"], served: "Served", parts: Path
 ) -> tuple[dict[str, dict[str, "np.ndarray"]], dict[str, str]]:
     """Raw frames by clip and modality, and what went wrong with a clip."""
     from qamoe.extractors.worker_pool import make_parts, read_part
@@ -167,7 +164,7 @@ def _frames(
     return frames, {clip_id: "; ".join(told) for clip_id, told in problems.items()}
 
 
-def _remove_parts(clips: list["Clip"], served: "Served", parts: Path) -> None:
+def _remove_parts(clips: list["MediaSpan"], served: "Served", parts: Path) -> None:
     """Features of clips that have gone go too."""
     used = {part for _, part in _jobs(clips, served, parts).values()}
     for file in parts.rglob("*") if parts.is_dir() else ():

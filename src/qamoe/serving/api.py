@@ -25,13 +25,13 @@ from starlette.requests import ClientDisconnect
 from qamoe.config import settings
 from qamoe.config.model_names import family
 from qamoe.config.task import is_classification
-from qamoe.data.clip import Clip
+from qamoe.data.clip import MediaSpan
 from qamoe.data.stats import frame_stats
 from qamoe.errors import UserError
 from qamoe.files import file_digest
 from qamoe.inference.extraction_worker import Busy, Extraction, Limits
 from qamoe.serving import schemas
-from qamoe.serving.clip_cache import Clips, Kept, samples
+from qamoe.serving.clip_cache import CachedClip, ClipCache, samples
 from qamoe.serving.middleware import Guard
 from qamoe.serving.model_loader import Served, open_model
 
@@ -56,7 +56,7 @@ class Service:
         self.load, self.limits = load, limits
         self.served = self._loaded()
         self.samples = samples(folder, self.served.trained.config["task"])
-        self.clips = Clips()
+        self.clips = ClipCache()
         self._of_sample: dict[int, str] = {}
         self._predicting = threading.BoundedSemaphore(settings.workers())
         self._loading = threading.Lock()
@@ -89,26 +89,25 @@ class Service:
         if self.extraction is None or not extractors:
             raise HTTPException(409, "This model knows no media; send it features.")
         key = f"{file_digest(path)} {start_s!r} {end_s!r}"
-        return self.clips.put(Kept(key, self.extraction.extract(path, extractors, start_s, end_s)))
+        return self.clips.put(CachedClip(key, self.extraction.extract(path, extractors, start_s, end_s)))
 
-    def sample(self, number: int) -> Clip:
+    def sample(self, number: int) -> MediaSpan:
         """The sample of that number. Raises HTTPException where there is none."""
         if not 0 <= number < len(self.samples):
             raise HTTPException(404, f"There is no such sample; there are {len(self.samples)}, numbered from 0.")
-        return self.samples[number]
+        return self.samples[number][0]
 
-    def label(self, clip: Clip) -> float | str:
-        """A clip's label as people know it: a number, or the name of a class."""
+    def label(self, label: float) -> float | str:
+        """A label as people know it: a number, or the name of a class."""
         task = self.served.trained.config["task"]
-        return task["classes"][int(clip.label)] if is_classification(task) else clip.label
+        return task["classes"][int(label)] if is_classification(task) else label
 
     def upload_of(self, number: int) -> schemas.Upload:
         """A sample's features under an id, extracted at its first use only."""
         clip = self.sample(number)
         clip_id = self._of_sample.get(number, "")
         if self.clips.get(clip_id) is None:
-            assert clip.media is not None
-            clip_id = self._of_sample[number] = self.extract(clip.media, clip.start_s, clip.end_s)
+            clip_id = self._of_sample[number] = self.extract(clip.path, clip.start_s, clip.end_s)
         return self.uploaded(clip_id)
 
     def uploaded(self, clip_id: str) -> schemas.Upload:
@@ -116,7 +115,7 @@ class Service:
         counts = {m: len(found.frames.get(m, ())) for m in self.served.extractors}
         return schemas.Upload(id=clip_id, seconds=found.seconds, frames=counts, problems=found.problems)
 
-    def kept(self, clip_id: str) -> Kept:
+    def kept(self, clip_id: str) -> CachedClip:
         """The clip of that id. Raises HTTPException where it is not, or no more, there."""
         clip = self.clips.get(clip_id)
         if clip is None:
@@ -222,8 +221,8 @@ def _sample_routes(app: FastAPI, service: Service) -> None:
     def list_samples() -> list[schemas.Sample]:
         """Clips to try it with, if the server was started with some."""
         return [
-            schemas.Sample(number=i, text=c.text, label=service.label(c), start_s=c.start_s, end_s=c.end_s)
-            for i, c in enumerate(service.samples)
+            schemas.Sample(number=i, text=span.text, label=service.label(label), start_s=span.start_s, end_s=span.end_s)
+            for i, (span, label) in enumerate(service.samples)
         ]
 
     @app.post("/samples/{number}", status_code=201)
@@ -234,9 +233,7 @@ def _sample_routes(app: FastAPI, service: Service) -> None:
     @app.get("/samples/{number}/media", response_class=FileResponse)
     def sample_media(number: int) -> FileResponse:
         """The sample's film or sound, to be played."""
-        media = service.sample(number).media
-        assert media is not None
-        return FileResponse(media)
+        return FileResponse(service.sample(number).path)
 
 
 def _pages(app: FastAPI) -> None:

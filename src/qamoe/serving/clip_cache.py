@@ -8,7 +8,7 @@ from pathlib import Path
 
 from qamoe.config.task import Task, TaskDescription
 from qamoe.data import manifest as corpus
-from qamoe.data.clip import Clip
+from qamoe.data.clip import MediaSpan
 from qamoe.inference.extraction_worker import Extracted
 
 MOST_CLIPS = 64
@@ -17,7 +17,7 @@ _SAMPLES = 6
 
 
 @dataclass(frozen=True)
-class Kept:
+class CachedClip:
     """Raw features of one clip. `key` stands for its content in every draw, so that the same clip degrades alike."""
 
     key: str
@@ -28,18 +28,18 @@ class Kept:
         return sum(frames.nbytes for frames in self.extracted.frames.values())
 
 
-class Clips:
+class ClipCache:
     """At most `most` clips and `most_bytes` of features; whoever comes in makes the longest unused ones go."""
 
     def __init__(self, most: int = MOST_CLIPS, most_bytes: int = MOST_BYTES) -> None:
         self._most, self._most_bytes = most, most_bytes
-        self._kept: OrderedDict[str, Kept] = OrderedDict()
+        self._kept: OrderedDict[str, CachedClip] = OrderedDict()
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
         return len(self._kept)
 
-    def put(self, clip: Kept) -> str:
+    def put(self, clip: CachedClip) -> str:
         """Keep a clip; returns its id."""
         clip_id = secrets.token_urlsafe(18)
         with self._lock:
@@ -48,7 +48,7 @@ class Clips:
                 self._kept.popitem(last=False)
         return clip_id
 
-    def get(self, clip_id: str) -> Kept | None:
+    def get(self, clip_id: str) -> CachedClip | None:
         """The clip of that id, or None; it then counts as used."""
         with self._lock:
             if clip_id in self._kept:
@@ -59,9 +59,9 @@ class Clips:
         return len(self._kept) <= self._most and sum(c.size for c in self._kept.values()) <= self._most_bytes
 
 
-def samples(folder: Path | None, task: TaskDescription) -> list[Clip]:
-    """A few clips of a folder of raw clips, of different sources and with labels from low to high; test clips where
-    it has such. Raises UserError for a folder that is no corpus."""
+def samples(folder: Path | None, task: TaskDescription) -> list[tuple[MediaSpan, float]]:
+    """A few clips of a folder of raw clips with their labels, from low to high: of different sources, and of the test
+    split where there is one. Raises UserError for a folder that is no corpus."""
     if folder is None:
         return []
     every = corpus.read(folder, Task.model_validate(task)).clips
@@ -69,4 +69,5 @@ def samples(folder: Path | None, task: TaskDescription) -> list[Clip]:
     by_source = {clip.source: clip for clip in sorted(offered, key=lambda clip: clip.clip_id, reverse=True)}
     ordered = sorted(by_source.values(), key=lambda clip: (clip.label, clip.clip_id))
     count = min(_SAMPLES, len(ordered))
-    return [ordered[i * (len(ordered) - 1) // max(1, count - 1)] for i in range(count)]
+    chosen = [ordered[i * (len(ordered) - 1) // max(1, count - 1)] for i in range(count)]
+    return [(clip.media, clip.label) for clip in chosen if clip.media is not None]

@@ -30,7 +30,7 @@ _ADVICE = "; --folder artifacts/train/qamoe/1 serves a trained checkpoint withou
 
 
 @dataclass(frozen=True)
-class Found:
+class LocatedModel:
     """A checkpoint's folder, what people may see of where it came from, and name and version of a registered one."""
 
     folder: Path
@@ -40,7 +40,7 @@ class Found:
 
 @dataclass(frozen=True)
 class Served:
-    """A model in use. `name` and `registered` are those of Found; `digest` is the checkpoint's."""
+    """A model in use. `name` and `registered` are those of LocatedModel; `digest` is the checkpoint's."""
 
     trained: "Trained"
     references: dict[str, "Reference"]
@@ -85,45 +85,45 @@ class Served:
 
 def open_model(model: str, folder: Path | None) -> Served:
     """Find and load a model. Raises UserError where there is no such thing."""
-    with found(model, folder) as place:
-        return load(place)
+    with located(model, folder) as model_files:
+        return load(model_files)
 
 
-def load(place: Found) -> Served:
+def load(located: LocatedModel) -> Served:
     """Load the checkpoint that was found. Raises UserError where it is none."""
     from qamoe.degradation.views import references
     from qamoe.models import checkpoint
 
     device = settings.device()
-    trained = checkpoint.load(place.folder, device)
-    digest = checkpoint.digest(place.folder)
-    return Served(trained, references(trained.config["stats"]), device, place.name, digest, place.registered)
+    trained = checkpoint.load(located.folder, device)
+    digest = checkpoint.digest(located.folder)
+    return Served(trained, references(trained.config["stats"]), device, located.name, digest, located.registered)
 
 
 @contextmanager
-def found(model: str, folder: Path | None) -> Iterator[Found]:
+def located(model: str, folder: Path | None) -> Iterator[LocatedModel]:
     """Where a model is, as long as the block lasts.
 
     `folder` wins over `model`, which is models:/NAME@ALIAS or models:/NAME/VERSION. Raises UserError where the registry
     has no such thing.
     """
     if folder is not None:
-        yield Found(folder, "/".join(folder.resolve().parts[-2:]))
+        yield LocatedModel(folder, "/".join(folder.resolve().parts[-2:]))
         return
     with tempfile.TemporaryDirectory() as temporary:
         yield _registered(model, Path(temporary))
 
 
-def _registered(model: str, temporary: Path) -> Found:
+def _registered(model: str, temporary: Path) -> LocatedModel:
     from qamoe.registry import local_lookup
 
-    asked = _REGISTERED.fullmatch(model)
-    if asked is None:
+    parts = _REGISTERED.fullmatch(model)
+    if parts is None:
         raise UserError(f"--model {model!r} is none of models:/NAME@ALIAS and models:/NAME/VERSION.")
-    name, version, alias = asked["name"], asked["version"], asked["alias"]
-    version, place = local_lookup.version_and_folder(name, version, alias) or _fetched(name, version, alias, temporary)
+    name, version, alias = parts["name"], parts["version"], parts["alias"]
+    version, folder = local_lookup.version_and_folder(name, version, alias) or _fetched(name, version, alias, temporary)
     label = f"{name} version {version}"
-    return Found(place, f"{label} ({alias})" if alias else label, (name, version))
+    return LocatedModel(folder, f"{label} ({alias})" if alias else label, (name, version))
 
 
 def _fetched(name: str, version: str | None, alias: str, temporary: Path) -> tuple[str, Path]:

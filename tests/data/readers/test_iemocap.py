@@ -89,8 +89,8 @@ def test_the_corpus_own_sound_is_media(tmp_path: Path) -> None:
     (tmp_path / "Session1/sentences/wav").mkdir(parents=True)
     corpus = read(stored(tmp_path, content()), FOUR)
     assert corpus.modalities == ("text", "audio")
-    assert corpus.clips[0].media == tmp_path / "Session1/sentences/wav/Ses01F_impro01/Ses01F_impro01_F000.wav"
-    assert corpus.clips[5].media == tmp_path / "Session5/sentences/wav/Ses05F_impro08b/Ses05F_impro08b_M002.wav"
+    assert corpus.clips[0].media.path == tmp_path / "Session1/sentences/wav/Ses01F_impro01/Ses01F_impro01_F000.wav"
+    assert corpus.clips[5].media.path == tmp_path / "Session5/sentences/wav/Ses05F_impro08b/Ses05F_impro08b_M002.wav"
 
 
 def with_item(place: int, key: Any, value: Any) -> list[Any]:

@@ -80,7 +80,7 @@ def test_the_clips_themselves_are_media(folder: Path) -> None:
     (folder / "raw_data").mkdir()
     corpus = read(folder, TASK)
     assert corpus.modalities == ("text", "audio", "vision")
-    assert corpus.clips[0].media == folder / "raw_data/S05/E16/329.mp4"
+    assert corpus.clips[0].media.path == folder / "raw_data/S05/E16/329.mp4"
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import numpy as np
 
 from qamoe.config.task import Task, is_classification
 from qamoe.data import safe_pickle
-from qamoe.data.clip import Clip, Corpus, check_clips, label_value, noted
+from qamoe.data.clip import Corpus, LabelledClip, check_clips, label_value, noted, utterance
 from qamoe.errors import UserError
 
 # In the order of the numbers in the pickles.
@@ -49,20 +49,18 @@ def read(path: Path, task: Task, faults: list[str] | None = None) -> Corpus:
         columns = [_column(found, dialogue, file) for found in (ids, labels, speakers, sentences)]
         if len({len(column) for column in columns}) > 1:
             raise UserError(f"{file}, dialogue {dialogue}: ids, labels, speakers and sentences differ in length.")
-        for utterance, label, speaker, sentence in zip(*columns, strict=True):
-            where = f"{file}, utterance {utterance}"
+        for name, label, speaker, sentence in zip(*columns, strict=True):
+            where = f"{file}, utterance {name}"
             with noted(faults):
-                if not _UTTERANCE.fullmatch(str(utterance)):
+                if not _UTTERANCE.fullmatch(str(name)):
                     raise UserError(f"{where}: such ids begin with Ses01 to Ses05 and hold letters, digits and _.")
-                clip = Clip(
-                    clip_id=str(utterance),
+                media = _wav(path, dialogue, str(name)) if wav else None
+                clip = LabelledClip(
+                    span=utterance(str(name), str(sentence), where, media),
                     source=dialogue,
                     split=split,
                     label=label_value(_class(label, ways, where), task, where),
-                    text=str(sentence),
-                    media=_wav(path, dialogue, str(utterance)) if wav else None,
-                    frames={m: _frames(folder, str(utterance), str(speaker), where) for m, folder in given.items()},
-                    where=where,
+                    frames={m: _frames(folder, str(name), str(speaker), where) for m, folder in given.items()},
                 )
                 clips.append(clip)
     check_clips(clips, str(file), faults)
@@ -142,7 +140,7 @@ def _frames(folder: Path, utterance: str, speaker: str, where: str) -> np.ndarra
     return np.atleast_2d(frames)
 
 
-def _same_columns(clips: list[Clip], modalities: tuple[str, ...], path: Path) -> list[Clip]:
+def _same_columns(clips: list[LabelledClip], modalities: tuple[str, ...], path: Path) -> list[LabelledClip]:
     """The clips, with (0, D) for those without frames; refuses utterances that differ in D."""
     for modality in modalities:
         sizes = sorted({clip.frames[modality].shape[1] for clip in clips if len(clip.frames[modality])})

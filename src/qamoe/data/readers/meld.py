@@ -7,7 +7,7 @@ cast speaks in all splits, which the corpus's own split decided.
 from pathlib import Path
 
 from qamoe.config.task import Task, is_classification
-from qamoe.data.clip import Clip, Corpus, check_clips, label_value, noted, rows_of
+from qamoe.data.clip import Corpus, LabelledClip, check_clips, label_value, noted, rows_of, utterance
 from qamoe.errors import UserError
 
 SPLITS = {"train": "train", "dev": "valid", "test": "test"}  # file -> split
@@ -51,7 +51,9 @@ def _column(task: Task) -> str:
     )
 
 
-def _clips(file: Path, name: str, folder: Path | None, column: str, task: Task, faults: list[str] | None) -> list[Clip]:
+def _clips(
+    file: Path, name: str, folder: Path | None, column: str, task: Task, faults: list[str] | None
+) -> list[LabelledClip]:
     clips = []
     with rows_of(file) as reader:
         lacking = [c for c in (*_COLUMNS, column) if c not in (reader.fieldnames or [])]
@@ -60,15 +62,14 @@ def _clips(file: Path, name: str, folder: Path | None, column: str, task: Task, 
         for row in reader:
             where = f"{file}, line {reader.line_num}"
             with noted(faults):
-                dialogue, utterance = (_number(row[c], c, where) for c in ("Dialogue_ID", "Utterance_ID"))
-                clip = Clip(
-                    clip_id=f"{name}-dia{dialogue}_utt{utterance}",
+                dialogue, number = (_number(row[c], c, where) for c in ("Dialogue_ID", "Utterance_ID"))
+                name_in_dialogue = f"dia{dialogue}_utt{number}"
+                media = folder / f"{name_in_dialogue}.mp4" if folder else None
+                clip = LabelledClip(
+                    span=utterance(f"{name}-{name_in_dialogue}", (row["Utterance"] or "").strip(), where, media),
                     source=f"{name}-dia{dialogue}",
                     split=SPLITS[name],
                     label=label_value((row[column] or "").strip(), task, where),
-                    text=(row["Utterance"] or "").strip(),
-                    media=folder / f"dia{dialogue}_utt{utterance}.mp4" if folder else None,
-                    where=where,
                 )
                 clips.append(clip)
     return clips

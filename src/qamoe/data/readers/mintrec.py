@@ -13,7 +13,7 @@ import numpy as np
 
 from qamoe.config.task import Task
 from qamoe.data import safe_pickle
-from qamoe.data.clip import Clip, Corpus, check_clips, label_value, noted, rows_of
+from qamoe.data.clip import Corpus, LabelledClip, check_clips, label_value, noted, rows_of, utterance
 from qamoe.errors import UserError
 
 COLUMNS = ("season", "episode", "clip", "text", "label")
@@ -83,7 +83,7 @@ def _frames(value: Any, where: str) -> np.ndarray:
 
 def _clips(
     file: Path, split: str, given: dict[str, dict[str, np.ndarray]], raw: bool, task: Task, faults: list[str] | None
-) -> list[Clip]:
+) -> list[LabelledClip]:
     empty = {m: np.zeros((0, next(iter(found.values())).shape[1]), np.float32) for m, found in given.items()}
     clips = []
     with rows_of(file, delimiter="\t", quoting=csv.QUOTE_NONE) as reader:
@@ -96,15 +96,12 @@ def _clips(
             with noted(faults):
                 clip_id = _clip_id(cell, where)
                 media = file.parent / _RAW / cell["season"] / cell["episode"] / f"{cell['clip']}.mp4"
-                clip = Clip(
-                    clip_id=clip_id,
+                clip = LabelledClip(
+                    span=utterance(clip_id, cell["text"], where, media if raw else None),
                     source=f"{split}-{cell['season']}_{cell['episode']}",
                     split=split,
                     label=label_value(cell["label"], task, where),
-                    text=cell["text"],
-                    media=media if raw else None,
                     frames={m: found.get(clip_id, empty[m]) for m, found in given.items()},
-                    where=where,
                 )
                 clips.append(clip)
     return clips

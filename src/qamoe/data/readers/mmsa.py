@@ -13,7 +13,7 @@ import numpy as np
 
 from qamoe.config.task import Task
 from qamoe.data import safe_pickle
-from qamoe.data.clip import Clip, Corpus, check_clips, label_value, noted
+from qamoe.data.clip import Corpus, LabelledClip, Utterance, check_clips, label_value, noted
 from qamoe.errors import UserError
 from qamoe.extractors.tokens import CHINESE, ENGLISH
 from qamoe.files import file_digest
@@ -132,21 +132,20 @@ def _clips(
     task: Task,
     where: str,
     faults: list[str] | None,
-) -> list[Clip]:
+) -> list[LabelledClip]:
     frames = {m: _frames(columns, m, side) for m, side in padding.items()}
     clips = []
     for i, name in enumerate(map(str, columns["id"])):
         place = f"{where}, clip {name}"
         with noted(faults):
-            clip = Clip(
-                clip_id=name,
+            words = str(columns["raw_text"][i]) if "raw_text" in columns else ""
+            clip = LabelledClip(
+                span=Utterance(clip_id=name, text=words, where=place),
                 source=name.split(_SEPARATOR)[0],
                 split=split,
                 label=label_value(str(columns["regression_labels"][i]), task, place),
-                text=str(columns["raw_text"][i]) if "raw_text" in columns else "",
                 tokens=_tokens(columns["text_bert"][i], place) if text == "text_bert" else None,
                 frames={m: of(i) for m, of in frames.items()},
-                where=place,
             )
             clips.append(clip)
     return clips
@@ -209,7 +208,7 @@ def _filled(x: np.ndarray) -> np.ndarray:
         return np.asarray(x.any(-1))
 
 
-def _is_chinese(clips: list[Clip]) -> bool:
+def _is_chinese(clips: list[LabelledClip]) -> bool:
     """Whether most texts hold a Chinese character."""
     texts = [clip.text for clip in clips if clip.text.strip()]
     return sum(any("\u4e00" <= letter <= "\u9fff" for letter in text) for text in texts) * 2 > len(texts)
