@@ -49,11 +49,11 @@ def table(
     if slice is None and format == "terminal":
         tables.print_headline(tables.headline(cells))
         return
-    made = benchmark_table.headline(cells) if slice is None else benchmark_table.of_slice(cells, slice, peers)
+    benchmark = benchmark_table.headline(cells) if slice is None else benchmark_table.of_slice(cells, slice, peers)
     if format == "terminal":
-        table_formats.terminal(made)
+        table_formats.terminal(benchmark)
     else:
-        print(table_formats.FORMATS[format](made), end="")
+        print(table_formats.FORMATS[format](benchmark), end="")
 
 
 @app.command()
@@ -143,12 +143,12 @@ def ingest(
     from qamoe.data.ingest import ingest
     from qamoe.pipeline.known_names import load_params
 
-    found = ingest(folder, data, load_params(params, sections=["extract"]).extract.task)
-    if found.left_sample_remote:
+    ingested = ingest(folder, data, load_params(params, sections=["extract"]).extract.task)
+    if ingested.left_sample_remote:
         print(f"{data}.dvc: deleted the line 'remote: sample'; {data}/ holds more than the generated corpus now, and")
         print("needs a remote of your own: dvc remote add --default team ADDRESS")
-    print(f"{found.new} new clips, {found.known} known before")
-    if found.new:
+    print(f"{ingested.new} new clips, {ingested.known} known before")
+    if ingested.new:
         print(f"next: dvc add {data}")
 
 
@@ -256,17 +256,17 @@ def check(
     from qamoe.pipeline.known_names import load_params
 
     console = Console(stderr=True)
-    found = corpora.check(
+    findings = corpora.check(
         path,
         load_params(params, sections=["extract"]).extract,
         kind,
         lambda files: track(files, "media", console=console, transient=True, disable=not console.is_terminal),
     )
-    marked = [f"{what}: {line}" for what, lines in found.wrong.items() for line in lines]
-    for line in [*found.told, *marked]:
+    marked = [f"{what}: {line}" for what, lines in findings.wrong.items() for line in lines]
+    for line in [*findings.told, *marked]:
         print("".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in line))
-    print(", ".join(f"{len(lines)} {what}{'' if len(lines) == 1 else 's'}" for what, lines in found.wrong.items()))
-    raise typer.Exit(found.exit_code)
+    print(", ".join(f"{len(lines)} {what}{'' if len(lines) == 1 else 's'}" for what, lines in findings.wrong.items()))
+    raise typer.Exit(findings.exit_code)
 
 
 if __name__ == "__main__":

@@ -186,25 +186,25 @@ class Landmarks:
 
         Raises ClipError where no picture has a face, NoStream where the file has no pictures.
         """
-        rows = [self.describe(picture) for picture in read_frames(path, self.rate, start_s, end_s)]
+        rows = [self.describe(image) for image in read_frames(path, self.rate, start_s, end_s)]
         frames = np.stack(rows)
         if not frames[:, -1].any():
             raise ClipError("no face in any picture")
         return frames
 
-    def describe(self, picture: np.ndarray) -> np.ndarray:
+    def describe(self, image: np.ndarray) -> np.ndarray:
         """A picture (H, W, 3) uint8 RGB -> (72,) float32."""
         from mediapipe import Image, ImageFormat
 
         landmarker = _landmarker(_checked(self._model))
-        found = landmarker.detect(Image(image_format=ImageFormat.SRGB, data=np.ascontiguousarray(picture)))
+        detected = landmarker.detect(Image(image_format=ImageFormat.SRGB, data=np.ascontiguousarray(image)))
         row = np.zeros(len(COLUMNS), np.float32)
-        if not found.face_landmarks:
+        if not detected.face_landmarks:
             return row
-        scores = {c.category_name: c.score for c in found.face_blendshapes[0]}
-        height, width = picture.shape[:2]
-        points = np.array([(p.x * width, -p.y * height, -p.z * width) for p in found.face_landmarks[0]])
-        head = np.asarray(found.facial_transformation_matrixes[0])  # (4, 4), its placement
+        scores = {c.category_name: c.score for c in detected.face_blendshapes[0]}
+        height, width = image.shape[:2]
+        points = np.array([(p.x * width, -p.y * height, -p.z * width) for p in detected.face_landmarks[0]])
+        head = np.asarray(detected.facial_transformation_matrixes[0])  # (4, 4), its placement
         pitch = math.atan2(head[2, 1], head[2, 2])
         yaw = math.asin(float(np.clip(-head[2, 0], -1, 1)))
         roll = math.atan2(head[1, 0], head[0, 0])

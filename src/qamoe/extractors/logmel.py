@@ -66,7 +66,7 @@ def filters(bands: int) -> np.ndarray:
     """Triangular filters (POINTS / 2 + 1, bands) float64, each 1 at its centre and 0 at its neighbours' centres."""
     low, high = (2595 * np.log10(1 + hertz / 700) for hertz in (LOWEST, HIGHEST))
     edges = 700 * (10 ** (np.linspace(low, high, bands + 2) / 2595) - 1)
-    place = np.linspace(0, SAMPLE_RATE / 2, POINTS // 2 + 1)[:, None]
-    rising = (place - edges[:-2]) / (edges[1:-1] - edges[:-2])
-    falling = (edges[2:] - place) / (edges[2:] - edges[1:-1])
+    frequencies = np.linspace(0, SAMPLE_RATE / 2, POINTS // 2 + 1)[:, None]
+    rising = (frequencies - edges[:-2]) / (edges[1:-1] - edges[:-2])
+    falling = (edges[2:] - frequencies) / (edges[2:] - edges[1:-1])
     return np.maximum(0, np.minimum(rising, falling))

@@ -58,8 +58,8 @@ class OpenFace:
         count = math.ceil((last_s - start_s) * self.rate - _SAME_TIME_S * self.rate)
         if count < 1:
             raise ClipError(f"no row of {self.reads(path).name} from {start_s:g} s on")
-        asked = start_s + np.arange(count) / self.rate
-        shown = np.searchsorted(times, asked + _SAME_TIME_S, side="right") - 1
+        frame_times = start_s + np.arange(count) / self.rate
+        shown = np.searchsorted(times, frame_times + _SAME_TIME_S, side="right") - 1
         frames = rows[shown.clip(min=0)]
         if not frames[:, -1].any():
             raise ClipError("no face in any picture")
@@ -89,9 +89,9 @@ def _table(path: Path) -> tuple[np.ndarray, np.ndarray]:
                 if time - (times[-1] if times else 0.0) > LONGEST_GAP_S:
                     raise ClipError(f"{path.name}, line {reader.line_num}: nothing before it for {LONGEST_GAP_S:g} s")
                 row = np.array([*values, 1.0], np.float64)
-                found = success == 1 and bool((np.abs(row) < np.finfo(np.float32).max).all())
+                tracked = success == 1 and bool((np.abs(row) < np.finfo(np.float32).max).all())
                 times.append(time)
-                rows.append((row if found else np.zeros_like(row)).astype(np.float32))
+                rows.append((row if tracked else np.zeros_like(row)).astype(np.float32))
         except (ValueError, IndexError, csv.Error):
             raise ClipError(f"{path.name}, line {reader.line_num}: no row of OpenFace's numbers") from None
     if not rows or not np.isfinite(times).all():

@@ -91,12 +91,12 @@ def _special(folder: Path, tokenizer: Any) -> tuple[tuple[int, ...], int]:
         raise UserError(f"{path} is missing or no JSON; it names the special tokens.")
     ids = []
     for names in _ROLES:
-        given = [config[name] for name in names if config.get(name)]
-        token = given[0].get("content") if given and isinstance(given[0], dict) else given[0] if given else None
-        found = tokenizer.token_to_id(token) if isinstance(token, str) else None
-        if found is None:
+        values = [config[name] for name in names if config.get(name)]
+        token = values[0].get("content") if values and isinstance(values[0], dict) else values[0] if values else None
+        token_id = tokenizer.token_to_id(token) if isinstance(token, str) else None
+        if token_id is None:
             raise UserError(f"{path} names no {' or '.join(names)} that the tokenizer knows; degradations need it.")
-        ids.append(found)
+        ids.append(token_id)
     return tuple(ids[:3]), ids[3]
 
 

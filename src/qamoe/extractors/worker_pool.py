@@ -93,8 +93,8 @@ def media_digest(path: Path) -> str:
 
 def part_key(job: Job, digest: str, made_by: Extractor) -> str:
     """The name of a part: SHA-256 of all that its content depends on. `digest` is that of the file that is read."""
-    made = f"{made_by.name} {made_by.version} {made_by.rate!r} {made_by.made_with}"
-    identity = f"{media.VERSION} {digest} {job.start_s!r} {job.end_s!r} {made}"
+    extraction = f"{made_by.name} {made_by.version} {made_by.rate!r} {made_by.made_with}"
+    identity = f"{media.VERSION} {digest} {job.start_s!r} {job.end_s!r} {extraction}"
     if job.signal is not None:
         identity += f" {job.signal.identity}"
     return hashlib.sha256(identity.encode()).hexdigest()

@@ -55,13 +55,15 @@ def signature(task: TaskDescription) -> Any:
     from mlflow.types.schema import AnyType, Array, ColSpec, DataType, Schema
 
     types = {"text": DataType.string, "path": DataType.string, "start_s": DataType.double, "end_s": DataType.double}
-    given: list[Any] = [
+    inputs: list[Any] = [
         ColSpec(types.get(n, AnyType()), n, required=False) for n in (*predict.INPUTS, *path_inputs.INPUTS)
     ]
-    made: list[Any] = [ColSpec(DataType.double, name) for name in predict.numbers(task)]
+    outputs: list[Any] = [ColSpec(DataType.double, name) for name in predict.numbers(task)]
     if is_classification(task):
-        made.insert(0, ColSpec(DataType.string, "class"))
-    return ModelSignature(Schema(given), Schema([*made, ColSpec(Array(DataType.double), "routing", required=False)]))
+        outputs.insert(0, ColSpec(DataType.string, "class"))
+    return ModelSignature(
+        Schema(inputs), Schema([*outputs, ColSpec(Array(DataType.double), "routing", required=False)])
+    )
 
 
 def log_model(folder: Path, name: str, step: int, tags: dict[str, str]) -> str:
@@ -76,8 +78,8 @@ def log_model(folder: Path, name: str, step: int, tags: dict[str, str]) -> str:
     config = checkpoint.read_config(folder)
     assert config is not None
     artifacts = {"weights": folder / checkpoint.WEIGHTS, "config": folder / checkpoint.CONFIG}
-    with tempfile.TemporaryDirectory() as made, warnings.catch_warnings():
-        artifacts["media_requirements"] = Path(made) / MEDIA_FILE
+    with tempfile.TemporaryDirectory() as temporary, warnings.catch_warnings():
+        artifacts["media_requirements"] = Path(temporary) / MEDIA_FILE
         artifacts["media_requirements"].write_text("\n".join(requirements(config)) + "\n")
         warnings.filterwarnings("ignore", ".*input example.*")  # the signature is explicit
         info = mlflow.pyfunc.log_model(

@@ -35,8 +35,8 @@ def with_features(config: CheckpointConfig, rows: pd.DataFrame) -> pd.DataFrame:
     chosen = extractors_of(config)
     if not chosen:
         raise UserError("This model knows no media; give it features.")
-    found: list[dict[str, Any]] = rows.drop(columns=[name for name in INPUTS if name in rows]).to_dict("records")  # type: ignore[assignment]
-    for number, clip in enumerate(found):
+    clips: list[dict[str, Any]] = rows.drop(columns=[name for name in INPUTS if name in rows]).to_dict("records")  # type: ignore[assignment]
+    for number, clip in enumerate(clips):
         path = rows["path"].iloc[number]
         if isinstance(path, str):
             start_s, end_s = (_seconds(rows, number, name) for name in ("start_s", "end_s"))
@@ -47,8 +47,8 @@ def with_features(config: CheckpointConfig, rows: pd.DataFrame) -> pd.DataFrame:
             clip.update(extract_file(Path(path), chosen, start_s or 0.0, end_s).frames)
         elif not pd.isna(path):
             raise UserError(f"Row {number}: path is {type(path).__name__}; allowed is a string, or nothing.")
-    names = sorted({name for clip in found for name in clip})
-    columns = {name: pd.Series([clip.get(name) for clip in found], rows.index, object) for name in names}
+    names = sorted({name for clip in clips for name in clip})
+    columns = {name: pd.Series([clip.get(name) for clip in clips], rows.index, object) for name in names}
     return pd.DataFrame(columns, rows.index)
 
 

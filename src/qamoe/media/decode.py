@@ -218,6 +218,6 @@ def _refuse_cut_short(container: Any, stream: Any, decoded_s: float | None, end_
 
 def _upright(frame: Any) -> np.ndarray:
     """RGB (H, W, 3), turned the way the file says it was held; phones store every film sideways."""
-    picture = frame.to_ndarray(format="rgb24")
+    image = frame.to_ndarray(format="rgb24")
     turns = round(getattr(frame, "rotation", 0) / 90) % 4
-    return np.ascontiguousarray(np.rot90(picture, turns)) if turns else picture
+    return np.ascontiguousarray(np.rot90(image, turns)) if turns else image

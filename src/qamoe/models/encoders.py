@@ -27,11 +27,11 @@ class Layer(nn.TransformerEncoderLayer):
         """No clip's mask may be empty: attention over nothing is NaN."""
         if self.training:
             return super().forward(x_BTD, src_key_padding_mask=~mask_BT)
-        own = self.self_attn
-        projected = F.linear(self.norm1(x_BTD), own.in_proj_weight, own.in_proj_bias)  # type: ignore[arg-type]
-        query, key, value = projected.unflatten(-1, (3, own.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        attention = self.self_attn
+        projected = F.linear(self.norm1(x_BTD), attention.in_proj_weight, attention.in_proj_bias)  # type: ignore[arg-type]
+        query, key, value = projected.unflatten(-1, (3, attention.num_heads, -1)).permute(2, 0, 3, 1, 4)
         seen = F.scaled_dot_product_attention(query, key, value, mask_BT[:, None, None])
-        x_BTD = x_BTD + own.out_proj(seen.transpose(1, 2).flatten(2))
+        x_BTD = x_BTD + attention.out_proj(seen.transpose(1, 2).flatten(2))
         return x_BTD + self.linear2(F.gelu(self.linear1(self.norm2(x_BTD))))
 
 

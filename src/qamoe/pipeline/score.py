@@ -67,16 +67,16 @@ def run(source: Path, out: Path, model: str) -> None:
         scored.loc[nothing, "class"] = None
     like = drift.describe(predict.prepared(config, rows), config["stats"]).set_axis(rows.index)
     scored = scored.join(like)
-    made = []
+    rows_of_table = []
     for clip, key in zip(clips, keys, strict=True):
-        found: dict[Any, Any]
+        cells: dict[Any, Any]
         if key in kept.index:
-            found = kept.loc[key, [*outputs, *inputs, "problem"]].to_dict()
+            cells = kept.loc[key, [*outputs, *inputs, "problem"]].to_dict()
         else:
-            found = dict(scored.loc[clip.clip_id].items())
-            found["problem"] = problems.get(clip.clip_id, "")
-        made.append({**_about(clip, source), **found, "key": key, "model": served.name})
-    table = pd.DataFrame(made, columns=columns)
+            cells = dict(scored.loc[clip.clip_id].items())
+            cells["problem"] = problems.get(clip.clip_id, "")
+        rows_of_table.append({**_about(clip, source), **cells, "key": key, "model": served.name})
+    table = pd.DataFrame(rows_of_table, columns=columns)
     _write(table, out / SCORES)
     _remove_parts(clips, served, out / "parts")
     unusable = f", {len(faults)} rows that cannot be used" if faults else ""
@@ -133,14 +133,14 @@ def _jobs(clips: list["MediaSpan"], served: "Served", parts: Path) -> dict[tuple
     from qamoe.extractors.registry import extractor
     from qamoe.extractors.worker_pool import Job, media_digest, part_key
 
-    found = {}
+    jobs = {}
     for modality, chosen in served.extractors.items():
         made_by = extractor(chosen)
         for clip in clips:
             job = Job(clip.clip_id, modality, clip.path, clip.start_s, clip.end_s)
             key = part_key(job, media_digest(made_by.reads(clip.path)), made_by)
-            found[clip.clip_id, modality] = (job, parts / modality / key[:2] / key)
-    return found
+            jobs[clip.clip_id, modality] = (job, parts / modality / key[:2] / key)
+    return jobs
 
 
 def _frames(
@@ -155,13 +155,13 @@ def _frames(
     frames: dict[str, dict[str, np.ndarray]] = {}
     problems: dict[str, list[str]] = {}
     for (clip_id, modality), (_, part) in jobs.items():
-        found = lost.get((clip_id, modality)) or read_part(part)
-        if isinstance(found, str):
-            if found:
-                problems.setdefault(clip_id, []).append(f"{modality}: {found}")
-        elif found is not None and len(found):
-            frames.setdefault(clip_id, {})[modality] = found
-    return frames, {clip_id: "; ".join(told) for clip_id, told in problems.items()}
+        content = lost.get((clip_id, modality)) or read_part(part)
+        if isinstance(content, str):
+            if content:
+                problems.setdefault(clip_id, []).append(f"{modality}: {content}")
+        elif content is not None and len(content):
+            frames.setdefault(clip_id, {})[modality] = content
+    return frames, {clip_id: "; ".join(reasons) for clip_id, reasons in problems.items()}
 
 
 def _remove_parts(clips: list["MediaSpan"], served: "Served", parts: Path) -> None:

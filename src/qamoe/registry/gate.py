@@ -1,8 +1,8 @@
 """The rules of the gate: what a candidate must show on the gate split before it becomes champion.
 
-A rule is one function of the evidence, named in NUMBERS or CLASSES, by the task that it judges. Its verdict says the name
-under which it is recorded (the tag qamoe.rule.<name> of a version), which stays when a function is renamed. What is done
-with the verdicts is in registry/registry.py.
+A rule is one function of the evidence, named in NUMBERS or CLASSES, by the task that it judges. Its verdict says the
+name under which it is recorded (the tag qamoe.rule.<name> of a version), which stays when a function is renamed. What
+is done with the verdicts is in registry/registry.py.
 """
 
 from collections.abc import Callable

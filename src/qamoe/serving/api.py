@@ -111,9 +111,9 @@ class Service:
         return self.uploaded(clip_id)
 
     def uploaded(self, clip_id: str) -> schemas.Upload:
-        found = self.kept(clip_id).extracted
-        counts = {m: len(found.frames.get(m, ())) for m in self.served.extractors}
-        return schemas.Upload(id=clip_id, seconds=found.seconds, frames=counts, problems=found.problems)
+        extracted = self.kept(clip_id).extracted
+        counts = {m: len(extracted.frames.get(m, ())) for m in self.served.extractors}
+        return schemas.Upload(id=clip_id, seconds=extracted.seconds, frames=counts, problems=extracted.problems)
 
     def kept(self, clip_id: str) -> CachedClip:
         """The clip of that id. Raises HTTPException where it is not, or no more, there."""
@@ -275,8 +275,8 @@ def _sentence(error: dict[str, Any]) -> str:
     """What pydantic found, without what was sent."""
     if error["type"] == "json_invalid":
         return "The body is no valid JSON."
-    place = error["loc"][:-1] if error["type"] == "extra_forbidden" else error["loc"]
-    where = ".".join(str(part) for part in place if part != "body") or "The body"
+    location = error["loc"][:-1] if error["type"] == "extra_forbidden" else error["loc"]
+    where = ".".join(str(part) for part in location if part != "body") or "The body"
     if error["type"] == "extra_forbidden":
         return f"{where} has a key that is not known; /docs lists those that are."
     what = error["msg"].removeprefix("Value error, ")

@@ -67,8 +67,8 @@ class PredictRequest(_Strict):
         """The clips as qamoe.inference.predict takes them."""
         columns: dict[str, Any] = {name: [getattr(clip, name) for clip in self.clips] for name in ("text", "tokens")}
         for name in ("audio", "vision"):
-            given = [getattr(clip, name) for clip in self.clips]
-            columns[name] = [None if frames is None else frames.array for frames in given]
+            frames_by_clip = [getattr(clip, name) for clip in self.clips]
+            columns[name] = [None if frames is None else frames.array for frames in frames_by_clip]
         return pd.DataFrame({name: pd.Series(values, dtype=object) for name, values in columns.items()})
 
 
@@ -87,8 +87,8 @@ class Damages(_Strict):
     vision: Damage | None = None
 
     def by_modality(self) -> dict[str, tuple[str, float]]:
-        given = {m: getattr(self, m) for m in MODALITIES}
-        return {m: (damage.kind, damage.severity) for m, damage in given.items() if damage is not None}
+        damages = {m: getattr(self, m) for m in MODALITIES}
+        return {m: (damage.kind, damage.severity) for m, damage in damages.items() if damage is not None}
 
 
 class ClipRequest(Words):
