@@ -25,6 +25,12 @@ print(json.dumps([name for name in sys.argv[2:] if name in sys.modules]))
 """
 
 
+def test_the_process_that_reads_media_is_started_before_torch_is_loaded() -> None:
+    """Both take seconds, and get ready side by side; nor does that process need torch."""
+    code = "import sys; import qamoe.cli.predict, qamoe.inference.extraction_worker; print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
+
+
 @pytest.mark.slow
 def test_an_answer_of_the_champion_waits_for_no_library_that_it_does_not_need(
     records: Any, tiny_checkpoint: Callable[..., Path], tmp_path: Path, voice: np.ndarray

@@ -23,7 +23,7 @@ from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -32,10 +32,11 @@ from qamoe.extractors.registry import Extractor, extractor
 from qamoe.files import atomic_write, file_digest, write_text
 from qamoe.media import decode as media
 from qamoe.media.decode import ClipError, NoStream
-from qamoe.media.degraded_copy import Signal
-from qamoe.media.degraded_copy import write as write_copy
 from qamoe.process_lifetime import die_with_parent
 from qamoe.ray_worker_pool import joined, last_line
+
+if TYPE_CHECKING:
+    from qamoe.media.degraded_copy import Signal
 
 START_S = 120.0  # given to a new worker to get ready
 _END_S = 10.0  # given to a worker that has no more work
@@ -83,7 +84,7 @@ class Job:
     media: Path
     start_s: float
     end_s: float | None
-    signal: Signal | None = None  # how its media are degraded before they are read
+    signal: "Signal | None" = None  # how its media are degraded before they are read
 
 
 def media_digest(path: Path) -> str:
@@ -117,6 +118,8 @@ def _frames(made_by: Extractor, job: Job, folder: Path) -> np.ndarray:
     """The frames of a clip, or those of its degraded copy, which lies in `folder` as long as it is read."""
     if job.signal is None:
         return made_by.extract(job.media, job.start_s, job.end_s)
+    from qamoe.media.degraded_copy import write as write_copy  # here, since it needs torch and takes seconds to import
+
     folder.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=".copy-", dir=folder) as temporary:
         copy = write_copy(job.signal, job.media, job.start_s, job.end_s, made_by.rate, Path(temporary))
