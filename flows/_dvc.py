@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from prefect import Flow, State, get_run_logger, task
+from prefect import Flow, State, flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.states import Completed, Failed
 
@@ -121,6 +121,18 @@ def stage_alone(stage: str, changed: Mapping[str, str] | None = None) -> State[A
     return _workspace.run(stage, work)
 
 
+def stage_flow(stage: str) -> Flow[[], State[Any]]:
+    """The flow of one stage without parameters; its module is flows/STAGE.py, under whose name Prefect looks for it."""
+
+    def alone() -> State[Any]:
+        """Run the stage if it is stale; what comes before it is taken as it is."""
+        return stage_alone(stage)
+
+    alone.__name__ = alone.__qualname__ = stage
+    alone.__module__ = f"flows.{stage}"
+    return flow(name=stage)(alone)
+
+
 def status() -> State[Any]:
     """What `dvc status --json` says once it is known what the stages are made of: source files may have changed in a
     remark alone."""
@@ -144,19 +156,21 @@ def stale(status: str) -> tuple[str, ...]:
     return STAGES[first:]
 
 
-def start(flow: Flow[..., Any]) -> None:
+def start(started: Flow[..., Any]) -> None:
     """Run a flow as a command: at the end what it returned, or exit code 1 and one sentence where it failed."""
     try:
-        state: Any = flow(return_state=True)
+        state: Any = started(return_state=True)
     except RuntimeError as error:
         if "reach API" not in str(error):
             raise
-        sys.exit(f"{flow.name}: {error}; start that server, or unset PREFECT_API_URL to have one for this run alone.")
+        sys.exit(
+            f"{started.name}: {error}; start that server, or unset PREFECT_API_URL to have one for this run alone."
+        )
     except KeyboardInterrupt:
-        print(f"{flow.name}: stopped; start it again to go on.", file=sys.stderr)
+        print(f"{started.name}: stopped; start it again to go on.", file=sys.stderr)
         sys.exit(130)
     if not state.is_completed():
         message = state.message or "failed"
-        sys.exit(message if message.startswith(f"{flow.name}: ") else f"{flow.name}: {message}")
+        sys.exit(message if message.startswith(f"{started.name}: ") else f"{started.name}: {message}")
     if text := state.result():
         print(text)

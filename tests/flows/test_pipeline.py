@@ -194,6 +194,19 @@ def test_one_process_serves_the_same_deployments(monkeypatch: pytest.MonkeyPatch
         assert (found.concurrency_limit, found.concurrency_options.collision_strategy) == (1, "CANCEL_NEW")
 
 
+@pytest.mark.parametrize("stage", _dvc.STAGES)
+def test_a_flow_of_one_stage_is_found_where_prefect_looks_for_it(stage: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from prefect.flows import load_flow_from_entrypoint
+
+    monkeypatch.chdir(ROOT)
+    by_path = load_flow_from_entrypoint(f"flows/{stage}.py:{stage}")
+    by_module = load_flow_from_entrypoint(f"flows.{stage}:{stage}")
+    assert by_path.name == by_module.name == stage
+    assert by_path.description == by_module.description
+    assert "if it is stale" in str(by_path.description)
+    assert by_module.to_deployment(name="by-hand").entrypoint == f"flows/{stage}.py:{stage}"
+
+
 @pytest.mark.usefixtures("server")
 def test_new_clips_go_in_before_the_stages(repository: Path, asked: list[str]) -> None:
     """data/ is under DVC, and a folder has a manifest; without one there is nothing to take in."""
