@@ -1,9 +1,12 @@
 """What the model costs on the GPU there is: `PYTHONPATH=src python3 benchmarks/gpu.py`, a minute.
 
 Batches of CMU-MOSEI's shape, every clip at full length, already on the device. Needs torch, numpy, pandas, pyarrow and
-pydantic alone. Without a GPU it measures the CPU, which tries the script out.
+pydantic alone. Without a GPU it measures the CPU. `--short` tries the script out in seconds, on clips of a fifth of the
+length and without compiling, and keeps no figure.
 """
 
+import argparse
+import os
 import statistics
 import tempfile
 import time
@@ -11,6 +14,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import figures
 import shapes
 import torch
 from data import written
@@ -34,20 +38,26 @@ def left() -> float:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--short", action="store_true", help="try the script out, and keep no figure")
+    short = parser.parse_args().short
+    if short:
+        figures.RESULTS = Path(os.devnull)
+        shapes.FRAMES.update({modality: length // 5 for modality, length in shapes.FRAMES.items()})
     device = "cuda" if torch.cuda.is_available() else "cpu"
     on_gpu = device == "cuda"
     print(f"{torch.cuda.get_device_name() if on_gpu else 'no GPU'}; {machine()}", flush=True)
     torch.set_num_threads(1 if not on_gpu else torch.get_num_threads())
     wait = torch.cuda.synchronize if on_gpu else lambda: None
-    rounds = 30 if on_gpu else 2
+    rounds = 1 if short else 30 if on_gpu else 2
     for clips in (32, 256) if on_gpu else (4,):
-        steps(clips, device, rounds if clips < 256 else rounds // 3, wait)
+        steps(clips, device, rounds if clips < 256 else max(rounds // 3, 1), wait)
     degradation(32 if on_gpu else 4, device, rounds, wait)
-    large(64 if on_gpu else 2, device, 10 if on_gpu else 1, wait)
+    large(64 if on_gpu else 2, device, 10 if on_gpu and not short else 1, wait)
     memory(32 if on_gpu else 4, device)
     one_clip(device, wait)
     for bfloat16 in (False, True):
-        if left() > 20:
+        if not short and left() > 20:
             compiled(32 if on_gpu else 4, device, rounds, wait, bfloat16=bfloat16)
     figure("gpu: seconds of this script", time.monotonic() - STARTED, "s")
 
