@@ -1,9 +1,9 @@
 """The whole protocol with what cells share made once, against cell by cell: `python benchmarks/evaluation.py`.
 
 One core, a made-up test split of the sample corpus's shape, fresh QA-MoEs of the seeds of params.yaml as the stage
-evaluates them, every slice of protocol 1 and broken quality. Cell by cell, each view of each seed degrades and encodes
-all modalities, the frozen text encoder among them, and fuses; that is measured on every twentieth view and scaled by
-their number. Five minutes.
+evaluates them, every slice of protocol 1 and permuted quality. Cell by cell, each view of each seed degrades and
+encodes all modalities, the frozen text encoder among them, and fuses; that is measured on every twentieth view and
+scaled by their number. Five minutes.
 """
 
 import tempfile

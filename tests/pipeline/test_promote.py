@@ -145,7 +145,7 @@ def test_a_rollback_swaps_champion_and_previous_and_holds_until_it_is_undone(cor
     held = corpus.promote()  # the checkpoints are still those of version 2
     assert (held.outcome, held.version) == ("unchanged", "2")
     assert "was rolled back at" in held.reasons[0]
-    assert [(row["version"], row["aliases"], row["decision"]) for row in versions.listed(corpus.client, "qa-moe")] == [
+    assert [(row.version, row.aliases, row.decision) for row in versions.listed(corpus.client, "qa-moe")] == [
         ("2", "previous", "rolled back"),
         ("1", "champion", "promoted"),
     ]
@@ -153,7 +153,7 @@ def test_a_rollback_swaps_champion_and_previous_and_holds_until_it_is_undone(cor
     versions.rollback("qa-moe")
     assert corpus.aliases() == {"champion": "2", "previous": "1"}
     assert corpus.promote().reasons == ("this checkpoint is the champion (version 2)",)
-    assert [row["decision"] for row in versions.listed(corpus.client, "qa-moe")] == ["promoted", "rolled back"]
+    assert [row.decision for row in versions.listed(corpus.client, "qa-moe")] == ["promoted", "rolled back"]
 
 
 def test_a_rollback_that_was_cut_short_leaves_the_champion_and_can_be_done_again(corpus, monkeypatch):

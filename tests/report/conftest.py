@@ -54,13 +54,13 @@ def predictions(
             severities = np.full((CLIPS, 3), cell.severity)
             if cell.slice == "mixed":
                 severities = np.random.default_rng([7, view.number]).uniform(size=(CLIPS, 3))
-            for place, modality in enumerate(MODALITIES):
+            for column, modality in enumerate(MODALITIES):
                 here = modality in present
                 rows[f"kind_{modality}"] = cell.kind if here else "absent"
-                rows[f"severity_{modality}"] = severities[:, place] if here else np.nan
-                rows[f"lost_{modality}"] = severities[:, place] if here else np.nan
+                rows[f"severity_{modality}"] = severities[:, column] if here else np.nan
+                rows[f"lost_{modality}"] = severities[:, column] if here else np.nan
                 rows[f"frames_{modality}"] = 20 if here else 0
-                r = 0.9 - 0.4 * severities[:, place] + rng.normal(0, 0.02, CLIPS)
+                r = 0.9 - 0.4 * severities[:, column] + rng.normal(0, 0.02, CLIPS)
                 rows[f"r_{modality}"] = r if here and model in WITH_QUALITY else np.nan
                 rows[f"trust_{modality}"] = np.clip((r - 0.5) / 0.4, 0, 1) if here and model in WITH_QUALITY else np.nan
             level = np.nanmean(severities, axis=1)
@@ -106,12 +106,12 @@ def write_run(
     }
     (record / "model.json").write_text(json.dumps(about | config))
     if model == "qamoe":
-        write_broken(folder / "broken.parquet", rows)
+        write_permuted_quality(folder / "broken.parquet", rows)
     lines = [{"epoch": e, "loss": 1 / e, "losses.task": 1 / e, "valid": 0.9, "seconds": 1.5} for e in (1, 2, 3)]
     (record / "history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
-def write_broken(path: Path, rows: pd.DataFrame) -> None:
+def write_permuted_quality(path: Path, rows: pd.DataFrame) -> None:
     """Slice mixed with r exchanged: errors grow by a fifth, and within the cell by a tenth."""
     mixed = rows[rows["slice"] == "mixed"]
     error = mixed["prediction"] - mixed["target"]

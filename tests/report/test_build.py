@@ -255,7 +255,7 @@ def test_a_specialist_is_met_in_its_own_cell_and_the_clean_one_in_worse_ones(all
 
 
 def test_reliability_is_read_from_the_predictions(all_models: tuple[str, dict]) -> None:
-    """The made-up r falls with severity but for a little noise, and broken quality costs a fifth and a tenth."""
+    """The made-up r falls with severity but for a little noise, and permuted quality costs a fifth and a tenth."""
     text, summary = all_models
     assert summary["qamoe.reliability.noise.noise.text.spearman.mean"] > 0.95
     assert summary["qamoe.reliability.missing.missing.vision.auroc.s10.mean"] == 1

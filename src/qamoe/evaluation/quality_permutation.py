@@ -1,6 +1,7 @@
-"""Broken quality: slice mixed once more, each clip with the reliabilities of another one.
+"""Permuted quality: slice mixed once more, each clip with the reliabilities of another one.
 
-If that does not hurt, the model does not use its quality.
+If that does not hurt, the model does not use its quality. What is recorded keeps an older name, broken quality: the
+file broken.parquet, the keys `<model>.broken.*` of summary.json, and the words on the report's page.
 """
 
 from collections.abc import Iterator

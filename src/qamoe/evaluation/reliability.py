@@ -2,7 +2,7 @@
 
 rows: predictions.parquet of one model, with a column `seed`. A clip's r means little by itself; what is asked is
 whether it falls as the clip gets worse (Spearman), whether it tells clean clips from degraded ones (AUROC), what
-happens when it is exchanged between clips (broken quality), and what is left when nothing is (spread).
+happens when it is exchanged between clips (permuted quality), and what is left when nothing is (spread).
 """
 
 from collections.abc import Iterator

@@ -48,7 +48,7 @@ class QAMoE(Model):
     def fuse(
         self, h_BMD: Tensor, target: Tensor | None = None, quality: Tensor | None = None, step: Step | None = None
     ) -> Prediction:
-        """`quality` (B, M) overrides r, for oracle and broken quality."""
+        """`quality` (B, M) overrides r, for oracle and permuted quality."""
         standard = None if target is None else self.target.standard(target)
         z_BMD, r_BM, losses = self.quality(h_BMD, standard, step)
         if quality is not None:

@@ -7,7 +7,7 @@ registry/gate.py, aliases and records of it in registry/registry.py.
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from qamoe.config import settings
 from qamoe.config.params import Params
@@ -55,7 +55,8 @@ def decide(params: Params, out: Path, dry: bool = False) -> "Decision":
 
     stats = read_stats(out)
     refuse_other_kinds(stats, ("mixed",), "The gate")
-    folder, config = best_candidate(params, out)
+    candidate = best_candidate(params, out)
+    folder, config = candidate.folder, candidate.config
     split, store = gate_split(out)
     name = params.registry.name
     print(f"candidate: {MODEL} seed {config['seed']}, selection {config['selection']:.4f}; judged on split {split}")
@@ -90,11 +91,11 @@ def decide(params: Params, out: Path, dry: bool = False) -> "Decision":
     if dry:
         print("dry run: nothing is registered or recorded, and no registered model asked whether it predicts the same")
         return registry.foretold(evidence)
-    about = {"protocol": PROTOCOL, "data_digest": config["digests"]["data"], "gate_digest": gate_digest}
+    data = registry.GateData(PROTOCOL, config["digests"]["data"], gate_digest)
     with store_errors_as_user_errors():
         run_id = record_training(client, folder, name)
         registry.keep_reference(client, run_id, reference_of(rivals[0], out))
-        decision = registry.submit(client, name, run_id, evidence, key, against, about)
+        decision = registry.submit(client, name, run_id, evidence, key, against, data)
     if decision.outcome == "overtaken":
         print(f"another candidate became champion of {name} meanwhile: once more, against it")
         return decide(params, out)
@@ -126,16 +127,25 @@ def described(trained: "Trained", store: "Store", view: "View") -> "pd.DataFrame
 
     stats, modalities = trained.config["stats"], tuple(trained.config["modalities"])
     split = DegradedSplit(store, (view,), modalities, references(stats), None)
-    clips, found = [], []
+    clips, predictions = [], []
     for start in range(0, len(store), _AT_ONCE):
         batch, _, _ = split.degraded(0, range(start, min(start + _AT_ONCE, len(store))))
         clips += [{m: batch.x[m][i][batch.mask[m][i]].numpy() for m in modalities} for i in range(len(batch))]
         present = {m: mask.any(1) for m, mask in batch.mask.items()}
-        found.append(pd.DataFrame(predicted(trained, trained.vectors(batch.to(settings.device())), present)))
-    return drift.with_reliability(drift.describe(clips, stats), pd.concat(found, ignore_index=True))
+        predictions.append(pd.DataFrame(predicted(trained, trained.vectors(batch.to(settings.device())), present)))
+    return drift.with_reliability(drift.describe(clips, stats), pd.concat(predictions, ignore_index=True))
 
 
-def best_candidate(params: Params, out: Path) -> tuple[Path, CheckpointConfig]:
+class Candidate(NamedTuple):
+    """A finished checkpoint of MODEL: its selection value and seed, its folder, and its model.json."""
+
+    selection: float
+    seed: int
+    folder: Path
+    config: CheckpointConfig
+
+
+def best_candidate(params: Params, out: Path) -> Candidate:
     """The seed with the lowest validation selection value. Raises UserError where a seed is missing or of other
     data."""
     from qamoe.models.checkpoint_config import read_config
@@ -143,7 +153,7 @@ def best_candidate(params: Params, out: Path) -> tuple[Path, CheckpointConfig]:
     if MODEL not in params.seeds:
         raise UserError(f"seeds names no {MODEL}; promotion judges {MODEL} alone.")
     data = data_digest(out)
-    found = []
+    candidates = []
     for seed in params.seeds[MODEL]:
         folder = out / "train" / MODEL / str(seed)
         config = read_config(folder)
@@ -154,9 +164,8 @@ def best_candidate(params: Params, out: Path) -> tuple[Path, CheckpointConfig]:
             raise UserError(f"{folder / 'model.json'} does not say what data it was trained on; run the stage train.")
         if theirs != data:
             raise UserError(f"{folder} was trained on other data than {out / 'preprocess'} holds; run the stage train.")
-        found.append((config["selection"], seed, folder, config))
-    _, _, folder, config = min(found, key=lambda item: item[:2])
-    return folder, config
+        candidates.append(Candidate(config["selection"], seed, folder, config))
+    return min(candidates, key=lambda candidate: (candidate.selection, candidate.seed))
 
 
 def gate_split(out: Path) -> tuple[str, "Store"]:
@@ -177,13 +186,13 @@ def fetched(name: str, version: str, config: Mapping[str, Any], folder: Path) ->
     from qamoe.models import checkpoint
     from qamoe.registry import registry
 
-    place = registry.fetch(name, version, folder / "champion")
-    theirs = checkpoint.read_config(place)
+    downloaded = registry.fetch(name, version, folder / "champion")
+    theirs = checkpoint.read_config(downloaded)
     if theirs is None:
         raise UserError(f"Version {version} of {name} holds no {checkpoint.CONFIG}; it was not registered by promote.")
     registry.same_corpus(config, theirs, name, version)
     try:
-        return checkpoint.load(place, settings.device())
+        return checkpoint.load(downloaded, settings.device())
     except ValidationError as error:
         reason = error.errors()[0]
         key = ".".join(str(part) for part in reason["loc"])
@@ -206,17 +215,18 @@ def _measured(
     slices = ["clean", "missing", "noise"] if len(rivals) > 1 else ["clean"]
     cells = [*protocol.plan(slices, evaluation), protocol.mixed(params.registry.seed, params.registry.draws)]
     groups = [rivals] if all(same_columns(r.config["stats"], stats) for r in rivals) else [[r] for r in rivals]
-    found = []
+    predictions = []
     for number, group in enumerate(groups):
-        own, modalities = group[0].config["stats"], tuple(group[0].config["modalities"])
-        place = temporary / str(number)
-        standard = store if same_columns(own, stats) else restandardised(store, stats, own, place / "own.arrow")
+        of_group, modalities = group[0].config["stats"], tuple(group[0].config["modalities"])
+        folder = temporary / str(number)
+        same = same_columns(of_group, stats)
+        standard = store if same else restandardised(store, stats, of_group, folder / "restandardised.arrow")
         views = protocol.views(cells)
         encoder = shared_encoder(group)
         digest = file_digest(standard.path)
-        split = open_views(standard, views, modalities, references(own), place, digest, device, encoder=encoder)
-        found += protocol.measure(group, split, cells, device)
-    return found
+        split = open_views(standard, views, modalities, references(of_group), folder, digest, device, encoder=encoder)
+        predictions += protocol.measure(group, split, cells, device)
+    return predictions
 
 
 def same_columns(a: Stats, b: Stats) -> bool:
@@ -234,12 +244,12 @@ def restandardised(store: "Store", stats: Stats, own: Stats, path: Path) -> "Sto
 
     def rows() -> Iterator[dict[str, Any]]:
         for row in range(len(store)):
-            made: dict[str, Any] = {field.name: None for field in store.schema}
-            made |= {"clip_id": store.clip_ids[row], "source": store.sources[row], "label": store.labels[row]}
+            clip: dict[str, Any] = {field.name: None for field in store.schema}
+            clip |= {"clip_id": store.clip_ids[row], "source": store.sources[row], "label": store.labels[row]}
             for m in ("text", "audio", "vision"):
                 frames = store.sequence(m, row)
-                made[m] = clean(raw_frames(frames, frame_stats(stats, m)), streams[m]) if m in streams else frames
-            yield made
+                clip[m] = clean(raw_frames(frames, frame_stats(stats, m)), streams[m]) if m in streams else frames
+            yield clip
 
     write(path, store.schema, rows(), store.metadata)
     return Store(path)

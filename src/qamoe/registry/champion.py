@@ -18,8 +18,8 @@ _TAG = "qamoe.today."
 
 def known(client: Any, digest: str) -> str | None:
     """The run of a measurement that is complete, or None."""
-    found = find(client, **{_EVENT.replace(".", "__"): digest})
-    return found.info.run_id if found is not None else None
+    run = find(client, **{_EVENT.replace(".", "__"): digest})
+    return run.info.run_id if run is not None else None
 
 
 def record(
@@ -42,12 +42,12 @@ def record(
     status = "FAILED"
     try:
         summary = summarise(cells)
-        with tempfile.TemporaryDirectory() as made:
+        with tempfile.TemporaryDirectory() as folder:
             if tables.graded_slices(cells):
-                plots.spectrum_curve({"qamoe": cells}).savefig(Path(made) / "spectrum.png", dpi=120)
-            summary.to_csv(Path(made) / "summary.csv", index=False)
-            cells.to_parquet(Path(made) / "cells.parquet", index=False)
-            client.log_artifacts(run, made, EVALUATION)
+                plots.spectrum_curve({"qamoe": cells}).savefig(Path(folder) / "spectrum.png", dpi=120)
+            summary.to_csv(Path(folder) / "summary.csv", index=False)
+            cells.to_parquet(Path(folder) / "cells.parquet", index=False)
+            client.log_artifacts(run, folder, EVALUATION)
         metrics = spectrum_metrics(cells, summary)
         now = milliseconds()
         rows = [(metric, value, step, now) for metric, value, step in metrics]

@@ -34,16 +34,16 @@ def describe(clips: Iterable[Mapping[str, np.ndarray]], stats: Mapping[str, Any]
             x = clip[modality]
             row[f"{modality}.absent"] = float(not len(x))
             if len(x):
-                found = _of_text(x, stats["text"], rarity) if modality == "text" else _of_frames(x)
-                row |= {f"{modality}.{what}": value for what, value in found.items()}
+                numbers = _of_text(x, stats["text"], rarity) if modality == "text" else _of_frames(x)
+                row |= {f"{modality}.{what}": value for what, value in numbers.items()}
         rows.append(row)
     return pd.DataFrame(rows, columns=columns(stats["modalities"]), dtype=float)
 
 
 def columns(modalities: Sequence[str]) -> list[str]:
     """The columns of `describe`."""
-    own = {"text": ("unknown", "rarity")}
-    return [f"{m}.{what}" for m in modalities for what in ("absent", "length", *own.get(m, ("level", "change")))]
+    further = {"text": ("unknown", "rarity")}
+    return [f"{m}.{what}" for m in modalities for what in ("absent", "length", *further.get(m, ("level", "change")))]
 
 
 def _rarity(text: Mapping[str, Any]) -> np.ndarray:
@@ -56,17 +56,17 @@ def _rarity(text: Mapping[str, Any]) -> np.ndarray:
 
 def _of_text(ids: np.ndarray, text: Mapping[str, Any], rarity: np.ndarray) -> dict[str, float]:
     words = ids[~np.isin(ids, text["special"])]
-    found = {"length": float(np.log1p(len(words)))}
+    numbers = {"length": float(np.log1p(len(words)))}
     if len(words):
-        found |= {"unknown": float((words == text["unk"]).mean()), "rarity": float(rarity[words].mean())}
-    return found
+        numbers |= {"unknown": float((words == text["unk"]).mean()), "rarity": float(rarity[words].mean())}
+    return numbers
 
 
 def _of_frames(x: np.ndarray) -> dict[str, float]:
-    found = {"length": float(np.log1p(len(x))), "level": float(np.abs(x).mean())}
+    numbers = {"length": float(np.log1p(len(x))), "level": float(np.abs(x).mean())}
     if len(x) > 1:
-        found["change"] = float(np.abs(np.diff(x, axis=0)).mean())
-    return found
+        numbers["change"] = float(np.abs(np.diff(x, axis=0)).mean())
+    return numbers
 
 
 @dataclass(frozen=True)
@@ -91,8 +91,8 @@ class Drift:
         if not self.alarm:
             return f"drift: none shown by {self.clips} clips (p {self.p:.3f})"
         worst = self.features[self.features["p"] < ALARM].sort_values("p", kind="stable")
-        told = ", ".join(f"{r.feature} {r.usual:.3g} -> {r.now:.3g}" for r in worst.head(4).itertuples())
-        return f"drift: ALARM by {self.clips} clips (p {self.p:.3f}): {told}"
+        changes = ", ".join(f"{r.feature} {r.usual:.3g} -> {r.now:.3g}" for r in worst.head(4).itertuples())
+        return f"drift: ALARM by {self.clips} clips (p {self.p:.3f}): {changes}"
 
 
 def drift(reference: pd.DataFrame, new: pd.DataFrame, seed: int = 0) -> Drift:
@@ -106,18 +106,18 @@ def drift(reference: pd.DataFrame, new: pd.DataFrame, seed: int = 0) -> Drift:
     """
     features = [column for column in map(str, reference) if column != SOURCE]
     values, others = reference[features].to_numpy(float), new.reindex(columns=features).to_numpy(float)
-    sources, place = np.unique(reference[SOURCE].to_numpy(str), return_inverse=True)
+    sources, source_of = np.unique(reference[SOURCE].to_numpy(str), return_inverse=True)
     enough = len(sources) > 3 and min(len(values), len(others)) >= LEAST
     distances = _distances(values, others)
     p: np.ndarray = np.full(len(features), np.nan)
     if enough:
         random, usual = np.random.default_rng(seed), []
-        sizes = np.bincount(place)
+        sizes = np.bincount(source_of)
         for _ in range(PERMUTATIONS):
             order = random.permutation(len(sources))
             wanted = min(len(others), len(values) // 2)
             drawn = order[: np.searchsorted(sizes[order].cumsum(), wanted) + 1][: len(sources) - 1]
-            chosen = np.isin(place, drawn)
+            chosen = np.isin(source_of, drawn)
             usual.append(_distances(values[~chosen], values[chosen]).max())
         p = (1 + (np.array(usual)[:, None] >= distances - 1e-12).sum(0)) / (1 + PERMUTATIONS)
     table = {"feature": features, "usual": _medians(values), "now": _medians(others), "distance": distances, "p": p}
@@ -146,10 +146,10 @@ def with_reliability(described: pd.DataFrame, predictions: pd.DataFrame) -> pd.D
 
     Of a modality without a frame r says nothing about the clip; a model without r adds nothing.
     """
-    found = {}
+    reliability = {}
     for modality in MODALITIES:
         r = predictions.get(f"r_{modality}")
         if r is not None and f"{modality}.absent" in described and r.notna().any():
             absent = described[f"{modality}.absent"].to_numpy() == 1
-            found[f"{modality}.r"] = np.where(absent, np.nan, r.to_numpy(float))
-    return described.assign(**found)
+            reliability[f"{modality}.r"] = np.where(absent, np.nan, r.to_numpy(float))
+    return described.assign(**reliability)

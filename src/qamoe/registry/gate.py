@@ -74,11 +74,11 @@ def predicts_the_same(evidence: Evidence, registered: Predict) -> Verdict:
         expected = evidence.calibrated(expected)
         columns = {name: name for name in map(str, expected) if name.startswith("p_")}
     try:
-        found = registered(evidence.clips)
+        answers = registered(evidence.clips)
     except Exception as error:  # whatever the matter is, such a model serves nobody
         return Verdict("predicts_the_same", False, {}, f"the registered model cannot be used: {reason(error)}")
     apart = max(
-        float(np.abs(found[theirs].to_numpy() - expected[ours].to_numpy()).max()) for theirs, ours in columns.items()
+        float(np.abs(answers[theirs].to_numpy() - expected[ours].to_numpy()).max()) for theirs, ours in columns.items()
     )
     passed = apart <= SAME  # False for NaN too
     sentence = f"on {len(expected)} clips the registered model is {apart:.1e} from the evaluated one, at most {SAME:g}"
@@ -115,7 +115,7 @@ def keeps_every_slice(evidence: Evidence, registered: Predict) -> Verdict:
     """On no other slice much worse than the champion: error, of classes the share of misses, within the tolerance."""
     assert evidence.champion is not None
     numbers: dict[str, float] = {"tolerance": evidence.tolerance}
-    told, passed = [], True
+    costs, passed = [], True
     for name in evidence.candidate["slice"].unique():
         if name == "mixed":
             continue
@@ -125,9 +125,9 @@ def keeps_every_slice(evidence: Evidence, registered: Predict) -> Verdict:
         numbers |= {name: ours, f"champion_{name}": theirs}
         most = theirs + evidence.tolerance * (1.0 if evidence.of_classes else theirs)
         passed = passed and ours <= most
-        told.append(f"{name} {ours:.4f}, allowed {most:.4f}")
+        costs.append(f"{name} {ours:.4f}, allowed {most:.4f}")
     what = "misses" if evidence.of_classes else "MAE"
-    sentence = f"{what} by slice: {'; '.join(told)} ({evidence.tolerance:.0%} above the champion's)"
+    sentence = f"{what} by slice: {'; '.join(costs)} ({evidence.tolerance:.0%} above the champion's)"
     return Verdict("keeps_every_slice", passed, numbers, sentence)
 
 

@@ -27,14 +27,14 @@ def version_and_folder(name: str, version: str | None, alias: str | None) -> tup
     if not uri().startswith(SQLITE):
         return None
     database = f"file:{quote(uri().removeprefix(SQLITE))}?mode=ro"
-    asked = {"name": name, "version": None if version is None else int(version), "alias": alias}
+    wanted = {"name": name, "version": None if version is None else int(version), "alias": alias}
     try:
         with closing(sqlite3.connect(database, uri=True)) as store:
-            found = store.execute(_VERSION, asked).fetchone()
+            row = store.execute(_VERSION, wanted).fetchone()
     except (sqlite3.Error, OverflowError):  # OverflowError: a version of more digits than a table holds
         return None
-    if found is None:
+    if row is None:
         return None
-    place = urlsplit(found[1])
-    folder = Path(unquote(place.path)) / "artifacts"
-    return (str(found[0]), folder) if place.scheme == "file" and not place.netloc and folder.is_dir() else None
+    source = urlsplit(row[1])
+    folder = Path(unquote(source.path)) / "artifacts"
+    return (str(row[0]), folder) if source.scheme == "file" and not source.netloc and folder.is_dir() else None

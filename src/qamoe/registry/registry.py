@@ -10,9 +10,9 @@ was begun: each promotion and rollback calls it first.
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import pandas as pd
 
@@ -25,10 +25,9 @@ from qamoe.tracking.runs import ARTIFACT, MODEL_ID
 
 CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
 REFERENCE = "reference.parquet"
-ROLLED_BACK = "qamoe.rolled_back"  # tag of a version: when it stopped to be champion by hand
+ROLLED_BACK = "qamoe.rolled_back"  # tag of a version: when it was rolled back
 _GATE = "qamoe.gate."  # tag of a version: what was decided about it at one gate
 _PROMOTING = "qamoe.promoting"  # tag of a version: the gate that let it pass, until all aliases have moved
-_ABOUT = ("protocol", "data_digest", "gate_digest")
 
 
 @dataclass(frozen=True)
@@ -49,6 +48,54 @@ class Decision:
     reasons: tuple[str, ...]
     verdicts: tuple[Verdict, ...] = ()
     run: str | None = None  # the MLflow run that the version came from
+
+
+@dataclass(frozen=True)
+class GateData:
+    """What a decision was measured on: the protocol's version, digests of the data and of the gate split."""
+
+    protocol: int
+    data_digest: str
+    gate_digest: str
+
+
+class CandidateRecord(TypedDict):
+    digest: str
+    model: str
+    seed: int
+    selection: float
+    run: str
+
+
+class ChampionRecord(TypedDict):
+    version: str
+    digest: str
+    run: str | None
+
+
+class RuleRecord(TypedDict):
+    rule: str
+    passed: bool
+    numbers: dict[str, float]
+    sentence: str
+
+
+class DecisionRecord(TypedDict):
+    """promote/<gate>.json in the run of a candidate; `at` is the time in UTC, clips and sources those of the split."""
+
+    decision: str
+    at: str
+    name: str
+    version: str
+    candidate: CandidateRecord
+    champion: ChampionRecord | None
+    split: str
+    clips: int
+    sources: int
+    protocol: int
+    data_digest: str
+    gate_digest: str
+    rules: list[RuleRecord]
 
 
 def champion(client: Any, name: str) -> Champion | None:
@@ -76,11 +123,11 @@ def fetch(name: str, version: str, folder: Path) -> Path:
 
 def same_corpus(ours: Mapping[str, Any], theirs: Mapping[str, Any], name: str, version: str) -> None:
     """Refuse a champion whose model.json tells of another corpus, task or features than the candidate's."""
-    found = [
+    compared = [
         (what, _get(theirs, what), _get(ours, what))
         for what in ("stats.about", "task", "inputs", "extract.text", "extract.audio", "extract.vision")
     ]
-    different = [f"{what} {a} instead of {b}" for what, a, b in found if a != b]
+    different = [f"{what} {a} instead of {b}" for what, a, b in compared if a != b]
     if different:
         raise UserError(
             f"The champion of {name} (version {version}) was trained on another corpus ({'; '.join(different)}); "
@@ -111,17 +158,19 @@ def settled(client: Any, name: str, digest: str, key: str, against: Champion | N
         return Decision("unchanged", str(version.version), (before,), run=version.run_id)
     if version is not None and version.tags.get(_GATE + key) == "refused":
         before = f"version {version.version} was refused before against the same champion, clips and protocol"
-        return Decision("unchanged", str(version.version), (before, *_told(version.tags)), run=version.run_id)
+        return Decision(
+            "unchanged", str(version.version), (before, *_recorded_reasons(version.tags)), run=version.run_id
+        )
     return None
 
 
-def _told(tags: dict[str, str]) -> list[str]:
+def _recorded_reasons(tags: dict[str, str]) -> list[str]:
     return [value for tag, value in sorted(tags.items()) if tag.startswith("qamoe.rule.")]
 
 
 def _version_of(client: Any, name: str, digest: str) -> Any | None:
-    found = client.search_model_versions(f"name = '{name}'")
-    same = [version for version in found if version.tags.get(ARTIFACT) == digest]
+    versions = client.search_model_versions(f"name = '{name}'")
+    same = [version for version in versions if version.tags.get(ARTIFACT) == digest]
     return max(same, key=lambda version: int(version.version)) if same else None
 
 
@@ -147,11 +196,11 @@ def reference(client: Any, name: str, version: str, folder: Path) -> pd.DataFram
 
 
 def submit(
-    client: Any, name: str, run_id: str, evidence: Evidence, key: str, against: Champion | None, about: dict[str, Any]
+    client: Any, name: str, run_id: str, evidence: Evidence, key: str, against: Champion | None, data: GateData
 ) -> Decision:
     """Register the checkpoint of a run, alias it challenger, ask every rule, record the answer, and move the aliases.
 
-    `about` has the keys of _ABOUT and goes into the record. Whatever stops this half-way, `finish` and calling it
+    `data` goes into the record. Whatever stops this half-way, `finish` and calling it
     again bring it to its end: a version is registered once, and champion moves before previous. Where another has
     become champion since `against` was measured, nothing moves and the outcome is `overtaken`.
     """
@@ -166,17 +215,17 @@ def submit(
 
     verdicts = tuple(rule(evidence, registered) for rule in rules(evidence))
     decision = _decided(verdicts, version, run_id)
-    content = _content(name, run, evidence, against, about, decision)
+    record = _record(name, version, run, evidence, against, data, decision)
     if decision.outcome == "refused":
-        _write(client, content, key)
+        _write(client, record, key)
         return decision
     with exclusive_lock():
         if champion(client, name) != against:
             return replace(decision, outcome="overtaken")
-        _write(client, content | {"decision": "promoting"}, key)
+        _write(client, {**record, "decision": "promoting"}, key)
         client.set_model_version_tag(name, version, _PROMOTING, key)
         client.set_registered_model_alias(name, CHAMPION, version)
-        _complete(client, content, key)
+        _complete(client, record, key)
     return decision
 
 
@@ -197,7 +246,7 @@ def finish(client: Any, name: str) -> str | None:
     version = client.get_model_version(name, now)
     if _PROMOTING in version.tags:
         key = version.tags[_PROMOTING]
-        _complete(client, _read(client, version.run_id, key) | {"decision": "promoted"}, key)
+        _complete(client, {**_read(client, version.run_id, key), "decision": "promoted"}, key)
         return None
     left = None
     if aliases.get(PREVIOUS) == now:  # of a rollback's two aliases one has moved
@@ -211,14 +260,14 @@ def finish(client: Any, name: str) -> str | None:
     return left
 
 
-def _complete(client: Any, content: dict[str, Any], key: str) -> None:
+def _complete(client: Any, record: DecisionRecord, key: str) -> None:
     """What is left to do once champion has moved: the other aliases, and last the record that says so."""
-    name, version, before = content["name"], content["version"], content["champion"]
+    name, version, before = record["name"], record["version"], record["champion"]
     if before:
         client.set_registered_model_alias(name, PREVIOUS, before["version"])
     if str(client.get_registered_model(name).aliases.get(CHALLENGER)) == version:
         client.delete_registered_model_alias(name, CHALLENGER)
-    _write(client, content, key)
+    _write(client, record, key)
     client.delete_model_version_tag(name, version, _PROMOTING)
 
 
@@ -228,12 +277,12 @@ def foretold(evidence: Evidence) -> Decision:
     def nobody(clips: pd.DataFrame) -> pd.DataFrame:
         raise UserError("Nothing is registered in a dry run.")
 
-    asked = [rule for rule in rules(evidence) if rule is not predicts_the_same]
-    return _decided(tuple(rule(evidence, nobody) for rule in asked), None, None)
+    without_model = [rule for rule in rules(evidence) if rule is not predicts_the_same]
+    return _decided(tuple(rule(evidence, nobody) for rule in without_model), None, None)
 
 
 def _decided(verdicts: tuple[Verdict, ...], version: str | None, run_id: str | None) -> Decision:
-    reasons = tuple(_reason(asdict(verdict)) for verdict in verdicts)
+    reasons = tuple(_reason(_rule_record(verdict)) for verdict in verdicts)
     outcome = "promoted" if all(verdict.passed for verdict in verdicts) else "refused"
     return Decision(outcome, version, reasons, verdicts, run_id)
 
@@ -242,9 +291,9 @@ def _register(client: Any, name: str, run: Any) -> str:
     from mlflow.exceptions import MlflowException
 
     digest = run.data.tags[ARTIFACT]
-    there = _version_of(client, name, digest)
-    if there is not None:
-        return str(there.version)
+    existing = _version_of(client, name, digest)
+    if existing is not None:
+        return str(existing.version)
     try:
         client.create_registered_model(name)
     except MlflowException as error:
@@ -253,20 +302,25 @@ def _register(client: Any, name: str, run: Any) -> str:
     tags = {tag: run.data.tags[tag] for tag in (ARTIFACT, MODEL_ID, "qamoe.model", "qamoe.seed")}
     # By the logged model's id: a run's name could mean another step of it.
     source = f"models:/{run.data.tags[MODEL_ID]}"
-    made = client.create_model_version(name, source, run.info.run_id, tags, model_id=run.data.tags[MODEL_ID])
-    return str(made.version)
+    created = client.create_model_version(name, source, run.info.run_id, tags, model_id=run.data.tags[MODEL_ID])
+    return str(created.version)
 
 
-def _content(
-    name: str, run: Any, evidence: Evidence, against: Champion | None, about: dict[str, Any], decision: Decision
-) -> dict[str, Any]:
-    """A decision as promote/<gate>.json holds it."""
+def _record(
+    name: str,
+    version: str,
+    run: Any,
+    evidence: Evidence,
+    against: Champion | None,
+    data: GateData,
+    decision: Decision,
+) -> DecisionRecord:
     rows = evidence.candidate
     return {
         "decision": decision.outcome,
         "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "name": name,
-        "version": decision.version,
+        "version": version,
         "candidate": {
             "digest": run.data.tags[ARTIFACT],
             "model": evidence.config["model"],
@@ -274,31 +328,43 @@ def _content(
             "selection": evidence.config["selection"],
             "run": run.info.run_id,
         },
-        "champion": asdict(against) if against else None,
+        "champion": {"version": against.version, "digest": against.digest, "run": against.run} if against else None,
         "split": evidence.split,
         "clips": rows["clip_id"].nunique(),
         "sources": rows["source"].nunique(),
-        **about,
-        "rules": [asdict(verdict) for verdict in decision.verdicts],
+        "protocol": data.protocol,
+        "data_digest": data.data_digest,
+        "gate_digest": data.gate_digest,
+        "rules": [_rule_record(verdict) for verdict in decision.verdicts],
     }
 
 
-def _write(client: Any, content: dict[str, Any], key: str) -> None:
+def _rule_record(verdict: Verdict) -> RuleRecord:
+    return {
+        "rule": verdict.rule,
+        "passed": verdict.passed,
+        "numbers": verdict.numbers,
+        "sentence": verdict.sentence,
+    }
+
+
+def _write(client: Any, record: DecisionRecord, key: str) -> None:
     """Record a decision, or anew what has become of it."""
-    run, name, version = content["candidate"]["run"], content["name"], content["version"]
-    told, against = markdown(content), content["champion"]
-    client.log_text(run, json.dumps(content, indent=1, default=float), f"promote/{key}.json")
-    client.log_text(run, told, f"promote/{key}.md")
-    client.update_model_version(name, version, description=told)
-    tags = {f"qamoe.rule.{rule['rule']}": _reason(rule) for rule in content["rules"]}
-    tags |= {f"qamoe.{what}": str(content[what]) for what in _ABOUT}
-    tags |= {"qamoe.split": content["split"], "qamoe.champion_digest": against["digest"] if against else "none"}
-    tags |= {"qamoe.decision": content["decision"], _GATE + key: content["decision"]}  # last: what makes it settled
+    run, name, version = record["candidate"]["run"], record["name"], record["version"]
+    page, against = markdown(record), record["champion"]
+    client.log_text(run, json.dumps(record, indent=1, default=float), f"promote/{key}.json")
+    client.log_text(run, page, f"promote/{key}.md")
+    client.update_model_version(name, version, description=page)
+    tags = {f"qamoe.rule.{rule['rule']}": _reason(rule) for rule in record["rules"]}
+    tags |= {"qamoe.protocol": str(record["protocol"]), "qamoe.data_digest": record["data_digest"]}
+    tags |= {"qamoe.gate_digest": record["gate_digest"], "qamoe.split": record["split"]}
+    tags["qamoe.champion_digest"] = against["digest"] if against else "none"
+    tags |= {"qamoe.decision": record["decision"], _GATE + key: record["decision"]}  # last: what makes it settled
     for tag, value in tags.items():
         client.set_model_version_tag(name, version, tag, value)
 
 
-def _read(client: Any, run: str, key: str) -> dict[str, Any]:
+def _read(client: Any, run: str, key: str) -> DecisionRecord:
     """What `_write` wrote."""
     import tempfile
 
@@ -306,21 +372,21 @@ def _read(client: Any, run: str, key: str) -> dict[str, Any]:
         return json.loads(Path(client.download_artifacts(run, f"promote/{key}.json", folder)).read_text())
 
 
-def _reason(rule: dict[str, Any]) -> str:
+def _reason(rule: RuleRecord) -> str:
     return f"{'passed' if rule['passed'] else 'failed'} {rule['rule']}: {rule['sentence']}"
 
 
-def markdown(content: dict[str, Any]) -> str:
+def markdown(record: DecisionRecord) -> str:
     """A decision as a page: the outcome, what stood against what, and a line a rule."""
-    theirs = content["champion"]
-    seen = f"{content['clips']} clips of {content['sources']} sources of split {content['split']}"
+    theirs = record["champion"]
+    seen = f"{record['clips']} clips of {record['sources']} sources of split {record['split']}"
     lines = [
-        f"**{content['name']}, version {content['version']}: {content['decision']}** ({content['at']})",
-        f"{content['candidate']['model']}, seed {content['candidate']['seed']}, against "
+        f"**{record['name']}, version {record['version']}: {record['decision']}** ({record['at']})",
+        f"{record['candidate']['model']}, seed {record['candidate']['seed']}, against "
         + (f"the champion, version {theirs['version']}" if theirs else "no champion")
         + f", on {seen}.",
     ]
-    if content["split"] != "gate":
+    if record["split"] != "gate":
         lines.append("This corpus has no gate split, so the split that chose the checkpoint judged it too.")
-    rules = [f"- {'passed' if r['passed'] else 'FAILED'} `{r['rule']}`: {r['sentence']}" for r in content["rules"]]
+    rules = [f"- {'passed' if r['passed'] else 'FAILED'} `{r['rule']}`: {r['sentence']}" for r in record["rules"]]
     return "\n\n".join([*lines, "\n".join(rules)]) + "\n"

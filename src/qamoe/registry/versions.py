@@ -1,7 +1,7 @@
 """The registered versions as a person asks for them: a table, and the way back to the champion before."""
 
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 from qamoe.errors import UserError
 from qamoe.registry.registry import CHAMPION, PREVIOUS, ROLLED_BACK, finish
@@ -16,6 +16,20 @@ NUMBERS = {
 }
 
 
+class Row(NamedTuple):
+    """A version as text; the numbers of NUMBERS are "" where it was not evaluated."""
+
+    version: str
+    aliases: str
+    decision: str
+    model: str
+    seed: str
+    clean: str
+    missing: str
+    noise: str
+    mixed: str
+
+
 def show(name: str) -> None:
     """Print the versions of a registered model, the newest first. Raises UserError where there is none."""
     from rich.console import Console
@@ -27,15 +41,15 @@ def show(name: str) -> None:
     if not console.is_terminal:
         console.width = 200
     table = Table(title=f"{name}: MAE or accuracy on the test split")
-    for place, column in enumerate(rows[0]):
-        table.add_column(column, justify="right" if column in NUMBERS or not place else "left")
+    for column in Row._fields:
+        table.add_column(column, justify="right" if column in (*NUMBERS, "version") else "left")
     for row in rows:
-        table.add_row(*row.values())
+        table.add_row(*row)
     console.print(table)
 
 
-def listed(client: Any, name: str) -> list[dict[str, str]]:
-    """A row a version: version, aliases, decision, model, seed, the numbers of NUMBERS ("" where not evaluated)."""
+def listed(client: Any, name: str) -> list[Row]:
+    """A row a version, the newest first. Raises UserError where there is none."""
     versions = sorted(client.search_model_versions(f"name = '{name}'"), key=lambda version: -int(version.version))
     if not versions:
         raise UserError(f"No version of {name} is registered; qamoe promote, or make demo, registers the first.")
@@ -47,23 +61,27 @@ def listed(client: Any, name: str) -> list[dict[str, str]]:
         decision = version.tags.get("qamoe.decision", "")
         if ROLLED_BACK in version.tags and not champions:
             decision = "rolled back"
-        row = {
-            "version": str(version.version),
-            "aliases": ", ".join(sorted(alias for alias, of in aliases.items() if str(of) == str(version.version))),
-            "decision": decision,
-            "model": version.tags.get("qamoe.model", ""),
-            "seed": version.tags.get("qamoe.seed", ""),
+        numbers = {
+            column: next((f"{measured[metric]:.3f}" for metric in names if metric in measured), "")
+            for column, names in NUMBERS.items()
         }
-        for column, names in NUMBERS.items():
-            row[column] = next((f"{measured[metric]:.3f}" for metric in names if metric in measured), "")
-        rows.append(row)
+        rows.append(
+            Row(
+                version=str(version.version),
+                aliases=", ".join(sorted(alias for alias, of in aliases.items() if str(of) == str(version.version))),
+                decision=decision,
+                model=version.tags.get("qamoe.model", ""),
+                seed=version.tags.get("qamoe.seed", ""),
+                **numbers,
+            )
+        )
     return rows
 
 
 def rollback(name: str) -> str:
     """Swap champion and previous; returns a sentence of what answers now. Raises UserError where there is no previous.
 
-    The version that stops to be champion is tagged first, so that the gate does not promote it again by itself; the
+    The version that is rolled back is tagged first, so that the gate does not promote it again by itself; the
     champion's alias moves in one step, so a kill at any moment leaves one champion, that of before or that of after.
     A rollback that was killed between its two aliases is ended by the next one, which then does no more.
     """

@@ -112,20 +112,22 @@ def experiment_id(client: Any, name: str) -> str:
 
     from qamoe.tracking import dashboard
 
-    found = client.get_experiment_by_name(name)
-    if found is None:
+    experiment = client.get_experiment_by_name(name)
+    if experiment is None:
         try:
-            found = client.get_experiment(client.create_experiment(name, artifact_location=_artifact_location(name)))
+            experiment = client.get_experiment(
+                client.create_experiment(name, artifact_location=_artifact_location(name))
+            )
         except MlflowException:  # another process was first
-            found = client.get_experiment_by_name(name)
-            if found is None:
+            experiment = client.get_experiment_by_name(name)
+            if experiment is None:
                 raise
-    if found.lifecycle_stage != "active":
+    if experiment.lifecycle_stage != "active":
         raise UserError(
             f"Experiment {name!r} at {masked(uri())} was deleted; restore it, or choose another registry.name."
         )
-    dashboard.arrange(client, found)
-    return found.experiment_id
+    dashboard.arrange(client, experiment)
+    return experiment.experiment_id
 
 
 def _artifact_location(name: str) -> str | None:
@@ -143,26 +145,26 @@ def find(client: Any, **tags: str) -> Any | None:
     """The newest run, of any experiment, that has these tags (`a__b` stands for `a.b`), or None."""
     everywhere = [experiment.experiment_id for experiment in client.search_experiments()]
     wanted = " and ".join(f"tags.`{name.replace('__', '.')}` = '{value}'" for name, value in tags.items())
-    found = client.search_runs(everywhere, wanted, max_results=1, order_by=["attributes.start_time DESC"])
-    return found[0] if found else None
+    runs = client.search_runs(everywhere, wanted, max_results=1, order_by=["attributes.start_time DESC"])
+    return runs[0] if runs else None
 
 
-def one_run(client: Any, place: str, name: str, tags: dict[str, str], further: dict[str, str]) -> tuple[str, bool]:
+def one_run(client: Any, experiment: str, name: str, tags: dict[str, str], further: dict[str, str]) -> tuple[str, bool]:
     """The run that others are children of: the oldest of an experiment with these tags, made with `further` where there
     is none, and whether it was made now. Where two machines make one at once, both take the first one's."""
 
     def oldest() -> list[str]:
-        found = client.search_runs([place], wanted, max_results=1, order_by=["attributes.start_time ASC"])
-        return [run.info.run_id for run in found]
+        runs = client.search_runs([experiment], wanted, max_results=1, order_by=["attributes.start_time ASC"])
+        return [run.info.run_id for run in runs]
 
     wanted = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
-    if found := oldest():
-        return found[0], False
+    if runs := oldest():
+        return runs[0], False
     with exclusive_lock():
-        if found := oldest():
-            return found[0], False
-        made: str = client.create_run(place, tags=tags | further, run_name=name).info.run_id
-        first = (oldest() or [made])[0]
-    if first != made:
-        client.delete_run(made)
-    return first, first == made
+        if runs := oldest():
+            return runs[0], False
+        created: str = client.create_run(experiment, tags=tags | further, run_name=name).info.run_id
+        first = (oldest() or [created])[0]
+    if first != created:
+        client.delete_run(created)
+    return first, first == created

@@ -24,11 +24,11 @@ def main_checkout(where: Path | None = None) -> Path:
     """The root of the main checkout, also from a worktree and from the copy that `dvc exp run --temp` or `--queue`
     makes below .dvc/tmp; without git the folder itself."""
     here = (where or Path.cwd()).resolve()
-    found = _git("rev-parse", "--path-format=absolute", "--git-common-dir", where=here)
-    if found is None:
+    git_folder = _git("rev-parse", "--path-format=absolute", "--git-common-dir", where=here)
+    if git_folder is None:
         root = here
-    elif Path(found).name == ".git":
-        root = Path(found).parent
+    elif Path(git_folder).name == ".git":
+        root = Path(git_folder).parent
     else:  # a submodule, whose git folder lies inside that of the repository around it
         root = Path(_git("rev-parse", "--show-toplevel", where=here) or here)
     copy = next((parent for parent in root.parents if parent.name == ".dvc"), None)

@@ -12,7 +12,7 @@ import math
 import platform
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -68,16 +68,18 @@ class Record:
         self.log([(key, value, line["epoch"], at) for line, at in new for key, value in line.items() if key != "epoch"])
         self.known |= {line["epoch"] for line, _ in new}
 
-    def log(self, rows: list[tuple[str, Any, int, int]], tags: dict[str, str] | None = None, model: Any = None) -> None:
+    def log(
+        self, rows: Sequence[tuple[str, object, int, int]], tags: dict[str, str] | None = None, model: Any = None
+    ) -> None:
         """Metrics (name, value, step, milliseconds) in as few calls as MLflow allows, tags with the last of them."""
         from mlflow.entities import Metric, RunTag
 
-        found = [
+        metrics = [
             Metric(key, float(value), at, step, model_id=model, run_id=self.run_id)
             for key, value, step, at in rows
             if isinstance(value, int | float) and math.isfinite(value)
         ]
-        chunks = [found[i : i + _MOST_METRICS] for i in range(0, len(found), _MOST_METRICS)] or [[]]
+        chunks = [metrics[i : i + _MOST_METRICS] for i in range(0, len(metrics), _MOST_METRICS)] or [[]]
         for chunk in chunks:
             last = [RunTag(k, v) for k, v in (tags or {}).items()] if chunk is chunks[-1] else []
             self.client.log_batch(self.run_id, metrics=chunk, tags=last)
@@ -138,19 +140,23 @@ def _begin(client: Any, experiment: str, config: ParametersConfig, tags: dict[st
     identity = shared | {"qamoe.seed": str(seed)}
     # Two people may train the same thing at once: only this machine's and folder's own run is continued.
     identity["qamoe.place"] = parameters.digest(platform.node(), str(Path.cwd()))
-    place = experiment_id(client, experiment)
+    experiment_number = experiment_id(client, experiment)
     wanted = " and ".join(f"tags.`{key}` = '{value}'" for key, value in identity.items())
-    found = client.search_runs(
-        [place], f"{wanted} and attributes.status != 'FINISHED'", order_by=["attributes.start_time DESC"]
+    unfinished = client.search_runs(
+        [experiment_number], f"{wanted} and attributes.status != 'FINISHED'", order_by=["attributes.start_time DESC"]
     )
-    for run in found:
+    for run in unfinished:
         # One that is being logged from other files is another checkpoint's, whatever both say they were made of.
         if run.data.tags.get(_LATER, tags.get(_LATER)) == tags.get(_LATER):
             return run.info.run_id
-    above, made = one_run(client, place, name, shared | {"qamoe.role": "model"}, _SOURCE | {_NOTE: _SEEDS} | tags)
-    if made:
+    above, created = one_run(
+        client, experiment_number, name, shared | {"qamoe.role": "model"}, _SOURCE | {_NOTE: _SEEDS} | tags
+    )
+    if created:
         client.set_terminated(above, "FINISHED")
-    run = client.create_run(place, tags=_SOURCE | identity | tags | {PARENT: above}, run_name=f"{name}-seed{seed}")
+    run = client.create_run(
+        experiment_number, tags=_SOURCE | identity | tags | {PARENT: above}, run_name=f"{name}-seed{seed}"
+    )
     models = {part: config["models"][part] for part in ("encoders", family(name))}
     values = flat(
         {
@@ -294,11 +300,11 @@ def log_evaluation(client: Any, folder: Path, evaluated: Path, experiment: str) 
         return False
     cells = pd.read_parquet(evaluated / "cells.parquet")
     summary = summarise(cells)
-    with tempfile.TemporaryDirectory() as made:
-        _draw(cells, run.data.tags["qamoe.model"], Path(made) / "spectrum.png")
-        summary.to_csv(Path(made) / "summary.csv", index=False)
-        cells.to_parquet(Path(made) / "cells.parquet", index=False)
-        client.log_artifacts(run.info.run_id, made, EVALUATION)
+    with tempfile.TemporaryDirectory() as temporary:
+        _draw(cells, run.data.tags["qamoe.model"], Path(temporary) / "spectrum.png")
+        summary.to_csv(Path(temporary) / "summary.csv", index=False)
+        cells.to_parquet(Path(temporary) / "cells.parquet", index=False)
+        client.log_artifacts(run.info.run_id, temporary, EVALUATION)
     now = milliseconds()
     rows = [(name, value, step, now) for name, value, step in spectrum_metrics(cells, summary)]
     record = Record(client, run.info.run_id)

@@ -27,10 +27,10 @@ def parent_run(params: Params, study: str) -> str | None:
         return None
     client = connect(_WITHOUT)
     with store_errors_as_user_errors(_WITHOUT):
-        place = experiment_id(client, params.registry.name)
+        experiment = experiment_id(client, params.registry.name)
         tags = {_STUDY: study, "qamoe.role": "study"}
-        run, made = mlflow_store.one_run(client, place, f"search-{study[:8]}", tags, _SOURCE | provenance())
-        if made:
+        run, created = mlflow_store.one_run(client, experiment, f"search-{study[:8]}", tags, _SOURCE | provenance())
+        if created:
             _log_params(client, run, {"tune": params.tune.model_dump(mode="json")})
         return run
 
@@ -57,13 +57,9 @@ def trial_run(parent: str | None, params: Params, number: int) -> Iterator[Calla
         tags = _SOURCE | {PARENT: parent, _STUDY: above.data.tags[_STUDY], _TRIAL: str(number)}
         run = client.create_run(above.info.experiment_id, tags=tags, run_name=f"trial-{number}").info.run_id
         common = params.train.common
-        tried: dict[str, Any] = {"train": {"common": {"lr": common.lr, "weight_decay": common.weight_decay}}}
-        tried["models"] = {"encoders": {"dropout": params.models.encoders.dropout}}
-        _log_params(
-            client,
-            run,
-            tried,
-        )
+        parameters: dict[str, Any] = {"train": {"common": {"lr": common.lr, "weight_decay": common.weight_decay}}}
+        parameters["models"] = {"encoders": {"dropout": params.models.encoders.dropout}}
+        _log_params(client, run, parameters)
     except Exception as error:
         log.warning("trial %d is not recorded: %s", number, reason(error))
     try:
@@ -83,8 +79,8 @@ def finish(parent: str | None, trials: list[dict[str, Any]], best: dict[str, flo
     client = connect(_WITHOUT)
     with store_errors_as_user_errors(_WITHOUT):
         above = client.get_run(parent)
-        place, known = above.info.experiment_id, {str(trial["number"]): trial for trial in trials}
-        for run in client.search_runs([place], f"tags.`{PARENT}` = '{parent}'", max_results=5000):
+        experiment, known = above.info.experiment_id, {str(trial["number"]): trial for trial in trials}
+        for run in client.search_runs([experiment], f"tags.`{PARENT}` = '{parent}'", max_results=5000):
             trial = known.get(run.data.tags.get(_TRIAL, ""))
             if trial is None or run.info.status != "RUNNING":
                 continue
