@@ -131,7 +131,7 @@ def test_a_clip_that_cannot_be_degraded_is_a_problem_of_its_cell_alone(run: Any,
 def test_pictures_that_are_not_read_from_media_cannot_be_degraded(
     run: Any, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(extract, "_made", lambda params, waiting: {})
+    monkeypatch.setattr(extract, "_make_parts", lambda params, waiting: {})
     changes = {"extract.signals": {"seed": 3, "severities": {"blur": [0.5]}}, "extract.max_problem_share": 1.0}
     with pytest.raises(UserError, match=r"extract\.signals degrades vision, and openface reads no media"):
         run(changes)

@@ -190,7 +190,7 @@ def test_the_bar_of_progress_shows_how_many_how_fast_and_how_long_still(
             (Job(f"{i:04d}", "vision", tmp_path / f"data/{i:04d}.wav", 0.0, None), tmp_path / f"{quiet}/{i}")
             for i in range(6)
         ]
-        extract._made(parameters.load(params_file(CHANGES)).extract, waiting)
+        extract._make_parts(parameters.load(params_file(CHANGES)).extract, waiting)
         shown = terminal.getvalue()
         terminal.truncate(0)
         assert (re.search(r"extract.*6/6.*\d\.\d/s.*0:00:00", shown) is not None) is not quiet

@@ -32,17 +32,17 @@ def device() -> str:
     import torch
 
     there = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
-    asked = os.environ.get("QAMOE_DEVICE") or there[-1]
-    if asked.split(":")[0] not in there:
-        raise UserError(f"QAMOE_DEVICE is {asked!r}; on this machine there is {' and '.join(there)}.")
-    return asked
+    value = os.environ.get("QAMOE_DEVICE") or there[-1]
+    if value.split(":")[0] not in there:
+        raise UserError(f"QAMOE_DEVICE is {value!r}; on this machine there is {' and '.join(there)}.")
+    return value
 
 
 def _counted(name: str, lowest: int, otherwise: int) -> int:
-    asked = os.environ.get(name) or str(otherwise)
-    if not asked.isdecimal() or int(asked) < lowest:
-        raise UserError(f"{name} is {asked!r}; allowed is a whole number from {lowest} on.")
-    return int(asked)
+    value = os.environ.get(name) or str(otherwise)
+    if not value.isdecimal() or int(value) < lowest:
+        raise UserError(f"{name} is {value!r}; allowed is a whole number from {lowest} on.")
+    return int(value)
 
 
 def workers() -> int:
@@ -62,10 +62,10 @@ def batch_parts() -> int:
 
 def executor() -> str:
     """Where clips are extracted and a spectrum evaluated (`QAMOE_EXECUTOR`): `processes` of this machine, or `ray`."""
-    asked = os.environ.get("QAMOE_EXECUTOR") or "processes"
-    if asked not in ("processes", "ray"):
-        raise UserError(f"QAMOE_EXECUTOR is {asked!r}; allowed are processes and ray.")
-    return asked
+    value = os.environ.get("QAMOE_EXECUTOR") or "processes"
+    if value not in ("processes", "ray"):
+        raise UserError(f"QAMOE_EXECUTOR is {value!r}; allowed are processes and ray.")
+    return value
 
 
 def ray_address() -> str | None:
@@ -104,10 +104,10 @@ def untracked() -> bool:
 
     True too in all but the first of torchrun's processes.
     """
-    asked = os.environ.get("QAMOE_TRACKING") or "on"
-    if asked not in ("on", "off"):
-        raise UserError(f"QAMOE_TRACKING is {asked!r}; allowed are on and off.")
-    return asked == "off" or processes()[0] > 0
+    value = os.environ.get("QAMOE_TRACKING") or "on"
+    if value not in ("on", "off"):
+        raise UserError(f"QAMOE_TRACKING is {value!r}; allowed are on and off.")
+    return value == "off" or processes()[0] > 0
 
 
 def under_dvc() -> bool:

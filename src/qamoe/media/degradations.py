@@ -62,8 +62,8 @@ def babble(wave: Wave, rate: float, severity: float, draws: Draws, others: Seque
     for other, start in zip(others, draws.uniform(max(1, len(others)))[0].tolist(), strict=False):
         power = float((other.astype(np.float64) ** 2).mean()) if len(other) else 0.0
         if power:
-            place = int(start * len(other)) + np.arange(len(wave))
-            crowd += other.astype(np.float64)[place % len(other)] / sqrt(power)
+            samples = int(start * len(other)) + np.arange(len(wave))
+            crowd += other.astype(np.float64)[samples % len(other)] / sqrt(power)
     return _mixed(wave, crowd, severity)
 
 
@@ -119,8 +119,8 @@ def darkness(pictures: Iterable[Picture], severity: float, draws: Draws) -> Iter
     """Light falls to 1 - severity, and the sensor's noise (8 grey levels x severity, the same in R, G and B) stays."""
     for number, picture in enumerate(pictures):
         height, width = picture.shape[:2]
-        own = Draws(draws.seed, draws.clips, draws.modality, draws.stream, number)
-        grain = own.normal(height * width)[0].numpy().reshape(height, width, 1)
+        frame_draws = Draws(draws.seed, draws.clips, draws.modality, draws.stream, number)
+        grain = frame_draws.normal(height * width)[0].numpy().reshape(height, width, 1)
         yield np.rint((1 - severity) * picture + 8 * severity * grain).clip(0, 255).astype(np.uint8)
 
 

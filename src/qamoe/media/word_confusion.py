@@ -100,11 +100,11 @@ class Vocabulary:
 
     def mistaken(self, word: str, which: float) -> str:
         """Another word in its place, by a draw in [0, 1); what stands around it (a comma, a quote) stays."""
-        found = _LETTERS.search(word)
-        others = self.nearest(found[0]) if found else ()
-        if found is None or not others:
+        letters = _LETTERS.search(word)
+        others = self.nearest(letters[0]) if letters else ()
+        if letters is None or not others:
             return word
-        return word[: found.start()] + others[int(which * len(others))] + word[found.end() :]
+        return word[: letters.start()] + others[int(which * len(others))] + word[letters.end() :]
 
     def frequent(self, which: float) -> str:
         """A word by its frequency, by a draw in [0, 1)."""

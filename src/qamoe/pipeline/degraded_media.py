@@ -50,17 +50,17 @@ def write(
     problems: list[tuple[str, str, str]] = []
     for name, kind, severity in degradations.cells(params.signals.severities):
         about = {"kind": kind, "severity": severity, "seed": params.signals.seed}
-        place = folder / f"{name}.arrow"
+        path = folder / f"{name}.arrow"
         if degradations.MODALITY[kind] == "text":
-            _write_words(test, params, severity, vocabulary, place, about)
+            _write_words(test, params, severity, vocabulary, path, about)
             continue
         jobs = [
             (job, _part(job, params, folder.parent / "parts", digest))
             for job in _jobs(test, params, kind, severity, partners, digest)
         ]
         lost = make([(job, part) for job, part in jobs if read_part(part) is None])
-        found = [read_part(part) for _, part in jobs]
-        for (job, _), frames in zip(jobs, found, strict=True):
+        features = [read_part(part) for _, part in jobs]
+        for (job, _), frames in zip(jobs, features, strict=True):
             reason = lost.get((job.clip_id, job.modality)) or frames
             if isinstance(reason, str) and reason:
                 problems.append((name, job.clip_id, reason))
@@ -69,9 +69,9 @@ def write(
         empty = np.zeros((0, len(made_by.columns)), np.float32)
         rows = (
             {"clip_id": clip.clip_id, "frames": frames if isinstance(frames, np.ndarray) else empty}
-            for clip, frames in zip(test, found, strict=True)
+            for clip, frames in zip(test, features, strict=True)
         )
-        arrow_store.write(place, schema, rows, about)
+        arrow_store.write(path, schema, rows, about)
     with atomic_write(folder / "problems.csv") as aside, aside.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(("cell", "clip_id", "reason"))
@@ -127,7 +127,7 @@ def _write_words(
     params: Extract,
     severity: float,
     vocabulary: Vocabulary,
-    place: Path,
+    path: Path,
     about: dict[str, Any],
 ) -> None:
     assert params.signals is not None
@@ -141,4 +141,4 @@ def _write_words(
         ids, words = tokeniser.extract(heard)
         return {"clip_id": clip.clip_id, "ids": ids, "words": words}
 
-    arrow_store.write(place, TEXT_SCHEMA, map(row, test), about)
+    arrow_store.write(path, TEXT_SCHEMA, map(row, test), about)

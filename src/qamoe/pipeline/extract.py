@@ -32,30 +32,30 @@ from qamoe.files import atomic_write
 from qamoe.pipeline import degraded_media, runner
 
 STREAMS = ("audio", "vision")
-_TOLD = 10  # problems that a refusal names
+_MOST_NAMED = 10  # problems that a refusal names
 Problems = list[tuple[str, str, str]]
 
 
 def run(params: Params, out: Path) -> None:
     """Run the stage. Raises UserError for a corpus that cannot be used, before anything is written."""
-    settings_ = params.extract
-    corpus = READERS[settings_.corpus.kind](Path(settings_.corpus.path), settings_.task)
+    chosen = params.extract
+    corpus = READERS[chosen.corpus.kind](Path(chosen.corpus.path), chosen.task)
     clips = sorted(corpus.clips, key=lambda clip: clip.clip_id)
-    tokeniser = extractor(settings_.text)
-    check_text(corpus, tokeniser, settings_.corpus.path)
+    tokeniser = extractor(chosen.text)
+    check_text(corpus, tokeniser, chosen.corpus.path)
     folder = out / "extract"
     problems: Problems = []
     digest = cache(media_digest)
     _clear(folder)
-    parts = _extracted(clips, settings_, folder / "parts", digest, problems)
-    _refuse_too_many(problems, len(clips), settings_.max_problem_share)
-    degraded_media.write(clips, settings_, folder / "signals", digest, partial(_made, settings_))
-    seconds = _write_streams(clips, corpus, settings_, parts, folder)
+    parts = _extracted(clips, chosen, folder / "parts", digest, problems)
+    _refuse_too_many(problems, len(clips), chosen.max_problem_share)
+    degraded_media.write(clips, chosen, folder / "signals", digest, partial(_make_parts, chosen))
+    seconds = _write_streams(clips, corpus, chosen, parts, folder)
     if corpus.vocabulary is None:
         _write_vectors(clips, folder)
     else:
         _write_text(clips, tokeniser, folder, ready=corpus.vocabulary == tokeniser.vocabulary)
-    _write_clips(clips, corpus, settings_, seconds, folder)
+    _write_clips(clips, corpus, chosen, seconds, folder)
     _write_problems(problems, folder / "problems.csv")
     runner.log.info(json.dumps({"stage": "extract", "clips": len(clips), "problems": len(problems)}))
 
@@ -72,7 +72,7 @@ def _extracted(
     clips: list[LabelledClip], params: Extract, parts: Path, digest: Callable[[Path], str], problems: Problems
 ) -> dict[tuple[str, str], Path]:
     """Make the parts of all clips that have media; fills `problems`; returns where each part lies."""
-    places: dict[tuple[str, str], Path] = {}
+    part_files: dict[tuple[str, str], Path] = {}
     waiting: list[tuple[Job, Path]] = []
     for clip in clips:
         if clip.media is None:
@@ -82,22 +82,22 @@ def _extracted(
             made_by = extractor(getattr(params, modality))
             key = part_key(job, digest(made_by.reads(clip.media.path)), made_by)
             part = parts / modality / key[:2] / key
-            places[clip.clip_id, modality] = part
+            part_files[clip.clip_id, modality] = part
             if read_part(part) is None:
                 waiting.append((job, part))
-    lost = _made(params, waiting)
-    for (clip_id, modality), part in places.items():
+    lost = _make_parts(params, waiting)
+    for (clip_id, modality), part in part_files.items():
         reason = lost.get((clip_id, modality)) or read_part(part)
         if isinstance(reason, str) and reason:
             problems.append((clip_id, modality, reason))
-    return places
+    return part_files
 
 
-def _made(params: Extract, waiting: list[tuple[Job, Path]]) -> dict[tuple[str, str], str]:
+def _make_parts(params: Extract, waiting: list[tuple[Job, Path]]) -> dict[tuple[str, str], str]:
     """Make parts, with a bar of progress; returns the reasons of the jobs that left none."""
     if not waiting:
         return {}
-    chosen: dict[str, Block] = {m: getattr(params, m) for m in STREAMS}
+    extractors: dict[str, Block] = {m: getattr(params, m) for m in STREAMS}
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn
     from rich.progress import TimeRemainingColumn as TimeLeft
@@ -113,17 +113,17 @@ def _made(params: Extract, waiting: list[tuple[Job, Path]]) -> dict[tuple[str, s
     with Progress(*columns, console=console, disable=quiet or not console.is_terminal) as progress:
         task = progress.add_task("extract", total=len(waiting))
         make = make_parts_on_ray if settings.executor() == "ray" else make_parts
-        return make(waiting, chosen, settings.workers(), params.seconds_per_clip, lambda: progress.advance(task))
+        return make(waiting, extractors, settings.workers(), params.seconds_per_clip, lambda: progress.advance(task))
 
 
 def _refuse_too_many(problems: Problems, clips: int, allowed: float) -> None:
     bad = {clip_id for clip_id, _, _ in problems}
     if len(bad) > allowed * clips:
-        told = [f"{clip_id}, {modality}: {reason}" for clip_id, modality, reason in sorted(problems)]
-        most = "" if len(told) <= _TOLD else f", and {len(told) - _TOLD} more"
+        reasons = [f"{clip_id}, {modality}: {reason}" for clip_id, modality, reason in sorted(problems)]
+        most = "" if len(reasons) <= _MOST_NAMED else f", and {len(reasons) - _MOST_NAMED} more"
         raise UserError(
             f"{len(bad)} of {clips} clips have problems, above extract.max_problem_share ({allowed:g}): "
-            f"{'; '.join(told[:_TOLD])}{most}."
+            f"{'; '.join(reasons[:_MOST_NAMED])}{most}."
         )
 
 

@@ -48,7 +48,9 @@ def run(params: Params, out: Path) -> None:
     vectors = text.text_is_vectors
     streams = ("text", *STREAMS) if vectors else STREAMS
     fitted = {m: fit_columns(stores[m], train_rows) for m in streams if len(stores[m])}
-    columns = {m: found for m, found in fitted.items() if len(found.kept)}  # the rest tells nothing in training
+    columns = {
+        m: statistics for m, statistics in fitted.items() if len(statistics.kept)
+    }  # the rest tells nothing in training
     modalities = [m for m in about["modalities"] if m not in streams or m in columns]
     limits = params.preprocess.max_frames.model_dump()
     folder = out / "preprocess"
@@ -78,14 +80,14 @@ def run(params: Params, out: Path) -> None:
             + [("text", pa.list_(pa.int32()))] * (not vectors)
             + [(m, arrow_store.frames_type(len(columns[m].kept) if m in columns else 1)) for m in streams]
         )
-        made = _rows(rows, clips, stores, columns, limits)
-        arrow_store.write(folder / f"{split}.arrow", schema, made, {"split": split, "modalities": modalities})
+        cleaned = _rows(rows, clips, stores, columns, limits)
+        arrow_store.write(folder / f"{split}.arrow", schema, cleaned, {"split": split, "modalities": modalities})
     test = np.flatnonzero(clips["split"] == "test")
     shutil.rmtree(folder / "signals", ignore_errors=True)
     for name, kind, severity in cells(params.extract.signals.severities) if params.extract.signals else ():
         degraded = _degraded(source / "signals" / f"{name}.arrow", list(clips["clip_id"].iloc[test]))
-        made = _rows(test, clips, stores, columns, limits)
-        replaced = _replaced(made, MODALITY[kind], degraded, columns, limits)
+        cleaned = _rows(test, clips, stores, columns, limits)
+        replaced = _replaced(cleaned, MODALITY[kind], degraded, columns, limits)
         arrow_store.write(folder / "signals" / f"{name}.arrow", schema, replaced, {"kind": kind, "severity": severity})
     write_text(folder / "stats.json", json.dumps(stats, indent=1, sort_keys=True, allow_nan=False))
     runner.log.info(json.dumps({"stage": "preprocess", **stats["clips"]}))
@@ -137,17 +139,17 @@ def _rows(
     rows: np.ndarray, clips: Any, stores: dict[str, arrow_store.Store], columns: dict[str, Columns], limits: Any
 ) -> Iterator[dict[str, Any]]:
     for row in rows:
-        made: dict[str, Any] = {name: clips[name].iloc[row] for name in ("clip_id", "source", "label")}
+        cleaned: dict[str, Any] = {name: clips[name].iloc[row] for name in ("clip_id", "source", "label")}
         if not stores["text"].text_is_vectors:
-            made["text"] = stores["text"].sequence("ids", int(row))[: limits["text"]]
+            cleaned["text"] = stores["text"].sequence("ids", int(row))[: limits["text"]]
         for m in ("text", *STREAMS):
-            if m in made:
+            if m in cleaned:
                 continue
             if m in columns:
-                made[m] = clean(stores[m].sequence("frames", int(row))[: limits[m]], columns[m])
+                cleaned[m] = clean(stores[m].sequence("frames", int(row))[: limits[m]], columns[m])
             else:
-                made[m] = np.zeros((0, 1), np.float32)
-        yield made
+                cleaned[m] = np.zeros((0, 1), np.float32)
+        yield cleaned
 
 
 def _degraded(path: Path, clip_ids: list[str]) -> arrow_store.Store:
@@ -163,11 +165,11 @@ def _replaced(
     rows: Iterator[dict[str, Any]], modality: str, degraded: arrow_store.Store, columns: dict[str, Columns], limits: Any
 ) -> Iterator[dict[str, Any]]:
     """Rows of the test split with one modality replaced by what was made of its degraded media."""
-    for place, row in enumerate(rows):
+    for number, row in enumerate(rows):
         if modality == "text":
-            row["text"] = degraded.sequence("ids", place)[: limits["text"]]
+            row["text"] = degraded.sequence("ids", number)[: limits["text"]]
         elif modality in columns:
-            row[modality] = clean(degraded.sequence("frames", place)[: limits[modality]], columns[modality])
+            row[modality] = clean(degraded.sequence("frames", number)[: limits[modality]], columns[modality])
         yield row
 
 

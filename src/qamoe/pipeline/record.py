@@ -39,8 +39,8 @@ def run(folders: list[Path], experiment: str) -> None:
 def evaluation_of(folder: Path) -> Path | None:
     """OUT/evaluate/MODEL/SEED of OUT/train/MODEL/SEED, where it is whole."""
     model, seed = folder.resolve().parts[-2:]
-    place = folder.resolve().parents[2] / "evaluate" / model / seed
-    return place if all((place / name).is_file() for name in ("cells.parquet", "digest")) else None
+    evaluation = folder.resolve().parents[2] / "evaluate" / model / seed
+    return evaluation if all((evaluation / name).is_file() for name in ("cells.parquet", "digest")) else None
 
 
 def main() -> None:

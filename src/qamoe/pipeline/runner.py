@@ -77,7 +77,7 @@ def single_instance(lock: Path) -> Iterator[None]:
 
     A folder that was made for it goes with it, if nothing else came into it.
     """
-    made = not lock.parent.exists()
+    is_new = not lock.parent.exists()
     try:
         held = json.loads(lock.read_text())
     except (FileNotFoundError, ValueError):
@@ -90,7 +90,7 @@ def single_instance(lock: Path) -> Iterator[None]:
         yield
     finally:
         lock.unlink(missing_ok=True)
-        if made:
+        if is_new:
             with suppress(OSError):
                 lock.parent.rmdir()
 

@@ -1,4 +1,4 @@
-"""What the stages after preprocess share: its statistics, and a digest of the data they stand on."""
+"""What the stages after preprocess read of it: statistics, which kinds suit its text, and a digest of its data."""
 
 import hashlib
 import json
@@ -20,12 +20,15 @@ def read_stats(out: Path) -> Stats:
         raise UserError(f"There is no {path}; run the stage preprocess first.") from None
 
 
-def refuse_other_kinds(stats: Stats, asked: Iterable[str], key: str) -> None:
-    """Refuse kinds (or slices) that are not those of the corpus's text: of stored vectors `missing_features` alone,
-    since a clean sentence's vectors still carry the words that are lost; of words all others. `key` is who asked."""
+def refuse_other_kinds(stats: Stats, kinds: Iterable[str], key: str) -> None:
+    """Raise UserError for a kind (or slice) that does not suit the corpus's text; `key` of params.yaml names it.
+
+    Stored vectors allow `missing_features` alone, since the vectors of a clean sentence still carry the words that are
+    lost; words and token ids allow all other kinds.
+    """
     vectors = "text" in stats["modalities"] and text_is_vectors(stats)
     allowed = ("clean", "missing_features")
-    wrong = [kind for kind in asked if (kind not in allowed if vectors else kind == "missing_features")]
+    wrong = [kind for kind in kinds if (kind not in allowed if vectors else kind == "missing_features")]
     if wrong and vectors:
         raise UserError(
             f"{key} names {wrong[0]}; the text of this corpus is stored vectors, and allowed with them are"
@@ -47,7 +50,7 @@ def data_digest(out: Path) -> str:
 
 
 def remove_other_seeds(folder: Path, seeds: tuple[int, ...]) -> None:
-    """A persisted output keeps what an earlier params.yaml made; a seed that is no longer listed goes."""
+    """Delete the folders of seeds that params.yaml no longer lists: DVC keeps what a persisted output holds."""
     for child in folder.iterdir() if folder.is_dir() else ():
         if child.is_dir() and child.name not in {str(seed) for seed in seeds}:
             shutil.rmtree(child)

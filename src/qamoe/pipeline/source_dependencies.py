@@ -32,8 +32,8 @@ _WRITTEN = "  # From here on written by `python -m qamoe.pipeline.source_depende
 
 
 def _file(module: str) -> Path | None:
-    place = PACKAGE.parent.joinpath(*module.split("."))
-    for path in (place.with_suffix(".py"), place / "__init__.py"):
+    stem = PACKAGE.parent.joinpath(*module.split("."))
+    for path in (stem.with_suffix(".py"), stem / "__init__.py"):
         if path.is_file():
             return path
     return None
@@ -41,14 +41,14 @@ def _file(module: str) -> Path | None:
 
 def imports(path: Path) -> set[str]:
     """Dotted names that a file imports, wherever in it."""
-    found: set[str] = set()
+    names: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            found.add(node.module)
-            found |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return found
+            names.add(node.module)
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
 
 
 def closure(module: str) -> list[Path]:
