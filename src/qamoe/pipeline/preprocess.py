@@ -31,16 +31,7 @@ STREAMS = ("audio", "vision")
 def run(params: Params, out: Path) -> None:
     """Run the stage. Raises UserError where the stores disagree or the training split is empty."""
     source = out / "extract"
-    if not (source / "clips.parquet").is_file():
-        raise UserError(f"There is no {source / 'clips.parquet'}; run the stage extract first.")
-    table = pq.read_table(source / "clips.parquet")
-    about = json.loads(table.schema.metadata[b"qamoe"])
-    clips = table.to_pandas()
-    _check(clips)
-    stores = {m: arrow_store.Store(source / f"{m}.arrow") for m in ("text", *STREAMS)}
-    for opened in stores.values():
-        if len(opened) and opened.clip_ids != list(clips["clip_id"]):
-            raise UserError(f"{opened.path} and clips.parquet hold different clips; run the stage extract again.")
+    clips, about, stores = _extracted(source)
     train_rows = np.flatnonzero(clips["split"] == "train")
     if not len(train_rows):
         raise UserError("The training split is empty; at least one source must be in split train.")
@@ -48,9 +39,7 @@ def run(params: Params, out: Path) -> None:
     vectors = text.text_is_vectors
     streams = ("text", *STREAMS) if vectors else STREAMS
     fitted = {m: fit_columns(stores[m], train_rows) for m in streams if len(stores[m])}
-    columns = {
-        m: statistics for m, statistics in fitted.items() if len(statistics.kept)
-    }  # the rest tells nothing in training
+    columns = {m: fit for m, fit in fitted.items() if len(fit.kept)}  # the rest tells nothing in training
     modalities = [m for m in about["modalities"] if m not in streams or m in columns]
     limits = params.preprocess.max_frames.model_dump()
     folder = out / "preprocess"
@@ -69,17 +58,13 @@ def run(params: Params, out: Path) -> None:
         "seconds_max": seconds_max,
     }
     stats = cast(Stats, content)
+    schema = pa.schema(
+        [("clip_id", pa.string()), ("source", pa.string()), ("label", pa.float64())]
+        + [("text", pa.list_(pa.int32()))] * (not vectors)
+        + [(m, arrow_store.frames_type(len(columns[m].kept) if m in columns else 1)) for m in streams]
+    )
     for split in arrow_store.SPLITS:
         rows = np.flatnonzero(clips["split"] == split)
-        schema = pa.schema(
-            [
-                ("clip_id", pa.string()),
-                ("source", pa.string()),
-                ("label", pa.float64()),
-            ]
-            + [("text", pa.list_(pa.int32()))] * (not vectors)
-            + [(m, arrow_store.frames_type(len(columns[m].kept) if m in columns else 1)) for m in streams]
-        )
         cleaned = _rows(rows, clips, stores, columns, limits)
         arrow_store.write(folder / f"{split}.arrow", schema, cleaned, {"split": split, "modalities": modalities})
     test = np.flatnonzero(clips["split"] == "test")
@@ -91,6 +76,20 @@ def run(params: Params, out: Path) -> None:
         arrow_store.write(folder / "signals" / f"{name}.arrow", schema, replaced, {"kind": kind, "severity": severity})
     write_text(folder / "stats.json", json.dumps(stats, indent=1, sort_keys=True, allow_nan=False))
     runner.log.info(json.dumps({"stage": "preprocess", **stats["clips"]}))
+
+
+def _extracted(source: Path) -> tuple[Any, dict[str, Any], dict[str, arrow_store.Store]]:
+    """What extract wrote: the clips as a data frame, what is known of their corpus, and a store for each modality."""
+    if not (source / "clips.parquet").is_file():
+        raise UserError(f"There is no {source / 'clips.parquet'}; run the stage extract first.")
+    table = pq.read_table(source / "clips.parquet")
+    clips = table.to_pandas()
+    _check(clips)
+    stores = {m: arrow_store.Store(source / f"{m}.arrow") for m in ("text", *STREAMS)}
+    for store in stores.values():
+        if len(store) and store.clip_ids != list(clips["clip_id"]):
+            raise UserError(f"{store.path} and clips.parquet hold different clips; run the stage extract again.")
+    return clips, json.loads(table.schema.metadata[b"qamoe"]), stores
 
 
 def _check(clips: Any) -> None:
