@@ -48,9 +48,8 @@ def found(tmp_path_factory: pytest.TempPathFactory, tiny_corpus: Any, tiny_stats
     with torch.no_grad():
         for parameter in trained.model.parameters():
             parameter.add_(0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
-    params = Evaluate.model_validate(
-        {"seed": 7, "draws": 1, "mixed_draws": DRAWS, "slices": ["mixed"], "quality_permutations": 2}
-    )
+    content = {"seed": 7, "draws": 1, "mixed_draws": DRAWS, "slices": ["mixed"], "quality_permutations": 2}
+    params = Evaluate.model_validate(content)
     cells = protocol.plan(("mixed",), params)
     store = Store(folder / "preprocess/valid.arrow")
     split = open_views(store, protocol.views(cells), MODALITIES, references(tiny_stats), folder, "data", "cpu")

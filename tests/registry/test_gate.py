@@ -32,7 +32,7 @@ def rows(errors: list[float], name: str = "mixed", variance: float = 0.25) -> pd
 def evidence(errors: list[float], champion: list[float] | None = None, **changed: Any) -> Evidence:
     clean = rows(errors, "clean")
     made = Evidence(
-        config={"target_mean": 0.0, "calibration": {"sigmas": {"0.9": 1.6}}},
+        config={"task": {"kind": "regression"}, "target_mean": 0.0, "calibration": {"sigmas": {"0.9": 1.6}}},
         candidate=pd.concat([clean, rows(errors)], ignore_index=True),
         champion=None if champion is None else pd.concat([rows(champion, "clean"), rows(champion)], ignore_index=True),
         clips=pd.DataFrame({"text": ["a", "b"]}, index=["clip-1", "clip-0"]),
@@ -138,9 +138,14 @@ def test_the_registered_model_is_the_evaluated_one():
     assert "cannot be used" in broken.sentence
 
 
+def config_of_classes(shares: list[float], temperature: float = 1.0) -> dict[str, Any]:
+    task = {"kind": "classification", "classes": ["no", "yes"]}
+    return {"task": task, "class_shares": shares, "calibration": {"temperature": temperature}}
+
+
 def of_classes(sure: list[float], temperature: float = 1.0, **changed: Any) -> Evidence:
     """Two classes in turn; clip i gives its own class the probability sure[i]."""
-    made = evidence([0.0] * len(sure), config={"class_shares": [0.5, 0.5], "calibration": {"temperature": temperature}})
+    made = evidence([0.0] * len(sure), config=config_of_classes([0.5, 0.5], temperature))
 
     def told(rows: pd.DataFrame, sure: list[float]) -> pd.DataFrame:
         own = np.array(sure)[rows["clip_id"].str.removeprefix("clip-").astype(int)]
@@ -163,7 +168,7 @@ def test_classes_beat_the_training_frequencies() -> None:
     assert good.passed
     assert good.numbers == {"nll": pytest.approx(-np.log(0.8)), "frequencies_nll": pytest.approx(np.log(2))}
     assert not gate.beats_the_frequencies(of_classes([0.5] * 6), unused).passed
-    unseen = of_classes([0.5] * 6, config={"class_shares": [1.0, 0.0], "calibration": {"temperature": 1.0}})
+    unseen = of_classes([0.5] * 6, config=config_of_classes([1.0, 0.0]))
     floored = gate.beats_the_frequencies(unseen, unused)  # as the model `mean` has it: 1 in 10,000, not never
     assert floored.numbers["frequencies_nll"] == pytest.approx(-np.log(1e-4) / 2, rel=1e-3)
     cooled = gate.beats_the_frequencies(of_classes([0.8] * 6, temperature=2.0), unused)

@@ -47,13 +47,13 @@ def test_a_study_ends_and_is_begun_anew_with_the_same_first_trials(params: Param
     assert len(study.get_trials()) == 7
     work(params, url, "two")
     assert len(study.get_trials()) == 7, "there is nothing left to do"
-    best, value, trials = search.found(study)
+    best, value, trials = search.outcome(study)
     assert value == best["lr"] == min(t["lr"] for t in trials)
     assert len({t["lr"] for t in trials}) == 7
 
     other = f"sqlite:///{tmp_path / 'other.db'}"
     work(params, other, "one")
-    again = search.found(search.open_study(params, "s", other))[2]
+    again = search.outcome(search.open_study(params, "s", other))[2]
     assert [t["lr"] for t in again] == [t["lr"] for t in trials]
 
 

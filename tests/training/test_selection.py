@@ -15,6 +15,7 @@ from qamoe.degradation.views import View, alike, apply
 from qamoe.models import checkpoint
 from qamoe.training.selection import (
     Cells,
+    SplitPredictions,
     calibration,
     injected_severity,
     predictions,
@@ -93,10 +94,10 @@ def test_the_oracle_is_told_the_severity_of_each_view_and_no_other_model_is(
     cells = setting.cells
     assert [cells.views[i].severities[0] for i in (0, 1, 3)] == [0.0, 0.5, 0.5]
     made = {name: checkpoint.load(tiny_checkpoint(tmp_path / name, model=name)).model for name in ("oracle", "qamoe")}
-    r = predictions(made["oracle"], setting.valid, (0, 1, 3, cells.fully_degraded[0]), 4, "cpu")["r"]
+    r = predictions(made["oracle"], setting.valid, (0, 1, 3, cells.fully_degraded[0]), 4, "cpu").r
     for place, severity in enumerate((0.0, 0.5, 0.5, 1.0)):
         assert (r[place] == 1 - severity).all()
-    own = predictions(made["qamoe"], setting.valid, (0, 1), 4, "cpu")["r"]
+    own = predictions(made["qamoe"], setting.valid, (0, 1), 4, "cpu").r
     assert ((own > 0) & (own < 1)).all()
     batch, quality = with_oracle_quality(made["oracle"], setting.train.degraded(1, [3, 1]), "cpu")
     state = setting.train.degraded(1, [3, 1])[2]
@@ -138,41 +139,41 @@ def test_the_value_is_the_mean_over_cells_of_the_mean_over_draws() -> None:
     cells = selection_cells(selection({"missing": [0.0, 0.5]}, draws=2))
     target = np.array([0.0, 1.0])
     value = np.array([[1.0, 1.0], [3.0, 1.0], [0.0, -4.0]])  # clean; two draws of 0.5
-    assert selection_value({"value": value, "target": target}, cells) == pytest.approx((0.5 + (1.5 + 2.5) / 2) / 2)
+    assert selection_value(SplitPredictions(target, value), cells) == pytest.approx((0.5 + (1.5 + 2.5) / 2) / 2)
 
 
 def test_predictions_do_not_depend_on_the_batch_size(setting: Any, tiny_checkpoint: Any, tmp_path: Any) -> None:
     model = checkpoint.load(tiny_checkpoint(tmp_path)).model
     places = (0, 2, 4)
     whole = predictions(model, setting.valid, places, 100, "cpu")
-    assert whole["value"].shape == whole["variance"].shape == (3, 10)
-    assert whole["r"].shape == (3, 10, 3)
-    assert whole["target"].tolist() == setting.valid.store.labels
+    assert whole.value.shape == whole.variance.shape == (3, 10)
+    assert whole.r.shape == (3, 10, 3)
+    assert whole.target.tolist() == setting.valid.store.labels
     single = predictions(model, setting.valid, places, 1, "cpu")
     for name in ("value", "variance", "r"):
-        np.testing.assert_allclose(single[name], whole[name], atol=1e-5)
-    assert np.abs(whole["value"][0] - whole["value"][1]).max() > 0, "each view is another degradation"
+        np.testing.assert_allclose(getattr(single, name), getattr(whole, name), atol=1e-5)
+    assert np.abs(whole.value[0] - whole.value[1]).max() > 0, "each view is another degradation"
 
 
 def test_a_model_without_reliability_has_none(setting: Any, tiny_checkpoint: Any, tmp_path: Any) -> None:
     model = checkpoint.load(tiny_checkpoint(tmp_path, model="mean")).model
-    assert predictions(model, setting.valid, (0,), 4, "cpu")["r"] is None
+    assert predictions(model, setting.valid, (0,), 4, "cpu").r is None
 
 
 def test_classes_are_chosen_by_likelihood_cell_by_cell() -> None:
     """Two cells, of one draw and of two: -log q of the target, over clips and draws, then over cells."""
     cells = Cells((), (0, 1, 2), (0, 1, 1), (), ())
     of_target = np.array([[0.5, 0.25], [0.5, 0.5], [0.25, 0.25]])
-    found = {"probabilities": np.stack([of_target, 1 - of_target], -1), "target": np.array([0.0, 0.0])}
-    assert selection_value(found, cells) == pytest.approx((1.5 + 1.5) / 2 * np.log(2))
+    predicted = SplitPredictions(np.array([0.0, 0.0]), probabilities=np.stack([of_target, 1 - of_target], -1))
+    assert selection_value(predicted, cells) == pytest.approx((1.5 + 1.5) / 2 * np.log(2))
 
 
 def test_classes_are_calibrated_by_a_temperature_over_all_cells() -> None:
     """Three of four right at 9 to 1: 3 to 1 is what would have been right, half as large a logit."""
-    of_values = {"value": np.zeros((1, 2)), "variance": np.ones((1, 2)), "target": np.zeros(2)}
+    of_values = SplitPredictions(np.zeros(2), np.zeros((1, 2)), np.ones((1, 2)))
     assert set(calibration(of_values)) == {"sigmas"}
     said = np.array([[0.9, 0.1]] * 4).reshape(2, 2, 2)
-    sure = calibration({"probabilities": said, "target": np.array([0.0, 0.0])})
+    sure = calibration(SplitPredictions(np.zeros(2), probabilities=said))
     assert sure["temperature"] < 0.5, "all right: it may be surer"
-    mixed = calibration({"probabilities": said[None].reshape(1, 4, 2), "target": np.array([0.0, 0.0, 0.0, 1.0])})
+    mixed = calibration(SplitPredictions(np.array([0.0, 0.0, 0.0, 1.0]), probabilities=said[None].reshape(1, 4, 2)))
     assert mixed["temperature"] == pytest.approx(2, rel=1e-3)

@@ -15,7 +15,7 @@ from qamoe.dataset.degraded_split import rows_in_batches
 from qamoe.models import checkpoint
 from qamoe.models.factory import MODELS
 from qamoe.training import trainer
-from qamoe.training.selection import predictions, selection_value
+from qamoe.training.selection import SplitPredictions, predictions, selection_value
 from qamoe.training.trainer import RESUME, learning_rate, objective
 
 
@@ -140,7 +140,7 @@ def test_the_best_epoch_is_what_is_kept(train: Any, tmp_path: Path, monkeypatch:
     values = iter([0.9, 0.5, 0.7])
     weights: list[dict[str, torch.Tensor]] = []
 
-    def watched(model: torch.nn.Module, *rest: Any) -> dict[str, Any]:
+    def watched(model: torch.nn.Module, *rest: Any) -> SplitPredictions:
         weights.append({name: value.clone() for name, value in model.state_dict().items()})
         return predictions(model, *rest)
 
@@ -195,8 +195,7 @@ def test_the_config_says_all_that_prediction_needs(setting: Any, whole: Path) ->
 def test_trust_is_anchored_at_the_median_r_of_clean_and_of_fully_degraded_clips(setting: Any, whole: Path) -> None:
     trained, cells = checkpoint.load(whole), setting.cells
     clean, fully_degraded = (
-        predictions(trained.model, setting.valid, places, 8, "cpu")["r"]
-        for places in (cells.clean, cells.fully_degraded)
+        predictions(trained.model, setting.valid, places, 8, "cpu").r for places in (cells.clean, cells.fully_degraded)
     )
     for place, modality in enumerate(trained.config["modalities"]):
         there = setting.valid.store.lengths(modality) > 0  # some clips of this store lack a modality
@@ -210,7 +209,7 @@ def test_trust_is_anchored_at_the_median_r_of_clean_and_of_fully_degraded_clips(
 def test_intervals_cover_what_they_say_on_the_cells_they_were_learnt_on(setting: Any, whole: Path) -> None:
     trained = checkpoint.load(whole)
     found = predictions(trained.model, setting.valid, setting.cells.selection, 8, "cpu")
-    scores = np.abs(found["value"] - found["target"]) / np.sqrt(found["variance"])
+    scores = np.abs(found.value - found.target) / np.sqrt(found.variance)
     for level, reach in trained.config["calibration"]["sigmas"].items():
         share = (scores <= reach + 1e-5).mean()
         assert float(level) <= share <= float(level) + 0.1

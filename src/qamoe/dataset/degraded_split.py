@@ -87,12 +87,12 @@ class DegradedSplit:
 
     def repeated(self, view: int, rows: Collection[int]) -> tuple[Batch, Tensor, State]:
         """`degraded` for rows that are asked for in every epoch: kept in memory as long as all of them take little."""
-        found = self._kept.get((view, *rows))
-        if found is None:
-            found = self.degraded(view, rows)
-            if sum(batch.bytes for batch, _, _ in self._kept.values()) + found[0].bytes <= _KEPT:
-                self._kept[view, *rows] = found
-        return found
+        batch_lost_state = self._kept.get((view, *rows))
+        if batch_lost_state is None:
+            batch_lost_state = self.degraded(view, rows)
+            if sum(batch.bytes for batch, _, _ in self._kept.values()) + batch_lost_state[0].bytes <= _KEPT:
+                self._kept[view, *rows] = batch_lost_state
+        return batch_lost_state
 
     def batch(self, view: int, rows: Collection[int]) -> Batch:
         """Rows under one view, ready for a model."""
@@ -132,8 +132,8 @@ def open_views(
     """
     if "text" not in modalities or encoder is None or store.text_is_vectors:
         return DegradedSplit(store, tuple(views), modalities, references, None, device)
-    made_by = (draws, features, partners, degradation_views, text_encoder_bert, text_encoder_frozen, text_states)
-    code = [what_runs(Path(str(module.__file__))) for module in made_by]
+    modules = (draws, features, partners, degradation_views, text_encoder_bert, text_encoder_frozen, text_states)
+    code = [what_runs(Path(str(module.__file__))) for module in modules]
     weights = None if encoder == NAME else text_encoder_frozen.digest(encoder)
     key = parameters.digest(data_digest, code, weights, store.path.name, [repr(view) for view in views])[:16]
     path = folder / f"text-{store.path.stem}-{key}.npy"
@@ -176,7 +176,7 @@ def rows_in_batches(
         order = order[np.argsort(lengths[order], kind="stable")]
     batches = [order[start : start + size] for start in range(0, count, size)]
     if lengths is not None and generator is not None:
-        batches = [batches[place] for place in generator.permutation(len(batches))]
+        batches = [batches[number] for number in generator.permutation(len(batches))]
     return batches
 
 

@@ -37,9 +37,9 @@ def distinct(views: Iterable[Sequence[np.ndarray]]) -> tuple[list[np.ndarray], n
     seen: dict[bytes, int] = {}
     index = np.array([[seen.setdefault(ids.tobytes(), len(seen)) for ids in clips] for clips in views], np.int32)
     order = sorted(seen, key=lambda key: (len(key), key))
-    place = np.empty(len(seen), np.int32)
-    place[[seen[key] for key in order]] = np.arange(len(seen))
-    return [np.frombuffer(key, np.int64) for key in order], place[index]
+    rank = np.empty(len(seen), np.int32)
+    rank[[seen[key] for key in order]] = np.arange(len(seen))
+    return [np.frombuffer(key, np.int64) for key in order], rank[index]
 
 
 def encode(views: Iterable[Sequence[np.ndarray]], path: Path, device: str, encoder: str) -> None:
@@ -51,9 +51,9 @@ def encode(views: Iterable[Sequence[np.ndarray]], path: Path, device: str, encod
         with aside.open("wb") as file:
             out = np.lib.format.open_memmap(file.name, mode="w+", dtype=np.float32, shape=shape)
         for start in range(0, len(sequences), _AT_ONCE):
-            some = sequences[start : start + _AT_ONCE]
-            made = np.concatenate(text_encoder_frozen.encode_all(some, device, encoder))
-            out[offsets[start] : offsets[start + len(some)]] = made
+            chunk = sequences[start : start + _AT_ONCE]
+            encoded = np.concatenate(text_encoder_frozen.encode_all(chunk, device, encoder))
+            out[offsets[start] : offsets[start + len(chunk)]] = encoded
         out.flush()
     with atomic_write(path.with_suffix(".npz")) as aside, aside.open("wb") as file:
         np.savez(file, offsets=offsets, index=index)
@@ -62,8 +62,8 @@ def encode(views: Iterable[Sequence[np.ndarray]], path: Path, device: str, encod
 def load(path: Path) -> TextStates | None:
     """Map what `encode` wrote, or None where it is not whole."""
     try:
-        with np.load(path.with_suffix(".npz")) as found:
-            offsets, index = found["offsets"], found["index"]
+        with np.load(path.with_suffix(".npz")) as arrays:
+            offsets, index = arrays["offsets"], arrays["index"]
         states: Any = np.load(path, mmap_mode="c")  # torch wants writable memory; copy-on-write costs nothing
     except FileNotFoundError:
         return None

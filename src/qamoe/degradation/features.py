@@ -215,7 +215,7 @@ def degrade(
     gives the random numbers of a kind's stream. After a swap T may be larger.
     """
     table = FRAMES if x.is_floating_point() else TOKENS
-    given, lost = x, torch.zeros_like(severity)
+    undegraded, lost = x, torch.zeros_like(severity)
     for index, name in enumerate(KINDS):
         rows = ((kind == index) & (severity > 0)).nonzero()[:, 0]
         if name not in table or not len(rows):
@@ -226,7 +226,7 @@ def degrade(
             x, mask, lost = result.x, result.mask, torch.where(kind == index, result.lost, lost)
         else:  # its numbers are drawn for its own clips alone, which is most of the work
             result = table[name](x[rows], mask[rows], severity[rows], draws(name).of(rows), reference)
-            x = (x.clone() if x is given else x).index_copy_(0, rows, result.x)
+            x = (x.clone() if x is undegraded else x).index_copy_(0, rows, result.x)
             lost = lost.index_copy(0, rows, result.lost)
     return Degraded(x, mask, lost)
 

@@ -35,14 +35,14 @@ class Partners:
         is swapped at all.
         """
         words = draws.words(2)[:, 1].tolist()
-        found = []
+        partners = []
         for row, word in zip(rows, words, strict=True):
-            own = self._own[self.sources[row]]
-            if len(own) == len(self._order):
-                own = own[self._order[own] == row]
-            candidates = len(self._order) - len(own)
+            of_source = self._own[self.sources[row]]
+            if len(of_source) == len(self._order):
+                of_source = of_source[self._order[of_source] == row]
+            candidates = len(self._order) - len(of_source)
             chosen = (word * candidates) >> 32
             # What lies before the chosen candidate among the clip's own places is stepped over.
-            chosen += int(np.searchsorted(own - np.arange(len(own)), chosen, side="right"))
-            found.append(int(self._order[min(chosen, len(self._order) - 1)]))
-        return found
+            chosen += int(np.searchsorted(of_source - np.arange(len(of_source)), chosen, side="right"))
+            partners.append(int(self._order[min(chosen, len(self._order) - 1)]))
+        return partners

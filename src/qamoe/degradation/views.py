@@ -122,16 +122,16 @@ def apply(
 
 def references(stats: Stats) -> dict[str, Reference]:
     """What degradations need from the training split, out of stats.json; stored frames are standardised."""
-    found = {}
+    by_modality = {}
     if not text_is_vectors(stats):
         counts = torch.zeros(stats["text"]["vocabulary"], dtype=torch.float64)
         for token, count in stats["text"]["frequencies"]:
             counts[token] = count
         shares = (counts.cumsum(0) / counts.sum().clamp(min=1)).float()
         unk, special = stats["text"]["unk"], tuple(stats["text"]["special"])
-        found["text"] = Reference(frequencies=shares, unk=unk, special=special)
+        by_modality["text"] = Reference(frequencies=shares, unk=unk, special=special)
     for modality in MODALITIES:
         if has_frames(stats, modality):
             size, rate = frame_stats(stats, modality)["dimension"], frame_stats(stats, modality).get("rate")
-            found[modality] = Reference(mean=torch.zeros(size), deviation=torch.ones(size), rate=rate)
-    return found
+            by_modality[modality] = Reference(mean=torch.zeros(size), deviation=torch.ones(size), rate=rate)
+    return by_modality

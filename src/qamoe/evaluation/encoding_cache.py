@@ -52,12 +52,12 @@ class Encodings:
         keys = {m: (m, view.of(m)) for m in self.split.modalities}
         new = [m for m, key in keys.items() if key not in self.kept]
         self.kept |= {keys[m]: encoding for m, encoding in self._made(view, new).items()}
-        found = {m: self.kept[key] for m, key in keys.items()}
+        encodings = {m: self.kept[key] for m, key in keys.items()}
         for key in keys.values():
             self.uses[key] -= 1
             if not self.uses[key]:
                 del self.kept[key]
-        return found
+        return encodings
 
     def _made(self, view: View, modalities: Sequence[str]) -> dict[str, Encoding]:
         if not modalities:
@@ -75,7 +75,7 @@ class Encodings:
             m: Encoding(
                 torch.cat(lost)[:, MODALITIES.index(m)],
                 torch.cat([here[m] for here in present]),
-                tuple(_joined(own, m) for own in zip(*vectors, strict=True)),
+                tuple(_joined(of_batches, m) for of_batches in zip(*vectors, strict=True)),
             )
             for m in modalities
         }
@@ -85,8 +85,8 @@ def _joined(parts: Sequence[dict[str, Tensor]], modality: str) -> Tensor | None:
     return torch.cat([vectors[modality] for vectors in parts]) if modality in parts[0] else None
 
 
-def of_checkpoint(encoded: dict[str, Encoding], place: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def of_checkpoint(encoded: dict[str, Encoding], number: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """The vectors of one of the checkpoints, those that it reads, and which clips have a valid frame, by modality."""
-    vectors = {m: encoding.vectors[place] for m, encoding in encoded.items()}
+    vectors = {m: encoding.vectors[number] for m, encoding in encoded.items()}
     present = {m: encoding.present for m, encoding in encoded.items()}
     return {m: vector for m, vector in vectors.items() if vector is not None}, present

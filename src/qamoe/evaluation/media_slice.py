@@ -35,7 +35,7 @@ def plan(severities: Mapping[str, Sequence[float]], seed: int, modalities: Seque
 def by_cell(
     trained: Sequence[Trained], opened: Callable[[Cell], DegradedSplit], planned: Sequence[Cell], device: str
 ) -> Iterator[list[pd.DataFrame]]:
-    """Rows as `spectrum.by_view` yields them, cell by cell; `opened` gives the split of a cell under the clean view.
+    """Rows as `protocol.by_view` yields them, cell by cell; `opened` gives the split of a cell under the clean view.
 
     The degraded modality's columns hold the kind, the severity, and as lost the severity too: how much of a sound a
     noise takes away is not known. A clip whose modality gave no frames any more is predicted without it.

@@ -112,9 +112,9 @@ def risk_coverage(risk: np.ndarray, uncertainty: np.ndarray) -> float:
     risk: each clip's loss (N,). uncertainty (N,): clips are taken from the smallest on; among equals no order is
     better than another, so each counts with the mean risk of its equals.
     """
-    levels, place = np.unique(uncertainty, return_inverse=True)
-    shared = np.bincount(place, risk, len(levels)) / np.bincount(place, minlength=len(levels))
-    ordered = shared[place][np.argsort(uncertainty, kind="stable")]
+    levels, level = np.unique(uncertainty, return_inverse=True)
+    shared = np.bincount(level, risk, len(levels)) / np.bincount(level, minlength=len(levels))
+    ordered = shared[level][np.argsort(uncertainty, kind="stable")]
     return float((np.cumsum(ordered) / np.arange(1, len(ordered) + 1)).mean())
 
 

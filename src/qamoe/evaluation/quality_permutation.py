@@ -25,11 +25,11 @@ def donors(draws: int, clips: int, permutation: int, seed: int, *, within: bool)
     """
     random = np.random.default_rng([seed, permutation, within])
     rows = np.arange(draws * clips).reshape(draws if within else 1, -1)
-    found = np.empty(draws * clips, np.int64)
+    donor_rows = np.empty(draws * clips, np.int64)
     for group in rows:
         circle = random.permutation(group)
-        found[circle] = np.roll(circle, 1)
-    return found.reshape(draws, clips)
+        donor_rows[circle] = np.roll(circle, 1)
+    return donor_rows.reshape(draws, clips)
 
 
 def permuted_quality(
@@ -44,17 +44,17 @@ def permuted_quality(
     r = rows[[f"r_{m}" for m in modalities]].to_numpy(np.float32)
     clips = len(split.store)
     ways = [(within, number) for within in (False, True) for number in range(permutations)]
-    given = {way: donors(len(cell.views), clips, way[1], seed, within=way[0]) for way in ways}
+    donors_of = {way: donors(len(cell.views), clips, way[1], seed, within=way[0]) for way in ways}
     batches, sort = batched(split.store)
     place = np.empty(clips, np.int64)  # in clip-id order, of each clip in order of the batches
     place[sort] = np.arange(clips)
-    anew = {"draw", "prediction", "variance", "routing", *(f"{v}_{m}" for v in ("r", "trust") for m in MODALITIES)}
-    kept = rows[[column for column in map(str, rows) if column not in anew and not column.startswith("p_")]]
+    replaced = {"draw", "prediction", "variance", "routing", *(f"{v}_{m}" for v in ("r", "trust") for m in MODALITIES)}
+    kept = rows[[column for column in map(str, rows) if column not in replaced and not column.startswith("p_")]]
     encodings = Encodings([trained], split, batches, cell.views, device)
     for draw, view in enumerate(cell.views):
         here = kept.iloc[draw * clips : (draw + 1) * clips].reset_index(drop=True)
         encoded = encodings.of(view)
-        for (within, number), donor in given.items():
+        for (within, number), donor in donors_of.items():
             quality = torch.from_numpy(r[donor[draw, place]])
-            made = predicted(trained, *of_checkpoint(encoded, 0), quality)
-            yield here.assign(draw=number, within=within).join(pd.DataFrame(made).iloc[sort].reset_index(drop=True))
+            columns = predicted(trained, *of_checkpoint(encoded, 0), quality)
+            yield here.assign(draw=number, within=within).join(pd.DataFrame(columns).iloc[sort].reset_index(drop=True))

@@ -48,16 +48,16 @@ def summarise(cells: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for name, of_slice in means.groupby("slice", sort=False):
         values = of_slice.pivot(index="cell", columns="metric", values="value")
-        own = severity.reindex(of_slice["cell"].unique())
-        values, weight = values.reindex(own.index), weights(str(name), own)
-        is_curve = str(name) not in EVEN and len(own) > 1
+        severities = severity.reindex(of_slice["cell"].unique())
+        values, weight = values.reindex(severities.index), weights(str(name), severities)
+        is_curve = str(name) not in EVEN and len(severities) > 1
         counted = values[weight > 0]
         area = weight[weight > 0].to_numpy() @ counted.to_numpy()
-        made = pd.DataFrame({"slice": name, "metric": values.columns, "area": area})
-        made["area09"] = values[own < 0.95].mean().to_numpy() if is_curve else np.nan
-        made["worst"] = [_worst(str(metric), counted[metric].to_numpy()) for metric in values]
-        made["clean"] = values[own == 0].mean().to_numpy()
-        rows.append(made.set_index("metric", drop=False).loc[of_slice["metric"].unique()])
+        table = pd.DataFrame({"slice": name, "metric": values.columns, "area": area})
+        table["area09"] = values[severities < 0.95].mean().to_numpy() if is_curve else np.nan
+        table["worst"] = [_worst(str(metric), counted[metric].to_numpy()) for metric in values]
+        table["clean"] = values[severities == 0].mean().to_numpy()
+        rows.append(table.set_index("metric", drop=False).loc[of_slice["metric"].unique()])
     return pd.concat(rows, ignore_index=True)
 
 

@@ -30,12 +30,12 @@ def fit_temperature(logits: np.ndarray, target: np.ndarray) -> float:
     logits, target = logits.astype(np.float64), target.astype(np.int64)
 
     def nll(log_temperature: float) -> float:
-        said = log_softmax(logits / np.exp(log_temperature), axis=1)
-        return -float(said[np.arange(len(target)), target].mean())
+        log_probabilities = log_softmax(logits / np.exp(log_temperature), axis=1)
+        return -float(log_probabilities[np.arange(len(target)), target].mean())
 
     low, high = np.log(TEMPERATURES)
-    found = minimize_scalar(nll, bounds=(low, high), method="bounded", options={"xatol": 1e-6})
-    return float(np.exp(found.x))
+    minimum = minimize_scalar(nll, bounds=(low, high), method="bounded", options={"xatol": 1e-6})
+    return float(np.exp(minimum.x))
 
 
 def tempered(probabilities: np.ndarray, temperature: float) -> np.ndarray:

@@ -84,9 +84,9 @@ class Trained:
         """What users see, (B, M) in [0, 1]: r rescaled between its validation medians (DESIGN: ours, not the paper's);
         0 where a modality has no valid frame (`present` (B, M) False)."""
         columns = []
-        for place, modality in enumerate(self.config["modalities"]):
+        for number, modality in enumerate(self.config["modalities"]):
             anchors = self.config["trust"][modality]
-            column = r[:, place]
+            column = r[:, number]
             if anchors["rescaled"]:
                 column = (column - anchors["fully_degraded"]) / (anchors["clean"] - anchors["fully_degraded"])
             columns.append(column.clamp(0, 1))

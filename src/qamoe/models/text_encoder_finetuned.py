@@ -81,7 +81,7 @@ class Reader(nn.Module):
         logging.set_verbosity_error()
         folder = folder_of(sizes.encoder)
         try:
-            found, about = AutoModel.from_pretrained(
+            pretrained, about = AutoModel.from_pretrained(
                 folder, local_files_only=True, trust_remote_code=False, dtype=torch.float32, output_loading_info=True
             )
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
@@ -89,7 +89,7 @@ class Reader(nn.Module):
         missing = sorted(key for key in about["missing_keys"] if not key.startswith("pooler."))
         if missing:
             raise UserError(f"{KEY}: the weights in {folder} lack {len(missing)} of the encoder's, as {missing[0]}.")
-        self.encoder.load_state_dict(without_pooler(found).state_dict(), strict=True)
+        self.encoder.load_state_dict(without_pooler(pretrained).state_dict(), strict=True)
 
     def forward(self, ids_BT: Tensor, mask_BT: Tensor) -> tuple[Tensor, Tensor]:
         attended = mask_BT.clone()

@@ -102,6 +102,6 @@ def encode_all(sequences: Sequence[np.ndarray], device: str, encoder: str = NAME
         for start in range(0, len(same_length), _BATCH):
             chunk = same_length[start : start + _BATCH]
             ids, mask = pad([np.frombuffer(key, np.int64) for key in chunk])
-            made = encode(ids.to(device), mask.to(device), encoder).cpu().numpy()
-            states |= zip(chunk, made, strict=True)
+            encoded = encode(ids.to(device), mask.to(device), encoder).cpu().numpy()
+            states |= zip(chunk, encoded, strict=True)
     return [states[key] for key in keys]

@@ -75,30 +75,30 @@ def _evaluate(params: Params, stats: Stats, out: Path, name: str) -> None:
     if not digests:
         return
     grid = _grid(params, stats, out, name, tuple(digests))
-    places = [folder / str(seed) for seed in digests]
+    folders = [folder / str(seed) for seed in digests]
     with ExitStack() as files:
-        for place in places:
-            place.mkdir(parents=True, exist_ok=True)
-            (place / "digest").unlink(missing_ok=True)
-        sinks = [files.enter_context(protocol.predictions_file(place / PREDICTIONS)) for place in places]
-        for found in _measured(grid):
-            for append, rows in zip(sinks, found, strict=True):
+        for seed_folder in folders:
+            seed_folder.mkdir(parents=True, exist_ok=True)
+            (seed_folder / "digest").unlink(missing_ok=True)
+        sinks = [files.enter_context(protocol.predictions_file(seed_folder / PREDICTIONS)) for seed_folder in folders]
+        for frames in _measured(grid):
+            for append, rows in zip(sinks, frames, strict=True):
                 append(rows)
-    for _ in _spread(_finish, grid, range(len(places))):
+    for _ in _spread(_finish, grid, range(len(folders))):
         pass
-    for place, trained, digest in zip(places, grid.models, digests.values(), strict=True):
-        write_text(place / "digest", digest)
-        record_evaluation(trained.folder, place, params.registry.name)
+    for seed_folder, trained, digest in zip(folders, grid.models, digests.values(), strict=True):
+        write_text(seed_folder / "digest", digest)
+        record_evaluation(trained.folder, seed_folder, params.registry.name)
 
 
 @dataclass(frozen=True)
 class _Grid:
     """The checkpoints of a model, the cells that they are measured on, and the split under all views of these.
 
-    `asked` is what it was made of: what goes to another machine, which makes it there anew from the same files.
+    `arguments` are what it was made of: what goes to another machine, which makes it there anew from the same files.
     """
 
-    asked: tuple[Params, Stats, Path, str, tuple[int, ...]]
+    arguments: tuple[Params, Stats, Path, str, tuple[int, ...]]
     models: list["Trained"]
     cells: list["Cell"]
     split: "DegradedSplit"
@@ -148,31 +148,31 @@ def _measured(grid: _Grid) -> Iterator[list["pd.DataFrame"]]:
         yield from _rows(grid, range(len(grid.cells)))
         return
     count = min(len(grid.cells), _CHUNKS * settings.workers())
-    starts = [len(grid.cells) * place // count for place in range(count + 1)]
+    starts = [len(grid.cells) * number // count for number in range(count + 1)]
     chunks = [range(start, stop) for start, stop in pairwise(starts)]
     for frames in _spread(_rows_at_once, grid, chunks):
         yield from frames
 
 
-def _rows(grid: _Grid, places: range) -> Iterator[list["pd.DataFrame"]]:
+def _rows(grid: _Grid, numbers: range) -> Iterator[list["pd.DataFrame"]]:
     """Those of some of the cells."""
     from qamoe.evaluation import media_slice, protocol
 
-    cells = grid.cells[places.start : places.stop]
+    cells = grid.cells[numbers.start : numbers.stop]
     of_signals = [cell for cell in cells if cell.slice == media_slice.SLICE]
     drawn = [cell for cell in cells if cell.slice != media_slice.SLICE]
     yield from protocol.by_view(grid.models, grid.split, drawn, settings.device(), grid.at_once)
     yield from media_slice.by_cell(grid.models, grid.degraded, of_signals, settings.device())
 
 
-def _rows_at_once(grid: _Grid, places: range) -> list[list["pd.DataFrame"]]:
-    return list(_rows(grid, places))
+def _rows_at_once(grid: _Grid, numbers: range) -> list[list["pd.DataFrame"]]:
+    return list(_rows(grid, numbers))
 
 
-def _finish(grid: _Grid, place: int) -> None:
+def _finish(grid: _Grid, number: int) -> None:
     """The files of a checkpoint that are made of its predictions."""
-    params, _, out, name, seeds = grid.asked
-    folder, trained = out / "evaluate" / name / str(seeds[place]), grid.models[place]
+    params, _, out, name, seeds = grid.arguments
+    folder, trained = out / "evaluate" / name / str(seeds[number]), grid.models[number]
     aggregate(trained, grid.cells, folder)
     _break(params, trained, grid.split, grid.cells, folder)
 
@@ -182,13 +182,13 @@ def _spread(work: Callable[[_Grid, Any], T], grid: _Grid, tasks: Iterable[Any]) 
     if settings.executor() == "processes":
         yield from (work(grid, task) for task in tasks)
         return
-    everything = ((work, grid.asked, task) for task in tasks)
+    everything = ((work, grid.arguments, task) for task in tasks)
     yield from ray_worker_pool.in_order(_elsewhere, everything, settings.workers())
 
 
-def _elsewhere(work: Callable[[_Grid, Any], T], asked: tuple[Any, ...], task: Any) -> T:
+def _elsewhere(work: Callable[[_Grid, Any], T], arguments: tuple[Any, ...], task: Any) -> T:
     """Runs in a worker of Ray, on the files that the stage has made."""
-    return work(_grid(*asked), task)
+    return work(_grid(*arguments), task)
 
 
 def _test(out: Path) -> Path:
@@ -201,11 +201,11 @@ def _of_signals(out: Path, cell: str) -> Path:
 
 def _signal_severities(params: Params) -> dict[str, tuple[float, ...]]:
     """Severities by kind of the slice `signals`; none where it is not asked for."""
-    asked = "signals" in params.evaluate.slices
-    return params.extract.signals.severities if asked and params.extract.signals else {}
+    signals = params.extract.signals
+    return signals.severities if signals and "signals" in params.evaluate.slices else {}
 
 
-def aggregate(trained: Any, cells: list[Any], place: Path) -> None:
+def aggregate(trained: Any, cells: list[Any], folder: Path) -> None:
     """predictions.parquet -> cells.parquet, a slice at a time."""
     import pandas as pd
 
@@ -216,31 +216,31 @@ def aggregate(trained: Any, cells: list[Any], place: Path) -> None:
     limits = metrics.LIMITS if is_classification(task) else label_range(task["low"], task["high"])
     tables = []
     for name in dict.fromkeys(cell.slice for cell in cells):
-        rows = pd.read_parquet(place / PREDICTIONS, filters=[("slice", "==", name)])
+        rows = pd.read_parquet(folder / PREDICTIONS, filters=[("slice", "==", name)])
         tables.append(protocol.aggregate(rows, [cell for cell in cells if cell.slice == name], *fitted, limits))
-    with atomic_write(place / "cells.parquet") as aside:
+    with atomic_write(folder / "cells.parquet") as aside:
         pd.concat(tables, ignore_index=True).to_parquet(aside, index=False)
 
 
-def _break(params: Params, trained: Any, split: Any, cells: list[Any], place: Path) -> None:
+def _break(params: Params, trained: Any, split: Any, cells: list[Any], folder: Path) -> None:
     """Slice mixed with permuted r -> broken.parquet, for a model that has r."""
     import pandas as pd
 
     from qamoe.evaluation import protocol
     from qamoe.evaluation.quality_permutation import permuted_quality
 
-    (place / PERMUTED_QUALITY).unlink(missing_ok=True)
+    (folder / PERMUTED_QUALITY).unlink(missing_ok=True)
     mixed = [cell for cell in cells if cell.slice == "mixed"]
     permutations = params.evaluate.quality_permutations
     if not mixed or not permutations:
         return
-    rows = pd.read_parquet(place / PREDICTIONS, filters=[("slice", "==", "mixed")])
+    rows = pd.read_parquet(folder / PREDICTIONS, filters=[("slice", "==", "mixed")])
     if rows[[f"r_{m}" for m in trained.config["modalities"]]].isna().all(axis=None):
         return
     seed = params.evaluate.seed
-    with protocol.predictions_file(place / PERMUTED_QUALITY) as append:
-        for made in permuted_quality(trained, split, mixed[0], rows, permutations, seed, settings.device()):
-            append(made)
+    with protocol.predictions_file(folder / PERMUTED_QUALITY) as append:
+        for permuted in permuted_quality(trained, split, mixed[0], rows, permutations, seed, settings.device()):
+            append(permuted)
 
 
 def _read_digest(folder: Path) -> str | None:

@@ -63,11 +63,11 @@ def run(params: Params, out: Path) -> None:
         theirs = fetched(name, champion.version, ours, Path(temporary))
         cells = _cells(params, stats, theirs, store, Path(temporary))
     with store_errors_as_user_errors():
-        made = records.record(client, name, champion, digest, cells, about)
+        run_id = records.record(client, name, champion, digest, cells, about)
     print(title)
     for line in _headline(cells):
         print(line)
-    print(f"run: {made}", flush=True)
+    print(f"run: {run_id}", flush=True)
 
 
 def _extract(params: Params) -> dict[str, Any]:
@@ -82,13 +82,13 @@ def _cells(params: Params, stats: Stats, champion: "Trained", store: "Store", fo
     from qamoe.degradation.views import references
     from qamoe.evaluation import protocol
 
-    own, modalities = champion.config["stats"], tuple(champion.config["modalities"])
-    if not same_columns(own, stats):
-        store = restandardised(store, stats, own, folder / "own.arrow")
-    cells = protocol.plan(params.evaluate.slices, params.evaluate, modalities, timed(own, modalities))
+    training_stats, modalities = champion.config["stats"], tuple(champion.config["modalities"])
+    if not same_columns(training_stats, stats):
+        store = restandardised(store, stats, training_stats, folder / "own.arrow")
+    cells = protocol.plan(params.evaluate.slices, params.evaluate, modalities, timed(training_stats, modalities))
     device = settings.device()
     views = protocol.views(cells)
-    about = (references(own), folder / "states", file_digest(store.path), device)
+    about = (references(training_stats), folder / "states", file_digest(store.path), device)
     split = open_views(store, views, modalities, *about, encoder=champion.frozen_encoder)
     with protocol.predictions_file(folder / PREDICTIONS) as append:
         for (rows,) in protocol.by_view([champion], split, cells, device):
@@ -100,8 +100,8 @@ def _cells(params: Params, stats: Stats, champion: "Trained", store: "Store", fo
 def _headline(cells: "pd.DataFrame") -> list[str]:
     from qamoe.report import tables
 
-    made = tables.headline(cells.assign(model="champion", seed=0)).iloc[0]
-    return [f"{c.label}: {tables.number(made[c.name], c.metric)}" for c in tables.columns_of(cells)]
+    values = tables.headline(cells.assign(model="champion", seed=0)).iloc[0]
+    return [f"{c.label}: {tables.number(values[c.name], c.metric)}" for c in tables.columns_of(cells)]
 
 
 if __name__ == "__main__":

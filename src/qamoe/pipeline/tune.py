@@ -55,7 +55,7 @@ def run(params: Params, out: Path) -> None:
         _search(params, out, name, parent, study)
     finally:
         shutil.rmtree(folder / "trials", ignore_errors=True)
-    best, value, trials = search.found(study)
+    best, value, trials = search.outcome(study)
     search_runs.finish(parent, trials, best, value)
     text = yaml.safe_dump(search.overlay(best), sort_keys=False)
     write_text(folder / "best_params.yaml", f"# validation error {value:.4f}, best of {len(trials)} trials\n{text}")
@@ -96,7 +96,7 @@ def _search(params: Params, out: Path, name: str, parent: str | None, study: Any
     if side_by_side == 1:
         _work(params, out, name, parent)
         return
-    at_work = [_started(params, out, name, parent) for _ in range(side_by_side)]
+    at_work = [_start_worker(params, out, name, parent) for _ in range(side_by_side)]
     deaths = 0
     try:
         while at_work:
@@ -112,7 +112,7 @@ def _search(params: Params, out: Path, name: str, parent: str | None, study: Any
                     raise UserError(f"A worker of the search ended with exit code {process.exitcode}; see above.")
                 runner.log.warning("worker %s died (%s); its trial is tried again", process.pid, process.exitcode)
                 search.free_dead(study, _name(process.pid or 0))
-                at_work.append(_started(params, out, name, parent))
+                at_work.append(_start_worker(params, out, name, parent))
     finally:
         for process in at_work:
             process.kill()
@@ -123,7 +123,7 @@ def _name(pid: int) -> str:
     return f"{platform.node()}:{pid}"
 
 
-def _started(params: Params, out: Path, name: str, parent: str | None) -> "SpawnProcess":
+def _start_worker(params: Params, out: Path, name: str, parent: str | None) -> "SpawnProcess":
     arguments = (runner.log.level, params, out, name, parent)
     process = get_context("spawn").Process(target=_as_worker, args=arguments, daemon=True)
     process.start()

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from qamoe.config.task import is_classification
 from qamoe.models.checkpoint_config import CheckpointConfig
 from qamoe.tracking.mlflow_store import reason
 
@@ -48,7 +49,7 @@ class Evidence:
 
     @property
     def of_classes(self) -> bool:
-        return "temperature" in self.config["calibration"]
+        return is_classification(self.config["task"])
 
 
 @dataclass(frozen=True)

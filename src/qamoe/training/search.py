@@ -24,7 +24,7 @@ _HEARTBEAT_S = 15
 _LOOK_S = 1.0  # between looks at trials that others run
 _MOST_RETRIES = 3  # of one trial
 _TABLES = 20  # more than Optuna has
-_MADE_BY_ANOTHER = ("already exists", "duplicate key", "UNIQUE constraint")  # in words of PostgreSQL and SQLite
+_ALREADY_MADE = ("already exists", "duplicate key", "UNIQUE constraint")  # in words of PostgreSQL and SQLite
 TrainOne = Callable[[Params, int, Callable[[dict[str, Any]], None]], float]
 
 
@@ -61,9 +61,9 @@ def open_study(params: Params, name: str, url: str) -> "Study":
             grace_period=4 * _HEARTBEAT_S,
             heartbeat_stale_trial_callback=_again(),
         )
-        storage = _made_beside_others(make)
+        storage = _opened_beside_others(make)
     if storage.engine.dialect.name == "sqlite":
-        _one_at_a_time(storage.engine)
+        _lock_at_begin(storage.engine)
     return optuna.create_study(
         storage=storage,
         study_name=name,
@@ -73,7 +73,7 @@ def open_study(params: Params, name: str, url: str) -> "Study":
     )
 
 
-def _made_beside_others(make: Callable[[], "RDBStorage"]) -> "RDBStorage":
+def _opened_beside_others(make: Callable[[], "RDBStorage"]) -> "RDBStorage":
     """Open a storage again where another worker made the same tables in an empty database meanwhile, table by table."""
     from sqlalchemy.exc import SQLAlchemyError
 
@@ -81,12 +81,12 @@ def _made_beside_others(make: Callable[[], "RDBStorage"]) -> "RDBStorage":
         try:
             return make()
         except SQLAlchemyError as error:
-            if not left or not any(sign in str(error) for sign in _MADE_BY_ANOTHER):
+            if not left or not any(sign in str(error) for sign in _ALREADY_MADE):
                 raise
     raise AssertionError("the last attempt returns or raises")
 
 
-def _one_at_a_time(engine: Any) -> None:
+def _lock_at_begin(engine: Any) -> None:
     """Have every transaction of a SQLite database take its lock at the beginning.
 
     A worker takes a waiting trial by reading its state and then writing it. Other databases lock the row that is read;
@@ -183,7 +183,7 @@ def plots(study: "Study") -> dict[str, bytes]:
     draw: dict[str, Callable[..., Any]] = {"history": drawn.plot_optimization_history, "slice": drawn.plot_slice}
     if len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))) > 1:
         draw["importances"] = drawn.plot_param_importances
-    made = {}
+    svgs = {}
     pyplot.switch_backend("agg")  # these plots know pyplot alone, and there may be no screen
     for name, plot in draw.items():
         with matplotlib.rc_context({"svg.hashsalt": "qamoe"}), _without_warnings(), io.BytesIO() as file:
@@ -194,11 +194,11 @@ def plots(study: "Study") -> dict[str, bytes]:
                     axis.tick_params(axis="x", which="both", labelsize=9, labelrotation=45)
             pyplot.savefig(file, format="svg", bbox_inches="tight", metadata=dict.fromkeys(("Creator", "Date")))
             pyplot.close("all")
-            made[name] = file.getvalue()
-    return made
+            svgs[name] = file.getvalue()
+    return svgs
 
 
-def found(study: "Study") -> tuple[dict[str, float], float, list[dict[str, Any]]]:
+def outcome(study: "Study") -> tuple[dict[str, float], float, list[dict[str, Any]]]:
     """The best values, their score, and all trials: number, state, value, and what was tried."""
     trials = [{"number": t.number, "state": t.state.name, "value": t.value, **t.params} for t in study.get_trials()]
     return dict(study.best_params), float(study.best_value), trials

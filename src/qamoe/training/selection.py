@@ -4,7 +4,6 @@ A specialist has no grid: it is trained under one cell and chosen in the same on
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -69,8 +68,8 @@ def specialist(kind: str, severity: float, common: TrainCommon) -> tuple[list[Vi
     """
     count = min(common.degrade.views, common.epochs) if severity > 0 else 1
     training = [alike(kind, severity, common.degrade.seed, number) for number in range(count)]
-    own = {"missing" if kind == "clean" else kind: (severity,)}
-    return training, selection_cells(common.selection.model_copy(update={"severities": own}))
+    severities = {"missing" if kind == "clean" else kind: (severity,)}
+    return training, selection_cells(common.selection.model_copy(update={"severities": severities}))
 
 
 def with_oracle_quality(
@@ -89,54 +88,66 @@ def injected_severity(model: Model, degraded: tuple[Batch, Tensor, State], devic
     return torch.where(state.kind < 0, 0.0, state.with_realised_swaps(lost).severity)[:, places].to(device)
 
 
+@dataclass(frozen=True)
+class SplitPredictions:
+    """Predictions of N clips under V views, and the clips' targets (N,).
+
+    value and variance (V, N) are of a regression, probabilities (V, N, C) of classes; r (V, N, M) is of a model that
+    has it.
+    """
+
+    target: np.ndarray
+    value: np.ndarray | None = None
+    variance: np.ndarray | None = None
+    probabilities: np.ndarray | None = None
+    r: np.ndarray | None = None
+
+    def errors(self) -> np.ndarray:
+        """What a prediction costs, (V, N): its absolute error, of classes -log probability of the target."""
+        if self.probabilities is not None:
+            of_target = self.probabilities[:, np.arange(len(self.target)), self.target.astype(int)]
+            return -np.log(of_target.astype(np.float64).clip(1e-12))
+        assert self.value is not None
+        return np.abs(self.value - self.target)
+
+
 @torch.no_grad()
 def predictions(
-    model: Model, valid: DegradedSplit, places: tuple[int, ...], batch_size: int, device: str
-) -> dict[str, Any]:
-    """Predictions of the whole split under some of its views.
-
-    Returns value and variance (V, N), probabilities (V, N, C) and r (V, N, M), each None where a model has none, and
-    target (N,).
-    """
+    model: Model, valid: DegradedSplit, views: tuple[int, ...], batch_size: int, device: str
+) -> SplitPredictions:
+    """Predictions of the whole split under some of its views."""
     model.eval()
     # Where ids are read, padding costs more than small batches do.
     size = batch_size if valid.lengths is not None else 4 * batch_size
     batches = rows_in_batches(len(valid.store), size, None, valid.lengths)
     sort = np.argsort([row for rows in batches for row in rows])
-    found: dict[str, list[np.ndarray]] = {"value": [], "variance": [], "probabilities": [], "r": []}
-    for view in places:
-        parts = [model(*with_oracle_quality(model, valid.repeated(view, rows), device)) for rows in batches]
-        for name, pieces in found.items():
-            tensors = [getattr(part, name) for part in parts]
+    arrays: dict[str, list[np.ndarray]] = {"value": [], "variance": [], "probabilities": [], "r": []}
+    for view in views:
+        predicted = [model(*with_oracle_quality(model, valid.repeated(view, rows), device)) for rows in batches]
+        for name, of_views in arrays.items():
+            tensors = [getattr(prediction, name) for prediction in predicted]
             if tensors[0] is not None:
-                pieces.append(torch.cat(tensors).float().cpu().numpy()[sort])
-    stacked: dict[str, Any] = {name: np.stack(pieces) if pieces else None for name, pieces in found.items()}
-    return {**stacked, "target": np.array(valid.store.labels)}
+                of_views.append(torch.cat(tensors).float().cpu().numpy()[sort])
+    stacked = {name: np.stack(of_views) if of_views else None for name, of_views in arrays.items()}
+    return SplitPredictions(np.array(valid.store.labels), **stacked)
 
 
-def _errors(found: dict[str, Any]) -> np.ndarray:
-    """What a prediction costs, (V, N)."""
-    if found.get("probabilities") is None:
-        return np.abs(found["value"] - found["target"])
-    of_target = found["probabilities"][:, np.arange(len(found["target"])), found["target"].astype(int)]
-    return -np.log(of_target.astype(np.float64).clip(1e-12))
-
-
-def selection_value(found: dict[str, Any], cells: Cells) -> float:
+def selection_value(predicted: SplitPredictions, cells: Cells) -> float:
     """Mean absolute error, of classes mean -log probability of the target: over clips and draws of a cell, then cells.
 
     Our decision for classes: F1 of few validation clips moves in steps and ties, the likelihood does not.
     """
-    by_view = _errors(found).mean(1)
+    by_view = predicted.errors().mean(1)
     groups = np.array(cells.groups)
     return float(np.mean([by_view[groups == cell].mean() for cell in sorted(set(cells.groups))]))
 
 
-def calibration(found: dict[str, Any]) -> Calibration:
+def calibration(predicted: SplitPredictions) -> Calibration:
     """Calibration of predictions under the selection cells: `sigmas` of intervals, or the `temperature` of classes."""
-    views = len(found["value"] if found.get("probabilities") is None else found["probabilities"])
-    target = np.tile(found["target"], views)
-    if found.get("probabilities") is None:
-        return {"sigmas": fit_conformal(found["value"].ravel() - target, np.sqrt(found["variance"].ravel()))}
-    said = found["probabilities"].reshape(len(target), -1)
-    return {"temperature": fit_temperature(np.log(said.clip(1e-12)), target)}
+    target = np.tile(predicted.target, len(predicted.errors()))
+    if predicted.probabilities is not None:
+        probabilities = predicted.probabilities.reshape(len(target), -1)
+        return {"temperature": fit_temperature(np.log(probabilities.clip(1e-12)), target)}
+    assert predicted.value is not None
+    assert predicted.variance is not None
+    return {"sigmas": fit_conformal(predicted.value.ravel() - target, np.sqrt(predicted.variance.ravel()))}

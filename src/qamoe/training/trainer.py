@@ -29,6 +29,7 @@ from qamoe.models.training_step import Step
 from qamoe.training.distributed import WHOLE_BATCH, BatchShare
 from qamoe.training.selection import (
     Cells,
+    SplitPredictions,
     calibration,
     injected_severity,
     predictions,
@@ -159,7 +160,7 @@ class Trainer:
         self.model.load_state_dict(self.best["weights"], strict=True)
         cells = self.job.cells
         fitted = calibration(self._predictions(cells.selection))
-        clean, fully_degraded = (self._predictions(views)["r"] for views in (cells.clean, cells.fully_degraded))
+        clean, fully_degraded = (self._predictions(views).r for views in (cells.clean, cells.fully_degraded))
         config: CheckpointConfig = {
             **self.config,
             "selection": self.best["value"],
@@ -250,12 +251,12 @@ class Trainer:
             losses = losses_of(part.batch, part.quality, step)
             return losses, objective(losses, common)
 
-    def _predictions(self, views: tuple[int, ...]) -> dict[str, Any]:
+    def _predictions(self, views: tuple[int, ...]) -> SplitPredictions:
         """`predictions` of the validation split, to which each process brings its share of the views."""
         job = self.job
         shared = predictions(self.model, job.valid, job.share.views(views), job.common.batch_size, job.device)
-        target = shared.pop("target")
-        return {**job.share.gathered(shared, len(views)), "target": target}
+        arrays = {name: array for name, array in vars(shared).items() if name != "target"}
+        return SplitPredictions(shared.target, **job.share.gathered(arrays, len(views)))
 
 
 def _matching_state(job: TrainingJob) -> dict[str, Any] | None:
