@@ -94,7 +94,7 @@ def write_run(
     about = {
         "model": model,
         "seed": seed,
-        "task": {"kind": "regression", "low": -3.0, "high": 3.0},
+        "task": {"kind": "regression", "low": -3.0, "high": 3.0, "classes": []},
         "modalities": list(present),
         "selection": 0.8 - 0.01 * seed,
         "calibration": {"sigmas": SIGMAS},
