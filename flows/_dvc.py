@@ -122,7 +122,7 @@ def stage_alone(stage: str, changed: Mapping[str, str] | None = None) -> State[A
 
 
 def stage_flow(stage: str) -> Flow[[], State[Any]]:
-    """The flow of one stage without parameters; its module is a module of flows/, under whose name Prefect looks for it."""
+    """The flow of one stage without parameters, for the module of flows/ under whose name Prefect looks for it."""
 
     def alone() -> State[Any]:
         """Run the stage if it is stale; what comes before it is taken as it is."""
