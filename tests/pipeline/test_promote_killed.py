@@ -224,7 +224,7 @@ def waited_for(params: Any, out: str, barrier: Any) -> str:
     submit = registry.submit
 
     def together(*arguments: Any) -> Any:
-        if not barrier.permuted_quality:
+        if not barrier.broken:
             registry.submit = submit
             barrier.wait(WITHIN_S)
         return submit(*arguments)
