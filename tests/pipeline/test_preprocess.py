@@ -92,9 +92,9 @@ def test_long_clips_are_cut(preprocessed: Any) -> None:
 
 
 def test_numbers_that_are_none_are_counted_and_zeroed(preprocessed: Any) -> None:
-    permuted_quality = clip(1)
-    permuted_quality["audio"][0, 0], permuted_quality["audio"][1, 1] = np.nan, np.inf
-    made = preprocessed([clip(0), permuted_quality, *(clip(i) for i in range(2, 6))])
+    damaged = clip(1)
+    damaged["audio"][0, 0], damaged["audio"][1, 1] = np.nan, np.inf
+    made = preprocessed([clip(0), damaged, *(clip(i) for i in range(2, 6))])
     assert made.stats["audio"]["unfit"] == 2
     assert made.train.sequence("audio", 1)[0, 0] == made.train.sequence("audio", 1)[1, 1] == 0
 
