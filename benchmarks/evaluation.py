@@ -23,7 +23,7 @@ from qamoe.config import params as parameters
 from qamoe.data.arrow_store import Store, frames_type, write
 from qamoe.dataset.degraded_split import DegradedSplit, feature_sizes, open_views
 from qamoe.degradation.views import View, references
-from qamoe.evaluation import protocol as spectrum
+from qamoe.evaluation import protocol
 from qamoe.evaluation.protocol import Cell
 from qamoe.evaluation.quality_permutation import permuted_quality
 from qamoe.models.checkpoint import Trained, make
@@ -53,13 +53,13 @@ def measure(params: parameters.Params, folder: Path) -> None:
     asked = params.evaluate
     store = Store(written(folder / "test.arrow"))
     trained = [fresh(params, seed) for seed in params.seeds["qamoe"]]
-    cells = spectrum.plan(asked.slices, asked)
+    cells = protocol.plan(asked.slices, asked)
     alone = [cell for cell in cells if cell.slice == "alone"]
     others = [cell for cell in cells if cell.slice != "alone"]
     (mixed,) = [cell for cell in cells if cell.slice == "mixed"]
 
     begin = time.process_time()
-    split = open_views(store, spectrum.views(cells), MODALITIES, references(STATS), folder, "", "cpu")
+    split = open_views(store, protocol.views(cells), MODALITIES, references(STATS), folder, "", "cpu")
     text = time.process_time() - begin
     _, without = planned(trained, split, others)
     made, dense_forward = planned(trained, split, [*others, *alone])
@@ -96,19 +96,19 @@ def measure(params: parameters.Params, folder: Path) -> None:
 def planned(trained: list[Trained], split: DegradedSplit, cells: list[Cell]) -> tuple[list[pd.DataFrame], float]:
     """Every view's rows by the first checkpoint, and the seconds that those of all took."""
     begin = time.process_time()
-    rows = [frames[0] for frames in spectrum.by_view(trained, split, cells, "cpu")]
+    rows = [frames[0] for frames in protocol.by_view(trained, split, cells, "cpu")]
     return rows, time.process_time() - begin
 
 
 def by_itself(trained: Trained, store: Store, cell: Cell, view: View) -> pd.DataFrame:
     """One view alone: its rows by clip."""
     split = DegradedSplit(store, (view,), MODALITIES, references(STATS), None)
-    batches, _ = spectrum.batched(store)
+    batches, _ = protocol.batched(store)
     parts = []
     for rows in batches:
         batch, _, state = split.degraded(0, rows)
         present = {m: mask.any(1) for m, mask in batch.mask.items()}
-        made = spectrum.predicted(trained, trained.vectors(batch), present, state=state)
+        made = protocol.predicted(trained, trained.vectors(batch), present, state=state)
         parts.append(pd.DataFrame({"clip_id": [store.clip_ids[row] for row in rows]} | made))
     return pd.concat(parts, ignore_index=True)
 

@@ -142,3 +142,13 @@ def test_draws_of_some_clips_are_theirs_in_the_batch() -> None:
     for number in (5, torch.tensor([7, 8, 9, 10])):
         whole = Draws(1, keys("a", "b", "c", "d"), "audio", "noise", number)
         assert torch.equal(whole.of(rows).words(9), whole.words(9)[rows])
+
+
+def test_a_kind_that_came_later_has_a_stream_of_its_own() -> None:
+    """Its draws are those of no other kind or modality, and those of protocol 1 stay as they are."""
+    keys = torch.tensor([clip_key("a"), clip_key("b")])
+    streams = (*STREAMS, "fog", "frost")
+    drawn = [Draws(7, keys, modality, stream, 0).words(16) for modality, stream in product(MODALITIES, streams)]
+    assert len({tuple(words.flatten().tolist()) for words in drawn}) == len(MODALITIES) * len(streams)
+    again = Draws(7, keys, "audio", "fog", 0).words(16)
+    assert torch.equal(again, drawn[len(streams) + streams.index("fog")])

@@ -11,7 +11,7 @@ class UserError(Exception):
 
 @contextmanager
 def exit_on_user_error(command: str) -> Iterator[None]:
-    """End the process where the block is refused (a sentence on stderr, exit code 2) or stopped by Ctrl-C (130)."""
+    """Run the body of the `with`; end the process on UserError (one sentence on stderr, exit code 2) or Ctrl-C (130)."""
     try:
         yield
     except UserError as refusal:

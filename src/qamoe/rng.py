@@ -7,6 +7,7 @@ arithmetic, and what turns integers into floats is exact.
 """
 
 import hashlib
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
@@ -21,7 +22,7 @@ from torch import Tensor
 MODALITIES = ("text", "audio", "vision")
 STREAMS = ("state", "missing", "noise", "burst", "swap", "additive", "desync")
 OF_TRAINING = ("sample", "probe", "task")  # what models draw: a stream each, for all modalities together
-_SHARED = {"missing_features": "missing"}  # a further stream would change every draw of protocol 1
+_SHARED = {"missing_features": "missing"}
 
 _WORD = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
@@ -121,14 +122,22 @@ class Draws:
         device = self.clips.device
         blocks = torch.arange((elements + 3) // 4, device=device)[None, :]
         number = torch.as_tensor(self.number, device=device).expand(len(self.clips))[:, None]
-        if self.modality is None:
-            place = len(STREAMS) * len(MODALITIES) + OF_TRAINING.index(self.stream)
-        else:
-            stream = STREAMS.index(_SHARED.get(self.stream, self.stream))
-            place = len(STREAMS) * MODALITIES.index(self.modality) + stream
-        counter = (blocks, number & _WORD, torch.full_like(number, place), self.clips[:, 1:2])
+        counter = (blocks, number & _WORD, torch.full_like(number, self._place()), self.clips[:, 1:2])
         key = (torch.full_like(number, self.seed & _WORD), self.clips[:, 0:1])
         return torch.stack(philox(counter, key), dim=-1).flatten(1)[:, :elements]
+
+    def _place(self) -> int:
+        """The word of the counter that tells streams and modalities apart.
+
+        Those of protocol 1 are numbered by their place in STREAMS, to which nothing may be added: every draw would
+        change. A kind that came later has a number of its name's, far above them.
+        """
+        if self.modality is None:
+            return len(STREAMS) * len(MODALITIES) + OF_TRAINING.index(self.stream)
+        stream, modality = _SHARED.get(self.stream, self.stream), MODALITIES.index(self.modality)
+        if stream in STREAMS:
+            return len(STREAMS) * modality + STREAMS.index(stream)
+        return (1 << 31) | (zlib.crc32(stream.encode()) & 0x1FFFFFFF) << 2 | modality
 
     def uniform(self, elements: int) -> Tensor:
         """(B, elements) float32 in [0, 1): the upper 24 bits, so the conversion is exact."""

@@ -109,7 +109,9 @@ def test_a_new_kind_is_one_function_and_one_line(tmp_path: Path) -> None:
     path = copied / "qamoe/degradation/features.py"
     source = path.read_text()
     function = (
-        "def halved_frames(x, mask, severity, draws, reference):\n    return Degraded(x / 2, mask, severity)\n\n\n"
+        "def halved_frames(x, mask, severity, draws, reference):\n"
+        "    halves = 0.5 + 0.1 * (draws.uniform(x.shape[1]) > 2)[..., None]\n"  # it draws, from a stream of its name
+        "    return Degraded(x * halves, mask, severity)\n\n\n"
     )
     line = 'FRAMES: dict[str, Degradation] = {\n    "halved": halved_frames,\n'
     path.write_text(source.replace("FRAMES: dict[str, Degradation] = {\n", function + line))

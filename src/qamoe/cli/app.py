@@ -252,11 +252,11 @@ def check(
     from rich.console import Console
     from rich.progress import track
 
-    from qamoe.data import validate as corpora
+    from qamoe.data import validate
     from qamoe.pipeline.known_names import load_params
 
     console = Console(stderr=True)
-    findings = corpora.check(
+    findings = validate.check(
         path,
         load_params(params, sections=["extract"]).extract,
         kind,

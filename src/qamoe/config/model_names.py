@@ -1,6 +1,6 @@
 """What the name of a model says: which class it is of, and under what it is trained.
 
-The digest of the code sees this module, which config/params.py may not be: it decides what is trained.
+Unlike config/params.py, this module is part of the digest of the code: it decides what is trained.
 """
 
 import re

@@ -23,7 +23,7 @@ class View:
     modalities; `swap` is among the kinds where asked for.
 
     `then` holds kinds and severities that are applied to the result. What is wholly missing is told to the model where
-    `announced`, or for an `mask_revealed_share` of what was drawn.
+    `announced`, or for a `mask_revealed_share` of what was drawn.
     """
 
     seed: int

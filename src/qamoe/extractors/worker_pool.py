@@ -30,7 +30,7 @@ import numpy as np
 from qamoe.config.block import Block
 from qamoe.extractors.registry import Extractor, extractor
 from qamoe.files import atomic_write, file_digest, write_text
-from qamoe.media import decode as media
+from qamoe.media import decode
 from qamoe.media.decode import ClipError, NoStream
 from qamoe.process_lifetime import die_with_parent
 from qamoe.ray_worker_pool import joined, last_line
@@ -95,7 +95,7 @@ def media_digest(path: Path) -> str:
 def part_key(job: Job, digest: str, made_by: Extractor) -> str:
     """The name of a part: SHA-256 of all that its content depends on. `digest` is that of the file that is read."""
     extraction = f"{made_by.name} {made_by.version} {made_by.rate!r} {made_by.made_with}"
-    identity = f"{media.VERSION} {digest} {job.start_s!r} {job.end_s!r} {extraction}"
+    identity = f"{decode.VERSION} {digest} {job.start_s!r} {job.end_s!r} {extraction}"
     if job.signal is not None:
         identity += f" {job.signal.identity}"
     return hashlib.sha256(identity.encode()).hexdigest()

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
-from qamoe.media import decode as media
-from qamoe.media import degradations
+from qamoe.media import decode, degradations
 from qamoe.media.degradations import SOUND
 
 _SOUND_RATE = 44_100  # Hz
@@ -51,15 +50,15 @@ def write(signal: Signal, path: Path, start_s: float, end_s: float | None, rate:
     if signal.kind in SOUND:
         from scipy.io import wavfile
 
-        wave = media.read_audio(path, _SOUND_RATE, start_s, end_s)
-        others = [media.read_audio(v.media, _SOUND_RATE, v.start_s, v.end_s) for v in signal.voices]
+        wave = decode.read_audio(path, _SOUND_RATE, start_s, end_s)
+        others = [decode.read_audio(v.media, _SOUND_RATE, v.start_s, v.end_s) for v in signal.voices]
         copy = folder / "copy.wav"
         wavfile.write(
             copy, _SOUND_RATE, degradations.sound(signal.kind, wave, _SOUND_RATE, signal.severity, draws, others)
         )
         return copy
     copy = folder / "copy.avi"
-    seen = media.read_frames(path, rate, start_s, end_s)
+    seen = decode.read_frames(path, rate, start_s, end_s)
     _film(copy, degradations.pictures(signal.kind, seen, signal.severity, draws), rate)
     return copy
 

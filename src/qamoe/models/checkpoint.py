@@ -81,7 +81,7 @@ class Trained:
         return self.fuse(self.vectors(batch), len(batch), quality, state)
 
     def trust(self, r: Tensor, present: Tensor) -> Tensor:
-        """What users see, (B, M) in [0, 1]: r rescaled between its validation medians (DESIGN: ours, not the paper's);
+        """What users see, (B, M) in [0, 1]: r rescaled between its validation medians (ours, not the paper's);
         0 where a modality has no valid frame (`present` (B, M) False)."""
         columns = []
         for number, modality in enumerate(self.config["modalities"]):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qamoe.config.task import Task, TaskDescription
-from qamoe.data import manifest as corpus
+from qamoe.data import manifest
 from qamoe.data.clip import MediaSpan
 from qamoe.inference.extraction_worker import Extracted
 
@@ -64,7 +64,7 @@ def samples(folder: Path | None, task: TaskDescription) -> list[tuple[MediaSpan,
     split where there is one. Raises UserError for a folder that is no corpus."""
     if folder is None:
         return []
-    every = corpus.read(folder, Task.model_validate(task)).clips
+    every = manifest.read(folder, Task.model_validate(task)).clips
     offered = [clip for clip in every if clip.split == "test"] or every
     by_source = {clip.source: clip for clip in sorted(offered, key=lambda clip: clip.clip_id, reverse=True)}
     ordered = sorted(by_source.values(), key=lambda clip: (clip.label, clip.clip_id))
