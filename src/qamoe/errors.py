@@ -11,7 +11,7 @@ class UserError(Exception):
 
 @contextmanager
 def exit_on_user_error(command: str) -> Iterator[None]:
-    """Run the body of the `with`; end the process on UserError (one sentence on stderr, exit code 2) or Ctrl-C (130)."""
+    """End the process where the body raises UserError (a sentence on stderr, exit code 2) or Ctrl-C stops it (130)."""
     try:
         yield
     except UserError as refusal:

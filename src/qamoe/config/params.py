@@ -92,9 +92,7 @@ class Degrade(Block):
     full_severity_share: Annotated[float, Field(ge=0, lt=1)]  # of the severities that are exactly 1
     mask_revealed_share: Share  # of the modalities that are wholly missing, those that the model is told of
     swap: bool  # whether clips draw swaps too
-    views: (
-        Count  # distinct degraded views of a clip; epoch e sees view (e - 1) mod views. Of a frozen text encoder alone
-    )
+    views: Count  # distinct degraded views of a clip, one an epoch in turn. Of a frozen text encoder alone
     seed: int
 
 
