@@ -3,12 +3,24 @@
 import ast
 from pathlib import Path
 
+from qamoe.errors import UserError
+
 _WITH_DOCSTRING = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+
+
+def syntax_tree(path: Path) -> ast.Module:
+    """The syntax tree of a source file. Raises UserError with path and line where it is no Python."""
+    try:
+        return ast.parse(path.read_text(encoding="utf-8"), str(path))
+    except SyntaxError as error:
+        raise UserError(f"{path}, line {error.lineno}: {error.msg}.") from None
+    except ValueError as error:  # bytes that are not UTF-8, or a null byte
+        raise UserError(f"{path} is not a Python source file: {error}.") from None
 
 
 def what_runs(path: Path) -> str:
     """A source file written anew from its syntax tree, without comments, docstrings and layout."""
-    tree = ast.parse(path.read_text())
+    tree = syntax_tree(path)
     for node in ast.walk(tree):
         if isinstance(node, _WITH_DOCSTRING) and ast.get_docstring(node, clean=False) is not None:
             del node.body[0]

@@ -172,6 +172,7 @@ def test_parameters_are_frozen() -> None:
         ),
         ("models.moe.active", 9, "models.moe: active (9) must not exceed experts (8)."),
         ("models.tensor.low", 17, "models.tensor.low is 17: input should be less than or equal to 16."),
+        ("seeds", {}, "seeds: names no model."),
         ("seeds.qamoe", [], "seeds: qamoe needs at least one seed, each once, not []."),
         ("seeds.qamoe", [1, 2, 1], "seeds: qamoe needs at least one seed, each once, not [1, 2, 1]."),
         ("evaluate.slices", ["clean", "burts"], "evaluate.slices.1 is 'burts': input should be 'clean',"),
@@ -231,6 +232,15 @@ def test_a_misspelt_key_is_named_before_the_missing_one_that_it_causes(tmp_path:
 )
 def test_another_file_is_refused(tmp_path: Path, content: str, sentence: str) -> None:
     assert sentence in refusal(tmp_path, content)
+
+
+def test_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:
+    """YAML lets the last one win, and a training would delete the seeds of the first."""
+    text = (ROOT / "params.yaml").read_text().replace("  mean: [1]\n", "  mean: [1]\n  mean: [2]\n")
+    (tmp_path / "params.yaml").write_text(text)
+    with pytest.raises(UserError, match=r"params\.yaml, line \d+: duplicate key mean\.") as refused:
+        load_params(tmp_path / "params.yaml")
+    assert text.splitlines()[int(str(refused.value).split("line ")[1].split(":")[0]) - 1] == "  mean: [2]"
 
 
 def test_no_file_is_refused(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from qamoe.errors import UserError
 from qamoe.pipeline import code, source_dependencies
 from qamoe.pipeline.source_dependencies import code_digest
 
@@ -157,3 +158,18 @@ def test_encoded_text_is_made_anew_when_what_makes_it_is_edited(
         degraded_split, "what_runs", lambda path: read(path) + ("\nEDITED = 1" if path.name == made_by else "")
     )
     assert opened() != before
+
+
+@pytest.mark.parametrize(
+    ("added", "sentence"),
+    [
+        ("def late():\n    from . import quality\n", r"moe\.py, line \d+: a relative import"),
+        ("def late(:\n", r"moe\.py, line \d+: invalid syntax"),
+        ("x = '\x00'\n", r"moe\.py.*null bytes"),
+    ],
+)
+def test_what_cannot_be_followed_is_refused_with_its_place(package: Path, added: str, sentence: str) -> None:
+    with (package / "models/moe.py").open("a") as file:
+        file.write(added)
+    with pytest.raises(UserError, match=sentence):
+        code_digest("qamoe.pipeline.train")

@@ -1,5 +1,6 @@
 """Overlays on params.yaml: experiments/NAME.yaml, which may lie on another one by `extends: OTHER`."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,8 @@ def _chain(name: str, folder: Path) -> list[dict[str, Any]]:
     chain: list[dict[str, Any]] = []
     following: Any = name
     while following is not None:
+        if not isinstance(following, str) or not re.fullmatch(r"[A-Za-z0-9_-]+", following):
+            raise UserError(f"There is no experiment {following!r}; a name in {folder} has letters, digits, - and _.")
         names.append(following)
         path = folder / f"{following}.yaml"
         if not path.is_file():

@@ -269,6 +269,8 @@ class Params(Block):
     @field_validator("seeds")
     @classmethod
     def _each_has_its_seeds(cls, seeds: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+        if not seeds:
+            raise ValueError("names no model")
         for model, numbers in seeds.items():
             if any(number < 0 for number in numbers):
                 raise ValueError(f"{model} has a negative seed in {list(numbers)}; seeds are 0 or above")
@@ -302,11 +304,19 @@ def load(path: Path) -> Params:
 
 
 def read(path: Path) -> Any:
-    """The content of a YAML file, unchecked. Raises UserError where there is none."""
+    """The content of a YAML file, unchecked. Raises UserError where there is none, or a mapping has a key twice."""
     import yaml  # a model needs its blocks and no file of them
 
+    class Loader(yaml.SafeLoader):
+        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+            keys = [key.value for key, _ in node.value]
+            for place, key in enumerate(keys):
+                if key in keys[:place]:
+                    raise UserError(f"{path}, line {node.value[place][0].start_mark.line + 1}: duplicate key {key}.")
+            return super().construct_mapping(node, deep)
+
     try:
-        return yaml.safe_load(path.read_text())
+        return yaml.load(path.read_text(), Loader)
     except FileNotFoundError:
         raise UserError(f"There is no parameter file {path}.") from None
     except OSError as error:

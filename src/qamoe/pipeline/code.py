@@ -8,6 +8,7 @@ import argparse
 import json
 from pathlib import Path
 
+from qamoe.errors import exit_on_user_error
 from qamoe.files import write_text
 from qamoe.pipeline import source_dependencies
 
@@ -24,7 +25,8 @@ def main() -> None:
     parser.add_argument("stage", choices=source_dependencies.STAGES)
     parser.add_argument("--out", type=Path, default=Path("artifacts"))
     arguments = parser.parse_args()
-    run(arguments.stage, arguments.out)
+    with exit_on_user_error("code"):
+        run(arguments.stage, arguments.out)
 
 
 if __name__ == "__main__":

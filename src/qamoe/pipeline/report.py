@@ -3,13 +3,19 @@
 from pathlib import Path
 
 from qamoe.config.params import Params
+from qamoe.errors import UserError
 from qamoe.pipeline import runner
 
 
 def run(params: Params, out: Path) -> None:
-    """Write the report and print its headline table."""
+    """Write the report and print its headline table. Raises UserError for a model of `seeds` that was not evaluated."""
     from qamoe.report import build, tables
 
+    for name in params.seeds:
+        if not any((out / "evaluate" / name).glob("*/cells.parquet")):
+            raise UserError(
+                f"seeds names {name}, which has no cells in {out / 'evaluate'}; run the stage evaluate first."
+            )
     written = build.write(out / "evaluate", out / "train", out / "report", out / "tune", list(params.seeds))
     tables.print_headline(written.headline)
     print(f"report: {written.page}\nnumbers: {written.summary}")

@@ -10,7 +10,8 @@ import hashlib
 import json
 from pathlib import Path
 
-from qamoe.source_code import what_runs
+from qamoe.errors import UserError, exit_on_user_error
+from qamoe.source_code import syntax_tree, what_runs
 
 PACKAGE = Path(__file__).parent.parent
 STAGES = ("extract", "preprocess", "tune", "train", "evaluate", "report")
@@ -40,12 +41,14 @@ def _file(module: str) -> Path | None:
 
 
 def imports(path: Path) -> set[str]:
-    """Dotted names that a file imports, wherever in it."""
+    """Dotted names that a file imports, wherever in it. Raises UserError for a relative import, which names none."""
     names: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(syntax_tree(path)):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+        elif isinstance(node, ast.ImportFrom):
+            if node.level or node.module is None:
+                raise UserError(f"{path}, line {node.lineno}: a relative import; write the name from qamoe on.")
             names.add(node.module)
             names |= {f"{node.module}.{alias.name}" for alias in node.names}
     return names
@@ -101,4 +104,5 @@ def _code_stage(stage: str) -> str:
 
 
 if __name__ == "__main__":
-    write_dependencies()
+    with exit_on_user_error("source_dependencies"):
+        write_dependencies()

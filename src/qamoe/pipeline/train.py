@@ -21,6 +21,7 @@ from qamoe.config.model_names import specialist_cell
 from qamoe.config.params import Params
 from qamoe.data.stats import Stats, text_is_vectors
 from qamoe.errors import UserError
+from qamoe.models.checkpoint_config import read_config
 from qamoe.pipeline import runner
 from qamoe.pipeline.shared import data_digest, read_stats, refuse_other_kinds, remove_other_seeds
 from qamoe.pipeline.source_dependencies import code_digest
@@ -176,9 +177,10 @@ def worker_started(level: int) -> None:
 
 def _finished(folder: Path, digests: dict[str, str]) -> bool:
     try:
-        return json.loads((folder / "model.json").read_text())["digests"] == digests
-    except FileNotFoundError:
+        config = read_config(folder)
+    except UserError:  # a damaged checkpoint is trained again
         return False
+    return config is not None and config.get("digests") == digests
 
 
 if __name__ == "__main__":

@@ -39,8 +39,8 @@ def tracked_outs(plan: Path = Path("dvc.yaml")) -> set[str]:
     """The files that the pipeline makes and git tracks: outs of dvc.yaml that are not in DVC's cache."""
     import yaml
 
-    stages = yaml.safe_load(plan.read_text())["stages"].values() if plan.is_file() else ()
-    outs = [out for stage in stages for kind in ("outs", "metrics", "plots") for out in stage.get(kind, ())]
+    stages = (yaml.safe_load(plan.read_text()) or {}).get("stages", {}) if plan.is_file() else {}
+    outs = [out for stage in stages.values() for kind in ("outs", "metrics", "plots") for out in stage.get(kind, ())]
     return {path for out in outs if isinstance(out, dict) for path, how in out.items() if how.get("cache") is False}
 
 
