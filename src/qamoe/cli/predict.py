@@ -193,7 +193,7 @@ def _told(reasons: dict[str, str]) -> list[str]:
 def _line(served: Served, row: Row) -> dict[str, Any]:
     """The row as JSON: clip, score or class, interval, trust and reasons come first; no answer is null."""
     answer = row.answer
-    of_classes = is_classification(served.trained.config["task"])
+    of_classes = served.trained.classifies
     line: dict[str, Any] = {"clip": row.name or None, "class" if of_classes else "score": None}
     line |= {"interval": None, "trust": None if answer is None else answer["trust"], "reasons": row.reasons}
     if answer is not None and of_classes:

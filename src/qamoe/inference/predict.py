@@ -18,7 +18,7 @@ import torch
 from qamoe.config.task import TaskDescription, is_classification
 from qamoe.data.batch import Batch, pad
 from qamoe.data.normalise import Columns, clean
-from qamoe.data.stats import FrameStats, frame_stats, text_is_vectors
+from qamoe.data.stats import FrameStats
 from qamoe.errors import UserError
 from qamoe.extractors.huggingface import HuggingFace
 from qamoe.extractors.minilm import MiniLM
@@ -66,8 +66,8 @@ def predict(trained: Trained, rows: pd.DataFrame, device: str = "cpu", change: C
     """
     config = trained.config
     task = config["task"]
-    clips = prepared(config, rows)
-    columns: dict[str, Any] = {name: [np.zeros(0)] for name in numbers(task)}
+    clips = prepared(trained, rows)
+    columns: dict[str, Any] = {name: [np.zeros(0)] for name in (numbers(task) if trained.classifies else NUMBERS)}
     routing: list[Any] = []
     for first in range(0, len(clips), _BATCH):
         chunk = clips[first : first + _BATCH]
@@ -89,7 +89,7 @@ def predict(trained: Trained, rows: pd.DataFrame, device: str = "cpu", change: C
             values.append(said.get(name, empty).double().cpu().numpy())
         routing += said["routing"].double().cpu().tolist() if "routing" in said else [None] * len(chunk)
     answers = pd.DataFrame({name: np.concatenate(values) for name, values in columns.items()}, index=rows.index)
-    if not is_classification(task):
+    if not trained.classifies:
         reach = config["calibration"]["sigmas"]["0.9"] * np.sqrt(answers["variance"])
         answers["low_90"], answers["high_90"] = answers["score"] - reach, answers["score"] + reach
     else:
@@ -121,11 +121,11 @@ def nested(answers: pd.DataFrame) -> list[dict[str, Any]]:
     return rows
 
 
-def prepared(config: CheckpointConfig, rows: pd.DataFrame) -> list[dict[str, np.ndarray]]:
+def prepared(trained: Trained, rows: pd.DataFrame) -> list[dict[str, np.ndarray]]:
     """Rows as `predict` takes them -> each clip as its model's modalities: token ids (T,) int64 and standardised frames
-    (T, kept) float32. `config` is its model.json."""
-    stats, limits = config["stats"], config["max_frames"]
-    columns = {m: Columns.from_json(frame_stats(stats, m)) for m in config["modalities"] if m != "text"}
+    (T, kept) float32."""
+    config, columns = trained.config, trained.columns
+    limits = config["max_frames"]
     clips = []
     for number, cells in enumerate(rows.to_dict("records")):
         # pandas has several ways to say that a value is missing.
@@ -139,12 +139,12 @@ def prepared(config: CheckpointConfig, rows: pd.DataFrame) -> list[dict[str, np.
             if modality in columns:
                 frames = _frames(row.get(modality), columns[modality], f"Row {number}: {modality}")
                 clip[modality] = clean(frames[: limits[modality]], columns[modality])
-            elif not text_is_vectors(stats):
+            elif trained.reads_words:
                 clip["text"] = _ids(config, row, number)[: limits["text"]]
             elif "text" in row or "tokens" in row:
                 raise UserError(f"Row {number}: this model reads stored text vectors, which words cannot be made into.")
             else:
-                clip["text"] = np.zeros((0, len(stats["text"]["kept"])), np.float32)
+                clip["text"] = np.zeros((0, len(config["stats"]["text"]["kept"])), np.float32)
         clips.append(clip)
     return clips
 

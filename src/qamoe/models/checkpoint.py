@@ -9,6 +9,7 @@ import json
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ from qamoe.config.model_names import family
 from qamoe.config.params import Encoders, Params
 from qamoe.config.task import is_classification
 from qamoe.data.batch import Batch
-from qamoe.data.stats import Stats, text_is_vectors
+from qamoe.data.normalise import Columns
+from qamoe.data.stats import Stats, frame_stats, text_is_vectors
 from qamoe.degradation.features import State
 from qamoe.errors import UserError
 from qamoe.files import atomic_write, write_text
@@ -48,7 +50,23 @@ class Trained:
     config: CheckpointConfig
     folder: Path
 
-    @property
+    @cached_property
+    def classifies(self) -> bool:
+        """Whether it answers with a class."""
+        return is_classification(self.config["task"])
+
+    @cached_property
+    def columns(self) -> dict[str, Columns]:
+        """How the frames of each modality but text are standardised."""
+        stats = self.config["stats"]
+        return {m: Columns.from_json(frame_stats(stats, m)) for m in self.config["modalities"] if m != "text"}
+
+    @cached_property
+    def reads_words(self) -> bool:
+        """Whether its text is token ids, which words can be made into."""
+        return not text_is_vectors(self.config["stats"])
+
+    @cached_property
     def frozen_encoder(self) -> str | None:
         """The text encoder whose states the model reads, by its name or folder; None where it reads token ids."""
         block = self.config["models"]["encoders"].get("text", {})

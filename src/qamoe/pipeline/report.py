@@ -13,9 +13,7 @@ def run(params: Params, out: Path) -> None:
 
     for name in params.seeds:
         if not any((out / "evaluate" / name).glob("*/cells.parquet")):
-            raise UserError(
-                f"seeds names {name}, which has no cells in {out / 'evaluate'}; run the stage evaluate first."
-            )
+            raise UserError(f"seeds names {name}, which has no cells in {out / 'evaluate'}; run evaluate first.")
     written = build.write(out / "evaluate", out / "train", out / "report", out / "tune", list(params.seeds))
     tables.print_headline(written.headline)
     print(f"report: {written.page}\nnumbers: {written.summary}")

@@ -65,7 +65,7 @@ def run(source: Path, out: Path, model: str) -> None:
     scored.loc[nothing, list(predict.numbers(config["task"]))] = float("nan")
     if "class" in outputs:
         scored.loc[nothing, "class"] = None
-    like = drift.describe(predict.prepared(config, rows), config["stats"]).set_axis(rows.index)
+    like = drift.describe(predict.prepared(served.trained, rows), config["stats"]).set_axis(rows.index)
     scored = scored.join(like)
     rows_of_table = []
     for clip, key in zip(clips, keys, strict=True):
