@@ -45,7 +45,7 @@ def names(stage: str) -> set[str]:
         ("degradation/features.py", {"train", "evaluate"}),
         ("training/trainer.py", {"train"}),
         ("media/decode.py", {"extract"}),
-        ("data/normalise.py", {"preprocess"}),
+        ("data/normalise.py", {"preprocess", "train", "evaluate"}),
         ("data/arrow_store.py", {"extract", "preprocess", "train", "evaluate"}),
         ("data/safe_pickle.py", {"extract"}),
         ("data/synthetic/corpus.py", set()),
