@@ -7,11 +7,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import yaml
 
 from qamoe.config import params as parameters
-from qamoe.config.overlay import overlaid
+from qamoe.config.overlay import experiment_content, overlaid
 from qamoe.errors import UserError
-from qamoe.pipeline import experiment
+from qamoe.pipeline import experiment, report
 from qamoe.pipeline.experiment import STAGES
 
 
@@ -118,3 +119,19 @@ def test_the_command_says_a_refusal_in_a_sentence(stage: Any, tmp_path: Path) ->
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "experiment: There is no experiment experiments/nothing.yaml; those there are: none.\n"
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["../params", "a/b", "..", "", ["few"], 3])
+def test_an_overlay_extends_none_but_its_neighbours(tmp_path: Path, name: Any) -> None:
+    (tmp_path / "params.yaml").write_text("seeds: {mean: [1]}\n")
+    (tmp_path / "experiments").mkdir()
+    (tmp_path / "experiments/far.yaml").write_text(yaml.safe_dump({"extends": name}))
+    with pytest.raises(UserError) as refused:
+        experiment_content("far", tmp_path / "params.yaml", tmp_path / "experiments")
+    assert repr(name) in str(refused.value)
+
+
+def test_a_report_is_about_every_model_of_seeds(tmp_path: Path, params_file: Any) -> None:
+    with pytest.raises(UserError, match=r"seeds names \w+, which has no cells in .*evaluate"):
+        report.run(parameters.load(params_file()), tmp_path)
+    assert not (tmp_path / "report").exists()

@@ -75,6 +75,15 @@ def test_finished_seeds_are_kept_and_unlisted_ones_go(trained: Any, caplog: pyte
     assert stamp(folder / "1") != before, "other parameters are another model"
 
 
+@pytest.mark.parametrize("damage", ["{", "[]", "{}"])
+def test_a_damaged_checkpoint_is_trained_again(trained: Any, damage: str) -> None:
+    folder = trained(model="mean") / "mean/1"
+    whole = {path.name: path.read_bytes() for path in folder.iterdir()}
+    (folder / "model.json").write_text(damage)
+    trained(model="mean")
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == whole
+
+
 def test_another_models_parameters_leave_a_finished_one_alone(trained: Any, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "qamoe")
     trained()
