@@ -208,7 +208,8 @@ def submit(
 
     run = client.get_run(run_id)
     version = _register(client, name, run)
-    client.set_registered_model_alias(name, CHALLENGER, version)
+    with exclusive_lock():  # MLflow looks for the alias and then adds it: two at once both would
+        client.set_registered_model_alias(name, CHALLENGER, version)
 
     def registered(clips: pd.DataFrame) -> pd.DataFrame:
         return mlflow.pyfunc.load_model(f"models:/{name}/{version}").predict(clips)
