@@ -103,7 +103,7 @@ def extracted(rows: list[dict[str, str]], folder: Path, name: str, workers: int)
         writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
         writer.writeheader()
         writer.writerows(rows)
-    command = [sys.executable, "-m", "qamoe.pipeline.extract", "--params", str(folder / "params.yaml")]
+    command = [sys.executable, "-m", "qamoe", "run", "extract", "--params", str(folder / "params.yaml")]
     begin = monotonic()
     stage = subprocess.Popen([*command, "--out", str(folder / name)], env={**os.environ, "QAMOE_WORKERS": str(workers)})
     resident: list[int] = []

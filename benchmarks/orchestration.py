@@ -1,7 +1,7 @@
 """What Prefect and DVC add to the stages: `python benchmarks/orchestration.py`, about ten minutes on two cores.
 
-Two copies of what git tracks are run in turn with nothing beside them: one by `python -m qamoe.pipeline.NAME` for each
-stage, model and the gate, the other by `python -m flows.pipeline`, which starts a server of its own; then the second
+Two copies of what git tracks are run in turn with nothing beside them: one by `qamoe run` for each stage and model and
+`qamoe promote`, the other by `python -m flows.pipeline`, which starts a server of its own; then the second
 one again, unchanged. Prefect's folder has been used before: what a new database costs is a figure of its own.
 """
 
@@ -51,14 +51,15 @@ def timed(folder: Path, *command: str) -> float:
 
 
 def bare(folder: Path) -> float:
-    """Seconds of all stages of dvc.yaml by themselves, in the order of the flow, and of the gate."""
+    """Seconds of all stages of dvc.yaml by themselves, in the order of the flow, and of `qamoe promote`."""
     plan = yaml.safe_load((folder / "dvc.yaml").read_text())["stages"]
+    models = list(yaml.safe_load((folder / "params.yaml").read_text())["seeds"])
     seconds = 0.0
     for stage in ("extract", "preprocess", "train", "evaluate", "report", "tune"):
-        for model in plan[stage].get("matrix", {}).get("model", [None]):
+        for model in models if "matrix" in plan[stage] else [None]:
             chosen = () if model is None else ("--model", model)
-            seconds += timed(folder, f"qamoe.pipeline.{stage}", *chosen)
-    return seconds + timed(folder, "qamoe.pipeline.promote")
+            seconds += timed(folder, "qamoe", "run", stage, *chosen)
+    return seconds + timed(folder, "qamoe", "promote")
 
 
 def main() -> None:

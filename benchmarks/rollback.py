@@ -32,13 +32,13 @@ def main(out: str) -> None:
             run = client.get_run(record_training(client, Path(out) / "train" / "qamoe" / str(seed), name))
             client.set_registered_model_alias(name, alias, registry._register(client, name, run))
         model = f"models:/{name}@champion"
-        serve = [sys.executable, "-m", "qamoe.cli.app", "serve", "--model", model, "--port", "0"]
+        serve = [sys.executable, "-m", "qamoe", "serve", "--model", model, "--port", "0"]
         server = subprocess.Popen(serve, stdout=subprocess.PIPE, text=True)
         try:
             assert server.stdout is not None
             port = int(server.stdout.readline().split("127.0.0.1:")[1].split()[0])
             started = time.perf_counter()
-            subprocess.run([sys.executable, "-m", "qamoe.cli.app", "rollback", "--out", place], check=True)
+            subprocess.run([sys.executable, "-m", "qamoe", "rollback", "--out", place], check=True)
             rolled = time.perf_counter() - started
             connection = HTTPConnection("127.0.0.1", port)
             connection.request("POST", "/reload", "")

@@ -60,7 +60,9 @@ def finished(folder: Path, params: dict[str, object], workers: int) -> float:
     command = [
         sys.executable,
         "-m",
-        "qamoe.pipeline.tune",
+        "qamoe",
+        "run",
+        "tune",
         "--params",
         str(folder / "params.yaml"),
         "--out",

@@ -27,7 +27,7 @@ MOST_MS = {"features": 30, "slider": 200}  # median of one client
 
 
 def main(folder: str, clips: str) -> None:
-    command = [sys.executable, "-m", "qamoe.cli.app", "serve", "--folder", folder, "--clips", clips, "--port", "0"]
+    command = [sys.executable, "-m", "qamoe", "serve", "--folder", folder, "--clips", clips, "--port", "0"]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         assert server.stdout is not None

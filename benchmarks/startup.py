@@ -22,7 +22,7 @@ SEED = Path("artifacts/train/qamoe/1")
 def main(clone: Path) -> None:
     if not (clone / SEED).is_dir():
         sys.exit(f"There is no {clone / SEED}; run make demo first.")
-    taken = [seconds([sys.executable, "-m", "qamoe.cli.app", "--help"], ROOT) for _ in range(9)]
+    taken = [seconds([sys.executable, "-m", "qamoe", "--help"], ROOT) for _ in range(9)]
     figure("startup: qamoe --help", statistics.median(taken), "s", at_most=0.5)
     with tempfile.TemporaryDirectory(prefix="qamoe-startup-") as name:
         copy = Path(name) / "clone"
@@ -31,7 +31,7 @@ def main(clone: Path) -> None:
         subprocess.run(command, cwd=copy, check=True, env=environment())  # sees each file for the first time
         taken = [seconds(command, copy) for _ in range(5)]
         figure("startup: dvc repro with nothing to do", statistics.median(taken), "s", at_most=3)
-    words = [sys.executable, "-m", "qamoe.cli.app", "predict", "--folder", str(clone / SEED), "--text", "a fine film"]
+    words = [sys.executable, "-m", "qamoe", "predict", "--folder", str(clone / SEED), "--text", "a fine film"]
     taken = [seconds(words, ROOT) for _ in range(5)]
     figure("startup: first prediction, of words", statistics.median(taken), "s")
 

@@ -27,6 +27,7 @@ _LOST = "The records at http"  # a server may come back; a file that cannot be u
 _TRIES, _BETWEEN_S = 60, 5
 # Lines that dvc prints beside the stage's. Its own --quiet would hide its errors too, that of the lock among them.
 _STARTS, _ENDS = ("> ",), ("Running stage ", "Updating lock file ", "Generating lock file ", "Use `dvc push` ")
+_STAGE_DONE = '{"stage": '  # the JSON line at the end of `qamoe run`, for programs
 _ADVICE = (*_ENDS[1:], "To track the changes with git", "To enable auto staging", "\tgit add ", "\tdvc config ")
 
 
@@ -63,7 +64,7 @@ def stage_output(stdout: Sequence[str]) -> str:
             within = True
         elif line.startswith(_ENDS):
             within = False
-        elif within:
+        elif within and not line.startswith(_STAGE_DONE):
             lines.append(line)
     return "\n".join(lines)
 

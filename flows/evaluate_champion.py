@@ -16,7 +16,7 @@ def evaluate_champion(scheduled: bool = False) -> State[Any]:
     """
 
     def work() -> State[Any]:
-        state = command("evaluate-champion", "qamoe.pipeline.evaluate_champion")
+        state = command("evaluate-champion", "qamoe", "evaluate-champion")
         if state.is_completed():
             first, *_ = state.result().splitlines() or [""]
             _workspace.named(first.partition("; ")[0] or "evaluate the champion")

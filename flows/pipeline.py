@@ -73,7 +73,7 @@ def _ingest(folder: str | None) -> State[Any]:
     """New clips of a folder -> data/, and what data/ is now -> data.dvc."""
     if folder is None or not (Path(folder) / "manifest.csv").is_file():
         return Completed(message="no manifest waits")
-    state = command("ingest", "qamoe.cli.app", "ingest", folder)
+    state = command("ingest", "qamoe", "ingest", folder)
     if not state.is_completed():
         return state
     # Also where nothing was new: an earlier run may have died between the two.

@@ -13,7 +13,7 @@ def ask_gate(experiment: str | None = None) -> State[Any]:
     """Run the promotion in its own process; a Completed state holds what it decided, in words."""
     out = f"artifacts-{experiment}"
     chosen = ("--params", f"{out}/params.yaml", "--out", out) if experiment else ()
-    return command("promote", "qamoe.pipeline.promote", *chosen)
+    return command("promote", "qamoe", "promote", *chosen)
 
 
 def decision(said: str) -> str:

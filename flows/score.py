@@ -24,7 +24,7 @@ def score(source: str = WAITING, out: str = "artifacts-score", scheduled: bool =
         if not Path(source).exists():
             get_run_logger().info("there is no %s: nothing to score", source)
             return Completed(message=f"nothing to score: there is no {source}")
-        state = command("score", "qamoe.pipeline.score", source, "--out", out)
+        state = command("score", "qamoe", "score", source, "--out", out)
         if state.is_completed():
             said = state.result()
             _workspace.named(said.splitlines()[-1] if said.strip() else f"score {source}")

@@ -138,7 +138,7 @@ def main() -> None:
         return
     name = load(Path("params.yaml")).registry.name
     mlflow_store.experiment_id(mlflow_store.connect(), name)
-    serve = [sys.executable, "-m", "qamoe.cli.app", "serve", "--clips", "data", "--port", "0"]
+    serve = [sys.executable, "-m", "qamoe", "serve", "--clips", "data", "--port", "0"]
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as home, tab(Path(home)) as page:
         with served_records() as address:
             of_mlflow(page, address, name)

@@ -49,7 +49,7 @@ def entered(folder: Path, checkpoint: Path, *clips: Path) -> list[Entered]:
     log, answers = folder / "log", folder / "answers"
     (folder / "sitecustomize.py").write_text(PROFILER.format(source=f"{SOURCE}{os.sep}", log=str(log)))
     environment = os.environ | {"PYTHONPATH": f"{folder}{os.pathsep}{SOURCE.parent}"}
-    command = [sys.executable, "-m", "qamoe.cli.app", "predict", "--folder", checkpoint, *clips]
+    command = [sys.executable, "-m", "qamoe", "predict", "--folder", checkpoint, *clips]
     with answers.open("w") as stdout:
         subprocess.run(list(map(str, command)), env=environment, stdout=stdout, check=True)
     assert len(answers.read_text().splitlines()) == len(clips)

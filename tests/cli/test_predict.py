@@ -25,7 +25,7 @@ def qamoe(checkpoint_folder, tmp_path):
     """Run the command with a pipe for its output, or with a terminal of 100 columns; exit code and both outputs."""
 
     def run(*arguments, screen=False):
-        command = [sys.executable, "-m", "qamoe.cli.app", "predict", "--folder", checkpoint_folder, *arguments]
+        command = [sys.executable, "-m", "qamoe", "predict", "--folder", checkpoint_folder, *arguments]
         ours, theirs = pty.openpty() if screen else (None, subprocess.PIPE)
         environment = os.environ | {"COLUMNS": "100", "TERM": "dumb"}
         process = subprocess.Popen(

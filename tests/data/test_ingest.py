@@ -123,7 +123,7 @@ def test_a_push_after_an_ingest_leaves_the_sample_remote_as_it_was(
     assert store
 
     new = write(tmp_path / "new", ("c", "nine", "x.mp4", "", "", "", "1", ""), x=b"of a real person")
-    told = run("qamoe.cli.app", "ingest", str(new)).stdout
+    told = run("qamoe", "ingest", str(new)).stdout
     assert "deleted the line 'remote: sample'" in told
     assert told.endswith("1 new clips, 0 known before\nnext: dvc add data\n")
     run("dvc", "add", "data", "--quiet")

@@ -39,7 +39,7 @@ def training(services: Services) -> Iterator[tuple[str, int]]:
     services.until(
         lambda: any('"model": "qamoe"' in line["message"] for line in services.ask("logs/filter", log) or ())
     )
-    (process,) = services.processes("-m qamoe.pipeline.train --model qamoe")
+    (process,) = services.processes("qamoe run train --model qamoe")
     descriptor = os.pidfd_open(process)
     yield run, descriptor
     os.close(descriptor)

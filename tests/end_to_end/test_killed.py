@@ -23,7 +23,7 @@ from tests.end_to_end.services import ENDED, Services
 pytestmark = pytest.mark.slow
 
 SEEDS = range(6)  # of five kills each
-VICTIMS = {"stage": ("qamoe.pipeline.",), "dvc": ("-m dvc",), "flow": ("prefect.engine",)}
+VICTIMS = {"stage": ("qamoe run ", "qamoe promote"), "dvc": ("-m dvc",), "flow": ("prefect.engine",)}
 DEPLOYMENT = "pipeline/nightly"
 ASIDE = re.compile(r"\.[0-9]+$|\.making$|\.tmp$|\.part$|^\.copy-")
 

@@ -42,7 +42,7 @@ def test_mosi_goes_in_as_documented(tmp_path: Path) -> None:
     content["seeds"] = {"mean": [1], "concat": [1], "qamoe": [1]}
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(content))
     for stage in STAGES:
-        command = [sys.executable, "-m", f"qamoe.pipeline.{stage}", "-q"]
+        command = [sys.executable, "-m", "qamoe", "run", stage, "-q"]
         done = subprocess.run(
             command, cwd=tmp_path, capture_output=True, text=True, env={**os.environ, "QAMOE_TRACKING": "off"}
         )

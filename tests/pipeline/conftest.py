@@ -85,10 +85,10 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
 
 @pytest.fixture
 def stage(tmp_path: Path, environment: dict[str, str]) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Run a stage as a command in the test's folder: stage("extract", "--params", path)."""
+    """Run `qamoe run` in the test's folder: stage("extract", "--params", path)."""
 
     def run(name: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", f"qamoe.pipeline.{name}", *map(str, arguments)]
+        command = [sys.executable, "-m", "qamoe", "run", name, *map(str, arguments)]
         return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
 
     return run

@@ -33,7 +33,7 @@ def commands(tmp_path: Path, params_file: Any, monkeypatch: pytest.MonkeyPatch) 
 
     def pretended(command: list[str], **_: Any) -> SimpleNamespace:
         run.append(command)
-        return SimpleNamespace(returncode=int("qamoe.pipeline.evaluate" in command and "failing" in command[4]))
+        return SimpleNamespace(returncode=int("evaluate" in command and "failing" in str(command)))
 
     monkeypatch.setattr(experiment.subprocess, "run", pretended)
     return run
@@ -47,10 +47,10 @@ def test_every_stage_runs_on_the_overlaid_parameters_into_its_own_folder(command
     before = Path("params.yaml").read_bytes()
     write("fast", "train: {common: {lr: 0.5}}\n")
     experiment.run("fast")
-    assert [command[2] for command in commands] == [f"qamoe.pipeline.{stage}" for stage in STAGES]
+    assert [command[1:5] for command in commands] == [["-m", "qamoe", "run", stage] for stage in STAGES]
     for command in commands:
         assert command[0] == sys.executable
-        assert command[3:] == ["--params", "artifacts-fast/params.yaml", "--out", "artifacts-fast"]
+        assert command[5:] == ["--params", "artifacts-fast/params.yaml", "--out", "artifacts-fast"]
     params = parameters.load(Path("artifacts-fast/params.yaml"))
     assert params.train.common.lr == 0.5
     assert params.train.common.epochs == parameters.load(Path("params.yaml")).train.common.epochs
@@ -62,7 +62,7 @@ def test_an_experiment_ends_at_the_stage_that_fails(commands: list[list[str]]) -
     write("failing", "train: {common: {lr: 0.5}}\n")
     with pytest.raises(UserError, match=r"Experiment failing ended in stage evaluate\."):
         experiment.run("failing")
-    assert [command[2] for command in commands][-1] == "qamoe.pipeline.evaluate"
+    assert [command[4] for command in commands][-1] == "evaluate"
 
 
 def test_an_unknown_experiment_is_refused_with_those_there_are(commands: list[list[str]]) -> None:
@@ -114,10 +114,12 @@ def test_an_overlay_of_comments_changes_nothing(commands: list[list[str]]) -> No
     assert parameters.load(Path("artifacts-same/params.yaml")) == parameters.load(Path("params.yaml"))
 
 
-def test_the_command_says_a_refusal_in_a_sentence(stage: Any, tmp_path: Path) -> None:
-    done: subprocess.CompletedProcess[str] = stage("experiment", "nothing")
+def test_an_unknown_experiment_ends_the_command_with_one_sentence(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "qamoe", "experiment", "nothing"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "experiment: There is no experiment experiments/nothing.yaml; those there are: none.\n"
+    assert "experiments/nothing.yaml" in done.stderr
+    assert done.stderr.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
 
 

@@ -83,7 +83,7 @@ def parts(out: Path) -> dict[str, tuple[int, int]]:
 def started(params_file: Any, tmp_path: Path, environment: dict[str, str]) -> Callable[[], subprocess.Popen[bytes]]:
     """Start the stage as a command that leads a process group of its own, with two workers."""
     path = params_file(CHANGES)
-    command = [sys.executable, "-m", "qamoe.pipeline.extract", "-q", "--params", str(path), "--out", "out"]
+    command = [sys.executable, "-m", "qamoe", "run", "extract", "-q", "--params", str(path), "--out", "out"]
 
     def start() -> subprocess.Popen[bytes]:
         where = environment | {"QAMOE_WORKERS": str(WORKERS)}

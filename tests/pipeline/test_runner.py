@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 
-from qamoe.config import settings
 from qamoe.errors import UserError
 from qamoe.pipeline import runner
 from qamoe.process_lifetime import start_time
@@ -108,15 +107,19 @@ def test_ending_what_is_gone_is_no_error(started: Started) -> None:
 
 @pytest.fixture
 def command(tmp_path: Path, params_file: Any, environment: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """Call a stage's main with a run of the test's own: command(run, "--model", "mean")."""
-    params_file()
+    """Start the stage train with a function in its place: command(run, out=Path("elsewhere"), model="mean")."""
+    path = params_file()
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(settings, "go_offline", lambda: None)
     level = runner.log.level
 
-    def call(run: Callable[..., None], *arguments: str, selects_model: bool = True) -> None:
-        monkeypatch.setattr(sys, "argv", ["stage", *arguments])
-        runner.main("train", run, selects_model=selects_model)
+    def call(
+        work: Callable[..., dict[str, Any]],
+        out: Path = Path("artifacts"),
+        quiet: bool = False,
+        params: Path = path,
+        **more: Any,
+    ) -> None:
+        runner.run_stage("train", work, params, out, quiet, selects_model=True, **more)
 
     yield call
     runner.log.setLevel(level)
@@ -125,11 +128,12 @@ def command(tmp_path: Path, params_file: Any, environment: Any, monkeypatch: pyt
 def test_a_stage_gets_its_parameters_folder_and_model(command: Any, tmp_path: Path) -> None:
     seen: list[Any] = []
 
-    def run(params: Any, out: Path, model: str | None = None) -> None:
+    def run(params: Any, out: Path, model: str | None) -> dict[str, Any]:
         seen.append((params.seeds["mean"], out, model, sorted(p.name for p in out.iterdir())))
+        return {}
 
     command(run)
-    command(run, "--out", "elsewhere", "--model", "mean")
+    command(run, Path("elsewhere"), model="mean")
     assert seen == [
         ((1,), Path("artifacts"), None, [".train-concat.lock", ".train-mean.lock", ".train-qamoe.lock"]),
         ((1,), Path("elsewhere"), "mean", [".train-mean.lock"]),
@@ -138,18 +142,18 @@ def test_a_stage_gets_its_parameters_folder_and_model(command: Any, tmp_path: Pa
 
 
 def test_a_refusal_is_a_sentence_and_exit_code_2(command: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    def run(**_: Any) -> None:
+    def run(*_: Any) -> dict[str, Any]:
         raise UserError("There is no such thing.")
 
     with pytest.raises(SystemExit) as ended:
-        command(lambda params, **rest: run(**rest))
+        command(run)
     assert ended.value.code == 2
     assert capsys.readouterr().err == "train: There is no such thing.\n"
     assert not Path("artifacts").exists()
 
 
 def test_a_stop_by_hand_says_how_to_go_on(command: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    def run(*_: Any, **__: Any) -> None:
+    def run(*_: Any) -> dict[str, Any]:
         raise KeyboardInterrupt
 
     with pytest.raises(SystemExit) as ended:
@@ -161,14 +165,17 @@ def test_a_stop_by_hand_says_how_to_go_on(command: Any, capsys: pytest.CaptureFi
 
 def test_an_unknown_model_is_refused(command: Any, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
-        command(lambda *_, **__: pytest.fail("it ran"), "--model", "tensor")
+        command(lambda *_: pytest.fail("it ran"), model="tensor")
     assert ended.value.code == 2
-    assert "--model 'tensor' has no seeds in params.yaml; allowed are concat, mean, qamoe." in capsys.readouterr().err
+    error = capsys.readouterr().err
+    for part in ("'tensor'", "concat, mean, qamoe", "params.yaml"):
+        assert part in error
     assert not Path("artifacts").exists()
 
 
-@pytest.mark.parametrize(("flag", "level"), [((), logging.INFO), (("-q",), logging.WARNING)])
-def test_quiet_silences_the_lines(command: Any, flag: tuple[str, ...], level: int) -> None:
-    seen: list[int] = []
-    command(lambda *_, **__: seen.append(runner.log.getEffectiveLevel()), *flag)
-    assert seen == [level]
+@pytest.mark.parametrize(("quiet", "level"), [(False, logging.INFO), (True, logging.WARNING)])
+def test_quiet_silences_the_log_and_not_the_line_of_json(
+    command: Any, quiet: bool, level: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command(lambda *_: {"level": runner.log.getEffectiveLevel()}, quiet=quiet)
+    assert json.loads(capsys.readouterr().out) == {"stage": "train", "level": level}

@@ -19,11 +19,25 @@ from qamoe.pipeline import train
 FILES = ("history.jsonl", "model.json", "weights.safetensors")
 
 
+class Training:
+    """Runs the stage in this process: training({"seeds.qamoe": [1, 2]}, model="qamoe") gives the folder of models.
+
+    `seeds` is what the last run returned of them.
+    """
+
+    def __init__(self, params_file: Callable[..., Path], out: Path) -> None:
+        self.params_file, self.out = params_file, out
+        self.seeds: dict[str, list[str]] = {}
+
+    def __call__(self, changes: dict[str, Any] | None = None, model: str | None = "qamoe") -> Path:
+        params = parameters.load(self.params_file({"train.common.epochs": 2} | (changes or {})))
+        self.seeds = train.run(params, self.out, model)["seeds"]
+        return self.out / "train"
+
+
 @pytest.fixture
-def trained(
-    preprocessed: Path, params_file: Any, environment: Any, monkeypatch: pytest.MonkeyPatch
-) -> Callable[..., Path]:
-    """Run the stage in this process on plain text: trained({"seeds.qamoe": [1, 2]}, model="qamoe")."""
+def trained(preprocessed: Path, params_file: Any, environment: Any, monkeypatch: pytest.MonkeyPatch) -> Training:
+    """The stage, with an encoder of text that needs no weights."""
     from qamoe.models import text_encoder_frozen
 
     def encode(ids: torch.Tensor, mask: torch.Tensor, encoder: str) -> torch.Tensor:
@@ -33,45 +47,31 @@ def trained(
         )
 
     monkeypatch.setattr(text_encoder_frozen, "encode", encode)
-
-    def run(changes: dict[str, Any] | None = None, model: str | None = "qamoe") -> Path:
-        params = parameters.load(params_file({"train.common.epochs": 2} | (changes or {})))
-        train.run(params, preprocessed, model)
-        return preprocessed / "train"
-
-    return run
+    return Training(params_file, preprocessed)
 
 
 def stamp(folder: Path) -> dict[str, tuple[int, int]]:
     return {p.name: (p.stat().st_ino, p.stat().st_mtime_ns) for p in folder.iterdir()}
 
 
-def summary(caplog: pytest.LogCaptureFixture) -> dict[str, Any]:
-    """The stage's own line."""
-    lines = [json.loads(message) for message in caplog.messages if message.startswith('{"stage"')]
-    caplog.clear()
-    return lines[-1]
-
-
 def test_finished_seeds_are_kept_and_unlisted_ones_go(trained: Any, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO, "qamoe")
     folder = trained({"seeds.qamoe": [1, 2]}) / "qamoe"
-    assert summary(caplog) == {"stage": "train", "seeds": 2, "kept": 0}
+    assert trained.seeds == {"trained": ["qamoe/1", "qamoe/2"], "kept": []}
     before = stamp(folder / "1")
     assert sorted(before) == list(FILES)
 
     trained({"seeds.qamoe": [1, 2, 3]})
-    assert summary(caplog) == {"stage": "train", "seeds": 1, "kept": 2}
+    assert trained.seeds == {"trained": ["qamoe/3"], "kept": ["qamoe/1", "qamoe/2"]}
     assert stamp(folder / "1") == before, "a finished seed is not touched"
     assert sorted(p.name for p in folder.iterdir()) == ["1", "2", "3"]
 
     trained({"seeds.qamoe": [3, 1]})
-    assert summary(caplog) == {"stage": "train", "seeds": 0, "kept": 2}
+    assert trained.seeds == {"trained": [], "kept": ["qamoe/3", "qamoe/1"]}
     assert stamp(folder / "1") == before
     assert sorted(p.name for p in folder.iterdir()) == ["1", "3"]
 
     trained({"seeds.qamoe": [1, 3], "train.common.lr": 0.02})
-    assert summary(caplog) == {"stage": "train", "seeds": 2, "kept": 0}
+    assert trained.seeds == {"trained": ["qamoe/1", "qamoe/3"], "kept": []}
     assert stamp(folder / "1") != before, "other parameters are another model"
 
 
@@ -89,7 +89,7 @@ def test_another_models_parameters_leave_a_finished_one_alone(trained: Any, capl
     trained()
     caplog.clear()
     trained({"models.concat.hidden": 9, "evaluate.draws": 1, "registry.draws": 2})
-    assert summary(caplog) == {"stage": "train", "seeds": 0, "kept": 1}
+    assert trained.seeds == {"trained": [], "kept": ["qamoe/1"]}
 
 
 def test_other_training_clips_are_another_model(
@@ -103,7 +103,7 @@ def test_other_training_clips_are_another_model(
     stats = json.loads(path.read_text()) | {"target_mean": 0.5}
     path.write_text(json.dumps(stats))
     trained()
-    assert summary(caplog) == {"stage": "train", "seeds": 1, "kept": 0}
+    assert trained.seeds == {"trained": ["qamoe/1"], "kept": []}
     assert first.read_bytes() != weights
 
 
@@ -227,24 +227,24 @@ def test_a_killed_stage_goes_on_to_the_bits_of_one_that_was_not(
     assert len(expected[2]) == 6
     (preprocessed / "train").rename(tmp_path / "whole")
 
-    def killed_when(reached: Callable[[dict[str, Any]], bool]) -> list[str]:
+    def killed_when(reached: Callable[[str], bool]) -> list[str]:
         """Start the stage, kill -9 it at the line that says `reached`; gives the lines until then."""
-        command = [sys.executable, "-m", "qamoe.pipeline.train", *map(str, arguments)]
+        command = [sys.executable, "-m", "qamoe", "run", "train", *map(str, arguments)]
         process = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
         lines: list[str] = []
         with process:
             assert process.stderr is not None
             for line in process.stderr:
                 lines.append(line)
-                if line.startswith("{") and reached(json.loads(line)):
+                if reached(line):
                     process.kill()
                     break
             assert process.wait() == -9, lines
         return lines
 
-    killed_when(lambda line: line.get("stage") == "train")  # before the text is encoded, or while it is
+    killed_when(lambda line: line.startswith("train: "))  # before the text is encoded, or while it is
     for epoch in (1, 3, 5):  # about when the state of that epoch is written; the one before it is there
-        lines = killed_when(lambda line, epoch=epoch: line.get("epoch") == epoch)  # type: ignore[misc]
+        lines = killed_when(lambda line, epoch=epoch: f'"epoch": {epoch},' in line)  # type: ignore[misc]
         assert (folder / "resume.pt").exists() or epoch == 1
         assert epoch < 5 or any("goes on after epoch" in line for line in lines), lines
         assert not (folder / "model.json").exists()

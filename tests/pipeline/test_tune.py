@@ -50,7 +50,7 @@ def test_a_killed_search_ends_with_the_trials_that_were_asked_for(
     victim: str, records: Any, params_file: Callable[..., Path], preprocessed: Path
 ) -> None:
     path = params_file(CHANGES | {"tune.trials": 5, "tune.epochs": 6})
-    command = [sys.executable, "-m", "qamoe.pipeline.tune", "--params", str(path), "--out", str(preprocessed)]
+    command = [sys.executable, "-m", "qamoe", "run", "tune", "--params", str(path), "--out", str(preprocessed)]
     environment = {**os.environ, "QAMOE_WORKERS": "2", "QAMOE_TRACKING": "on"}
     database = preprocessed / "tune/study.db"
     first = subprocess.Popen(command, env=environment)

@@ -98,13 +98,13 @@ def test_a_command_that_fails_says_no_secret(planted: Any, tmp_path: Path, tiny_
     root = Path(__file__).parents[2]
     params = ["--params", str(root / "params.yaml")]
     for command, also in (
-        ([sys.executable, "-m", "qamoe.pipeline.tune", *params, "--out", "artifacts"], {"QAMOE_TRACKING": "off"}),
+        ([sys.executable, "-m", "qamoe", "run", "tune", *params, "--out", "artifacts"], {"QAMOE_TRACKING": "off"}),
         (
-            [sys.executable, "-m", "qamoe.cli.app", "serve"],
+            [sys.executable, "-m", "qamoe", "serve"],
             {"MLFLOW_TRACKING_URI": "http://ann:planted-web@127.0.0.1:1"},
         ),
         (
-            [sys.executable, "-m", "qamoe.cli.app", "models", *params],
+            [sys.executable, "-m", "qamoe", "versions", *params],
             {"MLFLOW_TRACKING_URI": "http://a:planted@[::1]:1"},
         ),
     ):

@@ -1,5 +1,6 @@
 """The `qamoe` command: arguments only; each command calls one function."""
 
+import logging
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -7,7 +8,10 @@ from typing import Annotated, Literal
 
 import typer
 
+from qamoe.cli import run
+from qamoe.cli.options import Folder, Model, Out, Params, model_address
 from qamoe.config import settings
+from qamoe.config.params import registry_name
 from qamoe.errors import UserError, exit_on_user_error
 
 app = typer.Typer(
@@ -16,239 +20,59 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="QA-MoE: train, evaluate, promote, serve.",
 )
+app.add_typer(run.app, name="run", rich_help_panel="Pipeline")
 
-Params = Annotated[Path, typer.Option(help="The parameter file.")]
+PIPELINE, DATA, RESULTS, REGISTRY, CHAMPION = "Pipeline", "Data", "Results", "Registry", "Using a model"
 Format = Literal["terminal", "md", "latex", "csv"]
-Out = Annotated[Path, typer.Option(help="The artifacts folder.")]
-Model = Annotated[str, typer.Option(help="A registered model: models:/NAME@ALIAS or models:/NAME/VERSION.")]
-Folder = Annotated[Path | None, typer.Option(help="A trained checkpoint instead, without records.")]
 
 
 def main() -> None:
-    """Run the command; a refusal becomes one sentence on stderr and exit code 2."""
+    """Run the command; a UserError becomes one sentence on stderr and exit code 2."""
     settings.go_offline()
     with exit_on_user_error("qamoe"):
         app()
 
 
-@app.command()
-def table(
-    out: Out = Path("artifacts"),
-    format: Annotated[Format, typer.Option(help="How the table is written.")] = "terminal",
-    slice: Annotated[str | None, typer.Option(help="One slice in the field's own form, such as missing.")] = None,
-    peers: Annotated[
-        Literal["mosi", "mosei"] | None, typer.Option(help="Others' published figures beside ours (slice missing).")
-    ] = None,
+def _log(level: int = logging.WARNING) -> None:
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("qamoe").setLevel(level)
+
+
+def _alone(stage: str, out: Path, work: Callable[[], None]) -> None:
+    from qamoe.pipeline.runner import single_instance
+
+    with single_instance(out / f".{stage}.lock"):
+        work()
+
+
+@app.command(rich_help_panel=PIPELINE)
+def experiment(
+    name: Annotated[str, typer.Argument(help="The name of a file in experiments/, without .yaml.")],
 ) -> None:
-    """Print the headline table of what was evaluated, or the field's table of one slice."""
-    from qamoe.report import benchmark_table, results, table_formats, tables
-
-    cells = results.read_cells(results.evaluations(out / "evaluate"))
-    if slice is None and peers is not None:
-        raise UserError("The published rows are averages over slice missing: add --slice missing.")
-    if slice is None and format == "terminal":
-        tables.print_headline(tables.headline(cells))
-        return
-    benchmark = benchmark_table.headline(cells) if slice is None else benchmark_table.of_slice(cells, slice, peers)
-    if format == "terminal":
-        table_formats.terminal(benchmark)
-    else:
-        print(table_formats.FORMATS[format](benchmark), end="")
-
-
-@app.command()
-def compare(
-    a: Annotated[str, typer.Argument(help="A model, such as qamoe.")],
-    b: Annotated[str, typer.Argument(help="The model that it is compared with.")],
-    slice: Annotated[
-        str | None, typer.Option(help="A slice, a part of one (alone-text-noise) or a cell; without it, every slice.")
-    ] = None,
-    metric: Annotated[str | None, typer.Option(help="By default mae, or accuracy.")] = None,
-    out: Out = Path("artifacts"),
-) -> None:
-    """Print how much A's metric exceeds B's on the same clips, with 95 % intervals over sources."""
-    from qamoe.report import pairwise
-
-    pairwise.show(pairwise.between(out / "evaluate", a, b, slice, metric))
-
-
-@app.command()
-def promote(
-    params: Params = Path("params.yaml"),
-    out: Out = Path("artifacts"),
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what the gate would decide.")] = False,
-) -> None:
-    """Ask the gate whether the best trained model becomes the champion."""
-    from qamoe.pipeline import promote as stage
-    from qamoe.pipeline.known_names import load_params
-
-    _alone("promote", out, lambda: stage.run(load_params(params), out, dry_run))
-
-
-@app.command()
-def models(params: Params = Path("params.yaml")) -> None:
-    """Print the registered versions: which is champion, what was decided, and their headline numbers."""
-    from qamoe.pipeline.known_names import load_params
-    from qamoe.registry import versions
-
-    versions.show(load_params(params, sections=[]).registry.name)
-
-
-@app.command()
-def rollback(params: Params = Path("params.yaml"), out: Out = Path("artifacts")) -> None:
-    """Make the previous champion the champion again; a second rollback undoes the first."""
-    from qamoe.pipeline.known_names import load_params
-    from qamoe.registry import versions
-
-    _alone("promote", out, lambda: print(versions.rollback(load_params(params, sections=[]).registry.name)))
-
-
-@app.command()
-def record(folders: list[Path], params: Params = Path("params.yaml")) -> None:
-    """Record training folders made elsewhere in MLflow."""
-    from qamoe.pipeline import record as stage
-    from qamoe.pipeline.known_names import load_params
-
-    stage.run(folders, load_params(params, sections=[]).registry.name)
-
-
-@app.command()
-def experiment(name: str) -> None:
-    """Run params.yaml overlaid by experiments/NAME.yaml into artifacts-NAME/."""
+    """Run all stages with params.yaml overlaid by experiments/NAME.yaml, into artifacts-NAME/."""
     from qamoe.pipeline import experiment as stage
 
     stage.run(name)
 
 
-@app.command()
-def sample(
-    out: Path,
-    clips: Annotated[int, typer.Option(min=4)] = 240,
-    seed: int = 7,
-    task: Annotated[str, typer.Option(help="regression or four-classes")] = "regression",
-) -> None:
-    """Generate a sample corpus of real media files."""
-    from qamoe.data.synthetic.corpus import generate
+@app.command(rich_help_panel=PIPELINE)
+def accept_tuned(params: Params = Path("params.yaml"), out: Out = Path("artifacts")) -> None:
+    """Write the best parameters of the search into params.yaml and print the changed lines."""
+    from qamoe.pipeline.accept_tuned import accept
 
-    generate(out, clips, seed, task, settings.workers())
+    print(accept(out / "tune" / "best_params.yaml", params), end="")
 
 
-@app.command()
-def ingest(
-    folder: Annotated[Path, typer.Argument(help="A folder of new clips with a manifest.csv.")],
-    data: Annotated[Path, typer.Option(help="The corpus of raw clips that they go into.")] = Path("data"),
-    params: Params = Path("params.yaml"),
-) -> None:
-    """Take the new clips of a folder into data/, with their manifest rows."""
-    from qamoe.data.ingest import ingest
-    from qamoe.pipeline.known_names import load_params
-
-    ingested = ingest(folder, data, load_params(params, sections=["extract"]).extract.task)
-    if ingested.left_sample_remote:
-        print(f"{data}.dvc: deleted the line 'remote: sample'; {data}/ holds more than the generated corpus now, and")
-        print("needs a remote of your own: dvc remote add --default team ADDRESS")
-    print(f"{ingested.new} new clips, {ingested.known} known before")
-    if ingested.new:
-        print(f"next: dvc add {data}")
-
-
-@app.command()
-def score(
-    source: Annotated[Path, typer.Argument(help="A folder of media, or a manifest.csv.")],
-    out: Annotated[Path, typer.Option(help="The folder of scores.parquet.")] = Path("artifacts-score"),
-    model: Model = "models:/qa-moe@champion",
-) -> None:
-    """Score the clips of a folder with the champion; what was scored before is kept."""
-    from qamoe.pipeline import score as stage
-
-    _alone("score", out, lambda: stage.run(source, out, model))
-
-
-@app.command()
-def predict(
-    clips: Annotated[
-        list[Path] | None,
-        typer.Argument(
-            metavar="CLIP...",
-            help="Films and sound files, folders of such, or csv files with a column path (clip_id, start_s, end_s and"
-            " text may stand beside it).",
-        ),
-    ] = None,
-    text: Annotated[
-        str | None,
-        typer.Option(
-            help="What is said in the one clip, or words alone. Without it a .srt or .txt of the clip's name beside it"
-            " is read; without any, text counts as missing."
-        ),
-    ] = None,
-    window: Annotated[
-        float | None,
-        typer.Option(
-            metavar="S",
-            help="Cut clips longer than S seconds into windows of S seconds and answer each. Words go with a window by"
-            " the times of a .srt; those of a .txt or csv cannot be placed and are left out, --text is refused.",
-        ),
-    ] = None,
-    model: Model = "models:/qa-moe@champion",
-    folder: Folder = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Lines of JSON, as a pipe gets them, in a terminal too.")
-    ] = False,
-) -> None:
-    """Predict clips: score or class, interval, and how far each modality was trusted.
-
-    A table in a terminal, a line of JSON for each clip or window in a pipe. Exit code 0: every clip has an answer; 1:
-    some have none, and the reasons are given; 2: nothing was answered.
-    """
-    from qamoe.cli import predict as terminal
-
-    if not terminal.predict(clips or [], text, window, model, folder, as_json or not sys.stdout.isatty()):
-        raise typer.Exit(1)
-
-
-@app.command()
-def export(
-    path: Annotated[Path, typer.Argument(help="The file to write; its name ends in .pt2.")],
-    model: Model = "models:/qa-moe@champion",
-    folder: Folder = None,
-) -> None:
-    """Write a model as one file that torch reads without this project (torch.export)."""
-    from qamoe.serving.export import export
-    from qamoe.serving.model_loader import open_model
-
-    export(open_model(model, folder).trained, path)
-    print(f"{path}: {path.stat().st_size >> 20} MiB; docs/operations.md says what it takes and gives")
-
-
-@app.command()
-def serve(
-    model: Model = "models:/qa-moe@champion",
-    folder: Folder = None,
-    clips: Annotated[Path | None, typer.Option(help="A folder of raw clips to offer some of as samples.")] = None,
-    host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes any free one.")] = 8000,
-) -> None:
-    """Answer over HTTP, with a page to see what the model does."""
-    from qamoe.inference.extraction_worker import Limits
-    from qamoe.serving.api import serve
-
-    serve(model, folder, clips, host, port, Limits())
-
-
-def _alone(stage: str, out: Path, run: Callable[[], None]) -> None:
-    from qamoe.pipeline.runner import single_instance
-
-    with single_instance(out / f".{stage}.lock"):
-        run()
-
-
-@app.command()
+@app.command(rich_help_panel=DATA)
 def check(
-    path: Path,
-    kind: Annotated[str | None, typer.Option(help="The kind of corpus (default: by the files that are there).")] = None,
+    path: Annotated[Path, typer.Argument(help="A corpus: a folder or a file.")],
+    kind: Annotated[str | None, typer.Option(help="The kind of corpus (default: detected from its files).")] = None,
     params: Params = Path("params.yaml"),
 ) -> None:
-    """Look at a corpus and say what is wrong with it. Exit code 0: nothing; 1: warnings; 2: errors."""
+    """Check a corpus and list every fault with its file and line. Writes nothing.
+
+    Exit code 0: no fault; 1: warnings; 2: errors.
+    """
     from rich.console import Console
     from rich.progress import track
 
@@ -269,5 +93,217 @@ def check(
     raise typer.Exit(findings.exit_code)
 
 
-if __name__ == "__main__":
-    main()
+@app.command(rich_help_panel=DATA)
+def ingest(
+    folder: Annotated[Path, typer.Argument(help="A folder of new clips with a manifest.csv.")],
+    data: Annotated[Path, typer.Option(help="The corpus of media files to add them to.")] = Path("data"),
+    params: Params = Path("params.yaml"),
+) -> None:
+    """Add new clips and their manifest rows to a corpus. Idempotent."""
+    from qamoe.data.ingest import ingest
+    from qamoe.pipeline.known_names import load_params
+
+    ingested = ingest(folder, data, load_params(params, sections=["extract"]).extract.task)
+    if ingested.left_sample_remote:
+        print(f"{data}.dvc: removed the line 'remote: sample', because {data}/ now holds more than the sample corpus.")
+        print("Add a DVC remote of your own: dvc remote add --default team ADDRESS")
+    print(f"{ingested.new} new clips, {ingested.known} known before")
+    if ingested.new:
+        print(f"next: dvc add {data}")
+
+
+@app.command(rich_help_panel=DATA)
+def sample(
+    out: Annotated[Path, typer.Argument(help="The folder to write.")],
+    clips: Annotated[int, typer.Option(min=4)] = 240,
+    seed: int = 7,
+    task: Annotated[str, typer.Option(help="regression or four-classes")] = "regression",
+) -> None:
+    """Generate a sample corpus of real media files."""
+    from qamoe.data.synthetic.corpus import generate
+
+    generate(out, clips, seed, task, settings.workers())
+
+
+@app.command(rich_help_panel=RESULTS)
+def table(
+    out: Out = Path("artifacts"),
+    format: Annotated[Format, typer.Option(help="The output format.")] = "terminal",
+    slice: Annotated[str | None, typer.Option(help="One slice in the form that papers use, such as missing.")] = None,
+    peers: Annotated[
+        Literal["mosi", "mosei"] | None, typer.Option(help="Add the published figures of other models (slice missing).")
+    ] = None,
+) -> None:
+    """Print the headline table of all evaluated models, or one slice in the form that papers use."""
+    from qamoe.report import benchmark_table, results, table_formats, tables
+
+    cells = results.read_cells(results.evaluations(out / "evaluate"))
+    if slice is None and peers is not None:
+        raise UserError("--peers needs --slice missing: the published rows are averages over that slice.")
+    if slice is None and format == "terminal":
+        tables.print_headline(tables.headline(cells))
+        return
+    benchmark = benchmark_table.headline(cells) if slice is None else benchmark_table.of_slice(cells, slice, peers)
+    if format == "terminal":
+        table_formats.terminal(benchmark)
+    else:
+        print(table_formats.FORMATS[format](benchmark), end="")
+
+
+@app.command(rich_help_panel=RESULTS)
+def compare(
+    a: Annotated[str, typer.Argument(help="A model, such as qamoe.")],
+    b: Annotated[str, typer.Argument(help="The model to compare it with.")],
+    slice: Annotated[
+        str | None,
+        typer.Option(help="A slice, a part of one (alone-text-noise) or a cell (default: every slice)."),
+    ] = None,
+    metric: Annotated[str | None, typer.Option(help="A metric (default: mae, or accuracy for classes).")] = None,
+    out: Out = Path("artifacts"),
+) -> None:
+    """Print the difference of a metric, A minus B, on the same clips with 95 % intervals over sources."""
+    from qamoe.report import pairwise
+
+    pairwise.show(pairwise.between(out / "evaluate", a, b, slice, metric))
+
+
+@app.command(rich_help_panel=REGISTRY)
+def promote(
+    params: Params = Path("params.yaml"),
+    out: Out = Path("artifacts"),
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print the decision; record nothing.")] = False,
+) -> None:
+    """Submit the best trained checkpoint to the promotion gate; if it passes, it becomes the champion."""
+    from qamoe.pipeline import promote as stage
+    from qamoe.pipeline.known_names import load_params
+
+    _log(logging.INFO)
+    _alone("promote", out, lambda: stage.run(load_params(params), out, dry_run))
+
+
+@app.command(rich_help_panel=REGISTRY)
+def rollback(params: Params = Path("params.yaml"), out: Out = Path("artifacts")) -> None:
+    """Make the previous champion the champion again; a second rollback undoes the first."""
+    from qamoe.registry import versions
+
+    _alone("promote", out, lambda: print(versions.rollback(registry_name(params))))
+
+
+@app.command(rich_help_panel=REGISTRY)
+def versions(params: Params = Path("params.yaml")) -> None:
+    """List the registered versions: the champion, each decision of the promotion gate, and the headline metrics."""
+    from qamoe.registry import versions as registered
+
+    registered.show(registry_name(params))
+
+
+@app.command(rich_help_panel=REGISTRY)
+def record(
+    folders: Annotated[list[Path], typer.Argument(help="Training folders, such as artifacts/train/qamoe/1.")],
+    params: Params = Path("params.yaml"),
+) -> None:
+    """Record training folders in MLflow that were trained elsewhere or without records. Idempotent."""
+    from qamoe.pipeline import record as stage
+
+    _log(logging.INFO)
+    stage.run(folders, registry_name(params))
+
+
+@app.command(rich_help_panel=REGISTRY)
+def evaluate_champion(params: Params = Path("params.yaml"), out: Out = Path("artifacts")) -> None:
+    """Measure the champion on the present test split and record it in MLflow."""
+    from qamoe.pipeline import evaluate_champion as stage
+    from qamoe.pipeline.known_names import load_params
+
+    _log(logging.INFO)
+    _alone("evaluate_champion", out, lambda: stage.run(load_params(params), out))
+
+
+@app.command(rich_help_panel=CHAMPION)
+def predict(
+    clips: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="CLIP...",
+            help="Video and audio files, folders of them, or csv files with a column path (and optionally clip_id,"
+            " start_s, end_s and text).",
+        ),
+    ] = None,
+    text: Annotated[
+        str | None,
+        typer.Option(
+            help="The words of a single clip, or text alone. Without it, a .srt or .txt file with the clip's name is"
+            " read; without that, text counts as missing."
+        ),
+    ] = None,
+    window: Annotated[
+        float | None,
+        typer.Option(
+            metavar="S",
+            help="Cut clips longer than S seconds into windows of S seconds and predict each. Words of a .srt go to the"
+            " window of their time; words of a .txt or csv have no times and are left out; --text is refused.",
+        ),
+    ] = None,
+    model: Model = None,
+    folder: Folder = None,
+    params: Params = Path("params.yaml"),
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print lines of JSON in a terminal too, as in a pipe.")
+    ] = False,
+) -> None:
+    """Predict clips: score or class, interval, and the trust in each modality.
+
+    Prints a table in a terminal, one line of JSON per clip or window in a pipe. Exit code 0: every clip has a
+    prediction; 1: some have none, with the reasons; 2: none has.
+    """
+    from qamoe.cli import predict as terminal
+
+    address = model_address(model, folder, params)
+    if not terminal.predict(clips or [], text, window, address, folder, as_json or not sys.stdout.isatty()):
+        raise typer.Exit(1)
+
+
+@app.command(rich_help_panel=CHAMPION)
+def score(
+    source: Annotated[Path, typer.Argument(help="A folder of media, or a manifest.csv.")],
+    out: Annotated[Path, typer.Option(help="The folder of scores.parquet and drift.csv.")] = Path("artifacts-score"),
+    model: Model = None,
+    params: Params = Path("params.yaml"),
+) -> None:
+    """Score the clips of a folder into a parquet file and test them for drift. Earlier scores are kept."""
+    from qamoe.pipeline import score as stage
+
+    _log()
+    address = model_address(model, None, params)
+    _alone("score", out, lambda: stage.run(source, out, address))
+
+
+@app.command(rich_help_panel=CHAMPION)
+def serve(
+    model: Model = None,
+    folder: Folder = None,
+    params: Params = Path("params.yaml"),
+    clips: Annotated[Path | None, typer.Option(help="A folder of media files to offer as samples.")] = None,
+    host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free port.")] = 8000,
+) -> None:
+    """Serve predictions over HTTP, with a web page."""
+    from qamoe.inference.extraction_worker import Limits
+    from qamoe.serving.api import serve
+
+    serve(model_address(model, folder, params), folder, clips, host, port, Limits())
+
+
+@app.command(rich_help_panel=CHAMPION)
+def export(
+    path: Annotated[Path, typer.Argument(help="The file to write; its name ends in .pt2.")],
+    model: Model = None,
+    folder: Folder = None,
+    params: Params = Path("params.yaml"),
+) -> None:
+    """Write a model as one file that torch reads without this project (torch.export)."""
+    from qamoe.serving.export import export
+    from qamoe.serving.model_loader import open_model
+
+    export(open_model(model_address(model, folder, params), folder).trained, path)
+    print(f"{path}: {path.stat().st_size >> 20} MiB; docs/guides/scoring.md describes its inputs and outputs")

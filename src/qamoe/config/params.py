@@ -16,6 +16,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    TypeAdapter,
     ValidationError,
     field_validator,
     model_validator,
@@ -239,8 +240,11 @@ class Tune(Block):
     dropout: Annotated[tuple[Dropout, Dropout], AfterValidator(_ascending)]
 
 
+RegistryName = Annotated[str, Field(min_length=1, pattern=r"^[^/:.%\"']+$")]
+
+
 class Registry(Block):
-    name: Annotated[str, Field(min_length=1, pattern=r"^[^/:.%\"']+$")]
+    name: RegistryName
     draws: Count  # of the cells that the gate measures
     seed: int
     coverage_90: Annotated[tuple[Share, Share], AfterValidator(_ascending)]
@@ -301,6 +305,20 @@ def _sentence(error: Any, path: Path, section: tuple[str, ...]) -> str:
 def load(path: Path) -> Params:
     """Read params.yaml, its names unchecked. Raises UserError with key, value and range of the first mistake."""
     return validate(read(path), path)
+
+
+def registry_name(path: Path) -> str:
+    """Return registry.name of params.yaml; a mistake elsewhere in the file does not keep anyone from the champion.
+
+    Raises UserError where the file cannot be read or its registry.name is not a name.
+    """
+    content = read(path)
+    registry = content.get("registry") if isinstance(content, dict) else None
+    name = registry.get("name") if isinstance(registry, dict) else None
+    try:
+        return TypeAdapter(RegistryName).validate_python(name)
+    except ValidationError as error:
+        raise first_mistake(error, path, "registry", "name") from None
 
 
 def read(path: Path) -> Any:

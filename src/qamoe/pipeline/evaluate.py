@@ -4,7 +4,6 @@ The only stage that opens the test split. All seeds of a model see the same degr
 the cells are measured on a Ray cluster, in chunks, and written here in the same order.
 """
 
-import json
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -39,15 +38,21 @@ _CHUNKS = 2  # of cells, a worker of Ray: cells beside each other share encoding
 T = TypeVar("T")
 
 
-def run(params: Params, out: Path, model: str | None = None) -> None:
-    """Evaluate what params.yaml lists and is not evaluated under the same digests."""
+def run(params: Params, out: Path, model: str | None = None) -> dict[str, Any]:
+    """Evaluate the seeds that params.yaml lists, except those evaluated before under the same digests.
+
+    Returns the seeds that were evaluated and those that were kept, as MODEL/SEED.
+    """
     stats = read_stats(out)
     refuse_other_kinds(stats, params.evaluate.slices, "evaluate.slices")
-    for name in [model] if model else list(params.seeds):
-        _evaluate(params, stats, out, name)
+    names = [model] if model else list(params.seeds)
+    listed = [f"{name}/{seed}" for name in names for seed in params.seeds[name]]
+    evaluated = [f"{name}/{seed}" for name in names for seed in _evaluate(params, stats, out, name)]
+    return {"seeds": {"evaluated": evaluated, "kept": [seed for seed in listed if seed not in evaluated]}}
 
 
-def _evaluate(params: Params, stats: Stats, out: Path, name: str) -> None:
+def _evaluate(params: Params, stats: Stats, out: Path, name: str) -> list[int]:
+    """Evaluate a model and return the seeds that had to be."""
     from qamoe.evaluation import media_slice, protocol
     from qamoe.models import checkpoint
     from qamoe.tracking.runs import record_evaluation
@@ -71,9 +76,9 @@ def _evaluate(params: Params, stats: Stats, out: Path, name: str) -> None:
         )
         if _read_digest(folder / str(seed)) != digest:
             digests[seed] = digest
-    runner.log.info(json.dumps({"stage": "evaluate", "model": name, "seeds": len(digests)}))
     if not digests:
-        return
+        return []
+    runner.log.info("evaluate %s: seeds %s", name, ", ".join(map(str, digests)))
     grid = _grid(params, stats, out, name, tuple(digests))
     folders = [folder / str(seed) for seed in digests]
     with ExitStack() as files:
@@ -89,6 +94,7 @@ def _evaluate(params: Params, stats: Stats, out: Path, name: str) -> None:
     for seed_folder, trained, digest in zip(folders, grid.models, digests.values(), strict=True):
         write_text(seed_folder / "digest", digest)
         record_evaluation(trained.folder, seed_folder, params.registry.name)
+    return list(digests)
 
 
 @dataclass(frozen=True)
@@ -248,7 +254,3 @@ def _read_digest(folder: Path) -> str | None:
         return (folder / "digest").read_text()
     except FileNotFoundError:
         return None
-
-
-if __name__ == "__main__":
-    runner.main("evaluate", run, selects_model=True)

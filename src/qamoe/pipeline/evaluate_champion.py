@@ -14,7 +14,6 @@ from qamoe.config.params import Params
 from qamoe.data.stats import Stats, timed
 from qamoe.errors import UserError
 from qamoe.files import file_digest
-from qamoe.pipeline import runner
 from qamoe.pipeline.evaluate import PREDICTIONS, aggregate
 from qamoe.pipeline.promote import fetched, restandardised, same_columns
 from qamoe.pipeline.shared import read_stats
@@ -102,7 +101,3 @@ def _headline(cells: "pd.DataFrame") -> list[str]:
 
     values = tables.headline(cells.assign(model="champion", seed=0)).iloc[0]
     return [f"{c.label}: {tables.number(values[c.name], c.metric)}" for c in tables.columns_of(cells)]
-
-
-if __name__ == "__main__":
-    runner.main("evaluate_champion", run)

@@ -1,10 +1,5 @@
-"""An overlay on params.yaml, run through every stage into artifacts of its own: never the main line's.
+"""Run every stage with params.yaml overlaid by experiments/NAME.yaml, into artifacts-NAME/."""
 
-`python -m qamoe.pipeline.experiment NAME` reads params.yaml, experiments/NAME.yaml and what that extends, and writes
-artifacts-NAME/.
-"""
-
-import argparse
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +8,7 @@ import yaml
 
 from qamoe.config import params as parameters
 from qamoe.config.overlay import experiment_content
-from qamoe.errors import UserError, exit_on_user_error
+from qamoe.errors import UserError
 from qamoe.files import write_text
 from qamoe.pipeline.known_names import checked
 
@@ -29,20 +24,7 @@ def run(name: str, base: Path = Path("params.yaml"), folder: Path = Path("experi
     params = out / "params.yaml"
     write_text(params, yaml.safe_dump(content, sort_keys=False))
     for stage in STAGES:
-        command = [sys.executable, "-m", f"qamoe.pipeline.{stage}", "--params", str(params), "--out", str(out)]
+        command = [sys.executable, "-m", "qamoe", "run", stage, "--params", str(params), "--out", str(out)]
         print(f"experiment {name}: {stage}", flush=True)
         if subprocess.run(command, check=False).returncode:
             raise UserError(f"Experiment {name} ended in stage {stage}.")
-
-
-def main() -> None:
-    """The command; a refusal becomes one sentence on stderr and exit code 2."""
-    parser = argparse.ArgumentParser(prog="python -m qamoe.pipeline.experiment")
-    parser.add_argument("name")
-    name = parser.parse_args().name
-    with exit_on_user_error("experiment"):
-        run(name)
-
-
-if __name__ == "__main__":
-    main()

@@ -36,8 +36,11 @@ _MOST_NAMED = 10  # problems that a refusal names
 Problems = list[tuple[str, str, str]]
 
 
-def run(params: Params, out: Path) -> None:
-    """Run the stage. Raises UserError for a corpus that cannot be used, before anything is written."""
+def run(params: Params, out: Path) -> dict[str, Any]:
+    """Run the stage and return the number of clips and of problems.
+
+    Raises UserError for a corpus that cannot be used, before anything is written.
+    """
     chosen = params.extract
     corpus = READERS[chosen.corpus.kind](Path(chosen.corpus.path), chosen.task)
     clips = sorted(corpus.clips, key=lambda clip: clip.clip_id)
@@ -57,7 +60,7 @@ def run(params: Params, out: Path) -> None:
         _write_text(clips, tokeniser, folder, ready=corpus.vocabulary == tokeniser.vocabulary)
     _write_clips(clips, corpus, chosen, seconds, folder)
     _write_problems(problems, folder / "problems.csv")
-    runner.log.info(json.dumps({"stage": "extract", "clips": len(clips), "problems": len(problems)}))
+    return {"clips": len(clips), "problems": len(problems)}
 
 
 def _clear(folder: Path) -> None:
@@ -219,7 +222,3 @@ def _write_problems(problems: Problems, path: Path) -> None:
         writer = csv.writer(file)
         writer.writerow(("clip_id", "modality", "reason"))
         writer.writerows(sorted(problems))
-
-
-if __name__ == "__main__":
-    runner.main("extract", run)

@@ -23,13 +23,15 @@ from qamoe.data.stats import Stats, TextStats
 from qamoe.errors import UserError
 from qamoe.files import write_text
 from qamoe.media.degradations import MODALITY, cells
-from qamoe.pipeline import runner
 
 STREAMS = ("audio", "vision")
 
 
-def run(params: Params, out: Path) -> None:
-    """Run the stage. Raises UserError where the stores disagree or the training split is empty."""
+def run(params: Params, out: Path) -> dict[str, Any]:
+    """Run the stage and return the number of clips per split.
+
+    Raises UserError where the stores disagree or the training split is empty.
+    """
     source = out / "extract"
     clips, about, stores = _extracted(source)
     train_rows = np.flatnonzero(clips["split"] == "train")
@@ -75,7 +77,7 @@ def run(params: Params, out: Path) -> None:
         replaced = _replaced(cleaned, MODALITY[kind], degraded, columns, limits)
         arrow_store.write(folder / "signals" / f"{name}.arrow", schema, replaced, {"kind": kind, "severity": severity})
     write_text(folder / "stats.json", json.dumps(stats, indent=1, sort_keys=True, allow_nan=False))
-    runner.log.info(json.dumps({"stage": "preprocess", **stats["clips"]}))
+    return dict(stats["clips"])
 
 
 def _extracted(source: Path) -> tuple[Any, dict[str, Any], dict[str, arrow_store.Store]]:
@@ -170,7 +172,3 @@ def _replaced(
         elif modality in columns:
             row[modality] = clean(degraded.sequence("frames", number)[: limits[modality]], columns[modality])
         yield row
-
-
-if __name__ == "__main__":
-    runner.main("preprocess", run)

@@ -15,7 +15,6 @@ from qamoe.data.stats import Stats, frame_stats
 from qamoe.errors import UserError
 from qamoe.files import file_digest
 from qamoe.models.checkpoint_config import CheckpointConfig
-from qamoe.pipeline import runner
 from qamoe.pipeline.shared import data_digest, read_stats, refuse_other_kinds
 
 if TYPE_CHECKING:
@@ -269,7 +268,3 @@ def _raw_clips(store: "Store", stats: Stats, modalities: list[str]) -> "pd.DataF
         else:
             columns[m] = [raw_frames(store.sequence(m, row), frame_stats(stats, m)) for row in chosen]
     return pd.DataFrame(columns, index=[store.clip_ids[row] for row in chosen])
-
-
-if __name__ == "__main__":
-    runner.main("promote", run)

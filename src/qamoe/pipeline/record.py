@@ -1,14 +1,8 @@
 """Training folders made elsewhere -> MLflow: pulled from a remote, or trained without a store. Idempotent."""
 
-import argparse
-import logging
-import sys
 from pathlib import Path
 
-from qamoe.config import settings
-from qamoe.errors import UserError, exit_on_user_error
-from qamoe.pipeline import runner
-from qamoe.pipeline.known_names import load_params
+from qamoe.errors import UserError
 
 
 def run(folders: list[Path], experiment: str) -> None:
@@ -41,20 +35,3 @@ def evaluation_of(folder: Path) -> Path | None:
     model, seed = folder.resolve().parts[-2:]
     evaluation = folder.resolve().parents[2] / "evaluate" / model / seed
     return evaluation if all((evaluation / name).is_file() for name in ("cells.parquet", "digest")) else None
-
-
-def main() -> None:
-    """The command; a refusal becomes one sentence on stderr and exit code 2."""
-    parser = argparse.ArgumentParser(prog="python -m qamoe.pipeline.record")
-    parser.add_argument("folders", type=Path, nargs="+", metavar="FOLDER", help="artifacts/train/MODEL/SEED")
-    parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="names the experiment: registry.name")
-    arguments = parser.parse_args()
-    settings.go_offline()
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    runner.log.setLevel(logging.INFO)
-    with exit_on_user_error("record"):
-        run(arguments.folders, load_params(arguments.params, sections=[]).registry.name)
-
-
-if __name__ == "__main__":
-    main()

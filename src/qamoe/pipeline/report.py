@@ -1,14 +1,17 @@
 """Evaluations -> what a person looks at: artifacts/report/index.html, with its numbers in summary and metrics.json."""
 
 from pathlib import Path
+from typing import Any
 
 from qamoe.config.params import Params
 from qamoe.errors import UserError
-from qamoe.pipeline import runner
 
 
-def run(params: Params, out: Path) -> None:
-    """Write the report and print its headline table. Raises UserError for a model of `seeds` that was not evaluated."""
+def run(params: Params, out: Path) -> dict[str, Any]:
+    """Write the report, print its headline table and return where the page and its numbers are.
+
+    Raises UserError for a model of `seeds` that was not evaluated.
+    """
     from qamoe.report import build, tables
 
     for name in params.seeds:
@@ -16,8 +19,4 @@ def run(params: Params, out: Path) -> None:
             raise UserError(f"seeds names {name}, which has no cells in {out / 'evaluate'}; run evaluate first.")
     written = build.write(out / "evaluate", out / "train", out / "report", out / "tune", list(params.seeds))
     tables.print_headline(written.headline)
-    print(f"report: {written.page}\nnumbers: {written.summary}")
-
-
-if __name__ == "__main__":
-    runner.main("report", run, named_sections=[])
+    return {"page": str(written.page), "summary": str(written.summary)}

@@ -1,6 +1,5 @@
-"""How every stage starts: arguments, quiet and offline, parameters checked before data, one run at a time."""
+"""Start a stage: check its parameters, run one instance at a time, print what it did."""
 
-import argparse
 import json
 import logging
 import os
@@ -9,6 +8,7 @@ import sys
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from qamoe.config import settings
 from qamoe.config.params import Params
@@ -20,52 +20,49 @@ from qamoe.process_lifetime import die_with_parent, start_time
 log = logging.getLogger("qamoe")
 
 
-def main(
+def run_stage(
     stage: str,
-    run: Callable[..., None],
+    work: Callable[..., dict[str, Any]],
+    params_file: Path,
+    out: Path,
+    quiet: bool,
     *,
+    model: str | None = None,
     selects_model: bool = False,
-    spreads: bool = False,
+    distributed: bool = False,
     named_sections: Collection[str] | None = None,
 ) -> None:
-    """Run a stage as a command; a refusal becomes one sentence on stderr and exit code 2.
+    """Run a stage of dvc.yaml and print what it did as one line of JSON; bad input is one sentence and exit code 2.
 
-    `spreads` is for a stage that torchrun may start in several processes. `named_sections` are those of params.yaml
-    whose names a stage without torch checks: those that it uses; by default all.
+    `selects_model`: the stage takes a model of `seeds`, and runs of different models do not exclude each other.
+    `distributed`: torchrun may start the stage in several processes. `named_sections`: the sections of params.yaml
+    whose names are checked (default: all); a stage without torch names those that it uses.
     """
-    parser = argparse.ArgumentParser(prog=f"python -m qamoe.pipeline.{stage}")
-    parser.add_argument("--params", type=Path, default=Path("params.yaml"))
-    parser.add_argument("--out", type=Path, default=Path("artifacts"))
-    parser.add_argument("-q", "--quiet", action="store_true", help="no progress and no log lines")
-    if selects_model:
-        parser.add_argument("--model", help="only this model of params.yaml (default: all)")
-    arguments = vars(parser.parse_args())
-    settings.go_offline()
-    quiet = arguments.pop("quiet")
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     log.setLevel(logging.WARNING if quiet else logging.INFO)
     with exit_on_user_error(stage):
         process, processes, _ = settings.processes()
-        if processes > 1 and not spreads:
-            raise UserError(f"WORLD_SIZE is {processes}, as torchrun sets it; of all stages train alone runs under it.")
+        if processes > 1 and not distributed:
+            raise UserError(f"WORLD_SIZE is {processes}, as torchrun sets it; train is the only stage that it can run.")
         if settings.under_dvc() or processes > 1:
             die_with_parent()  # a killed dvc or torchrun leaves no stage behind
         if process > 0:
-            log.setLevel(logging.WARNING)  # the first process speaks for all
-        params = load_params(arguments.pop("params"), named_sections)
-        model = arguments.get("model")
+            log.setLevel(logging.WARNING)  # only the first process reports
+        params = load_params(params_file, named_sections)
         if model is not None and model not in params.seeds:
             raise UserError(
-                f"--model {model!r} has no seeds in params.yaml; allowed are {', '.join(sorted(params.seeds))}."
+                f"--model {model!r} has no seeds in {params_file}; allowed are {', '.join(sorted(params.seeds))}."
             )
         with ExitStack() as held:
             for name in locks(stage, params, model, selects_model) if process == 0 else ():
-                held.enter_context(single_instance(arguments["out"] / name))
-            run(params, **arguments)
+                held.enter_context(single_instance(out / name))
+            done = work(params, out, model) if selects_model else work(params, out)
+        if process == 0:
+            print(json.dumps({"stage": stage, **done}), flush=True)
 
 
 def locks(stage: str, params: Params, model: str | None, selects_model: bool) -> list[str]:
-    """The lock files of a run: one a model where models can be run alone, so that two runs never share a model."""
+    """Name the lock files of a run: one per model where a stage takes a model, so that two runs never share one."""
     if not selects_model:
         return [f".{stage}.lock"]
     return [f".{stage}-{name}.lock" for name in ([model] if model else sorted(params.seeds))]
@@ -73,9 +70,9 @@ def locks(stage: str, params: Params, model: str | None, selects_model: bool) ->
 
 @contextmanager
 def single_instance(lock: Path) -> Iterator[None]:
-    """Hold a lock file with process id and start time; a recorded process that is still alive is ended first.
+    """Hold a lock file with process id and start time; first end the process that it names, if that still runs.
 
-    A folder that was made for it goes with it, if nothing else came into it.
+    A folder that was created for the lock alone is removed with it.
     """
     is_new = not lock.parent.exists()
     try:

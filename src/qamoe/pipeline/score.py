@@ -6,15 +6,11 @@ and model are those of its row is not scored again, and features that another ch
 (parts/). drift.csv compares all these clips with those that the champion was made of.
 """
 
-import argparse
-import logging
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qamoe.config import params as parameters
 from qamoe.config import settings
-from qamoe.errors import exit_on_user_error
 from qamoe.files import atomic_write
 from qamoe.pipeline import runner
 
@@ -170,23 +166,3 @@ def _remove_parts(clips: list["MediaSpan"], served: "Served", parts: Path) -> No
     for file in parts.rglob("*") if parts.is_dir() else ():
         if file.is_file() and file.with_suffix("") not in used:
             file.unlink()
-
-
-def main() -> None:
-    """The command; a refusal becomes one sentence on stderr and exit code 2."""
-    parser = argparse.ArgumentParser(prog="python -m qamoe.pipeline.score")
-    parser.add_argument("source", type=Path, help="a folder of media, or a manifest.csv")
-    parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="names the champion: registry.name")
-    parser.add_argument("--out", type=Path, default=Path("artifacts-score"))
-    parser.add_argument("--model", help="models:/NAME@ALIAS or models:/NAME/VERSION (default: the champion)")
-    arguments = parser.parse_args()
-    settings.go_offline()
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    with exit_on_user_error("score"):
-        model = arguments.model or f"models:/{parameters.load(arguments.params).registry.name}@champion"
-        with runner.single_instance(arguments.out / ".score.lock"):
-            run(arguments.source, arguments.out, model)
-
-
-if __name__ == "__main__":
-    main()

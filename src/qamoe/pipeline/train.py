@@ -7,7 +7,6 @@ Started by torchrun, its processes train one seed after the other, each on its s
 All models are trained by the same function on the same views, specialists on those of their own cell.
 """
 
-import json
 import shutil
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -33,8 +32,12 @@ if TYPE_CHECKING:
 Waiting = tuple[str, int, dict[str, str]]  # model, seed and digests of what is not finished
 
 
-def run(params: Params, out: Path, model: str | None = None) -> None:
-    """Train what params.yaml lists and is not finished. Raises UserError where a stage before it has not run."""
+def run(params: Params, out: Path, model: str | None = None) -> dict[str, Any]:
+    """Train the seeds that params.yaml lists, except the finished ones.
+
+    Returns the seeds that were trained and those that were kept, as MODEL/SEED. Raises UserError where an earlier stage
+    has not run.
+    """
     from qamoe.models import text_encoder_finetuned
     from qamoe.training.distributed import BatchShare, joined
 
@@ -56,6 +59,9 @@ def run(params: Params, out: Path, model: str | None = None) -> None:
             _train_all(params, out, waiting, share)
         for name in filter(specialist_cell, names) if share.first else ():
             shutil.rmtree(_states(out, name), ignore_errors=True)  # large, and of no use to another model
+    trained = [f"{name}/{seed}" for name, seed, _ in waiting]
+    listed = [f"{name}/{seed}" for name in names for seed in params.seeds[name]]
+    return {"seeds": {"trained": trained, "kept": [seed for seed in listed if seed not in trained]}}
 
 
 def _prepared(params: Params, stats: Stats, out: Path, names: list[str]) -> list[Waiting]:
@@ -68,7 +74,7 @@ def _prepared(params: Params, stats: Stats, out: Path, names: list[str]) -> list
     waiting = [
         (name, seed, digests) for name, seed, digests in listed if not _finished(folder / name / str(seed), digests)
     ]
-    runner.log.info(json.dumps({"stage": "train", "seeds": len(waiting), "kept": len(listed) - len(waiting)}))
+    runner.log.info("train: %d seeds to train, %d finished before", len(waiting), len(listed) - len(waiting))
     for name in {_states(out, name): name for name, _, _ in waiting}.values():
         open_splits(params, stats, out, name)
     return waiting
@@ -181,7 +187,3 @@ def _finished(folder: Path, digests: dict[str, str]) -> bool:
     except UserError:  # a damaged checkpoint is trained again
         return False
     return config is not None and config.get("digests") == digests
-
-
-if __name__ == "__main__":
-    runner.main("train", run, selects_model=True, spreads=True)

@@ -6,7 +6,6 @@ on other machines, on the same data and parameters, works on the same study.
 """
 
 import csv
-import json
 import os
 import platform
 import shutil
@@ -34,8 +33,11 @@ _MODEL = "qamoe"
 _MOST_DEATHS = 10  # of workers, before the search as a whole gives up
 
 
-def run(params: Params, out: Path) -> None:
-    """Search with one seed on validation, the mean error over the selection cells being what is minimised."""
+def run(params: Params, out: Path) -> dict[str, Any]:
+    """Search with one seed for the smallest mean error over the selection cells of the validation split.
+
+    Returns the number of trials, the best error and its parameters.
+    """
     from qamoe.models.factory import block_of
     from qamoe.tracking import search_runs
     from qamoe.training import search
@@ -68,9 +70,9 @@ def run(params: Params, out: Path) -> None:
         writer = csv.DictWriter(file, ["number", "state", "value", "lr", "weight_decay", "dropout"])
         writer.writeheader()
         writer.writerows(trials)
-    runner.log.info(json.dumps({"stage": "tune", "trials": len(trials), "best": round(value, 4), **best}))
     if parent is not None:
         print(f"run: {parent}", flush=True)
+    return {"trials": len(trials), "best": round(value, 4), **best}
 
 
 def _opened(params: Params, name: str, url: str) -> Any:
@@ -166,7 +168,3 @@ def _work(params: Params, out: Path, name: str, parent: str | None) -> None:
 
     study = search.open_study(params, name, _url(out / "tune"))
     search.work(params, study, _name(os.getpid()), train_one)
-
-
-if __name__ == "__main__":
-    runner.main("tune", run)

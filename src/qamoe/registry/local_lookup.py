@@ -9,6 +9,7 @@ from contextlib import closing
 from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
 
+from qamoe.config.params import registry_name
 from qamoe.tracking.mlflow_store import SQLITE, uri
 
 # MLflow's own tables, as of the version that pyproject.toml asks for. Versions of other workspaces are MLflow's affair.
@@ -20,6 +21,11 @@ _VERSION = """
     )
     AND NOT EXISTS (SELECT 1 FROM registered_models WHERE workspace <> 'default')
 """
+
+
+def champion_address(params: Path) -> str:
+    """Return models:/NAME@champion for the registry.name of a parameter file. Raises UserError where it has none."""
+    return f"models:/{registry_name(params)}@champion"
 
 
 def version_and_folder(name: str, version: str | None, alias: str | None) -> tuple[str, Path] | None:

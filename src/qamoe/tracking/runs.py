@@ -2,7 +2,7 @@
 
 A run is found by the tag qamoe.artifact_digest, which is set last: a run that has it is whole. The plain files are
 the result and MLflow is its record, so a store that goes away while training only costs the record, which
-`python -m qamoe.pipeline.record FOLDER` makes up for; a store that does not answer before training begins is refused.
+`qamoe record FOLDER` makes up for; a store that does not answer before training begins is refused.
 """
 
 import importlib.util
@@ -231,7 +231,7 @@ class Training:
 
 
 def _not_recorded(folder: Path, error: Exception) -> None:
-    log.warning("%s is not recorded (%s); later: python -m qamoe.pipeline.record %s", folder, reason(error), folder)
+    log.warning("%s is not recorded (%s); later: qamoe record %s", folder, reason(error), folder)
 
 
 @contextmanager

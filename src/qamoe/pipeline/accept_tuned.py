@@ -1,0 +1,45 @@
+"""The best parameters of the search -> params.yaml, with its comments and its order kept."""
+
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from qamoe.config import params as parameters
+from qamoe.errors import UserError
+from qamoe.files import atomic_write
+
+
+def accept(tuned: Path, target: Path) -> str:
+    """Write the values of `tuned` into `target` and return the changed lines as a unified diff, "" for none.
+
+    Raises UserError where the search has not run, or found a key that `target` does not have.
+    """
+    from ruamel.yaml import YAML
+
+    if not tuned.is_file():
+        raise UserError(f"{tuned} does not exist; run the search first: dvc repro tune.")
+    before = target.read_text() if target.is_file() else ""
+    parameters.load(target)
+    yaml = YAML()  # in its default style, which is DVC's too
+    yaml.width = 4096
+    merged = yaml.load(before)
+    _overlay(merged, yaml.load(tuned), target)
+    with atomic_write(target) as aside:
+        yaml.dump(merged, aside)
+        parameters.load(aside)
+    changed = difflib.unified_diff(
+        before.splitlines(keepends=True), target.read_text().splitlines(keepends=True), str(target), str(target), n=0
+    )
+    return "".join(changed)
+
+
+def _overlay(parameters: Any, values: Mapping[str, Any], target: Path, prefix: str = "") -> None:
+    """Replace values in place."""
+    for key, value in values.items():
+        if key not in parameters:
+            raise UserError(f"{prefix}{key} is not a key of {target}; was the search run by another version?")
+        if isinstance(value, Mapping):
+            _overlay(parameters[key], value, target, f"{prefix}{key}.")
+        else:
+            parameters[key] = value
