@@ -4,7 +4,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-
 # Packages that only an extra of pyproject.toml installs.
 EXTRAS = {
     "fastapi": "serve",

@@ -1,4 +1,4 @@
-"""`qamoe predict`: clips of one's own, answered in the terminal, or as lines of JSON in a pipe."""
+"""`qamoe predict`: predictions of your own clips, as a table in a terminal or lines of JSON in a pipe."""
 
 import json
 import sys
@@ -21,10 +21,10 @@ _BAR = 20  # characters
 
 
 @dataclass(frozen=True)
-class Row:
-    """What is said of one clip, or of one window of it: `answer` as qamoe.inference.predict.nested gives it.
+class Prediction:
+    """The prediction of one clip or window, as qamoe.inference.predict.nested returns it; None where there is none.
 
-    `reasons` are by modality, or for the "clip" as a whole.
+    `reasons` say why a modality, or the whole "clip", could not be used.
     """
 
     name: str
@@ -35,16 +35,16 @@ class Row:
 def predict(
     paths: Sequence[Path], text: str | None, window: float | None, model: str, folder: Path | None, as_json: bool
 ) -> bool:
-    """Print what the model says of media files, of words, or of both; returns whether every clip has an answer.
+    """Print the predictions of media files, of words, or of both; returns whether every clip has one.
 
-    `text` is what is said in the one clip that there is, `window` the seconds of the windows that longer clips are cut
-    into. Raises UserError where there is nothing to answer, or nothing to answer it with.
+    `text` holds the words of a single clip. Longer clips are cut into windows of `window` seconds. Raises UserError
+    where there is no input or no model.
     """
     _check(paths, text, window)
     clips = inputs.clips(paths) if paths else [inputs.PredictInput("", words=text or "")]
     if text is not None and len(clips) > 1:
         raise UserError(
-            f"--text is what is said in one clip, and these are {len(clips)}; put a .txt or .srt beside each."
+            f"--text holds the words of one clip, but {len(clips)} were given; put a .txt or .srt next to each clip."
         )
     only = clips[0] if inputs.one_file(paths) else None
     if isinstance(only, inputs.PredictInput):
@@ -54,24 +54,26 @@ def predict(
         options = inputs.InputOptions(text, window, served.trained.config["stats"].get("seconds_max"))
         _check_window(served, options)
         rows = _rows(served, extraction, clips, options, single=only is not None)
-        return _shown(served, rows, as_json, alone=only is not None or not paths)
+        return _print_all(served, rows, as_json, alone=only is not None or not paths)
 
 
 @contextmanager
 def _extraction(located: LocatedModel, *, needed: bool) -> Iterator[Extraction | None]:
-    """What reads media, in a process of its own that gets ready while the model is loaded. Raises UserError where the
-    model knows no media."""
+    """Yield a worker process that extracts features and starts while the model is loaded; None without media.
+
+    Raises UserError where the model was trained on ready-made features.
+    """
     config = read_config(located.folder) if needed else None
-    if config is None:  # words alone; a folder without a checkpoint is refused when it is loaded
+    if config is None:  # words alone; loading refuses a folder without a checkpoint
         yield None
         return
     try:
         extractors = extractors_of(config)
     except (KeyError, TypeError, AttributeError):
-        model_loader.load(located)  # says what is wrong with such a model.json
+        model_loader.load(located)  # reports what is wrong with model.json
         raise
     if not extractors:
-        raise UserError(f"{located.name} knows no media: its corpus came with ready features.")
+        raise UserError(f"{located.name} was trained on ready-made features and cannot read media files.")
     extraction = Extraction(None, extractors)
     try:
         yield extraction
@@ -79,67 +81,69 @@ def _extraction(located: LocatedModel, *, needed: bool) -> Iterator[Extraction |
         extraction.close()
 
 
-def _shown(served: Served, rows: Iterable[tuple[int, Row]], as_json: bool, alone: bool) -> bool:
-    """Print the rows, each with its clip's number; a clip `alone` has no table around it. Returns whether every clip
-    has an answer."""
-    shown: list[Row] = []
+def _print_all(served: Served, rows: Iterable[tuple[int, Prediction]], as_json: bool, alone: bool) -> bool:
+    """Print predictions, each given with its clip's number; a clip `alone` is not put in a table.
+
+    Returns whether every clip has a prediction.
+    """
+    printed_at_end: list[Prediction] = []
     answered: dict[int, bool] = {}
     for number, row in rows:
         if row.answer is not None and not any(answered.values()):
             _warn(served)
         answered[number] = answered.get(number, False) or row.answer is not None
         if as_json:
-            print(json.dumps(_line(served, row), allow_nan=False), flush=True)
+            print(json.dumps(_json_line(served, row), allow_nan=False), flush=True)
         else:
-            shown.append(row)
-    if len(shown) == 1 and shown[0].answer is not None and alone:
-        _show(served, shown[0].answer, shown[0].reasons)
-    elif shown:
-        _show_table(served, shown)
-    missed = len(answered) - sum(answered.values())
-    if missed:
-        print(f"qamoe: {missed} of {len(answered)} clips have no answer; the reasons are given above.", file=sys.stderr)
-    return not missed
+            printed_at_end.append(row)
+    if len(printed_at_end) == 1 and printed_at_end[0].answer is not None and alone:
+        _print_one(served, printed_at_end[0].answer, printed_at_end[0].reasons)
+    elif printed_at_end:
+        _print_table(served, printed_at_end)
+    failed = len(answered) - sum(answered.values())
+    if failed:
+        print(f"qamoe: {failed} of {len(answered)} clips have no prediction; see the reasons above.", file=sys.stderr)
+    return not failed
 
 
 def _check(paths: Sequence[Path], text: str | None, window: float | None) -> None:
-    """Refuse what cannot go together, before anything is loaded."""
+    """Refuse options that exclude each other, before anything is loaded."""
     if not paths and not text:
-        raise UserError("There is nothing to predict: give a media file, --text, or both.")
+        raise UserError("no input: give a media file, --text, or both.")
     if window is not None and text is not None:
         raise UserError(
-            "--text has no times, so that it cannot be cut into windows: leave out --text or --window, or put the words"
-            " into a .srt beside the clip."
+            "--text and --window exclude each other, because --text has no times: put the words into a .srt next to the"
+            " clip instead."
         )
     if window is not None and not window >= inputs.SHORTEST_WINDOW:
-        raise UserError(f"--window is {window:g} s; allowed are {inputs.SHORTEST_WINDOW:g} s and more.")
+        raise UserError(f"--window is {window:g} s; the minimum is {inputs.SHORTEST_WINDOW:g} s.")
 
 
 def _check_window(served: Served, options: inputs.InputOptions) -> None:
     window, longest = options.window, options.longest
     if window is not None and longest is not None and window > inputs.LONGEST * longest:
-        most = f"{inputs.LONGEST * longest:.1f} s, twice the longest clip that {served.name} was trained on"
-        raise UserError(f"--window is {window:g} s; allowed are up to {most}.")
+        limit = f"{inputs.LONGEST * longest:.1f} s, twice the longest training clip of {served.name}"
+        raise UserError(f"--window is {window:g} s; the maximum is {limit}.")
 
 
 def _rows(
     served: Served, extraction: Extraction | None, clips: Sequence[Any], options: inputs.InputOptions, single: bool
-) -> Iterator[tuple[int, Row]]:
-    """The rows of each clip, with the clip's number. A `single` file that cannot be answered is refused."""
-    for number, clip in enumerate(_watched(clips)):
-        of_clip = [clip] if isinstance(clip, inputs.PredictInput) else inputs.inputs_of(clip, options)
-        if number == 0 and extraction is not None and any(each.words for each in of_clip):
-            served.warm_up()  # while the extraction gets ready
-        for each in of_clip:
-            row = _row(served, extraction, each)
-            if single and len(of_clip) == 1 and row.answer is None:
-                why = "; ".join(_told(row.reasons))
-                raise UserError(each.fault or f"{each.name} has nothing that can be used ({why}).")
+) -> Iterator[tuple[int, Prediction]]:
+    """Predict the clips and their windows, each with its clip's number. Raises UserError if a `single` file fails."""
+    for number, clip in enumerate(_with_progress(clips)):
+        parts = [clip] if isinstance(clip, inputs.PredictInput) else inputs.inputs_of(clip, options)
+        if number == 0 and extraction is not None and any(part.words for part in parts):
+            served.warm_up()  # while the worker process starts
+        for part in parts:
+            row = _predict_one(served, extraction, part)
+            if single and len(parts) == 1 and row.answer is None:
+                why = "; ".join(_sentences(row.reasons))
+                raise UserError(part.fault or f"{part.name} has no usable modality ({why}).")
             yield number, row
 
 
-def _watched(clips: Sequence[Any]) -> Iterable[Any]:
-    """The clips, with a bar of progress where a person waits for several."""
+def _with_progress(clips: Sequence[Any]) -> Iterable[Any]:
+    """Iterate over the clips, with a progress bar for several clips in a terminal."""
     if len(clips) == 1 or not sys.stderr.isatty():
         return clips
     from rich.console import Console
@@ -148,50 +152,50 @@ def _watched(clips: Sequence[Any]) -> Iterable[Any]:
     return track(clips, "predict", console=Console(stderr=True), transient=True)
 
 
-def _row(served: Served, extraction: Extraction | None, to_predict: inputs.PredictInput) -> Row:
-    """Extract what there are media of, and predict; a row without an answer says why."""
+def _predict_one(served: Served, extraction: Extraction | None, to_predict: inputs.PredictInput) -> Prediction:
+    """Extract features and predict; a prediction without an answer has the reasons."""
     import pandas as pd
 
     from qamoe.inference.predict import nested, predict
 
     if to_predict.fault:
-        return Row(to_predict.name, None, {"clip": to_predict.fault})
+        return Prediction(to_predict.name, None, {"clip": to_predict.fault})
     modalities = served.trained.config["modalities"]
     frames, problems = {}, dict.fromkeys(modalities, "no clip")
     if extraction is not None and (span := to_predict.span) is not None:
         try:
             extracted = extraction.extract(span.path, served.extractors, span.start_s, span.end_s)
         except Lost as lost:
-            return Row(to_predict.name, None, {"clip": str(lost)})
+            return Prediction(to_predict.name, None, {"clip": str(lost)})
         frames, problems = extracted.frames, extracted.problems
         if to_predict.unreadable and not frames:
-            return Row(to_predict.name, None, {"clip": to_predict.unreadable})
+            return Prediction(to_predict.name, None, {"clip": to_predict.unreadable})
     reasons = {}
     for modality in modalities:
         if modality == "text" and to_predict.silent:
             reasons["text"] = to_predict.silent
         elif modality != "text" and modality not in frames:
-            reasons[modality] = problems.get(modality, "its features cannot be made of media")
+            reasons[modality] = problems.get(modality, "its features cannot be extracted from media")
     if to_predict.span is not None and not frames and not (to_predict.words and "text" in modalities):
-        return Row(to_predict.name, None, reasons)
+        return Prediction(to_predict.name, None, reasons)
     row = {"text": to_predict.words, **frames}
     columns = {name: pd.Series([value], dtype=object) for name, value in row.items()}
     (answer,) = nested(predict(served.trained, pd.DataFrame(columns), served.device))
-    return Row(to_predict.name, answer, reasons)
+    return Prediction(to_predict.name, answer, reasons)
 
 
 def _warn(served: Served) -> None:
     if served.trained.config["trained_on_generated"]:
-        print(f"qamoe: {served.name} was trained on generated clips only: it says nothing about real people.",
+        print(f"qamoe: {served.name} was trained on generated clips only; its predictions of real people mean nothing.",
               file=sys.stderr)  # fmt: skip
 
 
-def _told(reasons: dict[str, str]) -> list[str]:
+def _sentences(reasons: dict[str, str]) -> list[str]:
     return [reason if what == "clip" else f"{what}: {reason}" for what, reason in reasons.items()]
 
 
-def _line(served: Served, row: Row) -> dict[str, Any]:
-    """The row as JSON: clip, score or class, interval, trust and reasons come first; no answer is null."""
+def _json_line(served: Served, row: Prediction) -> dict[str, Any]:
+    """Return a prediction for JSON: clip, score or class, interval, trust and reasons first; null if there is none."""
     answer = row.answer
     of_classes = served.trained.classifies
     line: dict[str, Any] = {"clip": row.name or None, "class" if of_classes else "score": None}
@@ -206,7 +210,7 @@ def _line(served: Served, row: Row) -> dict[str, Any]:
     return line | {"model": served.name}
 
 
-def _show(served: Served, answer: dict[str, Any], reasons: dict[str, str]) -> None:
+def _print_one(served: Served, answer: dict[str, Any], reasons: dict[str, str]) -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -235,13 +239,13 @@ def _show(served: Served, answer: dict[str, Any], reasons: dict[str, str]) -> No
     if answer["routing"] is not None:
         used = sorted(((share, i + 1) for i, share in enumerate(answer["routing"]) if share >= 0.005), reverse=True)
         out.print("experts  " + "  ".join(f"{number}: {share:.0%}" for share, number in used))
-    for line in _told(reasons):
+    for line in _sentences(reasons):
         out.print(_printable(line), style="yellow", markup=False)
     out.print(served.name, style="dim", markup=False)
 
 
-def _show_table(served: Served, rows: Sequence[Row]) -> None:
-    """A line a row: the clip, what is said of it, the trust in each modality, and why one is missing."""
+def _print_table(served: Served, rows: Sequence[Prediction]) -> None:
+    """Print one line per clip or window: score or class, the trust in each modality, and why one is missing."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -252,19 +256,19 @@ def _show_table(served: Served, rows: Sequence[Row]) -> None:
     table.add_column("\nclip", overflow="fold")
     for name in ("class", "probability") if of_classes else ("score", "90 % interval"):
         table.add_column(f"\n{name}", justify="right", no_wrap=True)
-    for place, modality in enumerate(config["modalities"]):
-        table.add_column(f"{'' if place else 'trust'}\n{modality}", justify="right", no_wrap=True)
+    for number, modality in enumerate(config["modalities"]):
+        table.add_column(f"{'' if number else 'trust'}\n{modality}", justify="right", no_wrap=True)
     table.add_column("\nreasons", overflow="fold", style="yellow")
     for row in rows:
-        trusts = [_trusted(row.answer, modality) for modality in config["modalities"]]
-        cells = [row.name, *_said(row.answer), *trusts, "; ".join(_told(row.reasons))]
+        trusts = [_trust_cell(row.answer, modality) for modality in config["modalities"]]
+        cells = [row.name, *_answer_cells(row.answer), *trusts, "; ".join(_sentences(row.reasons))]
         table.add_row(*(Text(_printable(cell)) for cell in cells))
     out = Console(highlight=False)
     out.print(table)
     out.print(served.name, style="dim", markup=False)
 
 
-def _said(answer: dict[str, Any] | None) -> tuple[str, str]:
+def _answer_cells(answer: dict[str, Any] | None) -> tuple[str, str]:
     if answer is None:
         return "-", ""
     if "label" in answer:
@@ -272,7 +276,7 @@ def _said(answer: dict[str, Any] | None) -> tuple[str, str]:
     return f"{answer['score']:+.2f}", f"{answer['low_90']:+.2f} to {answer['high_90']:+.2f}"
 
 
-def _trusted(answer: dict[str, Any] | None, modality: str) -> str:
+def _trust_cell(answer: dict[str, Any] | None, modality: str) -> str:
     if answer is None:
         return ""
     trust = answer["trust"][modality]
@@ -280,5 +284,5 @@ def _trusted(answer: dict[str, Any] | None, modality: str) -> str:
 
 
 def _printable(text: str) -> str:
-    """Names and words come from anywhere, and a terminal obeys what does not print."""
+    """Replace unprintable characters, which could control the terminal."""
     return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)

@@ -1,4 +1,4 @@
-"""What each extractor is told by params.yaml: one frozen block an extractor, chosen by its field `extractor`."""
+"""Settings of the extractors in params.yaml: one frozen block per extractor, chosen by its field `extractor`."""
 
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
@@ -8,7 +8,7 @@ from pydantic_core import PydanticCustomError
 
 from qamoe.config.block import Block
 
-HOP_RATE = 100  # Hz; the descriptors of sound are made every 10 ms
+HOP_RATE = 100  # Hz; audio descriptors are computed every 10 ms
 
 
 class MiniLMSettings(Block):
@@ -30,7 +30,7 @@ class EgemapsSettings(Block):
 class LogMelSettings(Block):
     extractor: Literal["logmel"]
     rate: Annotated[float, Field(gt=0, le=HOP_RATE)]  # Hz
-    bands: Annotated[int, Field(ge=8, le=80)] = 40  # narrower ones would hold no point of the spectrum
+    bands: Annotated[int, Field(ge=8, le=80)] = 40  # narrower bands would contain no point of the spectrum
 
 
 class Wav2vecSettings(Block):
@@ -57,16 +57,16 @@ SETTINGS: dict[str, dict[str, type[Block]]] = {
 
 
 def extractor_settings(modality: str, value: Any) -> Block:
-    """A block of params.yaml (extract.text, .audio, .vision) as the settings of the extractor that it names.
+    """Return a block of params.yaml (extract.text, .audio, .vision) as settings of the extractor that it names.
 
-    Raises the errors of pydantic: an unknown name with those that there are, a key that this extractor does not have.
+    Raises pydantic errors for an unknown extractor and for a key that the extractor does not have.
     """
     if isinstance(value, Block):
         return value
     name = value.get("extractor") if isinstance(value, dict) else None
     known = SETTINGS[modality]
     if name not in known:
-        message = "extractor {name} is none of {known}"
+        message = "unknown extractor {name}; allowed are {known}"
         raise PydanticCustomError("unknown_extractor", message, {"name": repr(name), "known": ", ".join(known)})
     return known[str(name)].model_validate(value)
 
@@ -76,7 +76,7 @@ def _of(modality: str) -> BeforeValidator:
     return BeforeValidator(choose)
 
 
-# pydantic's own discriminated unions would put the name of the extractor into the path of a key that is wrong.
+# Pydantic's own discriminated unions would put the extractor's name into the path of a wrong key.
 TextSettings = Annotated[MiniLMSettings | HuggingFaceSettings, _of("text")]
 AudioSettings = Annotated[EgemapsSettings | LogMelSettings | Wav2vecSettings, _of("audio")]
 VisionSettings = Annotated[LandmarksSettings | OpenFaceSettings, _of("vision")]

@@ -1,6 +1,6 @@
-"""What the name of a model says: which class it is of, and under what it is trained.
+"""The meaning of a model's name: its class, and the degradations or the ablation that it is trained with.
 
-Unlike config/params.py, this module is part of the digest of the code: it decides what is trained.
+Unlike config/params.py, this module is part of the code digest, because it decides what is trained.
 """
 
 import re
@@ -9,10 +9,10 @@ ABLATIONS = ("severity", "others", "probe", "fallback", "gate", "fusion")  # par
 
 
 def specialist_cell(name: str) -> tuple[str, float] | None:
-    """Kind and severity of the one cell that a specialist lives in; None where the name is another model's.
+    """Return kind and severity of the one cell that a specialist is trained for; None for any other model.
 
-    `specialist-clean`, and `specialist-<kind>-<severity in tenths>` such as specialist-missing-03. Which kinds there
-    are is known above config: pipeline/known_names.py refuses others.
+    Names are `specialist-clean` and `specialist-<kind>-<severity in tenths>`, such as specialist-missing-03.
+    pipeline/known_names.py refuses unknown kinds.
     """
     if name == "specialist-clean":
         return "clean", 0.0
@@ -21,11 +21,11 @@ def specialist_cell(name: str) -> tuple[str, float] | None:
 
 
 def ablated(name: str) -> str | None:
-    """The part that QA-MoE lacks in a model of this name, such as ablation-gate; None where it is another model's."""
+    """Return the part that an ablation of QA-MoE leaves out ("gate" for ablation-gate); None for any other model."""
     part = name.removeprefix("ablation-")
     return part if part != name and part in ABLATIONS else None
 
 
 def family(name: str) -> str:
-    """The model of params.yaml whose class and block a model has: specialists and ablations are a qamoe."""
+    """Return the model of params.yaml whose class and block a model uses: qamoe for specialists and ablations."""
     return "qamoe" if specialist_cell(name) or ablated(name) else name

@@ -1,4 +1,4 @@
-"""Overlays on params.yaml: experiments/NAME.yaml, which may lie on another one by `extends: OTHER`."""
+"""Overlays on params.yaml: experiments/NAME.yaml, which may extend another overlay by `extends: OTHER`."""
 
 import re
 from pathlib import Path
@@ -9,7 +9,7 @@ from qamoe.errors import UserError
 
 
 def overlaid(below: Any, above: Any) -> Any:
-    """`above` laid over `below`: mappings are merged key by key, null takes a key away, anything else is replaced."""
+    """Merge `above` into `below`: mappings key by key, null removes a key, any other value replaces."""
     if not isinstance(below, dict) or not isinstance(above, dict):
         return above
     merged = {**below, **{key: overlaid(below.get(key), value) for key, value in above.items()}}
@@ -17,36 +17,36 @@ def overlaid(below: Any, above: Any) -> Any:
 
 
 def experiment_content(name: str, base: Path, folder: Path) -> Any:
-    """The content of `base` under an overlay of `folder` and all that it extends, unchecked.
+    """Return the content of `base` with an overlay of `folder` and all that it extends, unchecked.
 
-    Raises UserError where an overlay is missing, is no YAML or extends itself.
+    Raises UserError where an overlay is missing, is not YAML or extends itself.
     """
     chain = _chain(name, folder)
     content = read(base)
-    for overlay in reversed(chain):  # one after the other: what null takes away lies further down
+    for overlay in reversed(chain):  # one by one, because null removes keys of those below
         content = overlaid(content, overlay)
     return content
 
 
 def _chain(name: str, folder: Path) -> list[dict[str, Any]]:
-    """The overlay, then the one that it extends, and so on."""
+    """Return the overlay, then the one that it extends, and so on."""
     names: list[str] = []
     chain: list[dict[str, Any]] = []
     following: Any = name
     while following is not None:
         if not isinstance(following, str) or not re.fullmatch(r"[A-Za-z0-9_-]+", following):
-            raise UserError(f"There is no experiment {following!r}; a name in {folder} has letters, digits, - and _.")
+            raise UserError(f"{following!r} is not a valid name of an experiment; use letters, digits, - and _.")
         names.append(following)
         path = folder / f"{following}.yaml"
         if not path.is_file():
             known = ", ".join(sorted(path.stem for path in folder.glob("*.yaml"))) or "none"
-            extended = f", which {names[-2]}.yaml extends" if len(names) > 1 else ""
-            raise UserError(f"There is no experiment {path}{extended}; those there are: {known}.")
+            extended = f" (extended by {names[-2]}.yaml)" if len(names) > 1 else ""
+            raise UserError(f"{path}{extended} does not exist; known experiments: {known}.")
         if following in names[:-1]:
-            raise UserError(f"{folder / names[-2]}.yaml: extends goes round in a circle: {' -> '.join(names)}.")
+            raise UserError(f"{folder / names[-2]}.yaml: extends in a circle: {' -> '.join(names)}.")
         overlay = read(path)
         if overlay is not None and not isinstance(overlay, dict):
-            raise UserError(f"{path} is {overlay!r}; an overlay is a mapping, as params.yaml is.")
+            raise UserError(f"{path} contains {overlay!r}; an overlay must be a mapping, like params.yaml.")
         overlay = overlay or {}
         following = overlay.pop("extends", None)
         chain.append(overlay)

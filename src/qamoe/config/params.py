@@ -1,9 +1,9 @@
 """params.yaml as frozen values: an unknown key, a wrong type or a value out of range is an error that names it.
 
-One section a stage, plus `models` (a block a model), `seeds` and `registry`. What is here can change a result
-and makes stages stale, and no value stands here: every key that decides something is in the file. Names of corpora,
-degradations, slices and models are any strings here; pipeline/known_names.py holds them against their registries.
-Where and how fast things run is in config/settings.py.
+One section per stage, plus `models` (one block per model), `seeds` and `registry`. Every key can change a result, so a
+change makes stages stale. No defaults are set here: params.yaml holds every value. Names of corpora, degradations,
+slices and models are plain strings here; pipeline/known_names.py checks them against their registries. Device and
+workers are in config/settings.py.
 """
 
 import hashlib
@@ -37,7 +37,7 @@ Dropout = Annotated[float, Field(ge=0, lt=1)]
 
 def _ascending(bounds: tuple[float, float]) -> tuple[float, float]:
     if bounds[0] > bounds[1]:
-        raise ValueError("the lower bound comes first")
+        raise ValueError("the lower bound must come first")
     return bounds
 
 
@@ -47,7 +47,7 @@ class Corpus(Block):
 
 
 class Signals(Block):
-    """Degradations of the signals of the test split, for slice `signals`; the draws have a seed of their own."""
+    """Degradations of the media of the test split, for slice `signals`, with a seed of their own."""
 
     seed: int
     severities: Annotated[dict[str, Annotated[tuple[Severity, ...], Field(min_length=1)]], Field(min_length=1)]
@@ -59,9 +59,9 @@ class Signals(Block):
 
         for kind, levels in severities.items():
             if kind not in MODALITY:
-                raise ValueError(f"{kind!r} is none of the kinds {', '.join(MODALITY)}")
+                raise ValueError(f"unknown kind {kind!r}; allowed are {', '.join(MODALITY)}")
             if len(set(levels)) != len(levels):
-                raise ValueError(f"{kind} names a severity twice")
+                raise ValueError(f"duplicate severity of {kind}")
         return severities
 
 
@@ -87,13 +87,13 @@ class Preprocess(Block):
 
 
 class Degrade(Block):
-    kinds: Annotated[tuple[str, ...], Field(min_length=1)]  # that clips draw from
-    clean_share: Share  # of the draws of a clip, view and modality
-    shared_draw_share: Share  # of the clips whose modalities share one draw
-    full_severity_share: Annotated[float, Field(ge=0, lt=1)]  # of the severities that are exactly 1
-    mask_revealed_share: Share  # of the modalities that are wholly missing, those that the model is told of
+    kinds: Annotated[tuple[str, ...], Field(min_length=1)]  # from which clips draw
+    clean_share: Share  # share of draws (per clip, view and modality) without damage
+    shared_draw_share: Share  # share of clips whose modalities share one draw
+    full_severity_share: Annotated[float, Field(ge=0, lt=1)]  # share of severities that are exactly 1
+    mask_revealed_share: Share  # share of wholly missing modalities that are masked
     swap: bool  # whether clips draw swaps too
-    views: Count  # distinct degraded views of a clip, one an epoch in turn. Of a frozen text encoder alone
+    views: Count  # degraded views per clip, used in turn, one per epoch (frozen text encoder only)
     seed: int
 
 
@@ -106,7 +106,7 @@ class LossWeights(Block):
 
 
 class Selection(Block):
-    """The validation cells whose mean metric chooses the checkpoint."""
+    """The validation cells; the checkpoint with the best mean metric over them is kept."""
 
     severities: Annotated[dict[str, Annotated[tuple[Share, ...], Field(min_length=1)]], Field(min_length=1)]
     draws: Count
@@ -133,17 +133,20 @@ class Train(Block):
 
 
 class TextEncoder(Block):
-    """Frozen, its states made once for all models; or fine-tuned as a part of each: the last three are of that."""
+    """The text encoder: frozen and shared by all models, or fine-tuned within each.
+
+    lr, dropout and pooling apply to fine-tuning only.
+    """
 
     finetune: bool
     encoder: Annotated[str, Field(min_length=1)]  # minilm, or the folder of a Hugging Face encoder
-    lr: LearningRate  # its own; that of all else is train.common.lr
+    lr: LearningRate  # of the encoder; the rest of the model uses train.common.lr
     dropout: Dropout
-    pooling: Literal["attention", "mean"]  # over its states, or over one that is their mean
+    pooling: Literal["attention", "mean"]  # over the encoder's states, or over their mean
 
 
 class Encoders(Block):
-    """Sizes that every model shares, so that a comparison is between fusions."""
+    """Sizes that all models share, so that comparisons are between fusions."""
 
     width: Annotated[int, Field(ge=8)]
     layers: Annotated[int, Field(ge=0)]
@@ -164,13 +167,13 @@ class Mean(Block):
 
 
 class Hidden(Block):
-    """One hidden layer of this width before the head."""
+    """A hidden layer of this width before the head."""
 
     hidden: Count
 
 
 class TensorFusion(Hidden):
-    low: Annotated[int, Field(ge=1, le=16)]  # dimension of a modality in the outer product: (low + 1)^3 products
+    low: Annotated[int, Field(ge=1, le=16)]  # dimension of each modality in the outer product of (low + 1)^3 terms
 
 
 class MoE(Block):
@@ -188,22 +191,20 @@ class MoE(Block):
 
 class QAMoE(MoE):
     max_log_variance: Positive
-    sampled: bool  # whether the main path reads a sample of the Gaussian in training; else its mean
-    variance_context: Literal[
-        "own", "all"
-    ]  # what a modality's variance is estimated from: its own vector, or those of all
+    sampled: bool  # in training, the main path reads a sample of the Gaussian instead of its mean
+    variance_context: Literal["own", "all"]  # a modality's variance depends on its own vector, or on all
     initial_log_variance: float  # of the Gaussian features
 
     @model_validator(mode="after")
     def _starts_within_its_limit(self) -> "QAMoE":
         if abs(self.initial_log_variance) > self.max_log_variance:
             limits = f"within plus and minus max_log_variance ({self.max_log_variance:g})"
-            raise ValueError(f"initial_log_variance ({self.initial_log_variance:g}) must lie {limits}")
+            raise ValueError(f"initial_log_variance ({self.initial_log_variance:g}) must be {limits}")
         return self
 
 
 class Models(BaseModel):
-    """What all models share, and the content of a block for each model, which its class (models/factory.py) checks."""
+    """The shared encoders, and one block per model, which the model's class (models/factory.py) validates."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
     __pydantic_extra__: dict[str, dict[str, Any]]
@@ -212,29 +213,29 @@ class Models(BaseModel):
 
     @property
     def blocks(self) -> dict[str, dict[str, Any]]:
-        """The content of the blocks by the name of their model, in the order of the file."""
+        """The blocks by name of their model, in the order of the file."""
         return self.__pydantic_extra__
 
 
 class Evaluate(Block):
-    seed: int  # the protocol seed of the test side
+    seed: int  # of the degradations of the test split
     draws: Count
     mixed_draws: Count
     slices: Annotated[tuple[str, ...], Field(min_length=1)]
-    quality_permutations: Annotated[int, Field(ge=0)]  # of r between the clips of slice mixed; 0 leaves them out
+    quality_permutations: Annotated[int, Field(ge=0)]  # permutations of r between the clips of slice mixed; 0 for none
 
     @field_validator("slices")
     @classmethod
     def _each_once(cls, slices: tuple[str, ...]) -> tuple[str, ...]:
         if len(set(slices)) != len(slices):
-            raise ValueError("each slice may be named once")
+            raise ValueError("each slice may appear once")
         return slices
 
 
 class Tune(Block):
     trials: Count
     epochs: Count
-    seed: int  # of what is tried, and of each trial's training
+    seed: int  # of the sampler and of each trial's training
     lr: Annotated[tuple[LearningRate, LearningRate], AfterValidator(_ascending)]
     weight_decay: Annotated[tuple[Positive, Positive], AfterValidator(_ascending)]
     dropout: Annotated[tuple[Dropout, Dropout], AfterValidator(_ascending)]
@@ -245,11 +246,11 @@ RegistryName = Annotated[str, Field(min_length=1, pattern=r"^[^/:.%\"']+$")]
 
 class Registry(Block):
     name: RegistryName
-    draws: Count  # of the cells that the gate measures
+    draws: Count  # per cell that the promotion gate measures
     seed: int
     coverage_90: Annotated[tuple[Share, Share], AfterValidator(_ascending)]
-    calibration_error: Share  # of classes; the most that the gate lets pass
-    tolerance: Share  # how much worse than the champion's the error of a slice may be; of classes, in misses
+    calibration_error: Share  # classification: the largest that passes the promotion gate
+    tolerance: Share  # allowed relative increase of a slice's error (regression) or error rate (classification)
 
 
 class Params(Block):
@@ -266,7 +267,7 @@ class Params(Block):
     def _signals_are_extracted(self) -> "Params":
         if "signals" in self.evaluate.slices and self.extract.signals is None:
             raise ValueError(
-                "evaluate.slices names signals, and extract.signals names none; see experiments/signals.yaml"
+                "evaluate.slices has signals, but extract.signals is not set; see experiments/signals.yaml"
             )
         return self
 
@@ -274,7 +275,7 @@ class Params(Block):
     @classmethod
     def _each_has_its_seeds(cls, seeds: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
         if not seeds:
-            raise ValueError("names no model")
+            raise ValueError("has no model")
         for model, numbers in seeds.items():
             if any(number < 0 for number in numbers):
                 raise ValueError(f"{model} has a negative seed in {list(numbers)}; seeds are 0 or above")
@@ -284,8 +285,8 @@ class Params(Block):
 
 
 def first_mistake(invalid: ValidationError, path: Path, *section: str) -> UserError:
-    """The first mistake of a file, or of the section that lies at `section` in it, as one sentence."""
-    # An unknown key is most often a misspelt one: say that before the missing key which it causes.
+    """Return the first mistake of a file, or of its section `section`, as one sentence."""
+    # An unknown key is most often a misspelt one: report it before the missing key that it causes.
     errors = sorted(invalid.errors(), key=lambda e: e["type"] != "extra_forbidden")
     return UserError(_sentence(errors[0], path, section))
 
@@ -303,14 +304,14 @@ def _sentence(error: Any, path: Path, section: tuple[str, ...]) -> str:
 
 
 def load(path: Path) -> Params:
-    """Read params.yaml, its names unchecked. Raises UserError with key, value and range of the first mistake."""
+    """Read params.yaml without checking its names. Raises UserError with key, value and range of the first mistake."""
     return validate(read(path), path)
 
 
 def registry_name(path: Path) -> str:
-    """Return registry.name of params.yaml; a mistake elsewhere in the file does not keep anyone from the champion.
+    """Return registry.name of params.yaml and check nothing else, so that a mistake elsewhere blocks no prediction.
 
-    Raises UserError where the file cannot be read or its registry.name is not a name.
+    Raises UserError where the file cannot be read or registry.name is not a valid name.
     """
     content = read(path)
     registry = content.get("registry") if isinstance(content, dict) else None
@@ -322,8 +323,8 @@ def registry_name(path: Path) -> str:
 
 
 def read(path: Path) -> Any:
-    """The content of a YAML file, unchecked. Raises UserError where there is none, or a mapping has a key twice."""
-    import yaml  # a model needs its blocks and no file of them
+    """Read a YAML file without checking it. Raises UserError where it is missing, not YAML or has a duplicate key."""
+    import yaml  # not needed where a registered model is loaded
 
     class Loader(yaml.SafeLoader):
         def construct_mapping(self, node: Any, deep: bool = False) -> Any:
@@ -336,7 +337,7 @@ def read(path: Path) -> Any:
     try:
         return yaml.load(path.read_text(), Loader)
     except FileNotFoundError:
-        raise UserError(f"There is no parameter file {path}.") from None
+        raise UserError(f"The parameter file {path} does not exist.") from None
     except OSError as error:
         raise UserError(f"The parameter file {path} cannot be read: {error.strerror}.") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -344,7 +345,7 @@ def read(path: Path) -> Any:
 
 
 def validate(content: Any, path: Path) -> Params:
-    """Content as Params; `path` is where a mistake is said to be."""
+    """Return content as Params; messages about mistakes name `path`."""
     try:
         return Params.model_validate(content)
     except ValidationError as error:
@@ -352,6 +353,6 @@ def validate(content: Any, path: Path) -> Params:
 
 
 def digest(*values: Any) -> str:
-    """SHA-256 of values made of blocks, dicts, lists and scalars, the same in every process."""
+    """Return the SHA-256 of blocks, dicts, lists and scalars, the same in every process."""
     plain = [v.model_dump(mode="json") if isinstance(v, BaseModel) else v for v in values]
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()

@@ -1,6 +1,6 @@
-"""Where and how fast things run: the only module that reads the environment.
+"""Device, workers, servers: settings from environment variables. No other module reads the environment.
 
-Nothing here may change a result beyond float rounding; what does is a parameter (params.yaml).
+Settings may change speed and float rounding, but no result; params.yaml holds everything that does.
 """
 
 import math
@@ -22,62 +22,62 @@ QUIET = {
 
 
 def go_offline() -> None:
-    """Switch telemetry and every hub off for this process and its children; called by entry points only."""
+    """Disable telemetry and model hubs for this process and its children; only entry points call this."""
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
 
 
 def device() -> str:
-    """The torch device of `QAMOE_DEVICE`; by default a GPU where there is one, else the CPU."""
+    """Return the torch device of `QAMOE_DEVICE` (default: a GPU if torch finds one, else the CPU)."""
     import torch
 
-    there = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
-    value = os.environ.get("QAMOE_DEVICE") or there[-1]
-    if value.split(":")[0] not in there:
-        raise UserError(f"QAMOE_DEVICE is {value!r}; on this machine there is {' and '.join(there)}.")
+    available = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    value = os.environ.get("QAMOE_DEVICE") or available[-1]
+    if value.split(":")[0] not in available:
+        raise UserError(f"QAMOE_DEVICE is {value!r}; this machine has {' and '.join(available)}.")
     return value
 
 
-def _counted(name: str, lowest: int, otherwise: int) -> int:
-    value = os.environ.get(name) or str(otherwise)
+def _integer(name: str, lowest: int, default: int) -> int:
+    value = os.environ.get(name) or str(default)
     if not value.isdecimal() or int(value) < lowest:
-        raise UserError(f"{name} is {value!r}; allowed is a whole number from {lowest} on.")
+        raise UserError(f"{name} is {value!r}; it must be an integer of at least {lowest}.")
     return int(value)
 
 
 def workers() -> int:
-    """How many processes may work side by side (`QAMOE_WORKERS`; by default the cores this process may use)."""
-    return _counted("QAMOE_WORKERS", 1, len(os.sched_getaffinity(0)))
+    """Return how many processes may run side by side: `QAMOE_WORKERS` (default: the cores of this process)."""
+    return _integer("QAMOE_WORKERS", 1, len(os.sched_getaffinity(0)))
 
 
 def processes() -> tuple[int, int, int]:
-    """Which of how many processes torchrun started this one as, and which of its machine (its own variables)."""
-    return _counted("RANK", 0, 0), _counted("WORLD_SIZE", 1, 1), _counted("LOCAL_RANK", 0, 0)
+    """Return rank, number of processes and rank on this machine, as torchrun sets them."""
+    return _integer("RANK", 0, 0), _integer("WORLD_SIZE", 1, 1), _integer("LOCAL_RANK", 0, 0)
 
 
 def batch_parts() -> int:
-    """In how many parts (`QAMOE_BATCH_PARTS`) a training process computes its share of a batch, one after the other."""
-    return _counted("QAMOE_BATCH_PARTS", 1, 1)
+    """Return in how many parts a training process computes its share of a batch: `QAMOE_BATCH_PARTS` (default 1)."""
+    return _integer("QAMOE_BATCH_PARTS", 1, 1)
 
 
 def executor() -> str:
-    """Where clips are extracted and a spectrum evaluated (`QAMOE_EXECUTOR`): `processes` of this machine, or `ray`."""
+    """Return where extraction and evaluation run: `QAMOE_EXECUTOR`, `processes` of this machine (default) or `ray`."""
     value = os.environ.get("QAMOE_EXECUTOR") or "processes"
     if value not in ("processes", "ray"):
-        raise UserError(f"QAMOE_EXECUTOR is {value!r}; allowed are processes and ray.")
+        raise UserError(f"QAMOE_EXECUTOR is {value!r}; it must be processes or ray.")
     return value
 
 
 def ray_address() -> str | None:
-    """Ray's own `RAY_ADDRESS`, a cluster that runs already, or None for one of this machine and this process alone."""
+    """Return the address of a running Ray cluster, `RAY_ADDRESS`; None for one that only this process uses."""
     return os.environ.get("RAY_ADDRESS") or None
 
 
 def side_by_side(jobs: int) -> int:
-    """How many of some long jobs work at once: where nobody asked for a number, more than cores if a core would idle.
+    """Return how many of `jobs` long jobs run at once; without `QAMOE_WORKERS`, more than cores if a core would idle.
 
-    Three jobs on two cores take two rounds in pairs, and the time of one and a half when all three share the cores.
-    On a GPU one job at a time, where nobody asked for a number: its memory is not known to be enough for more.
+    Three jobs on two cores take two rounds in pairs, but only one and a half when all three share the cores. On a GPU
+    the default is one job at a time, because its memory may not be enough for more.
     """
     if os.environ.get("QAMOE_WORKERS"):
         return min(workers(), jobs)
@@ -90,26 +90,23 @@ def side_by_side(jobs: int) -> int:
 
 
 def tracking_uri() -> str | None:
-    """MLflow's own `MLFLOW_TRACKING_URI`, or None for the project's default store."""
+    """Return MLflow's own `MLFLOW_TRACKING_URI`; None for the project's default store."""
     return os.environ.get("MLFLOW_TRACKING_URI") or None
 
 
 def study_url() -> str | None:
-    """The database of a search that several machines share (`QAMOE_STUDY_URL`), or None for a file of this one's."""
+    """Return the database of a search that several machines share, `QAMOE_STUDY_URL`; None for a local file."""
     return os.environ.get("QAMOE_STUDY_URL") or None
 
 
 def untracked() -> bool:
-    """True where `QAMOE_TRACKING=off`: training writes its plain files alone, to be recorded later.
-
-    True too in all but the first of torchrun's processes.
-    """
+    """Whether training writes no records: with `QAMOE_TRACKING=off`, and in all but torchrun's first process."""
     value = os.environ.get("QAMOE_TRACKING") or "on"
     if value not in ("on", "off"):
-        raise UserError(f"QAMOE_TRACKING is {value!r}; allowed are on and off.")
+        raise UserError(f"QAMOE_TRACKING is {value!r}; it must be on or off.")
     return value == "off" or processes()[0] > 0
 
 
 def under_dvc() -> bool:
-    """True where dvc runs this process as a stage."""
+    """Whether dvc runs this process as a stage."""
     return "DVC_STAGE" in os.environ

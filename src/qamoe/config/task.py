@@ -1,4 +1,4 @@
-"""What is predicted: section extract.task of params.yaml, and the same as stats.json and model.json hold it."""
+"""The prediction task: section extract.task of params.yaml, and its form in stats.json and model.json."""
 
 from typing import Literal, TypedDict
 
@@ -19,10 +19,10 @@ class TaskDescription(TypedDict):
 
 
 class Task(Block):
-    """What is predicted: a number in [low, high], or one of `classes`."""
+    """The prediction task: a number in [low, high], or one of `classes`."""
 
     kind: TaskKind
-    low: float | None = None  # of a regression; beside classes they say nothing
+    low: float | None = None  # low and high apply to regression only
     high: float | None = None
     classes: tuple[str, ...] = ()
 
@@ -30,25 +30,25 @@ class Task(Block):
     def _has_its_range(self) -> "Task":
         if is_classification(self):
             if len(self.classes) < 2:
-                raise ValueError("a classification task names at least two classes")
+                raise ValueError("a classification task needs at least two classes")
         elif not self.range[0] < self.range[1]:
             raise ValueError(f"low ({self.low}) must be below high ({self.high})")
         return self
 
     @property
     def range(self) -> tuple[float, float]:
-        """The lowest and the highest label of a regression."""
+        """The lowest and the highest label of a regression task."""
         return label_range(self.low, self.high)
 
 
 def label_range(low: float | None, high: float | None) -> tuple[float, float]:
-    """The lowest and the highest label of a regression. Raises ValueError where a task has none."""
+    """Return the lowest and the highest label of a regression task. Raises ValueError where one is missing."""
     if low is None or high is None:
-        raise ValueError(f"a regression task has low ({low}) and high ({high})")
+        raise ValueError(f"a regression task needs low ({low}) and high ({high})")
     return low, high
 
 
 def is_classification(task: Task | TaskDescription) -> bool:
-    """Whether one of some classes is predicted; if not, a number is."""
+    """Whether the task is classification; if not, it is regression."""
     kind = task.kind if isinstance(task, Task) else task["kind"]
     return kind == "classification"
