@@ -70,7 +70,7 @@ def test_score_serve_and_export_open_that_champion(
 def test_versions_lists_that_model(champions: Any, name: str) -> None:
     done = CliRunner().invoke(app, ["versions", "--params", str(champions(name))])
     assert done.exit_code == 0, done.output
-    assert {found for found in re.findall(r"qa-moe[\w-]*", done.output)} == {name}
+    assert set(re.findall(r"qa-moe[\w-]*", done.output)) == {name}
 
 
 def test_a_model_that_is_named_wins_over_the_parameter_file(champions: Any) -> None:
