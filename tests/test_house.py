@@ -149,8 +149,9 @@ def prose(path: Path) -> Iterator[str]:
 def is_module(dotted: str) -> bool:
     """Whether a dotted name is a package or module of the project, or a name at the top of one."""
     parent, _, name = dotted.rpartition(".")
-    file, folder = (ROOT / "src" / Path(*parent.split("."))).with_suffix(".py"), ROOT / "src" / Path(*dotted.split("."))
-    defined = file.is_file() and re.search(rf"^(def |class )?{name}\b", file.read_text(), re.MULTILINE) is not None
+    stem, folder = ROOT / "src" / Path(*parent.split(".")), ROOT / "src" / Path(*dotted.split("."))
+    files = [file for file in (stem.with_suffix(".py"), stem / "__init__.py") if file.is_file()]
+    defined = any(re.search(rf"^(def |class )?{name}\b", file.read_text(), re.MULTILINE) for file in files)
     return folder.is_dir() or folder.with_suffix(".py").is_file() or defined
 
 

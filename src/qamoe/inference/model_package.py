@@ -8,7 +8,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import qamoe
 from qamoe.config.task import TaskDescription, is_classification
 from qamoe.extractors.registry import extractors_of
 from qamoe.inference import path_inputs, predict
@@ -36,7 +35,7 @@ MEDIA = {
     "openface": (),
 }
 MEDIA_FILE = "requirements-media.txt"
-CODE = Path(qamoe.__file__).parent
+CODE = Path(__file__).parents[1]
 
 
 def requirements(config: CheckpointConfig | None = None) -> list[str]:
