@@ -1,4 +1,4 @@
-"""Counter-based draws: the published vectors of Philox4x32-10, and numbers that depend on what they are for alone."""
+"""Counter-based draws: the published vectors of Philox4x32-10, and numbers that depend on their key alone."""
 
 from itertools import product
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from qamoe.rng import MODALITIES, STREAMS, Draws, _normal_table, _rounds, clip_key, philox
 
-# Random123's kat_vectors: counter, key, what comes out.
+# Random123's kat_vectors: counter, key, output.
 PUBLISHED = [
     ("00000000 00000000 00000000 00000000", "00000000 00000000", "6627e8d5 e169c58d bc57ac4c 9b00dbd8"),
     ("ffffffff ffffffff ffffffff ffffffff", "ffffffff ffffffff", "408f276d 41c83b0e a20bc7c6 6d5451fd"),
@@ -25,7 +25,7 @@ def keys(*clip_ids: str) -> Tensor:
 
 
 def by_integers(counter: list[int], key: list[int]) -> list[int]:
-    """Philox4x32-10 once more, in Python's integers, which cannot overflow."""
+    """Compute Philox4x32-10 with Python's integers, which cannot overflow."""
     (a, b, c, d), (k, m) = counter, key
     for _ in range(10):
         first, second = 0xD2511F53 * a, 0xCD9E8D57 * c
@@ -39,33 +39,36 @@ def test_philox_gives_its_published_vectors(counter: str, key: str, expected: st
     c = [torch.tensor([word]) for word in numbers(counter)]
     k = [torch.tensor([word]) for word in numbers(key)]
     assert [int(word) for word in philox(tuple(c), tuple(k))] == numbers(expected)
-    assert [int(word) for word in _rounds(*c, *k)] == numbers(expected), "what a GPU runs"
+    assert [int(word) for word in _rounds(*c, *k)] == numbers(expected), "the rounds that a GPU runs"
     assert by_integers(numbers(counter), numbers(key)) == numbers(expected)
 
 
-def test_a_gpus_rounds_give_what_a_cpus_give() -> None:
+def test_the_rounds_of_a_gpu_match_those_of_a_cpu() -> None:
     words = [torch.randint(0, 2**32, shape) for shape in ((1, 40), (9, 1), (9, 1), (9, 1), (9, 1), (9, 1))]
-    mine, other = philox(tuple(words[:4]), tuple(words[4:])), _rounds(*torch.broadcast_tensors(*words[:4]), *words[4:])
-    for here, there in zip(mine, other, strict=True):
-        assert torch.equal(here, there)
+    by_numpy, by_torch = (
+        philox(tuple(words[:4]), tuple(words[4:])),
+        _rounds(*torch.broadcast_tensors(*words[:4]), *words[4:]),
+    )
+    for expected, word in zip(by_numpy, by_torch, strict=True):
+        assert torch.equal(word, expected)
 
 
 def test_the_protocols_numbers_never_change() -> None:
-    """Protocol version 1: another layout of counter and key would give every stored result other masks."""
+    """Protocol version 1: a different layout of counter and key would change the masks of every stored result."""
     assert clip_key("clip-1") == (2865922501, 4142670292)
     words = Draws(7, keys("clip-1"), "audio", "noise", 3).words(5)
     assert words.tolist() == [[3255667296, 5552349, 1952126836, 4130356981, 3656488213]]
 
 
 @pytest.mark.parametrize("number", [0, 3, 2**32 - 1])
-def test_a_batch_gets_what_integers_give_clip_by_clip(number: int) -> None:
+def test_a_batch_gets_the_words_of_each_of_its_clips(number: int) -> None:
     clip_ids = ["a", "ümlaut", "person-001-001"]
     for modality, stream in product(MODALITIES, STREAMS):
         words = Draws(2026, keys(*clip_ids), modality, stream, number).words(10)
-        place = len(STREAMS) * MODALITIES.index(modality) + STREAMS.index(stream)
+        stream_word = len(STREAMS) * MODALITIES.index(modality) + STREAMS.index(stream)
         for clip_id, row in zip(clip_ids, words.tolist(), strict=True):
             low, high = clip_key(clip_id)
-            blocks = [by_integers([block, number, place, high], [2026, low]) for block in range(3)]
+            blocks = [by_integers([block, number, stream_word, high], [2026, low]) for block in range(3)]
             assert row == [word for block in blocks for word in block][:10]
 
 
@@ -73,22 +76,22 @@ def test_draws_do_not_depend_on_the_batch_or_the_number_of_elements() -> None:
     clip_ids = [f"clip-{i}" for i in range(7)]
     whole = Draws(7, keys(*clip_ids), "vision", "missing", 4)
     backwards = Draws(7, keys(*reversed(clip_ids)), "vision", "missing", 4)
-    for what in ("words", "uniform", "normal"):
-        together = getattr(whole, what)(9)
-        assert torch.equal(getattr(backwards, what)(9).flip(0), together)
-        assert torch.equal(getattr(whole, what)(64)[:, :9], together)
+    for kind in ("words", "uniform", "normal"):
+        together = getattr(whole, kind)(9)
+        assert torch.equal(getattr(backwards, kind)(9).flip(0), together)
+        assert torch.equal(getattr(whole, kind)(64)[:, :9], together)
         for row, clip_id in enumerate(clip_ids):
-            alone = getattr(Draws(7, keys(clip_id), "vision", "missing", 4), what)(9)
+            alone = getattr(Draws(7, keys(clip_id), "vision", "missing", 4), kind)(9)
             assert torch.equal(alone[0], together[row])
 
 
-def test_a_draw_number_a_clip_is_the_same_as_that_number_for_all() -> None:
+def test_one_draw_number_per_clip_gives_the_same_as_that_number_for_all_clips() -> None:
     several = Draws(7, keys("a", "b", "c"), "text", "state", torch.tensor([5, 0, 5])).words(6)
     assert torch.equal(several[0], Draws(7, keys("a"), "text", "state", 5).words(6)[0])
     assert torch.equal(several[1], Draws(7, keys("b"), "text", "state", 0).words(6)[0])
 
 
-def test_everything_that_a_draw_is_for_changes_it() -> None:
+def test_every_part_of_the_key_changes_the_draw() -> None:
     settings = list(product((7, 8), ("a", "b"), MODALITIES, STREAMS, (0, 1, 2)))
     seen = {
         tuple(Draws(seed, keys(clip), modality, stream, number).words(4)[0].tolist())
@@ -97,7 +100,7 @@ def test_everything_that_a_draw_is_for_changes_it() -> None:
     assert len(seen) == len(settings)
 
 
-def test_no_elements_are_no_words() -> None:
+def test_zero_elements_give_an_empty_draw() -> None:
     assert Draws(7, keys("a", "b"), "text", "state", 0).words(0).shape == (2, 0)
 
 
@@ -108,7 +111,7 @@ def test_uniform_is_exact_in_24_bits_below_one_with_the_right_moments() -> None:
     assert torch.equal((drawn * 2**24).round() / 2**24, drawn)
     assert drawn.mean().item() == pytest.approx(0.5, abs=0.003)
     assert drawn.var().item() == pytest.approx(1 / 12, abs=0.001)
-    for part in drawn:  # a mean of its own each, and no relation between them
+    for part in drawn:
         assert part.mean().item() == pytest.approx(0.5, abs=0.004)
     assert abs(torch.corrcoef(drawn)[0, 1].item()) < 0.02
 
@@ -123,7 +126,7 @@ def test_the_normal_table_is_symmetric_rising_and_normal() -> None:
     assert len(table) == 2**16
     assert torch.equal(table, -table.flip(0))
     assert (table.diff() > 0).all()
-    assert torch.equal((table * 65536).round(), table * 65536), "a multiple of 2^-16 has no bit that libm decides"
+    assert torch.equal((table * 65536).round(), table * 65536), "multiples of 2^-16 are the same with every libm"
     assert table.pow(2).mean().item() == pytest.approx(1.0, abs=1e-4)
     assert table.pow(4).mean().item() == pytest.approx(3.0, abs=5e-3)
     assert table[-1].item() == pytest.approx(4.3243, abs=1e-3)
@@ -137,15 +140,15 @@ def test_normal_draws_are_standard_and_their_neighbours_unrelated() -> None:
     assert abs(torch.corrcoef(pairs)[0, 1].item()) < 0.015
 
 
-def test_draws_of_some_clips_are_theirs_in_the_batch() -> None:
+def test_the_draws_of_some_clips_are_those_of_the_whole_batch() -> None:
     rows = torch.tensor([3, 0])
     for number in (5, torch.tensor([7, 8, 9, 10])):
         whole = Draws(1, keys("a", "b", "c", "d"), "audio", "noise", number)
         assert torch.equal(whole.of(rows).words(9), whole.words(9)[rows])
 
 
-def test_a_kind_that_came_later_has_a_stream_of_its_own() -> None:
-    """Its draws are those of no other kind or modality, and those of protocol 1 stay as they are."""
+def test_a_kind_added_later_has_its_own_stream() -> None:
+    """Its draws differ from those of every other kind and modality."""
     keys = torch.tensor([clip_key("a"), clip_key("b")])
     streams = (*STREAMS, "fog", "frost")
     drawn = [Draws(7, keys, modality, stream, 0).words(16) for modality, stream in product(MODALITIES, streams)]

@@ -1,4 +1,4 @@
-"""The one error that people are meant to read, and how a command ends with it."""
+"""UserError, the one exception whose message is written for users, and how a command exits with it."""
 
 import sys
 from collections.abc import Iterator
@@ -20,16 +20,16 @@ EXTRAS = {
 
 
 class UserError(Exception):
-    """Input that cannot be used: what was seen, what is allowed, and where, in one sentence."""
+    """Unusable input; the message gives the value seen, the values allowed and the place, in one sentence."""
 
 
 @contextmanager
 def exit_on_user_error(command: str) -> Iterator[None]:
-    """End the process where the body raises UserError (a sentence on stderr, exit code 2) or Ctrl-C stops it (130)."""
+    """Exit with code 2 and the message on stderr if the body raises UserError, with code 130 on Ctrl-C."""
     try:
         yield
-    except UserError as refusal:
-        print(f"{command}: {refusal}", file=sys.stderr)
+    except UserError as error:
+        print(f"{command}: {error}", file=sys.stderr)
         sys.exit(2)
     except ModuleNotFoundError as missing:
         package = (missing.name or "").partition(".")[0]

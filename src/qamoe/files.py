@@ -1,4 +1,4 @@
-"""Writing files so that a reader never sees half of one: aside first, then renamed. And what tells a file's content."""
+"""Atomic file writes (to a temporary file that is then renamed) and file digests."""
 
 import hashlib
 import os
@@ -9,34 +9,34 @@ from pathlib import Path
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Yield a path beside `path`; rename it there when the block ends well, remove it when it does not."""
+    """Yield a temporary path in the same folder; rename it to `path` on success, remove it on an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        yield aside
-        aside.replace(path)
+        yield temporary
+        temporary.replace(path)
     finally:
-        aside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 def remove_abandoned(folder: Path, names: str) -> None:
-    """Remove what was being written aside to files of these names (a glob) by processes that have ended since."""
-    for aside in folder.glob(f".{names}.[0-9]*"):
+    """Remove temporary files of `atomic_write` for these names (a glob) whose process no longer runs."""
+    for temporary in folder.glob(f".{names}.[0-9]*"):
         try:
-            os.kill(int(aside.suffix[1:]), 0)
+            os.kill(int(temporary.suffix[1:]), 0)
         except ProcessLookupError:
-            aside.unlink(missing_ok=True)
-        except PermissionError:  # it runs, and is somebody else's
+            temporary.unlink(missing_ok=True)
+        except PermissionError:  # the process runs, under another user
             continue
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file aside and rename it."""
-    with atomic_write(path) as aside:
-        aside.write_text(text)
+    """Write a text file atomically."""
+    with atomic_write(path) as temporary:
+        temporary.write_text(text)
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256 of a file's bytes."""
+    """Return the SHA-256 of a file's bytes as a hexadecimal string."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,4 +1,4 @@
-"""When a process started, and how it ends with the one that started it, however that ended."""
+"""Tie a process to the life of its parent, and identify a process by its start time."""
 
 import ctypes
 import os
@@ -10,10 +10,11 @@ _PR_SET_PDEATHSIG = 1
 
 
 def die_with_parent() -> None:
-    """On Linux, end this process when its parent ends, and at once where it has ended already.
+    """On Linux, kill this process when its parent ends, or at once if the parent has already ended.
 
-    The kernel tells of a parent's end only from now on, and until now seconds may have gone by with imports. Whoever
-    adopted this process since then is of another session; what leads a session was started in one of its own.
+    The kernel signals only a parent that ends from now on, and imports may have taken seconds. A process that lost its
+    parent is adopted by one of another session, so a parent in another session means an orphan. A session leader is
+    never an orphan: it was started in a session of its own.
     """
     if sys.platform != "linux":
         return
@@ -30,8 +31,7 @@ def die_with_parent() -> None:
 
 
 def start_time(pid: int) -> str | None:
-    """When a process started (kernel ticks), so that a re-used process id is not mistaken for it; None where there is
-    none."""
+    """Return when a process started (kernel ticks), or None if it does not run; tells apart reuses of a process id."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[19]
     except (FileNotFoundError, ProcessLookupError):

@@ -1,8 +1,8 @@
-"""A Ray cluster, joined, and work on it in order: the only module that imports ray.
+"""Connect to a Ray cluster and run tasks on it in order; the only module that imports ray.
 
-What runs there is what would run here, by the same code on the same files: every machine of a cluster sees the
-project's folder under one path. It is a module of its own, and not a part of extractors/worker_pool.py, since the
-evaluation grid runs there too and would depend on every extractor.
+Tasks run the same code on the same files as on this machine: every machine of a cluster sees the project's folder
+under the same path. This is not part of extractors/worker_pool.py because the evaluation grid runs on Ray too, and
+would then depend on every extractor.
 """
 
 import os
@@ -14,20 +14,20 @@ from typing import Any, TypeVar
 from qamoe.config import settings
 from qamoe.errors import UserError
 
-_STORE = 80_000_000  # bytes of shared memory, about the least that Ray starts with; what is more goes to disk
+_STORE = 80_000_000  # bytes of shared memory, about the least that Ray starts with; larger objects go to disk
 T = TypeVar("T")
 
 
 def joined(workers: int) -> Any:
-    """The module ray, connected to a cluster; it stays so until this process ends.
+    """Return the module ray, connected to a cluster until this process ends.
 
-    That of RAY_ADDRESS, else one of this machine with `workers` cores. Raises UserError where Ray is not installed or
-    its cluster does not answer.
+    The cluster is that of RAY_ADDRESS, or else one on this machine with `workers` cores. Raises UserError if Ray is not
+    installed or the cluster does not answer.
     """
     try:
-        import ray  # here and not in extractors/worker_pool.py: the docstring of this module says why
+        import ray  # imported only in this module, see its docstring
     except ModuleNotFoundError:
-        raise UserError("QAMOE_EXECUTOR is ray, which is not installed: pip install -e '.[ray]'.") from None
+        raise UserError("QAMOE_EXECUTOR is ray, but Ray is not installed; run: pip install -e '.[ray]'.") from None
     address = settings.ray_address()
     if ray.is_initialized():
         return ray
@@ -44,34 +44,34 @@ def joined(workers: int) -> Any:
     try:
         ray.init(address, log_to_driver=False, logging_level="ERROR")
     except ConnectionError:
-        raise UserError(f"RAY_ADDRESS is {address!r}, and no Ray cluster answers there.") from None
+        raise UserError(f"RAY_ADDRESS is {address!r}, but no Ray cluster answers at that address.") from None
     return ray
 
 
 def in_order(work: Callable[..., T], tasks: Iterable[tuple[Any, ...]], workers: int) -> Iterator[T]:
-    """What `work(*task)` returns, task by task, from workers of one core each.
+    """Run `work(*task)` on workers of one core each; yield the results in the order of the tasks.
 
-    At most one task more than there are workers has begun, so that results do not pile up. Ray tries a task whose
-    worker died three times more. Raises UserError where a task does, or where its workers die again and again.
+    At most `workers + 1` tasks are started at a time, so that results do not pile up. Ray retries a task three times if
+    its worker dies. Raises UserError if a task raises it, or if a task's workers keep dying.
     """
     ray = joined(workers)
     remote = ray.remote(num_cpus=1)(_in_folder)
-    begun: deque[Any] = deque()
+    started: deque[Any] = deque()
 
-    def first() -> T:
+    def next_result() -> T:
         try:
-            return ray.get(begun.popleft())
+            return ray.get(started.popleft())
         except ray.exceptions.RayTaskError as error:
             raise (error.cause if isinstance(error.cause, UserError) else error) from None
         except ray.exceptions.RayError as error:
-            raise UserError(f"A task on Ray did not end: {last_line(error)}") from None
+            raise UserError(f"A task on Ray failed: {last_line(error)}") from None
 
     for task in tasks:
-        if len(begun) > workers:
-            yield first()
-        begun.append(remote.remote(Path.cwd(), work, *task))
-    while begun:
-        yield first()
+        if len(started) > workers:
+            yield next_result()
+        started.append(remote.remote(Path.cwd(), work, *task))
+    while started:
+        yield next_result()
 
 
 def _in_folder(folder: Path, work: Callable[..., T], *task: Any) -> T:
@@ -81,5 +81,5 @@ def _in_folder(folder: Path, work: Callable[..., T], *task: Any) -> T:
 
 
 def last_line(error: Exception) -> str:
-    """Ray's errors are pages; the last line says what happened."""
+    """Return the last line of a Ray error, which says what happened; the whole is pages long."""
     return (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()[:200]

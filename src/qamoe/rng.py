@@ -1,9 +1,9 @@
-"""Counter-based randomness: a draw is a function of what it is for, and of nothing else.
+"""Counter-based random numbers: each draw is a function of its key alone.
 
 Every random number of a degradation is Philox4x32-10 (Salmon et al., SC 2011) of
 (protocol seed, clip, modality, kind, draw number, element). It does not depend on the severity (so the masks
-of rising severities nest), nor on batch order, padding, worker count or device: the generator is integer
-arithmetic, and what turns integers into floats is exact.
+of rising severities nest), nor on batch order, padding, worker count or device: the generator uses integer
+arithmetic, and the conversion from integers to floats is exact.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ from torch import Tensor
 
 MODALITIES = ("text", "audio", "vision")
 STREAMS = ("state", "missing", "noise", "burst", "swap", "additive", "desync")
-OF_TRAINING = ("sample", "probe", "task")  # what models draw: a stream each, for all modalities together
+OF_TRAINING = ("sample", "probe", "task")  # streams that models draw from, one for all modalities together
 _SHARED = {"missing_features": "missing"}
 
 _WORD = 0xFFFFFFFF
@@ -31,11 +31,11 @@ _NORMAL_BITS = 16
 
 
 def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
-    """Philox4x32-10 of broadcastable int64 tensors that hold 32-bit words; returns four such tensors.
+    """Return Philox4x32-10 of broadcastable int64 tensors of 32-bit words, as four such tensors.
 
-    The same integers by another way on each device. A CPU's are numpy's unsigned 64 bits, which hold a product whole:
-    half the operations of torch's, a fifth of their time where a batch is small. On a GPU two hundred small kernels
-    would take longer than a training step, so there they are made one.
+    Each device computes the same integers in its own way. The CPU uses numpy's unsigned 64-bit integers, which hold a
+    whole product: half the operations of torch, and a fifth of the time for a small batch. On a GPU, two hundred small
+    kernels would take longer than a training step, so they are compiled into one.
     """
     device = counter[0].device.type
     if device == "cpu":
@@ -59,7 +59,7 @@ def _rounds_of_numpy(*words: np.ndarray) -> list[np.ndarray]:
 
 @cache
 def _one_kernel() -> Callable[..., tuple[Tensor, ...]]:
-    """The rounds compiled, where what that takes is there."""
+    """Return `_rounds` compiled if triton and a C compiler are installed, else `_rounds` itself."""
     if find_spec("triton") is None or not any(map(which, ("cc", "gcc", "clang"))):
         return _rounds
     return torch.compile(_rounds, dynamic=True)
@@ -76,21 +76,21 @@ def _rounds(*words: Tensor) -> tuple[Tensor, ...]:
 
 
 def _multiply(constant: int, x: Tensor) -> tuple[Tensor, Tensor]:
-    """High and low 32 bits of constant * x, for x in [0, 2^32) as int64, without overflowing int64."""
+    """Return the high and low 32 bits of constant * x, for x in [0, 2^32) as int64, without overflowing int64."""
     low_product = x * (constant & 0xFFFF)  # below 2^48
     high_product = x * (constant >> 16) + (low_product >> 16)  # below 2^49
     return high_product >> 16, ((high_product & 0xFFFF) << 16) | (low_product & 0xFFFF)
 
 
 def clip_key(clip_id: str) -> tuple[int, int]:
-    """64 bits that stand for a clip id, as two 32-bit words (BLAKE2b: the same on every machine)."""
+    """Hash a clip id to 64 bits, as two 32-bit words (BLAKE2b: the same on every machine)."""
     digest = hashlib.blake2b(clip_id.encode(), digest_size=8).digest()
     return int.from_bytes(digest[:4], "little"), int.from_bytes(digest[4:], "little")
 
 
 @cache
 def _normal_table(device: torch.device) -> Tensor:
-    """Standard normal quantiles at the 2^16 mid-points, rounded to 2^-16 so that no libm can differ by a bit."""
+    """Return standard normal quantiles at the 2^16 mid-points, rounded to 2^-16 to be the same with every libm."""
     size = 1 << _NORMAL_BITS
     inverse = NormalDist().inv_cdf
     upper = [round(inverse((i + 0.5) / size) * 65536) for i in range(size // 2, size)]
@@ -101,9 +101,9 @@ def _normal_table(device: torch.device) -> Tensor:
 class Draws:
     """The random numbers of one batch for one modality and one stream.
 
-    `clips` (B, 2) int64 holds `clip_key` of each clip, `number` the draw number as an int or (B,) int64
-    (training: the view; evaluation: the draw), `stream` one of STREAMS, or missing_features, which draws as missing;
-    with no modality one of OF_TRAINING.
+    `clips` (B, 2) int64 holds the `clip_key` of each clip. `number` is the draw number, an int or (B,) int64 (the view
+    in training, the draw in evaluation). `stream` is one of STREAMS, or missing_features, which draws the same numbers
+    as missing. If `modality` is None, `stream` is one of OF_TRAINING.
     """
 
     seed: int
@@ -113,24 +113,24 @@ class Draws:
     number: int | Tensor
 
     def of(self, rows: Tensor) -> "Draws":
-        """Those of some of the clips (R,), the same numbers."""
+        """Return the draws of some of the clips (R,); their numbers stay the same."""
         number = self.number[rows] if isinstance(self.number, Tensor) and self.number.ndim else self.number
         return replace(self, clips=self.clips[rows], number=number)
 
     def words(self, elements: int) -> Tensor:
-        """(B, elements) int64 in [0, 2^32)."""
+        """Return (B, elements) int64 in [0, 2^32)."""
         device = self.clips.device
         blocks = torch.arange((elements + 3) // 4, device=device)[None, :]
         number = torch.as_tensor(self.number, device=device).expand(len(self.clips))[:, None]
-        counter = (blocks, number & _WORD, torch.full_like(number, self._place()), self.clips[:, 1:2])
+        counter = (blocks, number & _WORD, torch.full_like(number, self._stream_word()), self.clips[:, 1:2])
         key = (torch.full_like(number, self.seed & _WORD), self.clips[:, 0:1])
         return torch.stack(philox(counter, key), dim=-1).flatten(1)[:, :elements]
 
-    def _place(self) -> int:
-        """The word of the counter that tells streams and modalities apart.
+    def _stream_word(self) -> int:
+        """Return the word of the counter that identifies stream and modality.
 
-        Those of protocol 1 are numbered by their place in STREAMS, to which nothing may be added: every draw would
-        change. A kind that came later has a number of its name's, far above them.
+        The streams of protocol 1 are numbered by their position in STREAMS. Never add to STREAMS: every draw would
+        change. A kind added later gets a number from the hash of its name, far above those.
         """
         if self.modality is None:
             return len(STREAMS) * len(MODALITIES) + OF_TRAINING.index(self.stream)
@@ -140,11 +140,11 @@ class Draws:
         return (1 << 31) | (zlib.crc32(stream.encode()) & 0x1FFFFFFF) << 2 | modality
 
     def uniform(self, elements: int) -> Tensor:
-        """(B, elements) float32 in [0, 1): the upper 24 bits, so the conversion is exact."""
+        """Return (B, elements) float32 in [0, 1), made of the upper 24 bits, so the conversion is exact."""
         return (self.words(elements) >> 8).to(torch.float32) * 2.0**-24
 
     def normal(self, elements: int) -> Tensor:
-        """(B, elements) float32, standard normal at 2^16 levels (largest 4.3): two a word, by table."""
+        """Return (B, elements) float32, standard normal at 2^16 levels (largest 4.3): two per word, from a table."""
         words = self.words((elements + 1) // 2)
         index = torch.stack((words & 0xFFFF, words >> 16), dim=-1).flatten(1)[:, :elements]
         return _normal_table(index.device)[index]
