@@ -144,7 +144,7 @@ def test_the_draws_of_some_clips_are_those_of_the_whole_batch() -> None:
     rows = torch.tensor([3, 0])
     for number in (5, torch.tensor([7, 8, 9, 10])):
         whole = Draws(1, keys("a", "b", "c", "d"), "audio", "noise", number)
-        assert torch.equal(whole.of(rows).words(9), whole.words(9)[rows])
+        assert torch.equal(whole.select(rows).words(9), whole.words(9)[rows])
 
 
 def test_a_kind_added_later_has_its_own_stream() -> None:

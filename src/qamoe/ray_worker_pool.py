@@ -18,7 +18,7 @@ _STORE = 80_000_000  # bytes of shared memory, about the least that Ray starts w
 T = TypeVar("T")
 
 
-def joined(workers: int) -> Any:
+def connect(workers: int) -> Any:
     """Return the module ray, connected to a cluster until this process ends.
 
     The cluster is that of RAY_ADDRESS, or else one on this machine with `workers` cores. Raises UserError if Ray is not
@@ -48,13 +48,13 @@ def joined(workers: int) -> Any:
     return ray
 
 
-def in_order(work: Callable[..., T], tasks: Iterable[tuple[Any, ...]], workers: int) -> Iterator[T]:
+def map_in_order(work: Callable[..., T], tasks: Iterable[tuple[Any, ...]], workers: int) -> Iterator[T]:
     """Run `work(*task)` on workers of one core each; yield the results in the order of the tasks.
 
     At most `workers + 1` tasks are started at a time, so that results do not pile up. Ray retries a task three times if
     its worker dies. Raises UserError if a task raises it, or if a task's workers keep dying.
     """
-    ray = joined(workers)
+    ray = connect(workers)
     remote = ray.remote(num_cpus=1)(_in_folder)
     started: deque[Any] = deque()
 

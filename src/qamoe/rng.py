@@ -21,7 +21,7 @@ from torch import Tensor
 
 MODALITIES = ("text", "audio", "vision")
 STREAMS = ("state", "missing", "noise", "burst", "swap", "additive", "desync")
-OF_TRAINING = ("sample", "probe", "task")  # streams that models draw from, one for all modalities together
+TRAINING_STREAMS = ("sample", "probe", "task")  # streams that models draw from, one for all modalities together
 _SHARED = {"missing_features": "missing"}
 
 _WORD = 0xFFFFFFFF
@@ -103,7 +103,7 @@ class Draws:
 
     `clips` (B, 2) int64 holds the `clip_key` of each clip. `number` is the draw number, an int or (B,) int64 (the view
     in training, the draw in evaluation). `stream` is one of STREAMS, or missing_features, which draws the same numbers
-    as missing. If `modality` is None, `stream` is one of OF_TRAINING.
+    as missing. If `modality` is None, `stream` is one of TRAINING_STREAMS.
     """
 
     seed: int
@@ -112,7 +112,7 @@ class Draws:
     stream: str
     number: int | Tensor
 
-    def of(self, rows: Tensor) -> "Draws":
+    def select(self, rows: Tensor) -> "Draws":
         """Return the draws of some of the clips (R,); their numbers stay the same."""
         number = self.number[rows] if isinstance(self.number, Tensor) and self.number.ndim else self.number
         return replace(self, clips=self.clips[rows], number=number)
@@ -133,7 +133,7 @@ class Draws:
         change. A kind added later gets a number from the hash of its name, far above those.
         """
         if self.modality is None:
-            return len(STREAMS) * len(MODALITIES) + OF_TRAINING.index(self.stream)
+            return len(STREAMS) * len(MODALITIES) + TRAINING_STREAMS.index(self.stream)
         stream, modality = _SHARED.get(self.stream, self.stream), MODALITIES.index(self.modality)
         if stream in STREAMS:
             return len(STREAMS) * modality + STREAMS.index(stream)

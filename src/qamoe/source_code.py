@@ -18,7 +18,7 @@ def syntax_tree(path: Path) -> ast.Module:
         raise UserError(f"{path} is not a valid Python source file: {error}.") from None
 
 
-def what_runs(path: Path) -> str:
+def normalised_source(path: Path) -> str:
     """Return the source rewritten from its syntax tree, without comments, docstrings and layout."""
     tree = syntax_tree(path)
     for node in ast.walk(tree):

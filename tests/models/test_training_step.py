@@ -7,7 +7,7 @@ import torch
 
 from qamoe.models.heads import Classes
 from qamoe.models.training_step import Step
-from qamoe.rng import MODALITIES, OF_TRAINING, STREAMS, Draws, clip_key
+from qamoe.rng import MODALITIES, STREAMS, TRAINING_STREAMS, Draws, clip_key
 
 KEYS = torch.tensor([clip_key(f"clip-{i}") for i in range(7)])
 
@@ -26,13 +26,13 @@ def test_a_clip_draws_the_same_in_every_batch() -> None:
 def test_everything_that_a_draw_is_for_changes_it() -> None:
     made = {
         tuple(step(KEYS[clip : clip + 1], seed, epoch).normal(stream, 4)[0].tolist())
-        for seed, epoch, clip, stream in product((1, 2), (1, 2), (0, 1), OF_TRAINING)
+        for seed, epoch, clip, stream in product((1, 2), (1, 2), (0, 1), TRAINING_STREAMS)
     }
-    assert len(made) == 2 * 2 * 2 * len(OF_TRAINING)
+    assert len(made) == 2 * 2 * 2 * len(TRAINING_STREAMS)
 
 
 def test_no_degradation_draws_the_same_words() -> None:
-    of_training = [Draws(1, KEYS, None, stream, 1).words(4) for stream in OF_TRAINING]
+    of_training = [Draws(1, KEYS, None, stream, 1).words(4) for stream in TRAINING_STREAMS]
     for modality, stream in product(MODALITIES, STREAMS):
         words = Draws(1, KEYS, modality, stream, 1).words(4)
         assert not any(torch.equal(words, own) for own in of_training)

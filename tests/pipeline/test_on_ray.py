@@ -111,7 +111,7 @@ def test_tasks_come_in_order_whoever_dies(tmp_path: Path) -> None:
     def refused(number: int) -> int:
         raise UserError(f"{number} is not allowed.")
 
-    assert list(ray_worker_pool.in_order(killed_once, [(number,) for number in range(6)], 2)) == [0, 1, 2, 3, 4, 5]
+    assert list(ray_worker_pool.map_in_order(killed_once, [(number,) for number in range(6)], 2)) == [0, 1, 2, 3, 4, 5]
     assert len(list(tmp_path.iterdir())) == 3
     with pytest.raises(UserError, match=r"^3 is not allowed\.$"):
-        list(ray_worker_pool.in_order(refused, [(3,)], 2))
+        list(ray_worker_pool.map_in_order(refused, [(3,)], 2))

@@ -153,9 +153,9 @@ def test_encoded_text_is_made_anew_when_what_makes_it_is_edited(
     before = opened()
     assert opened() == before
 
-    read = degraded_split.what_runs
+    read = degraded_split.normalised_source
     monkeypatch.setattr(
-        degraded_split, "what_runs", lambda path: read(path) + ("\nEDITED = 1" if path.name == made_by else "")
+        degraded_split, "normalised_source", lambda path: read(path) + ("\nEDITED = 1" if path.name == made_by else "")
     )
     assert opened() != before
 

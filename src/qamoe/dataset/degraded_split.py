@@ -29,7 +29,7 @@ from qamoe.extractors.minilm import NAME
 from qamoe.files import remove_abandoned
 from qamoe.models import text_encoder_bert, text_encoder_frozen
 from qamoe.rng import MODALITIES, Draws
-from qamoe.source_code import what_runs
+from qamoe.source_code import normalised_source
 
 _KEPT = 256 << 20  # bytes of batches that are asked for again and again
 
@@ -133,7 +133,7 @@ def open_views(
     if "text" not in modalities or encoder is None or store.text_is_vectors:
         return DegradedSplit(store, tuple(views), modalities, references, None, device)
     modules = (draws, features, partners, degradation_views, text_encoder_bert, text_encoder_frozen, text_states)
-    code = [what_runs(Path(str(module.__file__))) for module in modules]
+    code = [normalised_source(Path(str(module.__file__))) for module in modules]
     weights = None if encoder == NAME else text_encoder_frozen.digest(encoder)
     key = parameters.digest(data_digest, code, weights, store.path.name, [repr(view) for view in views])[:16]
     path = folder / f"text-{store.path.stem}-{key}.npy"

@@ -225,7 +225,7 @@ def degrade(
             result = table[name](x, mask, here, draws(name), reference)
             x, mask, lost = result.x, result.mask, torch.where(kind == index, result.lost, lost)
         else:  # its numbers are drawn for its own clips alone, which is most of the work
-            result = table[name](x[rows], mask[rows], severity[rows], draws(name).of(rows), reference)
+            result = table[name](x[rows], mask[rows], severity[rows], draws(name).select(rows), reference)
             x = (x.clone() if x is undegraded else x).index_copy_(0, rows, result.x)
             lost = lost.index_copy(0, rows, result.lost)
     return Degraded(x, mask, lost)

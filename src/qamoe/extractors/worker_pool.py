@@ -33,7 +33,7 @@ from qamoe.files import atomic_write, file_digest, write_text
 from qamoe.media import decode
 from qamoe.media.decode import ClipError, NoStream
 from qamoe.process_lifetime import die_with_parent
-from qamoe.ray_worker_pool import joined, last_line
+from qamoe.ray_worker_pool import connect, last_line
 
 if TYPE_CHECKING:
     from qamoe.media.degraded_copy import Signal
@@ -258,7 +258,7 @@ def make_parts_on_ray(
 
     Ray does not say how a worker died. Raises UserError where Ray is not installed or its cluster does not answer.
     """
-    ray = joined(workers)
+    ray = connect(workers)
     actor = ray.remote(num_cpus=1, max_restarts=0)(_Actor)
     waiting = deque(jobs)
     lost: dict[tuple[str, str], str] = {}

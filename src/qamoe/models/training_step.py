@@ -26,6 +26,6 @@ class Step:
     severity: Tensor
 
     def normal(self, stream: str, *shape: int) -> Tensor:
-        """(B, *shape) float32, standard normal; `stream` is one of rng.OF_TRAINING."""
+        """(B, *shape) float32, standard normal; `stream` is one of rng.TRAINING_STREAMS."""
         drawn = Draws(self.seed, self.keys, None, stream, self.epoch).normal(math.prod(shape))
         return drawn.view(len(self.keys), *shape)

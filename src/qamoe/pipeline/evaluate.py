@@ -189,7 +189,7 @@ def _spread(work: Callable[[_Grid, Any], T], grid: _Grid, tasks: Iterable[Any]) 
         yield from (work(grid, task) for task in tasks)
         return
     everything = ((work, grid.arguments, task) for task in tasks)
-    yield from ray_worker_pool.in_order(_elsewhere, everything, settings.workers())
+    yield from ray_worker_pool.map_in_order(_elsewhere, everything, settings.workers())
 
 
 def _elsewhere(work: Callable[[_Grid, Any], T], arguments: tuple[Any, ...], task: Any) -> T:

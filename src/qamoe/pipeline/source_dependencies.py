@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 
 from qamoe.errors import UserError, exit_on_user_error
-from qamoe.source_code import syntax_tree, what_runs
+from qamoe.source_code import normalised_source, syntax_tree
 
 PACKAGE = Path(__file__).parent.parent
 STAGES = ("extract", "preprocess", "tune", "train", "evaluate", "report")
@@ -76,7 +76,7 @@ def file_digests(module: str) -> dict[str, str]:
     package."""
     digests = {}
     for path in closure(module):
-        content = what_runs(path).encode() if path.suffix == ".py" else path.read_bytes()
+        content = normalised_source(path).encode() if path.suffix == ".py" else path.read_bytes()
         digests[path.relative_to(PACKAGE).as_posix()] = hashlib.sha256(content).hexdigest()
     return digests
 
