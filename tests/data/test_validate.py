@@ -17,7 +17,7 @@ from qamoe.data.manifest import COLUMNS
 from qamoe.data.validate import Findings, check, kind_of
 from qamoe.errors import UserError
 from tests.fixtures.research_data import shared_data
-from tests.media.test_decode import film
+from tests.media.test_decode import write_media
 
 ROOT = Path(__file__).parents[2]
 EXTRACT = Params.model_validate(yaml.safe_load((ROOT / "params.yaml").read_text())).extract
@@ -28,9 +28,9 @@ Corpus = Callable[..., Path]
 def films(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """A film of 2 s, one cut in half, a voice without a film."""
     folder = tmp_path_factory.mktemp("films")
-    whole = film(folder / "whole.mp4", options={"movflags": "+faststart"}).read_bytes()
-    long = film(folder / "long.mp4", seconds=4, size=(320, 240), options={"movflags": "+faststart"}).read_bytes()
-    voice = film(folder / "voice.wav", streams="a").read_bytes()
+    whole = write_media(folder / "whole.mp4", options={"movflags": "+faststart"}).read_bytes()
+    long = write_media(folder / "long.mp4", seconds=4, size=(320, 240), options={"movflags": "+faststart"}).read_bytes()
+    voice = write_media(folder / "voice.wav", streams="a").read_bytes()
     return {"whole.mp4": whole, "half.mp4": long[: len(long) // 2], "voice.wav": voice, "empty.mp4": b""}
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from qamoe.extractors.logmel import SAMPLE_RATE, LogMel, filters
 from qamoe.media.decode import ClipError
-from tests.media.test_decode import film
+from tests.media.test_decode import write_media
 
 
 def tone(hertz: float, seconds: float = 1.0, amplitude: float = 0.2) -> np.ndarray:
@@ -53,7 +53,7 @@ def test_silence_and_too_short_a_sound_are_problems() -> None:
 
 
 def test_extraction_gives_the_same_bytes_again_and_no_nan(tmp_path: Path) -> None:
-    path = film(tmp_path / "clip.mp4")
+    path = write_media(tmp_path / "clip.mp4")
     once = LogMel(20).extract(path, 0.2, 1.4)
     assert LogMel(20).extract(path, 0.2, 1.4).tobytes() == once.tobytes()
     broken = tone(440)

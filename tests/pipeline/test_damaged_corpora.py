@@ -23,7 +23,7 @@ from qamoe.media.decode import ClipError, NoStream
 from qamoe.pipeline import extract
 from tests.data.readers.test_mmsa import content
 from tests.fixtures.damage import mutated, ruined
-from tests.media.test_decode import film
+from tests.media.test_decode import write_media
 
 STREAMS = ("audio", "vision")
 FEW_AND_MANY = [20, pytest.param(200, marks=pytest.mark.slow)]
@@ -39,7 +39,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     time = np.arange(len(faces) * video.SAMPLES_PER_PICTURE) / 22_050
     video.write(folder / "face.mp4", np.sin(2 * np.pi * 220 * time).astype(np.float32) / 4, faces)
     for name in ("clip.mkv", "clip.avi", "clip.ts", "clip.mov", "clip.wav", "clip.mp3"):
-        film(folder / name, seconds=0.5, streams="a" if name.endswith(("wav", "mp3")) else "av")
+        write_media(folder / name, seconds=0.5, streams="a" if name.endswith(("wav", "mp3")) else "av")
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 

@@ -22,7 +22,7 @@ from qamoe.media.degraded_copy import Signal
 from qamoe.media.word_confusion import Vocabulary
 from qamoe.pipeline import extract, preprocess
 from qamoe.pipeline.shared import read_stats
-from tests.media.test_decode import film
+from tests.media.test_decode import write_media
 
 TEXTS = {"a": "a great film", "b": "a dull night", "c": "the knight was weak", "d": "a great knight", "e": "weak film"}
 SPLITS = {"a": "train", "b": "train", "c": "valid", "d": "test", "e": "test"}
@@ -45,7 +45,7 @@ def data(tmp_path: Path) -> Path:
         writer.writerow(COLUMNS)
         for number, (name, text) in enumerate(TEXTS.items()):
             writer.writerow((name, name, f"{name}.wav", "", "", text, number - 2, SPLITS[name]))
-            film(folder / f"{name}.wav", seconds=0.6 + number / 10, streams="a")
+            write_media(folder / f"{name}.wav", seconds=0.6 + number / 10, streams="a")
             rows = [["timestamp", "success", *MEASURED[:-1]]]
             rows += [[f"{k / 5}", "1", *(f"{number + k + c}" for c in range(len(MEASURED) - 1))] for k in range(4)]
             (folder / f"{name}.csv").write_text("\n".join(",".join(row) for row in rows) + "\n")
@@ -84,8 +84,8 @@ def test_the_degraded_test_split_is_extracted_and_normalised(run: Any, data: Pat
     voice = degraded_copy.Voice(data / "e.wav", 0.0, None, "")
     np.testing.assert_array_equal(crowded.sequence("frames", 0), heard("babble", "d", data, tmp_path, (voice,) * 4))
     wrong = Store(out.extract / "signals/signals-text-word_errors-1.arrow")
-    vocabulary = Vocabulary.of([TEXTS["a"], TEXTS["b"]])
-    said = degradations.word_errors(TEXTS["d"], 1.0, degradations.drawn(3, "d", "word_errors"), vocabulary)
+    vocabulary = Vocabulary.from_texts([TEXTS["a"], TEXTS["b"]])
+    said = degradations.word_errors(TEXTS["d"], 1.0, degradations.draws_for(3, "d", "word_errors"), vocabulary)
     assert said != TEXTS["d"]
     assert wrong.sequence("ids", 0).tolist() == MiniLM(50).extract(said)[0].tolist()
 
@@ -156,7 +156,7 @@ def test_a_mistake_in_the_parameters_is_named(params_file: Any, changes: dict[st
 
 @pytest.mark.parametrize("rate", [5.0, 12.5, 30.0])
 def test_a_copy_that_is_not_degraded_gives_the_same_sound_and_pictures(tmp_path: Path, rate: float) -> None:
-    path = film(tmp_path / "clip.mp4")
+    path = write_media(tmp_path / "clip.mp4")
     copy = degraded_copy.write(Signal("blur", 0.0, 1, "clip"), path, 0.3, 1.7, rate, tmp_path)
     given, copied = list(decode.read_frames(path, rate, 0.3, 1.7)), list(decode.read_frames(copy, rate))
     assert len(given) == len(copied) > 5
@@ -166,9 +166,9 @@ def test_a_copy_that_is_not_degraded_gives_the_same_sound_and_pictures(tmp_path:
 
 
 def test_a_file_without_that_stream_or_a_picture_in_the_span_says_so(tmp_path: Path) -> None:
-    path = film(tmp_path / "clip.wav", streams="a")
+    path = write_media(tmp_path / "clip.wav", streams="a")
     with pytest.raises(decode.NoStream):
         degraded_copy.write(Signal("blur", 0.5, 1, "clip"), path, 0.0, None, 5, tmp_path)
-    path = film(tmp_path / "clip.mp4")
-    with pytest.raises(decode.ClipError, match="no picture between 5 s"):
+    path = write_media(tmp_path / "clip.mp4")
+    with pytest.raises(decode.ClipError, match="between 5 s"):
         degraded_copy.write(Signal("blur", 0.5, 1, "clip"), path, 5.0, None, 5, tmp_path)

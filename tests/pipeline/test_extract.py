@@ -16,7 +16,7 @@ from qamoe.errors import UserError
 from qamoe.extractors.minilm import MiniLM
 from qamoe.pipeline import extract, preprocess
 from tests.fixtures.research_data import shared_data
-from tests.media.test_decode import film
+from tests.media.test_decode import write_media
 
 MELD = {
     "extract.corpus": {"kind": "meld", "path": "meld"},
@@ -133,7 +133,7 @@ def test_a_clip_that_the_corpus_lost_is_a_problem_until_it_comes(run: Any, tmp_p
     for name, folder in meld.FOLDERS.items():
         table(tmp_path / "meld", name, [row(1)])
         (tmp_path / "meld" / folder).mkdir()
-        film(tmp_path / "meld" / folder / "dia1_utt0.mp4", seconds=0.5)
+        write_media(tmp_path / "meld" / folder / "dia1_utt0.mp4", seconds=0.5)
     lost = tmp_path / "meld/dev_splits_complete/dia1_utt0.mp4"
     kept = lost.rename(tmp_path / "kept.mp4")
     changes = MELD | {"extract.max_problem_share": 1.0}

@@ -18,7 +18,7 @@ from qamoe.extractors import worker_pool
 from qamoe.extractors.worker_pool import Job, make_parts_on_ray, read_part
 from qamoe.pipeline import extract
 from tests.extractors.test_worker_pool import make_part_obediently, values
-from tests.media.test_decode import film
+from tests.media.test_decode import write_media
 from tests.pipeline.test_extract_scale import CHANGES, corpus, finished
 
 ray = pytest.importorskip("ray", reason="ray is not installed: pip install -c requirements.lock -e '.[ray]'")
@@ -63,7 +63,7 @@ def test_the_stage_gives_the_same_bytes_on_ray(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("QAMOE_WORKERS", "2")
     corpus(tmp_path / "data", count=12, seconds=0.5)
-    film(tmp_path / "data/0003.wav", seconds=0.5, streams="a")
+    write_media(tmp_path / "data/0003.wav", seconds=0.5, streams="a")
     (tmp_path / "data/0004.wav").write_bytes(b"")
     params = parameters.load(params_file(CHANGES))
     made = {}

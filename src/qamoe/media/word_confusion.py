@@ -1,7 +1,7 @@
-"""Which words sound alike, so that a wrong word is one that a recogniser might have heard.
+"""Find words that sound alike, to imitate the mistakes of a speech recogniser.
 
-A word's sound is a rough key of its spelling: English rules in the manner of Soundex and Metaphone (Philips, 1990),
-far from a pronouncing dictionary, but the same on every machine and without data of its own. Our decision.
+The sound of a word is a rough key of its spelling, by English rules in the style of Soundex and Metaphone (Philips,
+1990). It is less exact than a pronouncing dictionary, but needs no data and is the same on every machine. Our decision.
 """
 
 import re
@@ -41,36 +41,36 @@ _RULES = tuple(
 
 
 def key(word: str) -> str:
-    """The sound of a word as letters; words with one key sound alike."""
+    """Return the sound of a word as letters; words with the same key sound alike."""
     sound = "".join(_LETTERS.findall(word.lower())).replace("'", "")
-    for pattern, replaced in _RULES:
-        sound = pattern.sub(replaced, sound)
+    for pattern, replacement in _RULES:
+        sound = pattern.sub(replacement, sound)
     return sound
 
 
 def distance(one: str, other: str) -> int:
-    """Levenshtein's: the fewest letters to put in, take out or change."""
+    """Return the Levenshtein distance: the fewest letters to insert, delete or change."""
     row = list(range(len(other) + 1))
     for i, letter in enumerate(one, 1):
-        before, row[0] = row[0], i
-        for j, against in enumerate(other, 1):
-            before, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, before + (letter != against))
+        diagonal, row[0] = row[0], i
+        for j, other_letter in enumerate(other, 1):
+            diagonal, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, diagonal + (letter != other_letter))
     return row[-1]
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Words in small letters, in alphabetical order, with how often each was said."""
+    """Lower-case words in alphabetical order, and how often each occurs."""
 
     words: tuple[str, ...]
     counts: tuple[int, ...]
 
     @classmethod
-    def of(cls, texts: Iterable[str]) -> "Vocabulary":
-        """The words of the training split's transcripts."""
-        counted = Counter(word for text in texts for word in _LETTERS.findall(text.lower()))
-        ordered = sorted(counted)
-        return cls(tuple(ordered), tuple(counted[word] for word in ordered))
+    def from_texts(cls, texts: Iterable[str]) -> "Vocabulary":
+        """Count the words of transcripts, which should be those of the training split."""
+        counts = Counter(word for text in texts for word in _LETTERS.findall(text.lower()))
+        ordered = sorted(counts)
+        return cls(tuple(ordered), tuple(counts[word] for word in ordered))
 
     @cached_property
     def _keys(self) -> tuple[str, ...]:
@@ -85,7 +85,7 @@ class Vocabulary:
         return {}
 
     def nearest(self, word: str) -> tuple[str, ...]:
-        """The three words that sound most like it, itself left out: by sound, then by spelling, then by alphabet."""
+        """Return the three other words that sound most like it, ordered by sound, then spelling, then alphabet."""
         plain = word.lower()
         if plain not in self._nearest:
             sound = key(plain)
@@ -98,14 +98,14 @@ class Vocabulary:
             self._nearest[plain] = tuple(other for _, other in ordered[:3])
         return self._nearest[plain]
 
-    def mistaken(self, word: str, which: float) -> str:
-        """Another word in its place, by a draw in [0, 1); what stands around it (a comma, a quote) stays."""
+    def confuse(self, word: str, which: float) -> str:
+        """Replace a word by a similar one, chosen by a draw in [0, 1); keep the punctuation around it."""
         letters = _LETTERS.search(word)
         others = self.nearest(letters[0]) if letters else ()
         if letters is None or not others:
             return word
         return word[: letters.start()] + others[int(which * len(others))] + word[letters.end() :]
 
-    def frequent(self, which: float) -> str:
-        """A word by its frequency, by a draw in [0, 1)."""
+    def draw_by_frequency(self, which: float) -> str:
+        """Choose a word in proportion to its frequency, by a draw in [0, 1)."""
         return self.words[min(int(np.searchsorted(self._shares, which, side="right")), len(self.words) - 1)]

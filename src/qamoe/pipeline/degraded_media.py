@@ -45,7 +45,7 @@ def write(
         return
     test = [clip for clip in clips if clip.split == "test"]
     _check(test, params)
-    vocabulary = Vocabulary.of(clip.text for clip in clips if clip.split == "train")
+    vocabulary = Vocabulary.from_texts(clip.text for clip in clips if clip.split == "train")
     partners = Partners([clip.clip_id for clip in test], [clip.source for clip in test])
     problems: list[tuple[str, str, str]] = []
     for name, kind, severity in degradations.cells(params.signals.severities):
@@ -109,7 +109,7 @@ def _jobs(
         assert clip.media is not None
         voices: list[Voice] = []
         for number in range(1, 1 + degradations.VOICES) if kind == "babble" else ():
-            other = test[partners.of([row], degradations.drawn(params.signals.seed, clip.clip_id, kind, number))[0]]
+            other = test[partners.of([row], degradations.draws_for(params.signals.seed, clip.clip_id, kind, number))[0]]
             assert other.media is not None
             voices.append(Voice(other.media.path, other.media.start_s, other.media.end_s, digest(other.media.path)))
         signal = Signal(kind, severity, params.signals.seed, clip.clip_id, tuple(voices))
@@ -136,7 +136,7 @@ def _write_words(
 
     def row(clip: LabelledClip) -> dict[str, Any]:
         heard = degradations.word_errors(
-            clip.text, severity, degradations.drawn(seed, clip.clip_id, "word_errors"), vocabulary
+            clip.text, severity, degradations.draws_for(seed, clip.clip_id, "word_errors"), vocabulary
         )
         ids, words = tokeniser.extract(heard)
         return {"clip_id": clip.clip_id, "ids": ids, "words": words}
