@@ -1,4 +1,4 @@
-"""The sound extractor: its frames, what its columns follow, and what it refuses."""
+"""The eGeMAPS audio extractor: its frames, its columns, and the audio that it rejects."""
 
 import wave
 from pathlib import Path
@@ -11,28 +11,28 @@ from qamoe.media.decode import ClipError, NoStream
 from tests.fixtures.research_data import shared_data
 
 real_clips = shared_data() / "clips" / "cremad"
-needs_real_clips = pytest.mark.skipif(not real_clips.is_dir(), reason=f"there is no folder {real_clips}")
+needs_real_clips = pytest.mark.skipif(not real_clips.is_dir(), reason=f"{real_clips} does not exist")
 PITCH, LOUDNESS = COLUMNS.index("F0semitoneFrom27.5Hz_sma3nz"), COLUMNS.index("Loudness_sma3")
 
 
 def hum(seconds: float, pitch: float = 150.0, amplitude: float = 0.2) -> np.ndarray:
-    """A voice-like buzz: ten harmonics, falling off."""
+    """Return a voice-like buzz: ten harmonics of decreasing amplitude."""
     time = np.arange(round(seconds * SAMPLE_RATE)) / SAMPLE_RATE
     buzz = sum(np.sin(2 * np.pi * pitch * k * time) / k for k in range(1, 11))
     return (amplitude * buzz / np.abs(buzz).max()).astype(np.float32)
 
 
-def save(path: Path, sound: np.ndarray) -> Path:
+def save(path: Path, audio: np.ndarray) -> Path:
     with wave.open(str(path), "wb") as file:
         file.setnchannels(1)
         file.setsampwidth(2)
         file.setframerate(SAMPLE_RATE)
-        file.writeframes((sound * 32767).astype("<i2").tobytes())
+        file.writeframes((audio * 32767).astype("<i2").tobytes())
     return path
 
 
 @pytest.mark.parametrize("rate", [20.0, 10.0, 100.0, 12.5])
-def test_frames_come_at_the_rate_asked_for(rate: float) -> None:
+def test_frames_have_the_requested_rate(rate: float) -> None:
     frames = Egemaps(rate).describe(hum(2.0))
     assert frames.shape[1] == len(COLUMNS) == 25
     assert frames.dtype == np.float32
@@ -41,9 +41,9 @@ def test_frames_come_at_the_rate_asked_for(rate: float) -> None:
 
 
 def test_a_frame_is_the_mean_of_its_hops() -> None:
-    sound = hum(1.0, 140) + hum(1.0, 231, 0.05)
-    hops = Egemaps(100).describe(sound)
-    frames = Egemaps(20).describe(sound)
+    audio = hum(1.0, 140) + hum(1.0, 231, 0.05)
+    hops = Egemaps(100).describe(audio)
+    frames = Egemaps(20).describe(audio)
     for k in (0, 7, 18):
         np.testing.assert_allclose(frames[k], hops[5 * k : 5 * k + 5].mean(0), rtol=1e-4, atol=1e-4)
 
@@ -55,7 +55,7 @@ def test_pitch_and_loudness_follow_the_voice() -> None:
     assert loud > 1.5 * quiet
 
 
-def test_change_is_found_where_it_happens() -> None:
+def test_a_jump_in_loudness_is_at_its_time() -> None:
     frames = Egemaps(20).describe(np.concatenate([hum(1.0, amplitude=0.02), hum(1.0, amplitude=0.4)]))
     jump = int(np.argmax(np.diff(frames[:, LOUDNESS])))
     assert abs(jump - 19) <= 1
@@ -68,33 +68,33 @@ def test_silence_is_a_problem(tmp_path: Path) -> None:
         Egemaps(20).extract(save(tmp_path / "silent.wav", np.full(SAMPLE_RATE, 1e-5)))
 
 
-def test_a_sound_without_voice_is_allowed() -> None:
+def test_audio_without_a_voice_is_valid() -> None:
     hiss = np.random.default_rng(1).normal(0, 0.02, SAMPLE_RATE).astype(np.float32)
     frames = Egemaps(20).describe(hiss)
     assert np.isfinite(frames).all()
     assert (frames[:, PITCH] == 0).mean() > 0.8
 
 
-def test_too_short_a_sound_is_a_problem() -> None:
-    with pytest.raises(ClipError, match=r"only 0\.05 s of sound"):
+def test_too_short_audio_is_a_problem() -> None:
+    with pytest.raises(ClipError, match=r"\b0\.05 s.*\b0\.1 s"):
         Egemaps(20).describe(hum(0.05))
     assert len(Egemaps(20).describe(hum(0.11))) >= 1
 
 
 def test_broken_samples_leave_no_nan() -> None:
-    sound = hum(1.0)
-    sound[5000:5100] = np.nan
-    assert np.isfinite(Egemaps(20).describe(sound)).all()
+    audio = hum(1.0)
+    audio[5000:5100] = np.nan
+    assert np.isfinite(Egemaps(20).describe(audio)).all()
 
 
-def test_extraction_gives_the_same_bytes_again(tmp_path: Path) -> None:
+def test_repeated_extraction_gives_the_same_bytes(tmp_path: Path) -> None:
     path = save(tmp_path / "voice.wav", hum(1.5))
     once = Egemaps(20).extract(path)
     assert Egemaps(20).extract(path).tobytes() == once.tobytes()
     assert len(Egemaps(20).extract(path, 0.5, 1.0)) == pytest.approx(10, abs=2)
 
 
-def test_pictures_alone_are_no_problem_of_this_modality(tmp_path: Path) -> None:
+def test_a_file_without_audio_is_not_a_problem(tmp_path: Path) -> None:
     import av
 
     with av.open(str(tmp_path / "mute.mp4"), "w") as container:
@@ -107,14 +107,14 @@ def test_pictures_alone_are_no_problem_of_this_modality(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("rate", [0, -1, 101])
-def test_a_rate_out_of_range_is_refused(rate: float) -> None:
-    with pytest.raises(ValueError, match="rate"):
+def test_a_rate_out_of_range_is_rejected(rate: float) -> None:
+    with pytest.raises(ValueError, match=rf"rate is {rate}\b.*100 Hz"):
         Egemaps(rate)
 
 
 @pytest.mark.real_data
 @needs_real_clips
-def test_real_voices_are_heard() -> None:
+def test_real_voices_have_voiced_frames() -> None:
     for path in sorted(real_clips.iterdir()):
         frames = Egemaps(20).extract(path)
         assert np.isfinite(frames).all()

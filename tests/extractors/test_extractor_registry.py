@@ -1,5 +1,6 @@
-"""The registry: params.yaml chooses by name, each extractor with settings of its own, and a mistake names them."""
+"""The registry: params.yaml chooses extractors by name, each has its own settings, and errors name the key."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,25 +18,25 @@ BLOCKS: dict[str, dict[str, Any]] = {
     "landmarks": {"rate": 5.0},
     "openface": {"rate": 5.0},
 }
-ALONE = [(modality, name) for modality, of in EXTRACTORS.items() for name in of if name in BLOCKS]
+NAMES = [(modality, name) for modality, by_name in EXTRACTORS.items() for name in by_name if name in BLOCKS]
 
 
-def test_names_are_of_one_modality_each() -> None:
-    names = [name for of in EXTRACTORS.values() for name in of]
+def test_a_name_belongs_to_one_modality() -> None:
+    names = [name for by_name in EXTRACTORS.values() for name in by_name]
     assert len(set(names)) == len(names)
-    assert all(made_by.name == name for of in EXTRACTORS.values() for name, made_by in of.items())
+    assert all(kind.name == name for by_name in EXTRACTORS.values() for name, kind in by_name.items())
 
 
-@pytest.mark.parametrize(("modality", "name"), ALONE)
-def test_a_named_extractor_says_what_it_makes(modality: str, name: str) -> None:
+@pytest.mark.parametrize(("modality", "name"), NAMES)
+def test_an_extractor_has_name_version_rate_and_columns(modality: str, name: str) -> None:
     chosen = extractor_settings(modality, {"extractor": name, **BLOCKS[name]})
-    found = extractor(chosen)
-    assert (found.name, found.version.isdigit()) == (name, True)
-    assert extractor(extractor_settings(modality, chosen.model_dump())) is found, "it is made once"
+    made_by = extractor(chosen)
+    assert (made_by.name, made_by.version.isdigit()) == (name, True)
+    assert extractor(extractor_settings(modality, chosen.model_dump())) is made_by, "it is created once"
     if modality != "text":
-        assert found.rate == BLOCKS[name]["rate"]
-        assert len(set(found.columns)) == len(found.columns) > 0
-        assert found.reads(Path("folder/clip.mp4")).parent == Path("folder")
+        assert made_by.rate == BLOCKS[name]["rate"]
+        assert len(set(made_by.columns)) == len(made_by.columns) > 0
+        assert made_by.reads(Path("folder/clip.mp4")).parent == Path("folder")
 
 
 def blocks(**changed: Any) -> dict[str, Any]:
@@ -51,7 +52,7 @@ def blocks(**changed: Any) -> dict[str, Any]:
     }
 
 
-def test_the_settings_come_back_as_they_were_given() -> None:
+def test_settings_survive_a_round_trip() -> None:
     params = Extract.model_validate(blocks())
     assert params.audio.rate == 20
     assert params.model_dump(mode="json")["audio"] == {"extractor": "egemaps", "rate": 20.0}
@@ -59,16 +60,11 @@ def test_the_settings_come_back_as_they_were_given() -> None:
 
 
 @pytest.mark.parametrize(
-    ("modality", "value", "place", "message"),
+    ("modality", "value", "key", "named"),
     [
-        (
-            "audio",
-            {"extractor": "landmarks", "rate": 5},
-            ("audio",),
-            "extractor 'landmarks' is none of egemaps, logmel, wav2vec",
-        ),
-        ("audio", {"rate": 5}, ("audio",), "extractor None is none of egemaps, logmel, wav2vec"),
-        ("text", "minilm", ("text",), "extractor None is none of minilm"),
+        ("audio", {"extractor": "landmarks", "rate": 5}, ("audio",), r"'landmarks'.*egemaps, logmel, wav2vec"),
+        ("audio", {"rate": 5}, ("audio",), r"None.*egemaps, logmel, wav2vec"),
+        ("text", "minilm", ("text",), r"None.*minilm"),
         ("audio", {"extractor": "egemaps", "rate": 101}, ("audio", "rate"), "less than or equal to 100"),
         ("audio", {"extractor": "egemaps"}, ("audio", "rate"), "required"),
         ("audio", {"extractor": "egemaps", "rate": 20, "bands": 40}, ("audio", "bands"), "not permitted"),
@@ -76,9 +72,9 @@ def test_the_settings_come_back_as_they_were_given() -> None:
         ("vision", {"extractor": "landmarks", "rate": 5, "bands": 4}, ("vision", "bands"), "not permitted"),
     ],
 )
-def test_a_mistake_is_named_by_its_key(modality: str, value: Any, place: tuple[str, ...], message: str) -> None:
-    with pytest.raises(ValidationError) as refused:
+def test_an_error_names_the_key_and_the_value(modality: str, value: Any, key: tuple[str, ...], named: str) -> None:
+    with pytest.raises(ValidationError) as raised:
         Extract.model_validate(blocks(**{modality: value}))
-    (error,) = refused.value.errors()
-    assert error["loc"] == place
-    assert message in error["msg"]
+    (error,) = raised.value.errors()
+    assert error["loc"] == key
+    assert re.search(named, error["msg"])

@@ -1,4 +1,4 @@
-"""OpenFace's csv beside a clip: rows come at their times, a lost face is zeros, and a damaged file is one sentence."""
+"""OpenFace's csv next to a clip: frames follow its times, a lost face is zeros, a damaged file is one sentence."""
 
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ HEADER = ["frame", "face_id", "timestamp", "confidence", "success", *COLUMNS[:-1
 
 
 def write(folder: Path, rows: list[tuple[float, int, float]], header: list[str] = HEADER) -> Path:
-    """A csv of (time, success, value), every measurement the value; the clip's path comes back."""
+    """Write a csv of (time, success, value), with the value in every other column; return the clip's path."""
     lines = [", ".join(header)]
     for number, (time, success, value) in enumerate(rows):
         cells: dict[str, Any] = {"frame": number, "timestamp": time, "success": success}
@@ -30,7 +30,7 @@ def values(frames: np.ndarray) -> list[float]:
     return frames[:, 0].tolist()
 
 
-def test_frames_are_the_rows_on_show_at_each_time(tmp_path: Path) -> None:
+def test_frames_are_the_rows_at_each_time(tmp_path: Path) -> None:
     path = write(tmp_path, steps(20))
     frames = OpenFace(5).extract(path)
     assert frames.shape == (10, len(COLUMNS))
@@ -41,7 +41,7 @@ def test_frames_are_the_rows_on_show_at_each_time(tmp_path: Path) -> None:
     assert values(OpenFace(5).extract(path, 1.6, 9.0)) == [16, 18]
 
 
-def test_columns_are_found_by_name_wherever_they_stand(tmp_path: Path) -> None:
+def test_columns_are_found_by_name_in_any_order(tmp_path: Path) -> None:
     header = [HEADER[2], HEADER[4], *reversed(COLUMNS[:-1])]
     (tmp_path / "clip.csv").write_text(
         ",".join(header) + "\n" + ",".join(["0.0", "1", *(str(COLUMNS.index(name)) for name in header[2:])]) + "\n"
@@ -50,7 +50,7 @@ def test_columns_are_found_by_name_wherever_they_stand(tmp_path: Path) -> None:
     assert frame.tolist() == [*range(len(COLUMNS) - 1), 1.0]
 
 
-def test_a_lost_face_and_a_number_that_is_none_are_zeros(tmp_path: Path) -> None:
+def test_a_lost_face_and_a_nan_are_rows_of_zeros(tmp_path: Path) -> None:
     rows = [(0.0, 1, 1.0), (0.2, 0, 2.0), (0.4, 1, float("nan")), (0.6, 1, 4.0)]
     frames = OpenFace(5).extract(write(tmp_path, rows))
     assert values(frames) == [1, 0, 0, 4]
@@ -64,36 +64,36 @@ def test_of_several_faces_the_first_counts(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "sentence"),
+    ("content", "named"),
     [
-        (None, r"no OpenFace file clip\.csv beside the clip"),
-        ("", r"lacks OpenFace's column gaze_angle_x"),
-        (", ".join(HEADER) + "\n", r"holds no rows"),
-        (", ".join(HEADER) + "\n1, 0, 0.0\n", r"line 2: no row of OpenFace's numbers"),
-        (", ".join(HEADER) + "\n" + ", ".join(["x"] * len(HEADER)) + "\n", r"line 2: no row of OpenFace's numbers"),
+        (None, r"clip\.csv"),
+        ("", r"clip\.csv .*gaze_angle_x"),
+        (", ".join(HEADER) + "\n", r"clip\.csv .*no rows"),
+        (", ".join(HEADER) + "\n1, 0, 0.0\n", r"clip\.csv, line 2\b"),
+        (", ".join(HEADER) + "\n" + ", ".join(["x"] * len(HEADER)) + "\n", r"clip\.csv, line 2\b"),
     ],
 )
-def test_a_damaged_file_is_a_problem(tmp_path: Path, content: str | None, sentence: str) -> None:
+def test_a_damaged_file_is_a_problem(tmp_path: Path, content: str | None, named: str) -> None:
     if content is not None:
         (tmp_path / "clip.csv").write_text(content)
-    with pytest.raises(ClipError, match=sentence):
+    with pytest.raises(ClipError, match=named):
         OpenFace(5).extract(tmp_path / "clip.mp4")
 
 
 def test_times_that_go_backwards_and_a_span_without_a_face_are_problems(tmp_path: Path) -> None:
-    with pytest.raises(ClipError, match="line 3: its time goes backwards"):
+    with pytest.raises(ClipError, match=r"clip\.csv, line 3\b.*\b0 s"):
         OpenFace(5).extract(write(tmp_path, [(0.2, 1, 1.0), (0.0, 1, 2.0)]))
     path = write(tmp_path, [(0.0, 1, 1.0), (0.2, 0, 2.0), (0.4, 0, 2.0)])
-    with pytest.raises(ClipError, match="no face in any picture"):
+    with pytest.raises(ClipError, match="no face"):
         OpenFace(5).extract(path, 0.2)
-    with pytest.raises(ClipError, match=r"no row of clip\.csv from 3 s on"):
+    with pytest.raises(ClipError, match=r"clip\.csv .*\b3 s"):
         OpenFace(5).extract(path, 3.0)
 
 
-def test_a_time_that_damage_gave_fills_no_memory(tmp_path: Path) -> None:
-    with pytest.raises(ClipError, match=r"clip\.csv, line 3: nothing before it for 3600 s"):
+def test_a_damaged_time_takes_no_memory(tmp_path: Path) -> None:
+    with pytest.raises(ClipError, match=r"clip\.csv, line 3\b.*\b3600 s"):
         OpenFace(5).extract(write(tmp_path, [(0.0, 1, 1.0), (2e9, 1, 2.0)]))
 
 
-def test_what_is_read_is_the_csv_so_that_a_new_one_makes_new_parts(tmp_path: Path) -> None:
+def test_it_reads_the_csv_so_a_new_csv_makes_new_parts(tmp_path: Path) -> None:
     assert OpenFace(5).reads(tmp_path / "clip.mp4") == tmp_path / "clip.csv"

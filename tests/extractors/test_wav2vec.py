@@ -1,4 +1,4 @@
-"""An encoder from a local folder: a tiny one with random weights, made here."""
+"""The wav2vec extractor, with a tiny encoder of random weights in a local folder."""
 
 import json
 from pathlib import Path
@@ -29,16 +29,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         num_conv_pos_embedding_groups=2,
     )
     torch.manual_seed(3)
-    place = tmp_path_factory.mktemp("encoder")
-    Wav2Vec2Model(config).save_pretrained(place)
-    return place
+    path = tmp_path_factory.mktemp("encoder")
+    Wav2Vec2Model(config).save_pretrained(path)
+    return path
 
 
 def noise(seconds: float) -> np.ndarray:
     return np.random.default_rng(1).normal(0, 0.1, round(seconds * SAMPLE_RATE)).astype(np.float32)
 
 
-def test_states_come_at_the_rate_asked_for_and_are_means_of_the_encoders_own(folder: Path) -> None:
+def test_frames_have_the_requested_rate_and_are_means_of_the_encoder_states(folder: Path) -> None:
     coarse, fine = Wav2vec(10, str(folder)), Wav2vec(50, str(folder))
     frames, states = coarse.describe(noise(2.0)), fine.describe(noise(2.0))
     assert frames.shape[1] == len(coarse.columns) == 16
@@ -47,14 +47,14 @@ def test_states_come_at_the_rate_asked_for_and_are_means_of_the_encoders_own(fol
     assert frames.std() > 0.01
 
 
-def test_the_same_sound_gives_the_same_bytes_and_loudness_is_taken_out(folder: Path) -> None:
-    made = Wav2vec(20, str(folder))
-    once = made.describe(noise(1.0))
+def test_the_same_audio_gives_the_same_bytes_and_loudness_is_normalised(folder: Path) -> None:
+    extractor = Wav2vec(20, str(folder))
+    once = extractor.describe(noise(1.0))
     assert Wav2vec(20, str(folder)).describe(noise(1.0)).tobytes() == once.tobytes()
-    np.testing.assert_allclose(made.describe(noise(1.0) * 0.3), once, atol=1e-3)
+    np.testing.assert_allclose(extractor.describe(noise(1.0) * 0.3), once, atol=1e-3)
 
 
-def test_a_folder_that_asks_for_sound_as_it_is_gets_it_and_other_parts(folder: Path, tmp_path: Path) -> None:
+def test_a_folder_can_switch_normalisation_off_and_gets_other_parts(folder: Path, tmp_path: Path) -> None:
     for name in ("config.json", "model.safetensors"):
         (tmp_path / name).write_bytes((folder / name).read_bytes())
     (tmp_path / "preprocessor_config.json").write_text(json.dumps({"do_normalize": False}))
@@ -63,7 +63,7 @@ def test_a_folder_that_asks_for_sound_as_it_is_gets_it_and_other_parts(folder: P
     assert np.abs(plain.describe(noise(1.0) * 0.3) - plain.describe(noise(1.0))).max() > 1e-3
 
 
-def test_other_weights_are_other_parts(folder: Path, tmp_path: Path) -> None:
+def test_other_weights_give_other_parts(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_bytes((folder / "config.json").read_bytes())
     content = bytearray((folder / "model.safetensors").read_bytes())
     content[-1] ^= 1
@@ -71,19 +71,19 @@ def test_other_weights_are_other_parts(folder: Path, tmp_path: Path) -> None:
     assert Wav2vec(20, str(tmp_path)).made_with != Wav2vec(20, str(folder)).made_with
 
 
-def test_silence_and_too_short_a_sound_are_problems(folder: Path) -> None:
+def test_silence_and_too_short_audio_are_problems(folder: Path) -> None:
     with pytest.raises(ClipError, match="silence"):
         Wav2vec(20, str(folder)).describe(np.zeros(SAMPLE_RATE, np.float32))
-    with pytest.raises(ClipError, match="too short"):
+    with pytest.raises(ClipError, match=r"0\.001 s"):
         Wav2vec(20, str(folder)).describe(noise(0.001))
 
 
-def test_a_folder_without_an_encoder_is_refused(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"there is no .*config\.json"):
+def test_a_folder_without_an_encoder_is_rejected(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"extract\.audio\.model.*config\.json"):
         Wav2vec(20, str(tmp_path))
     (tmp_path / "model.safetensors").write_bytes(b"")
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(UserError, match="no wav2vec-type encoder"):
+    with pytest.raises(UserError, match=r"config\.json"):
         Wav2vec(20, str(tmp_path))
-    with pytest.raises(UserError, match=r"rate is 60, .* gives 50 Hz"):
+    with pytest.raises(UserError, match=r"rate is 60, .*50 Hz"):
         Wav2vec(60, str(folder))

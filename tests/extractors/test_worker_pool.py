@@ -1,4 +1,4 @@
-"""Extraction in processes: a worker that dies or hangs costs its own clip, and what was made is not made again."""
+"""Extraction in processes: a worker that dies or hangs affects only its own clip."""
 
 import multiprocessing
 import os
@@ -21,10 +21,10 @@ from qamoe.extractors.worker_pool import Job, make_parts, part_key, read_part
 from qamoe.media.decode import ClipError, NoStream
 
 
-class Obedient:
-    """An extractor that does what the file says, step by step."""
+class ScriptedExtractor:
+    """An extractor that follows the instructions in its file, step by step."""
 
-    name, version, columns, made_with = "obedient", "1", ("value",), ""
+    name, version, columns, made_with = "scripted", "1", ("value",), ""
 
     def __init__(self, rate: float) -> None:
         self.rate = rate
@@ -38,8 +38,8 @@ class Obedient:
     def extract(self, path: Path, start_s: float, end_s: float | None) -> np.ndarray:
         *steps, last = path.read_text().split(";")
         for step in steps:
-            what, pipe = step.split(" ", 1)
-            if what == "tell":
+            action, pipe = step.split(" ", 1)
+            if action == "tell":
                 Path(pipe).write_bytes(b".")
             else:
                 os.read(os.open(pipe, os.O_RDONLY), 1)
@@ -69,24 +69,24 @@ class Unreadable:
 _make_part = worker_pool._make_part
 
 
-def make_part_obediently(chosen: Block, job: Job, part: Path) -> None:
-    """What a worker runs: it imports this file, and there alone the extractor is another."""
-    worker_pool.extractor = lambda chosen: Obedient(20.0)  # type: ignore[assignment]
+def make_scripted_part(chosen: Block, job: Job, part: Path) -> None:
+    """Make a part with the scripted extractor; replaces the extractor only in the worker, which imports this file."""
+    worker_pool.extractor = lambda chosen: ScriptedExtractor(20.0)  # type: ignore[assignment]
     _make_part(chosen, job, part)
 
 
 @pytest.fixture
 def extracted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Run orders, one a clip, with a limit; gives the lost, the parts by order and how often it advanced.
+    """Run instructions, one per clip; return the failed jobs, the parts in order and the number of finished jobs.
 
-    `advance` is called with how many jobs are done.
+    `advance` is called with the number of finished jobs.
     """
-    monkeypatch.setattr(worker_pool, "_make_part", make_part_obediently)
+    monkeypatch.setattr(worker_pool, "_make_part", make_scripted_part)
 
-    def run(*orders: str, workers: int = 2, limit_s: float = 60, advance: Any = None) -> SimpleNamespace:
+    def run(*scripts: str, workers: int = 2, limit_s: float = 60, advance: Any = None) -> SimpleNamespace:
         jobs = []
-        for i, order in enumerate(orders):
-            (tmp_path / f"{i}.txt").write_text(order)
+        for i, script in enumerate(scripts):
+            (tmp_path / f"{i}.txt").write_text(script)
             jobs.append((Job(f"clip-{i}", "audio", tmp_path / f"{i}.txt", 0.0, None), tmp_path / "parts" / f"{i:064x}"))
         done: list[int] = []
 
@@ -95,8 +95,8 @@ def extracted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
             if advance is not None:
                 advance(len(done))
 
-        lost = make_parts(jobs, {"audio": Block()}, workers, limit_s, advanced)
-        return SimpleNamespace(lost=lost, parts=[read_part(part) for _, part in jobs], advanced=len(done))
+        failed = make_parts(jobs, {"audio": Block()}, workers, limit_s, advanced)
+        return SimpleNamespace(failed=failed, parts=[read_part(part) for _, part in jobs], advanced=len(done))
 
     return run
 
@@ -105,8 +105,8 @@ def values(parts: list[Any]) -> list[Any]:
     return [part.ravel().tolist() if isinstance(part, np.ndarray) else part for part in parts]
 
 
-def test_a_worker_that_dies_costs_its_clip_alone(extracted: Any, tmp_path: Path) -> None:
-    """Each dies in the middle of its work: after its neighbour, which waited for it to begin, was reported done."""
+def test_a_worker_that_dies_affects_only_its_clip(extracted: Any, tmp_path: Path) -> None:
+    """Each dies while working: after its neighbour, which waited for it to begin, was reported done."""
     pipes = {}
     for name in ("begun 1", "end 1", "begun 3", "end 3"):
         os.mkfifo(tmp_path / name)
@@ -126,40 +126,40 @@ def test_a_worker_that_dies_costs_its_clip_alone(extracted: Any, tmp_path: Path)
         for pipe in pipes.values():
             os.close(pipe)
     assert values(result.parts) == [[1, 1], None, [3, 3], None, [4, 4]]
-    assert result.lost == {
+    assert result.failed == {
         ("clip-1", "audio"): "the extractor died (exit code 7)",
         ("clip-3", "audio"): "the extractor died (exit code -9)",
     }
     assert result.advanced == 5
-    made = sorted(path.name for path in (tmp_path / "parts").iterdir())
-    assert all(name.endswith(".npy") for name in made), "nothing half-written is left"
+    names = sorted(path.name for path in (tmp_path / "parts").iterdir())
+    assert all(name.endswith(".npy") for name in names), "no temporary file is left"
 
 
-def test_workers_that_die_at_once_cost_their_clips_alone(extracted: Any) -> None:
-    """Before anybody could have noticed that they had begun, one after the other and side by side."""
+def test_workers_that_die_at_once_affect_only_their_clips(extracted: Any) -> None:
+    """They die before the pool notices that they started, one at a time and two in parallel."""
     deaths = {2: "kill", 3: "exit", 4: "kill", 8: "exit"}
     for workers in (1, 2):
         result = extracted(*(deaths.get(i, str(i)) for i in range(10)), workers=workers)
         assert values(result.parts) == [None if i in deaths else [i, i] for i in range(10)]
-        assert result.lost == {
+        assert result.failed == {
             (f"clip-{i}", "audio"): f"the extractor died (exit code {-9 if how == 'kill' else 7})"
             for i, how in deaths.items()
         }
         assert result.advanced == 10
 
 
-def test_workers_that_cannot_even_start_cost_each_clip_and_end(extracted: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_workers_that_cannot_start_fail_every_clip(extracted: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker_pool, "_make_part", Unreadable())
     result = extracted("1", "2", "3")
-    assert result.lost == {(f"clip-{i}", "audio"): "the extractor died (exit code 5)" for i in range(3)}
+    assert result.failed == {(f"clip-{i}", "audio"): "the extractor died (exit code 5)" for i in range(3)}
 
 
-def test_nothing_to_do_starts_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_jobs_start_no_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker_pool, "WorkerProcess", lambda *_: pytest.fail("a worker was started"))
     assert make_parts([], {}, 2, 60, lambda: None) == {}
 
 
-def test_what_a_stage_breaks_off_leaves_no_worker(extracted: Any) -> None:
+def test_an_interrupted_stage_leaves_no_worker(extracted: Any) -> None:
     def stop(_: int) -> None:
         raise KeyboardInterrupt
 
@@ -172,7 +172,7 @@ def test_what_a_stage_breaks_off_leaves_no_worker(extracted: Any) -> None:
 KILLED = """
 import os, signal, sys
 from tests.extractors.test_worker_pool import *
-worker_pool._make_part = make_part_obediently
+worker_pool._make_part = make_scripted_part
 folder = Path(sys.argv[1])
 (folder / "0.txt").write_text(f"tell {folder / 'here'};hang")
 job = (Job("clip", "audio", folder / "0.txt", 0.0, None), folder / "part")
@@ -181,8 +181,8 @@ make_parts([job], {"audio": Block()}, 1, 600, lambda: None)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel ties a process to its parent on Linux only")
-def test_a_stage_that_is_killed_takes_a_hanging_worker_along(tmp_path: Path) -> None:
-    """The worker inherits the standard output, which ends with the last who holds it."""
+def test_a_hanging_worker_ends_with_a_killed_stage(tmp_path: Path) -> None:
+    """The worker inherits the standard output, which reports EOF when the last process that holds it ends."""
     os.mkfifo(tmp_path / "here")
     here = os.open(tmp_path / "here", os.O_RDWR)
     command = [sys.executable, "-c", KILLED, str(tmp_path)]
@@ -190,36 +190,41 @@ def test_a_stage_that_is_killed_takes_a_hanging_worker_along(tmp_path: Path) -> 
         assert stage.stdout is not None
         assert select.select([here], [], [], 60)[0], "the worker has not begun"
         stage.kill()
-        assert select.select([stage.stdout], [], [], 60)[0], "the worker is there still"
+        assert select.select([stage.stdout], [], [], 60)[0], "the worker still runs"
         assert stage.stdout.read() == b""
     os.close(here)
 
 
-def test_a_clip_that_hangs_is_given_up_and_costs_its_clip_alone(extracted: Any) -> None:
+def test_a_clip_that_hangs_is_given_up_and_affects_no_other(extracted: Any) -> None:
     result = extracted("1", "hang", "2", workers=1, limit_s=2)
     assert values(result.parts) == [[1, 1], None, [2, 2]]
-    assert result.lost == {("clip-1", "audio"): "took longer than 2 s"}
+    assert result.failed == {("clip-1", "audio"): "took longer than 2 s"}
 
 
-def test_problems_are_parts_and_an_absent_stream_is_none(extracted: Any) -> None:
+def test_a_problem_and_an_absent_stream_are_parts(extracted: Any) -> None:
     result = extracted("problem", "no stream", "5", workers=1)
-    assert result.lost == {}
+    assert result.failed == {}
     assert values(result.parts) == ["no face", "", [5, 5]]
 
 
-def test_an_error_nobody_thought_of_costs_its_clip_alone(extracted: Any) -> None:
+def test_an_unexpected_error_affects_only_its_clip(extracted: Any) -> None:
     result = extracted("1", "error", "2", workers=1)
     assert values(result.parts) == [[1, 1], None, [2, 2]]
-    assert "list index out of range" in result.lost["clip-1", "audio"]
+    assert "list index out of range" in result.failed["clip-1", "audio"]
 
 
-def test_a_part_is_named_by_all_that_its_content_depends_on(tmp_path: Path) -> None:
+def test_the_name_of_a_part_covers_everything_it_depends_on(tmp_path: Path) -> None:
     job = Job("clip", "audio", tmp_path / "a.mp4", 0.0, 2.5)
-    made_by = Obedient(20.0)
+    made_by = ScriptedExtractor(20.0)
     key = part_key(job, "digest", made_by)
     assert len(key) == 64
     assert part_key(replace(job, clip_id="other", media=tmp_path / "moved.mp4"), "digest", made_by) == key
-    faster, newer, renamed, finer = Obedient(25.0), Obedient(20.0), Obedient(20.0), Obedient(20.0)
+    faster, newer, renamed, finer = (
+        ScriptedExtractor(25.0),
+        ScriptedExtractor(20.0),
+        ScriptedExtractor(20.0),
+        ScriptedExtractor(20.0),
+    )
     newer.version, renamed.name, finer.made_with = "2", "other", "80 bands"  # type: ignore[misc]
     others = [
         part_key(replace(job, start_s=0.1), "digest", made_by),
@@ -230,11 +235,11 @@ def test_a_part_is_named_by_all_that_its_content_depends_on(tmp_path: Path) -> N
     assert len({key, *others}) == 8
 
 
-def test_an_unmade_part_is_none(tmp_path: Path) -> None:
+def test_a_missing_part_is_read_as_none(tmp_path: Path) -> None:
     assert read_part(tmp_path / "part") is None
 
 
-def test_ray_that_is_not_installed_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_ray_is_one_sentence_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(UserError, match=r"QAMOE_EXECUTOR is ray, which is not installed: pip install -e '\.\[ray\]'\."):
+    with pytest.raises(UserError, match=r"QAMOE_EXECUTOR .*pip install -e '\.\[ray\]'"):
         worker_pool.make_parts_on_ray([], {}, 1, 60, lambda: None)

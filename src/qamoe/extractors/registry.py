@@ -1,7 +1,7 @@
-"""The extractors that params.yaml can name, by modality. A new one is one file in this folder and one line here.
+"""The extractors that params.yaml can name, by modality. To add one, write one file in this folder and one line here.
 
-A class says what it is (`name`, `version`); its constructor takes its settings (config/extractor_settings.py) by name.
-What media give follows Extractor; text gives token ids, and follows Tokens.
+A class has `name` and `version`; its constructor takes its settings (config/extractor_settings.py) as keywords.
+Extractors of media follow Extractor; those of text return token ids and follow Tokens.
 """
 
 from collections.abc import Mapping
@@ -29,10 +29,10 @@ EXTRACTORS: dict[str, dict[str, type[Any]]] = {
 
 
 class Extractor(Protocol):
-    """What turns a span of a media file into frames (T, D) float32 at `rate` Hz; D is the number of `columns`.
+    """Turns a span of a media file into frames (T, D) float32 at `rate` Hz; D is the number of `columns`.
 
-    `made_with` is what the frames depend on beside the file, the span, `name`, `version` and `rate`; other frames from
-    the same file need another version or another `made_with`, since parts are found again by them.
+    `made_with` describes whatever the frames depend on in addition to file, span, `name`, `version` and `rate`. Change
+    `version` or `made_with` whenever the frames of the same file change: parts are cached under these values.
     """
 
     name: str
@@ -42,26 +42,32 @@ class Extractor(Protocol):
     made_with: str
 
     def reads(self, media: Path) -> Path:
-        """The file whose content makes the frames of a clip: its media, or what lies beside it."""
+        """Return the file that the frames of a clip come from: its media file, or a file next to it."""
 
     def warm_up(self) -> None:
-        """Load what takes time, so that the first clip does not wait for it."""
+        """Load models, so that the first clip does not have to wait for them."""
 
     def extract(self, path: Path, start_s: float = 0.0, end_s: float | None = None) -> np.ndarray:
-        """A span (seconds) of a media file -> (T, D). Raises ClipError where there is nothing, NoStream where there is
-        no such stream."""
+        """Extract a span (seconds) of a media file -> (T, D).
+
+        Raises ClipError if the span gives no frames, NoStream if the file has no stream of this modality.
+        """
 
 
 def extractors_of(config: Mapping[str, Any]) -> dict[str, Block]:
-    """The settings of each extractor that media can be given to; none where a corpus brought its features. `config` is
-    a model.json."""
+    """Return the extractor settings of each modality that a model extracts from media.
+
+    The result is empty if the corpus came with ready features. `config` is the content of a model.json.
+    """
     streams = [m for m in config["modalities"] if m != "text" and config["stats"][m]["rate"]]
     return {m: extractor_settings(m, config["extract"][m]) for m in streams}
 
 
 @cache
 def extractor(chosen: Any) -> Any:
-    """The extractor of these settings; made once a process, since some load a model. Raises UserError where it cannot
-    be made."""
-    made_by = next(of[chosen.extractor] for of in EXTRACTORS.values() if chosen.extractor in of)
-    return made_by(**chosen.model_dump(exclude={"extractor"}))
+    """Return the extractor of these settings, created once per process because some load a model.
+
+    Raises UserError if it cannot be created.
+    """
+    extractor_class = next(by_name[chosen.extractor] for by_name in EXTRACTORS.values() if chosen.extractor in by_name)
+    return extractor_class(**chosen.model_dump(exclude={"extractor"}))

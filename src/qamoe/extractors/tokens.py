@@ -1,6 +1,6 @@
-"""Words as token ids, by the tokenizer in a folder of a Hugging Face encoder.
+"""Turn text into token ids with the tokenizer in a Hugging Face encoder's folder.
 
-Ids and not vectors are stored, because degradation acts on ids before the encoder.
+Stores ids and not vectors, because degradations change the ids before they reach the encoder.
 """
 
 import hashlib
@@ -14,15 +14,15 @@ import numpy as np
 from qamoe.errors import UserError
 
 FILE = "tokenizer.json"
-ENGLISH, CHINESE = "bert-base-uncased", "bert-base-chinese"  # the vocabularies that corpora come in as ids
+ENGLISH, CHINESE = "bert-base-uncased", "bert-base-chinese"  # the vocabularies of corpora with ready token ids
 _ROLES = (("pad_token",), ("cls_token", "bos_token"), ("sep_token", "eos_token"), ("unk_token",))
 
 
 class Tokens:
-    """Turns a transcript into at most `max_tokens` ids, the first and the last of a sentence (CLS, SEP) among them.
+    """Turns a transcript into at most `max_tokens` ids, including CLS and SEP.
 
-    `unk_id` stands for a token that is lost, `special_ids` (PAD, CLS, SEP) are never touched by a degradation.
-    `vocabulary` is a name, ENGLISH and CHINESE being those that corpora come in; `vocabulary_sha256` tells every token.
+    `unk_id` replaces a lost token; degradations never change `special_ids` (PAD, CLS, SEP). `vocabulary` is a name:
+    ENGLISH, CHINESE or that of the folder. `vocabulary_sha256` covers every token.
     """
 
     name: str
@@ -37,9 +37,9 @@ class Tokens:
         self.vocabulary_sha256 = vocabulary_digest(folder)
 
     def extract(self, text: str) -> tuple[np.ndarray, list[str]]:
-        """A transcript -> ids (T,) int32 and, for each id, the word that it came from ('' for CLS and SEP).
+        """Return ids (T,) int32 of a transcript and, for each id, the word that it came from ('' for CLS and SEP).
 
-        A text that is too long loses its end, never its SEP. A text without a token has no ids at all.
+        A text that is too long is truncated before its SEP. A text without a token has no ids at all.
         """
         encoding = self._tokenizer.encode(text, add_special_tokens=False)
         pieces = encoding.ids[: self.max_tokens - 2]
@@ -50,9 +50,9 @@ class Tokens:
         return np.array([cls, *pieces, sep], np.int32), ["", *words, ""]
 
     def words(self, ids: np.ndarray) -> list[str]:
-        """For ids that came without a text: the word each belongs to, its pieces joined ('' for special ids).
+        """Return the word of each id, its pieces joined ('' for special ids); for ids that came without a text.
 
-        Pieces are told by BERT's mark (##); in a vocabulary without it each id is a word.
+        Pieces are recognised by BERT's prefix (##); in a vocabulary without it, each id is a word.
         """
         tokens = ["" if i in self.special_ids else self._tokenizer.id_to_token(int(i)) or "" for i in ids]
         words = [""] * len(tokens)
@@ -71,37 +71,39 @@ def _tokenizer(folder: Path) -> Any:
 
     try:
         tokenizer = Tokenizer.from_file(str(folder / FILE))
-    except Exception as error:  # the library raises no narrower one
+    except Exception as error:  # the library raises nothing more specific
         reason = " ".join(str(error).split())[:120].rstrip(".")
-        raise UserError(f"{folder / FILE} is no tokenizer: {reason}.") from None
-    # The file may ask for padding and truncation to a sentence model's own length.
+        raise UserError(f"{folder / FILE} is not a valid tokenizer: {reason}.") from None
+    # The file may enable padding and truncation to the length of a sentence model.
     tokenizer.no_padding()
     tokenizer.no_truncation()
     return tokenizer
 
 
 def _special(folder: Path, tokenizer: Any) -> tuple[tuple[int, ...], int]:
-    """Ids of PAD, CLS and SEP (or what begins and ends a sentence), and of UNK, by tokenizer_config.json."""
+    """Return the ids of PAD, CLS and SEP (or of the first and last token), and that of UNK."""
     path = folder / "tokenizer_config.json"
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         config = None
     if not isinstance(config, dict):
-        raise UserError(f"{path} is missing or no JSON; it names the special tokens.")
+        raise UserError(f"{path} is missing or not valid JSON; it must name the special tokens.")
     ids = []
     for names in _ROLES:
         values = [config[name] for name in names if config.get(name)]
         token = values[0].get("content") if values and isinstance(values[0], dict) else values[0] if values else None
         token_id = tokenizer.token_to_id(token) if isinstance(token, str) else None
         if token_id is None:
-            raise UserError(f"{path} names no {' or '.join(names)} that the tokenizer knows; degradations need it.")
+            raise UserError(
+                f"{path}: {' or '.join(names)} is {token!r}, must be a token of the tokenizer; degradations need it."
+            )
         ids.append(token_id)
     return tuple(ids[:3]), ids[3]
 
 
 @cache
 def vocabulary_digest(folder: Path) -> str:
-    """SHA-256 of a tokenizer's tokens with their ids: the same for all encoders that read the same ids."""
+    """Return the SHA-256 of a tokenizer's tokens and ids; encoders with the same vocabulary share it."""
     tokens = sorted(_tokenizer(folder).get_vocab().items(), key=lambda pair: pair[1])
     return hashlib.sha256(json.dumps(tokens).encode()).hexdigest()

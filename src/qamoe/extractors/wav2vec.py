@@ -1,7 +1,8 @@
-"""Sound as the last states of a wav2vec-type encoder (Baevski et al., 2020, arXiv 2006.11477) from a local folder.
+"""Audio features: the last hidden states of a wav2vec-type encoder (Baevski et al., 2020, arXiv 2006.11477).
 
-Wav2Vec2, HuBERT, WavLM and their like, as Hugging Face's transformers saves them: config.json, model.safetensors and,
-where there is one, preprocessor_config.json. Weights in a pickle are refused. Nothing is fetched.
+The encoder is a local folder of Wav2Vec2, HuBERT, WavLM or a similar model, as Hugging Face's transformers saves it:
+config.json, model.safetensors and optionally preprocessor_config.json. Pickled weights are rejected. Nothing is
+downloaded.
 """
 
 import hashlib
@@ -12,18 +13,18 @@ from typing import Any
 import numpy as np
 
 from qamoe.errors import UserError
-from qamoe.extractors.frame_averaging import averaged, heard
+from qamoe.extractors.frame_averaging import average_hops, require_audible
 from qamoe.files import file_digest
 from qamoe.media.decode import ClipError, read_audio
 
 NAME = "wav2vec"
 VERSION = "1"
-SAMPLE_RATE = 16_000  # Hz, that of all these encoders
+SAMPLE_RATE = 16_000  # Hz, the same for all these encoders
 _FILES = ("config.json", "model.safetensors")
 
 
 class Wav2vec:
-    """The encoder's hidden size as columns, at `rate` Hz: means over its own states. Its weights stay as they are."""
+    """Extract frames of the encoder's hidden size at `rate` Hz, as means over its states. Weights are not trained."""
 
     name = NAME
     version = VERSION
@@ -33,20 +34,20 @@ class Wav2vec:
         for name in _FILES:
             if not (folder / name).is_file():
                 raise UserError(
-                    f"extract.audio.model: there is no {folder / name}; a folder holds {' and '.join(_FILES)}."
+                    f"extract.audio.model: {folder / name} does not exist; the folder must hold {' and '.join(_FILES)}."
                 )
         try:
             config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
             self._hop_rate = SAMPLE_RATE / int(np.prod(config["conv_stride"]))
             columns = int(config["hidden_size"])
         except (ValueError, KeyError, TypeError):
-            raise UserError(f"{folder / 'config.json'} is that of no wav2vec-type encoder.") from None
+            raise UserError(f"{folder / 'config.json'} is not that of a wav2vec-type encoder.") from None
         if rate > self._hop_rate:
             raise UserError(
-                f"extract.audio.rate is {rate:g}, the encoder in {folder} gives {self._hop_rate:g} Hz at most."
+                f"extract.audio.rate is {rate:g}, must be at most {self._hop_rate:g} Hz for the encoder in {folder}."
             )
         self.rate = rate
-        self.columns = tuple(f"state_{place:04d}" for place in range(columns))
+        self.columns = tuple(f"state_{number:04d}" for number in range(columns))
         self._normalised = _normalised(folder)
         self._folder = folder
         self.made_with = _digest(folder) + ("" if self._normalised else " as it is")
@@ -59,34 +60,34 @@ class Wav2vec:
         self.describe(np.full(SAMPLE_RATE, 0.1, np.float32))
 
     def extract(self, path: Path, start_s: float = 0.0, end_s: float | None = None) -> np.ndarray:
-        """A span of a file -> (T, hidden size) float32. Raises ClipError for silence or too short a span."""
+        """Read a span of a file -> (T, hidden size) float32. Raises ClipError for silence or too short a span."""
         return self.describe(read_audio(path, SAMPLE_RATE, start_s, end_s))
 
     def describe(self, wave: np.ndarray) -> np.ndarray:
-        """Sound (N,) at 16 kHz -> (T, hidden size) float32."""
+        """Describe audio (N,) at 16 kHz -> (T, hidden size) float32."""
         import torch
 
-        wave = heard(wave).astype(np.float32)
+        wave = require_audible(wave).astype(np.float32)
         if self._normalised:
             wave = (wave - wave.mean()) / np.sqrt(wave.var() + 1e-7)
         if self._loaded is None:
             self._loaded = _load(self._folder)
         threads = torch.get_num_threads()
-        torch.set_num_threads(1)  # so that sums come in one order
+        torch.set_num_threads(1)  # keeps the order of sums fixed
         try:
             with torch.inference_mode():
                 states = self._loaded(torch.from_numpy(wave)[None]).last_hidden_state[0].float().numpy()
         except (RuntimeError, ValueError):
             if len(wave) >= SAMPLE_RATE / 10:
                 raise
-            raise ClipError(f"only {len(wave) / SAMPLE_RATE:.3f} s of sound, too short for the encoder") from None
+            raise ClipError(f"only {len(wave) / SAMPLE_RATE:.3f} s of audio, too short for the encoder") from None
         finally:
             torch.set_num_threads(threads)
-        return averaged(states.astype(np.float64), self._hop_rate, self.rate)
+        return average_hops(states.astype(np.float64), self._hop_rate, self.rate)
 
 
 def _normalised(folder: Path) -> bool:
-    """Whether the encoder wants sound of mean 0 and variance 1, which is so unless its folder says otherwise."""
+    """Return whether the encoder expects audio of mean 0 and variance 1; true unless its folder says otherwise."""
     try:
         return bool(json.loads((folder / "preprocessor_config.json").read_text(encoding="utf-8"))["do_normalize"])
     except (OSError, ValueError, KeyError, TypeError):
@@ -94,7 +95,7 @@ def _normalised(folder: Path) -> bool:
 
 
 def _digest(folder: Path) -> str:
-    """SHA-256 over the files that decide what the encoder gives."""
+    """Return the SHA-256 over the files that determine the encoder's output."""
     whole = hashlib.sha256()
     for name in _FILES:
         whole.update(bytes.fromhex(file_digest(folder / name)))
