@@ -17,7 +17,7 @@ from qamoe.errors import UserError
 from qamoe.extractors import worker_pool
 from qamoe.extractors.worker_pool import Job, make_parts_on_ray, read_part
 from qamoe.pipeline import extract
-from tests.extractors.test_worker_pool import make_part_obediently, values
+from tests.extractors.test_worker_pool import make_scripted_part, values
 from tests.media.test_decode import write_media
 from tests.pipeline.test_extract_scale import CHANGES, corpus, finished
 
@@ -35,7 +35,7 @@ def _left() -> Iterator[None]:
 
 
 def test_a_worker_that_dies_or_hangs_costs_its_clip_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker_pool, "_make_part", make_part_obediently)
+    monkeypatch.setattr(worker_pool, "_make_part", make_scripted_part)
     orders = ["0", "exit", "2", "hang", "kill", "problem", "no stream", "error", "8"]
     jobs = []
     for i, order in enumerate(orders):

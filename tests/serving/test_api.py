@@ -323,7 +323,7 @@ def test_long_and_large_films_are_refused_before_they_are_decoded(server, tmp_pa
     assert (status, answer) == (422, {"error": "The pictures have 1280 x 720 pixels; allowed are 307200 in all."})
     status, answer = server.ask("POST", "/clips", film_of(tmp_path / "dark.mp4", 64, 64))
     assert status == 422
-    assert "audio: no audio stream; vision: no face in any picture" in answer["error"]
+    assert "audio: no audio stream; vision: no face in any video frame" in answer["error"]
     status, answer = server.ask("POST", "/clips", b"--x\r\n", **{"Content-Type": "multipart/form-data; boundary=x"})
     assert (status, answer) == (415, {"error": "Send the file itself as the body, not a form."})
 
