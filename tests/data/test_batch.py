@@ -1,4 +1,4 @@
-"""Batches: padding behind, masks, and the keys that random draws stand on."""
+"""Batches: padding at the end, masks, and the keys of random draws."""
 
 from pathlib import Path
 
@@ -32,7 +32,7 @@ def store(tmp_path: Path) -> Store:
     return Store(tmp_path / "s.arrow")
 
 
-def test_padding_is_zero_and_behind() -> None:
+def test_padding_is_zero_and_at_the_end() -> None:
     padded, mask = pad([np.array([[1, 2]], np.float32), np.array([[3, 4], [5, 6], [7, 8]], np.float32)])
     assert padded.tolist() == [[[1, 2], [0, 0], [0, 0]], [[3, 4], [5, 6], [7, 8]]]
     assert mask.tolist() == [[True, False, False], [True, True, True]]
@@ -58,7 +58,7 @@ def test_rows_become_one_batch_in_their_order(store: Store) -> None:
     assert batch.mask["vision"].tolist() == [[True], [False]]
 
 
-def test_a_modality_that_is_not_asked_for_is_not_read(store: Store) -> None:
+def test_only_the_chosen_modalities_are_read(store: Store) -> None:
     assert set(collate(store, [0, 2], ("text",)).x) == {"text"}
 
 
@@ -68,7 +68,7 @@ def test_a_batch_owns_its_frames(store: Store) -> None:
     assert store.sequence("audio", 0).tolist() == [[1, 1], [1, 1]]
 
 
-def test_frames_may_be_replaced_in_a_copy(store: Store) -> None:
+def test_frames_can_be_replaced_in_a_copy(store: Store) -> None:
     batch = collate(store, [0, 1], ("text", "audio"))
     other = batch.with_x(audio=batch.x["audio"] * 0)
     assert batch.x["audio"].abs().sum() > 0
@@ -79,6 +79,6 @@ def test_frames_may_be_replaced_in_a_copy(store: Store) -> None:
     assert without.to("cpu").target is None
 
 
-def test_places_are_those_among_all_modalities() -> None:
+def test_present_gives_positions_among_all_modalities() -> None:
     assert present(("text", "vision")) == (0, 2)
     assert present(("audio",)) == (1,)

@@ -1,7 +1,8 @@
-"""Raw clips: everything that can be wrong with a manifest is one sentence, and a drawn split stays what it was."""
+"""Raw clips: every fault of a manifest gives one sentence, and a drawn split never changes."""
 
 import csv
 import json
+import re
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -31,13 +32,13 @@ Write = Callable[..., Path]
 
 @pytest.fixture
 def write(tmp_path: Path) -> Write:
-    """A folder of clips: write(row, row, ...), each GOOD with some cells changed."""
+    """Return a function that writes a folder of clips: write(row, ...), each GOOD with some cells changed."""
 
     def make(*changes: dict[str, str], columns: tuple[str, ...] = COLUMNS) -> Path:
         folder = tmp_path / "data"
         (folder / "media").mkdir(parents=True, exist_ok=True)
-        (folder / "media/one.mp4").write_bytes(b"film")
-        (tmp_path / "outside.mp4").write_bytes(b"film")
+        (folder / "media/one.mp4").write_bytes(b"video")
+        (tmp_path / "outside.mp4").write_bytes(b"video")
         with (folder / "manifest.csv").open("w", newline="") as file:
             writer = csv.DictWriter(file, columns, extrasaction="ignore")
             writer.writeheader()
@@ -68,8 +69,8 @@ def test_a_class_becomes_its_index(write: Write) -> None:
     assert read(write({"label": "anger"}), CLASSES).clips[0].label == 1.0
 
 
-def test_a_manifest_of_a_spreadsheet_is_read(write: Write) -> None:
-    """A byte order mark in front and a column of one's own behind."""
+def test_a_manifest_saved_by_a_spreadsheet_is_read(write: Write) -> None:
+    """It has a byte order mark at the start and an additional column at the end."""
     folder = write({"remark": "nice"}, columns=(*COLUMNS, "remark"))
     path = folder / "manifest.csv"
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
@@ -77,91 +78,87 @@ def test_a_manifest_of_a_spreadsheet_is_read(write: Write) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "sentence"),
+    ("changes", "named"),
     [
-        ([], r"manifest\.csv holds no clips; at least one row is needed\."),
-        ([{"path": "media/two.mp4"}], r"line 2: there is no file 'media/two\.mp4' in the corpus folder\."),
-        ([{"path": "media"}], r"line 2: there is no file 'media'"),
-        ([{"path": "../outside.mp4"}], r"line 2: path '\.\./outside\.mp4' leads outside the corpus folder\."),
-        ([{"path": "/etc/passwd"}], r"line 2: path '/etc/passwd' leads outside the corpus folder\."),
-        ([{}, {}], r"clip id 'clip-1' stands twice; ids must be unique\."),
+        ([], r" .*no clips"),
+        ([{"path": "media/two.mp4"}], r", line 2: .*path 'media/two\.mp4' .*exist"),
+        ([{"path": "media"}], r", line 2: .*path 'media' .*exist"),
+        ([{"path": "../outside.mp4"}], r", line 2: path '\.\./outside\.mp4' .*outside"),
+        ([{"path": "/etc/passwd"}], r", line 2: path '/etc/passwd' .*outside"),
+        ([{}, {}], r", line 3: .*'clip-1'.*line 2"),
         (
             [{}, {"clip_id": "b", "split": "test"}],
-            r"line 3: source 'anna' is in split train \(clip clip-1\) and in split test \(clip b\)",
+            r", line 3: source 'anna' .*split train \(clip clip-1\) .*split test \(clip b\)",
         ),
-        ([{"label": "rather good"}], r"line 2: label 'rather good' is no number, and the task is regression\."),
-        ([{"label": "3.5"}], r"line 2: label 3\.5 lies outside \[-3, 3\]\."),
-        ([{"label": "nan"}], r"line 2: label nan lies outside \[-3, 3\]\."),
-        ([{"label": ""}], r"line 2: label is empty\."),
-        ([{"clip_id": " "}], r"line 2: clip_id is empty\."),
-        ([{"source": ""}], r"line 2: source is empty\."),
-        ([{"path": ""}], r"line 2: path is empty\."),
-        ([{"split": "dev"}], r"line 2: split 'dev' is none of train, valid, gate, test \(or empty\)\."),
-        ([{"start_s": "soon"}], r"line 2: start_s 'soon' is no time in seconds from 0 on\."),
-        ([{"start_s": "-1"}], r"line 2: start_s '-1' is no time in seconds from 0 on\."),
-        ([{"end_s": "inf"}], r"line 2: end_s 'inf' is no time in seconds from 0 on\."),
-        ([{"end_s": "nan"}], r"line 2: end_s 'nan' is no time in seconds from 0 on\."),
-        ([{"end_s": "0.5"}], r"line 2: end_s 0\.5 is not after start_s 0\.5\."),
-        ([{}, {"clip_id": "b", "label": "x"}], r"manifest\.csv, line 3: label 'x'"),
+        ([{"label": "rather good"}], r", line 2: label 'rather good' .*number.*regression"),
+        ([{"label": "3.5"}], r", line 2: label 3\.5 .*\[-3, 3\]"),
+        ([{"label": "nan"}], r", line 2: label nan .*\[-3, 3\]"),
+        ([{"label": ""}], r", line 2: label .*empty"),
+        ([{"clip_id": " "}], r", line 2: clip_id .*empty"),
+        ([{"source": ""}], r", line 2: source .*empty"),
+        ([{"path": ""}], r", line 2: path .*empty"),
+        ([{"split": "dev"}], r", line 2: split .*'dev'.*train, valid, gate, test"),
+        ([{"start_s": "soon"}], r", line 2: start_s .*'soon'.*seconds"),
+        ([{"start_s": "-1"}], r", line 2: start_s .*'-1'.*seconds"),
+        ([{"end_s": "inf"}], r", line 2: end_s .*'inf'.*seconds"),
+        ([{"end_s": "nan"}], r", line 2: end_s .*'nan'.*seconds"),
+        ([{"end_s": "0.5"}], r", line 2: end_s 0\.5 .*start_s 0\.5"),
+        ([{}, {"clip_id": "b", "label": "x"}], r", line 3: label 'x'"),
     ],
 )
-def test_a_wrong_manifest_is_refused(write: Write, changes: list[dict[str, str]], sentence: str) -> None:
-    with pytest.raises(UserError, match=sentence) as refusal:
+def test_an_invalid_manifest_is_rejected(write: Write, changes: list[dict[str, str]], named: str) -> None:
+    with pytest.raises(UserError, match=rf"manifest\.csv{named}") as raised:
         read(write(*changes), REGRESSION)
-    assert "\n" not in str(refusal.value)
+    assert "\n" not in str(raised.value)
 
 
-def test_a_label_that_is_no_class_is_refused(write: Write) -> None:
-    with pytest.raises(UserError, match=r"line 2: label 'fear' is none of the classes joy, anger\."):
+def test_a_label_that_is_not_a_class_is_rejected(write: Write) -> None:
+    with pytest.raises(UserError, match=r"manifest\.csv, line 2: label 'fear' .*joy, anger"):
         read(write({"label": "fear"}), CLASSES)
 
 
 @pytest.mark.parametrize("column", COLUMNS)
 def test_a_missing_column_is_named(write: Write, column: str) -> None:
     columns = tuple(c for c in COLUMNS if c != column)
-    with pytest.raises(UserError, match=rf"manifest\.csv lacks the column {column}; its header is clip_id,source,"):
+    with pytest.raises(UserError, match=rf"manifest\.csv .*column {column};.*{','.join(COLUMNS)}"):
         read(write({}, columns=columns), REGRESSION)
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "sentence"),
+    ("old", "new", "named"),
     [
-        ("label,split", "label,l,split", r"manifest\.csv, line 2: fewer cells than the header has columns\."),
-        ("label,split", "label,split,split", r"manifest\.csv has the column 'split' twice; each stands once\."),
-        (
-            '"not bad, I\'d say"',
-            "not bad, I'd say",
-            r"manifest\.csv, line 2: more cells than the header has columns; a",
-        ),
-        ("b,anna", '"b,anna', r"manifest\.csv is no csv file: line 3, "),
+        ("label,split", "label,l,split", r"manifest\.csv, line 2: fewer cells"),
+        ("label,split", "label,split,split", r"manifest\.csv .*column 'split'"),
+        ('"not bad, I\'d say"', "not bad, I'd say", r"manifest\.csv, line 2: more cells"),
+        ("b,anna", '"b,anna', r"manifest\.csv, line 3: .*csv"),
         ("b,anna", '"b",anna"', None),
         ("train\n", "train,,,\n", None),
     ],
 )
-def test_cells_that_would_move_or_swallow_others_are_refused(
-    write: Write, old: str, new: str, sentence: str | None
+def test_cells_that_would_move_or_swallow_others_are_rejected(
+    write: Write, old: str, new: str, named: str | None
 ) -> None:
-    """A stray quote takes in the rows up to the next one, and a stray comma moves every cell behind it."""
+    """A stray quote swallows the rows up to the next quote, and a stray comma moves every cell after it."""
     path = write({}, {"clip_id": "b", "text": "well"}, {"clip_id": "c", "text": 'with "quotes"'}) / "manifest.csv"
     whole = path.read_text()
     assert old in whole
     path.write_text(whole.replace(old, new))
-    if sentence is None:
+    if named is None:
         assert [clip.clip_id for clip in read(path.parent, REGRESSION).clips] == ["clip-1", "b", "c"]
         return
-    with pytest.raises(UserError, match=sentence) as refusal:
+    with pytest.raises(UserError, match=named) as raised:
         read(path.parent, REGRESSION)
-    assert "\n" not in str(refusal.value)
+    assert "\n" not in str(raised.value)
 
 
-def test_a_manifest_without_even_a_header_is_refused(write: Write) -> None:
+def test_a_manifest_without_a_header_is_rejected(write: Write) -> None:
     folder = write()
     (folder / "manifest.csv").write_text("")
-    with pytest.raises(UserError, match="lacks the column clip_id"):
+    with pytest.raises(UserError, match=r"manifest\.csv .*column clip_id"):
         read(folder, REGRESSION)
 
 
-def test_a_manifest_in_another_encoding_is_refused(write: Write) -> None:
+def test_a_manifest_in_another_encoding_is_rejected(write: Write) -> None:
     folder = write({})
     path = folder / "manifest.csv"
     path.write_bytes(path.read_bytes().replace(b"anna", "zoë".encode("latin-1")))
@@ -169,17 +166,17 @@ def test_a_manifest_in_another_encoding_is_refused(write: Write) -> None:
         read(folder, REGRESSION)
 
 
-def test_no_folder_and_no_manifest_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"There is no data folder .*nowhere; the sample corpus comes with 'dvc pull"):
+def test_a_missing_folder_or_manifest_is_rejected(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"nowhere .*'dvc pull data\.dvc'"):
         read(tmp_path / "nowhere", REGRESSION)
-    with pytest.raises(UserError, match=r"There is no manifest\.csv in .*; its header is clip_id,source,path,"):
+    with pytest.raises(UserError, match=rf"{tmp_path}/manifest\.csv .*clip_id,source,path,"):
         read(tmp_path, REGRESSION)
 
 
-def test_a_link_out_of_the_folder_is_refused(write: Write, tmp_path: Path) -> None:
+def test_a_link_out_of_the_folder_is_rejected(write: Write, tmp_path: Path) -> None:
     folder = write({"path": "media/link.mp4"})
     (folder / "media/link.mp4").symlink_to(tmp_path / "outside.mp4")
-    with pytest.raises(UserError, match="leads outside the corpus folder"):
+    with pytest.raises(UserError, match=r"line 2: path 'media/link\.mp4' .*outside"):
         read(folder, REGRESSION)
 
 
@@ -201,7 +198,7 @@ def test_new_clips_never_move_old_ones_to_another_split(write: Write) -> None:
     assert all(len(splits) == 1 for splits in by_source.values())
 
 
-def test_drawn_splits_have_their_shares_and_never_change() -> None:
+def test_drawn_splits_have_the_right_shares_and_never_change() -> None:
     counts = Counter(drawn_split(f"source-{i}") for i in range(5000))
     shares = [counts[split] / 5000 for split in ("train", "valid", "gate", "test")]
     assert shares == pytest.approx([0.60, 0.12, 0.08, 0.20], abs=0.02)
@@ -218,69 +215,67 @@ def test_drawn_splits_have_their_shares_and_never_change() -> None:
     assert {source: drawn_split(source) for source in frozen} == frozen
 
 
-def test_a_generated_corpus_says_which_generator_made_it(write: Write) -> None:
+def test_a_generated_corpus_names_its_generator(write: Write) -> None:
     folder = write({})
-    with pytest.raises(UserError, match=r"corpus\.json is missing; for clips of your own set extract\.corpus\.kind"):
+    with pytest.raises(UserError, match=r"corpus\.json .*extract\.corpus\.kind"):
         read_generated(folder, REGRESSION)
     (folder / "corpus.json").write_text(json.dumps({"version": GENERATOR_VERSION, "seed": 7}))
     corpus = read_generated(folder, REGRESSION)
     assert corpus.generated
     assert corpus.about == {"corpus": "sample", "version": GENERATOR_VERSION, "seed": 7}
     (folder / "corpus.json").write_text(json.dumps({"version": 99}))
-    with pytest.raises(UserError, match=r"generator version 99 is not 1"):
+    with pytest.raises(UserError, match=rf"corpus\.json: .*\b99\b.*\b{GENERATOR_VERSION}\b"):
         read_generated(folder, REGRESSION)
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"null", b"\xff\xfe", b"[" * 100_000])
-def test_a_damaged_corpus_json_is_one_sentence(write: Write, content: bytes) -> None:
+def test_a_damaged_corpus_json_gives_one_sentence(write: Write, content: bytes) -> None:
     folder = write({})
     (folder / "corpus.json").write_bytes(content)
-    with pytest.raises(UserError, match=r"corpus\.json is damaged; it is a JSON object") as refusal:
+    with pytest.raises(UserError, match=r"corpus\.json .*damaged.*JSON") as raised:
         read_generated(folder, REGRESSION)
-    assert "\n" not in str(refusal.value)
+    assert "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize(
     "path", ["http://a.example/b.mp4", "concat:media/one.mp4|media/one.mp4", "media/\0.mp4", "m" * 5000, "media/loop"]
 )
-def test_a_path_that_no_file_has_is_refused(write: Write, path: str) -> None:
+def test_an_impossible_path_is_rejected(write: Write, path: str) -> None:
     folder = write({"path": path})
     (folder / "media/loop").symlink_to("loop")
-    with pytest.raises(UserError, match=r"line 2: there is no file '"):
+    with pytest.raises(UserError, match=re.escape(f"line 2: path {path!r}")):
         read(folder, REGRESSION)
 
 
-def test_a_list_for_faults_gets_all_of_them_and_the_good_rows_are_read(write: Write) -> None:
+def test_all_faults_are_collected_and_the_valid_rows_are_read(write: Write) -> None:
     folder = write({}, {"label": "9"}, {"clip_id": "b", "path": "gone.mp4"}, {"clip_id": "c"}, {"clip_id": "c"})
     faults: list[str] = []
     corpus = read(folder, REGRESSION, faults)
     assert [clip.clip_id for clip in corpus.clips] == ["clip-1", "c", "c"]
     manifest = folder / "manifest.csv"
-    assert faults == [
-        f"{manifest}, line 3: label 9 lies outside [-3, 3].",
-        f"{manifest}, line 4: there is no file 'gone.mp4' in the corpus folder.",
-        f"{manifest}, line 6: clip id 'c' stands twice; ids must be unique.",
-    ]
+    for fault, (line, value) in zip(faults, ((3, "label 9 "), (4, "'gone.mp4'"), (6, "'c'")), strict=True):
+        assert fault.startswith(f"{manifest}, line {line}: ")
+        assert value in fault
 
 
-def test_a_damaged_manifest_is_read_or_refused_and_moves_no_row_that_it_left_alone(write: Write) -> None:
-    """A clip that stays the same one has the same features: they come from its media and its span alone."""
+def test_a_damaged_manifest_is_read_or_rejected_and_undamaged_rows_stay_the_same(write: Write) -> None:
+    """Features depend only on media and span, so an unchanged clip keeps its features."""
     texts = ("well", "with, comma", 'with "quotes"', "not bad, I'd say")
     folder = write(*({"clip_id": f"clip-{i}", "source": f"person-{i}", "text": t} for i, t in enumerate(texts)))
     path = folder / "manifest.csv"
     whole = path.read_bytes()
     lines = {f"clip-{i}": line for i, line in enumerate(whole.splitlines()[1:])}
     first = {clip.clip_id: clip for clip in read(folder, REGRESSION).clips}
-    refused = []
+    rejected = []
     for seed in range(400):
         path.write_bytes(ruined(whole, whole, seed) if seed % 2 else mutated(whole, seed))
         try:
             now = {clip.clip_id: clip for clip in read(folder, REGRESSION).clips}
-        except UserError as refusal:
-            refused.append(str(refusal))
+        except UserError as error:
+            rejected.append(str(error))
             continue
         assert all(clip.media.path == folder.resolve() / "media/one.mp4" for clip in now.values())
-        left_alone = {name for name, line in lines.items() if line in path.read_bytes().splitlines()}
-        assert {name: now.get(name) for name in left_alone} == {name: first[name] for name in left_alone}
-    assert 200 < len(refused) < 400
-    assert not any("\n" in sentence for sentence in refused)
+        undamaged = {name for name, line in lines.items() if line in path.read_bytes().splitlines()}
+        assert {name: now.get(name) for name in undamaged} == {name: first[name] for name in undamaged}
+    assert 200 < len(rejected) < 400
+    assert not any("\n" in sentence for sentence in rejected)

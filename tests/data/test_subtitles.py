@@ -1,10 +1,10 @@
-"""The words beside a clip: a .srt by its times, a .txt as a whole."""
+"""The transcript next to a clip: a .srt by its times, a .txt as a whole."""
 
 from pathlib import Path
 
 import pytest
 
-from qamoe.data.subtitles import beside
+from qamoe.data.subtitles import sidecar_transcript
 from qamoe.media.decode import ClipError
 
 SRT = """\ufeff1\r
@@ -23,37 +23,35 @@ never\r
 """
 
 
-def test_a_cue_belongs_where_its_middle_lies(tmp_path: Path) -> None:
+def test_a_cue_belongs_to_the_span_that_contains_its_middle(tmp_path: Path) -> None:
     (tmp_path / "clip.srt").write_bytes(SRT.encode())
     (tmp_path / "clip.txt").write_text("not these words")
     clip = tmp_path / "clip.mp4"
-    assert beside(clip) == "What a lovely film, isn't it? 7 of 10 never"
-    assert beside(clip, 0.0, 2.0) == "What a lovely film,"
-    assert beside(clip, 2.0, 4.0) == "isn't it? 7 of 10"
-    assert beside(clip, 4.0, 6.0) == ""
-    assert beside(clip, 3600.0, None) == "never"
+    assert sidecar_transcript(clip) == "What a lovely film, isn't it? 7 of 10 never"
+    assert sidecar_transcript(clip, 0.0, 2.0) == "What a lovely film,"
+    assert sidecar_transcript(clip, 2.0, 4.0) == "isn't it? 7 of 10"
+    assert sidecar_transcript(clip, 4.0, 6.0) == ""
+    assert sidecar_transcript(clip, 3600.0, None) == "never"
 
 
-def test_a_txt_is_said_in_the_whole_file_alone(tmp_path: Path) -> None:
+def test_a_txt_is_the_transcript_of_the_whole_file_only(tmp_path: Path) -> None:
     clip = tmp_path / "clip.wav"
-    assert beside(clip) == ""
+    assert sidecar_transcript(clip) == ""
     (tmp_path / "clip.txt").write_bytes("\ufeffa lovely\n\nfilm \u2026\n".encode())
-    assert beside(clip) == "a lovely film \u2026"
+    assert sidecar_transcript(clip) == "a lovely film \u2026"
     for span in ((1.0, None), (0.0, 2.0)):
-        with pytest.raises(ClipError, match=r"clip\.txt has no times"):
-            beside(clip, *span)
+        with pytest.raises(ClipError, match=r"clip\.txt .*clip\.srt"):
+            sidecar_transcript(clip, *span)
 
 
 @pytest.mark.parametrize(
     ("content", "reason"),
-    [(b"\xff\xfea\x00", "not UTF-8 text"), (b"a lovely film\n", "no line such as 00:00:01,000 -->")],
+    [(b"\xff\xfea\x00", r"clip\.srt .*UTF-8"), (b"a lovely film\n", r"clip\.srt .*00:00:01,000 -->")],
 )
-def test_a_srt_that_is_none_is_a_problem_and_an_empty_one_has_no_words(
-    tmp_path: Path, content: bytes, reason: str
-) -> None:
+def test_an_invalid_srt_is_a_problem_and_an_empty_one_has_no_words(tmp_path: Path, content: bytes, reason: str) -> None:
     srt = tmp_path / "clip.srt"
     srt.write_bytes(content)
     with pytest.raises(ClipError, match=reason):
-        beside(tmp_path / "clip.mp4")
+        sidecar_transcript(tmp_path / "clip.mp4")
     srt.write_bytes(b"\n \n")
-    assert beside(tmp_path / "clip.mp4") == ""
+    assert sidecar_transcript(tmp_path / "clip.mp4") == ""

@@ -28,7 +28,7 @@ def portrait(seed: int = 1) -> Portrait:
 
 
 def write_video(path: Path, frames: list[np.ndarray]) -> Path:
-    time = np.arange(len(frames) * video.SAMPLES_PER_PICTURE) / 22_050
+    time = np.arange(len(frames) * video.SAMPLES_PER_FRAME) / 22_050
     video.write(path, np.sin(2 * np.pi * 220 * time).astype(np.float32) / 4, frames)
     return path
 
@@ -51,7 +51,7 @@ def test_columns_follow_the_face() -> None:
     person, extractor = portrait(2), Landmarks(5)
 
     def described(**moves: float) -> np.ndarray:
-        return extractor.describe(person.picture(Expression(**{**vars(STILL), **moves})))
+        return extractor.describe(person.draw(Expression(**{**vars(STILL), **moves})))
 
     assert (
         column(described(smile=1), "mouth_corner_left_rise")
@@ -69,8 +69,8 @@ def test_columns_follow_the_face() -> None:
 def test_distances_do_not_depend_on_the_position_or_tilt_of_the_head() -> None:
     person, extractor = portrait(3), Landmarks(5)
     first = COLUMNS.index(landmarks.RISES[0][0])
-    still = extractor.describe(person.picture(STILL))[first:-1]
-    moved = extractor.describe(person.picture(Expression(**{**vars(STILL), "turn": 8, "right": 10, "down": -6})))
+    still = extractor.describe(person.draw(STILL))[first:-1]
+    moved = extractor.describe(person.draw(Expression(**{**vars(STILL), "turn": 8, "right": 10, "down": -6})))
     assert np.abs(moved[first:-1] - still).max() < 0.06
 
 
@@ -78,13 +78,13 @@ def test_every_invented_face_is_found() -> None:
     extractor = Landmarks(5)
     portraits = [portrait(seed) for seed in range(20)]
     moves = (STILL, Expression(0.9, 0.5, -0.4, 0.5, 0.6), Expression(-0.9, -0.6, 0.9, 0.5, 0.2, blink=1))
-    rows = np.stack([extractor.describe(person.picture(move)) for person in portraits for move in moves])
+    rows = np.stack([extractor.describe(person.draw(move)) for person in portraits for move in moves])
     assert rows[:, -1].all()
 
 
 def test_repeated_extraction_gives_the_same_bytes(tmp_path: Path) -> None:
     person = portrait()
-    clip = write_video(tmp_path / "clip.mp4", [person.picture(Expression(k / 10, 0, 0, 0, 0.3)) for k in range(10)])
+    clip = write_video(tmp_path / "clip.mp4", [person.draw(Expression(k / 10, 0, 0, 0, 0.3)) for k in range(10)])
     once = Landmarks(5).extract(clip)
     assert once.shape == (5, 72)
     assert once.dtype == np.float32
@@ -96,7 +96,7 @@ def test_repeated_extraction_gives_the_same_bytes(tmp_path: Path) -> None:
 
 def test_images_without_a_face_are_rows_of_zeros(tmp_path: Path) -> None:
     person, wall = portrait(), np.full((240, 240, 3), 90, np.uint8)
-    clip = write_video(tmp_path / "clip.mp4", [person.picture(STILL)] * 6 + [wall] * 4)
+    clip = write_video(tmp_path / "clip.mp4", [person.draw(STILL)] * 6 + [wall] * 4)
     frames = Landmarks(10).extract(clip)
     assert frames[:, -1].tolist() == [1] * 6 + [0] * 4
     assert not frames[6:].any()
@@ -148,7 +148,7 @@ FIND_A_FACE = """
 import numpy as np
 from qamoe.data.synthetic.face import Expression, Portrait, invent
 from qamoe.extractors.landmarks import Landmarks
-row = Landmarks(5).describe(Portrait(invent(np.random.default_rng(1))).picture(Expression(0, 0, 0, 0, 0)))
+row = Landmarks(5).describe(Portrait(invent(np.random.default_rng(1))).draw(Expression(0, 0, 0, 0, 0)))
 print("found", row[-1])
 """
 SOCKET_CALL = {"x86_64": 41, "aarch64": 198}

@@ -35,8 +35,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """A film with a face, and films and sounds in other formats, by their names."""
     folder = tmp_path_factory.mktemp("whole")
     portrait = Portrait(face.invent(np.random.default_rng(1)))
-    faces = [portrait.picture(Expression(s, 0, 0, 0, 0.2)) for s in np.linspace(-1, 1, 6)]
-    time = np.arange(len(faces) * video.SAMPLES_PER_PICTURE) / 22_050
+    faces = [portrait.draw(Expression(s, 0, 0, 0, 0.2)) for s in np.linspace(-1, 1, 6)]
+    time = np.arange(len(faces) * video.SAMPLES_PER_FRAME) / 22_050
     video.write(folder / "face.mp4", np.sin(2 * np.pi * 220 * time).astype(np.float32) / 4, faces)
     for name in ("clip.mkv", "clip.avi", "clip.ts", "clip.mov", "clip.wav", "clip.mp3"):
         write_media(folder / name, seconds=0.5, streams="a" if name.endswith(("wav", "mp3")) else "av")

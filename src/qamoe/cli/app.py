@@ -87,7 +87,7 @@ def check(
         lambda files: track(files, "media", console=console, transient=True, disable=not console.is_terminal),
     )
     marked = [f"{what}: {line}" for what, lines in findings.wrong.items() for line in lines]
-    for line in [*findings.told, *marked]:
+    for line in [*findings.summary, *marked]:
         print("".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in line))
     print(", ".join(f"{len(lines)} {what}{'' if len(lines) == 1 else 's'}" for what, lines in findings.wrong.items()))
     raise typer.Exit(findings.exit_code)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from qamoe.data import inbox
 from qamoe.data.clip import MediaSpan
-from qamoe.data.subtitles import beside
+from qamoe.data.subtitles import sidecar_transcript
 from qamoe.errors import UserError
 from qamoe.media.decode import ClipError, contents
 
@@ -120,7 +120,7 @@ def _words(span: MediaSpan, text: str | None, whole: bool) -> tuple[str, str]:
         words = span.text
     else:
         try:
-            words = beside(span.path, span.start_s, span.end_s)
+            words = sidecar_transcript(span.path, span.start_s, span.end_s)
         except ClipError as problem:
             return "", str(problem)
         if span.text and not words:

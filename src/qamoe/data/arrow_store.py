@@ -1,7 +1,7 @@
-"""Feature stores: Arrow IPC files, one row a clip, memory-mapped and read without copying.
+"""Feature stores: Arrow IPC files with one row per clip, memory-mapped and read without copying.
 
-`write` streams rows into record batches of BATCH_ROWS, so memory does not grow with the corpus, and puts no
-timestamp anywhere, so the same rows give the same bytes. `Store` opens such a file.
+`write` streams rows into record batches of BATCH_ROWS, so memory does not grow with the corpus. It writes no
+timestamps, so the same rows give the same bytes. `Store` opens such a file.
 """
 
 import json
@@ -15,20 +15,20 @@ import pyarrow as pa
 
 from qamoe.files import atomic_write
 
-SPLITS = ("train", "valid", "gate", "test")  # gate: what promotion alone reads
+SPLITS = ("train", "valid", "gate", "test")  # only promotion reads the gate split
 BATCH_ROWS = 512
 
 
 def frames_type(dimension: int) -> pa.DataType:
-    """A sequence of float32 frames of `dimension` columns."""
+    """Return the Arrow type of a sequence of float32 frames with `dimension` columns."""
     return pa.list_(pa.list_(pa.float32(), dimension))
 
 
 def frames_array(sequences: Sequence[np.ndarray], dimension: int) -> pa.Array:
-    """Sequences (T_i, D) as one Arrow column. Raises ValueError for frames of another dimension."""
+    """Convert sequences (T_i, D) to one Arrow column. Raises ValueError for frames of another dimension."""
     for sequence in sequences:
         if sequence.ndim != 2 or sequence.shape[1] != dimension:
-            raise ValueError(f"frames of shape {sequence.shape} do not have {dimension} columns")
+            raise ValueError(f"frames have shape {sequence.shape}, must be (T, {dimension})")
     offsets = np.concatenate([[0], np.cumsum([len(s) for s in sequences])]).astype(np.int32)
     values = np.concatenate([np.asarray(s, np.float32).reshape(-1) for s in sequences] or [np.zeros(0, np.float32)])
     inner = pa.FixedSizeListArray.from_arrays(pa.array(values, pa.float32()), dimension)
@@ -42,12 +42,12 @@ def _column(values: list[Any], field: pa.Field) -> pa.Array:
 
 
 def write(path: Path, schema: pa.Schema, rows: Iterable[dict[str, Any]], metadata: dict[str, Any]) -> int:
-    """Write rows in their order; returns how many. `metadata` goes into the schema as JSON."""
+    """Write rows in their order and return their number. `metadata` goes into the schema as JSON."""
     schema = schema.with_metadata({"qamoe": json.dumps(metadata, sort_keys=True)})
     count = 0
     with (
-        atomic_write(path) as aside,
-        pa.OSFile(str(aside), "wb") as sink,
+        atomic_write(path) as temporary,
+        pa.OSFile(str(temporary), "wb") as sink,
         pa.ipc.new_file(sink, schema) as writer,
     ):
         for chunk in _chunks(rows, BATCH_ROWS):
@@ -69,7 +69,7 @@ def _chunks(rows: Iterable[dict[str, Any]], size: int) -> Iterator[list[dict[str
 
 
 class Store:
-    """A memory-mapped store. Rows are addressed by position; frames come back as views of the map."""
+    """A memory-mapped store. Rows are addressed by position; frames are views of the map."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -83,13 +83,13 @@ class Store:
         return sum(batch.num_rows for batch in self._batches)
 
     def column(self, name: str) -> list[Any]:
-        """A whole column as Python values: for ids, sources and labels, not for frames."""
+        """Return a whole column as Python values; for ids, sources and labels, not for frames."""
         return [value for batch in self._batches for value in batch.column(name).to_pylist()]
 
     def value(self, name: str, row: int) -> Any:
-        """One value of a column that holds no sequences, without a list of them all."""
-        index, place = divmod(row, BATCH_ROWS)
-        return self._batches[index].column(name)[place].as_py()
+        """Return one value of a column without sequences, without reading the whole column."""
+        index, offset = divmod(row, BATCH_ROWS)
+        return self._batches[index].column(name)[offset].as_py()
 
     @cached_property
     def clip_ids(self) -> list[str]:
@@ -104,8 +104,8 @@ class Store:
         return self.column("label")
 
     def sequence(self, name: str, row: int) -> np.ndarray:
-        """Row `row` of a list column, as a read-only view: (T, D) for frames, (T,) for ids."""
-        index, place = divmod(row, BATCH_ROWS)
+        """Return row `row` of a list column as a read-only view: (T, D) for frames, (T,) for ids."""
+        index, offset = divmod(row, BATCH_ROWS)
         if (name, index) not in self._flat:
             column = self._batches[index].column(name)
             values = column.values
@@ -115,15 +115,15 @@ class Store:
                 flat = values.to_numpy()
             self._flat[name, index] = (column.offsets.to_numpy(), flat)
         offsets, flat = self._flat[name, index]
-        return flat[offsets[place] : offsets[place + 1]]
+        return flat[offsets[offset] : offsets[offset + 1]]
 
     @property
     def text_is_vectors(self) -> bool:
-        """Whether a split, or the extracted text alone, holds its text as frames and not as token ids."""
+        """Whether the text of a split (or of the extracted text file) is frames and not token ids."""
         column = next(name for name in ("text", "ids", "frames") if name in self.schema.names)
         return pa.types.is_fixed_size_list(self.schema.field(column).type.value_type)
 
     def lengths(self, name: str) -> np.ndarray:
-        """(N,) the number of frames of each row."""
+        """Return the number of frames of each row (N,)."""
         parts = [np.diff(batch.column(name).offsets.to_numpy()) for batch in self._batches]
         return np.concatenate(parts) if parts else np.zeros(0, np.int64)

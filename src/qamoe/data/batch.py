@@ -1,4 +1,4 @@
-"""From stored clips to padded tensors: what degradations and models work on."""
+"""Collate stored clips into padded tensors, for degradations and models."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +15,7 @@ from qamoe.rng import MODALITIES, clip_key
 class Batch:
     """B clips. `x[m]` is (B, T_m, D_m) float32, or (B, T_m) int64 for token ids; `mask[m]` (B, T_m) marks valid frames.
 
-    `keys` (B, 2) int64 stand for the clip ids in every draw; `target` (B,) is in label units, or None when predicting.
+    `keys` (B, 2) int64 identify the clips in every draw; `target` (B,) is in label units, or None in prediction.
     """
 
     keys: Tensor
@@ -28,7 +28,7 @@ class Batch:
 
     @property
     def bytes(self) -> int:
-        """Memory that the frames take."""
+        """Memory of the frames in bytes."""
         return sum(frames.nbytes for frames in self.x.values())
 
     def to(self, device: str) -> "Batch":
@@ -40,16 +40,16 @@ class Batch:
         )
 
     def with_x(self, **x: Tensor) -> "Batch":
-        """The same batch with some modalities' frames replaced."""
+        """Return the same batch with the frames of some modalities replaced."""
         return replace(self, x={**self.x, **x})
 
     def with_mask(self, **mask: Tensor) -> "Batch":
-        """The same batch with some modalities' masks replaced."""
+        """Return the same batch with the masks of some modalities replaced."""
         return replace(self, mask={**self.mask, **mask})
 
 
 def pad(sequences: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
-    """Sequences (T_i, ...) -> (B, T, ...) with zeros behind, and the mask (B, T); T is at least 1."""
+    """Pad sequences (T_i, ...) with zeros at the end -> (B, T, ...), and return the mask (B, T); T is at least 1."""
     length = max(1, max(len(s) for s in sequences))
     padded = np.empty((len(sequences), length, *sequences[0].shape[1:]), sequences[0].dtype)  # written once below
     mask = np.zeros((len(sequences), length), bool)
@@ -73,5 +73,5 @@ def collate(store: Store, rows: Collection[int], modalities: Sequence[str]) -> B
 
 
 def present(modalities: Sequence[str]) -> tuple[int, ...]:
-    """The places of a corpus's modalities among all of them."""
+    """Return the positions of a corpus's modalities in MODALITIES."""
     return tuple(MODALITIES.index(m) for m in modalities)

@@ -1,4 +1,4 @@
-"""Clips: spans of media, labelled or not, and what every kind of corpus gives."""
+"""Clips and corpora: labelled or unlabelled spans of media, and the checks that every kind of corpus shares."""
 
 import csv
 import hashlib
@@ -14,17 +14,17 @@ from qamoe.config.task import Task, is_classification
 from qamoe.errors import UserError
 from qamoe.extractors.tokens import CHINESE, ENGLISH, Tokens
 
-# Shares of the sources that a corpus without a split of its own is divided by.
+# Cumulative shares of the sources in each split, for a corpus without splits of its own.
 _SHARES = (("train", 0.60), ("valid", 0.72), ("gate", 0.80), ("test", 1.0))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Utterance:
-    """What is said in a clip, which may be all that is known of it."""
+    """The transcript of a clip; without media this is all that is known of it."""
 
     clip_id: str
     text: str = ""
-    where: str = field(default="", compare=False)  # the file and line that it came from
+    where: str = field(default="", compare=False)  # its file and line, for error messages
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,13 +38,13 @@ class MediaSpan(Utterance):
 
 @dataclass(frozen=True, kw_only=True)
 class LabelledClip:
-    """An utterance of a corpus: a MediaSpan, or one that comes with ready `frames` (T, D) by modality."""
+    """A labelled utterance of a corpus: a MediaSpan, or an utterance with ready `frames` (T, D) by modality."""
 
     span: Utterance
     source: str  # the video or speaker; splits never share one
     split: str
     label: float  # regression: the value; classification: the index of the class
-    tokens: np.ndarray | None = None  # ready token ids, CLS and SEP included
+    tokens: np.ndarray | None = None  # ready token ids, including CLS and SEP
     frames: dict[str, np.ndarray] = field(default_factory=dict)
 
     @property
@@ -66,10 +66,10 @@ class LabelledClip:
 
 @dataclass(frozen=True)
 class Corpus:
-    """Clips of one corpus. `modalities` are those it can have at all; `about` goes into the run's record.
+    """Clips of one corpus. `modalities` are those that its clips can have; `about` is logged with the run.
 
-    `vocabulary` is that of its ready token ids, or of its language's usual encoder; None where the text is only stored
-    vectors.
+    `vocabulary` is that of its ready token ids, or of the usual encoder for its language; None if the text is only
+    stored as vectors.
     """
 
     clips: list[LabelledClip]
@@ -80,94 +80,97 @@ class Corpus:
 
 
 def utterance(clip_id: str, text: str, where: str, path: Path | None) -> Utterance:
-    """An utterance that is a file of its own, or of which there are no media."""
+    """Return an utterance that is a whole media file, or one without media if `path` is None."""
     if path is None:
         return Utterance(clip_id=clip_id, text=text, where=where)
     return MediaSpan(clip_id=clip_id, text=text, where=where, path=path)
 
 
 @contextmanager
-def noted(faults: list[str] | None) -> Iterator[None]:
-    """Keep the sentence of what is refused within and go on; without a list, refuse at once.
+def collect_faults(faults: list[str] | None) -> Iterator[None]:
+    """Append the message of a UserError to `faults` and continue; without a list, let the error pass.
 
-    A stage stops at the first fault of a corpus; `qamoe check` wants to see all of them.
+    A stage stops at the first fault of a corpus; `qamoe check` shows all of them.
     """
     try:
         yield
-    except UserError as refusal:
+    except UserError as error:
         if faults is None:
             raise
-        faults.append(str(refusal))
+        faults.append(str(error))
 
 
 @contextmanager
-def rows_of(file: Path, **how: Any) -> Iterator["csv.DictReader[str]"]:
-    """The rows of a table with a header, in UTF-8; `how` goes to csv.DictReader.
+def open_table(file: Path, **how: Any) -> Iterator["csv.DictReader[str]"]:
+    """Open a UTF-8 table with a header and yield a reader of its rows; `how` goes to csv.DictReader.
 
-    Raises UserError for another encoding, for a column that stands twice and for what is no table, also while the rows
-    are read.
+    Raises UserError for another encoding, a duplicate column or a malformed table, also while you read the rows.
     """
     read = 0
     try:
         with file.open(newline="", encoding="utf-8-sig") as lines:
             reader = csv.DictReader(lines, **how)
             names = reader.fieldnames or []
-            twice = [name for name in names if names.count(name) > 1 and name]
-            if twice:
-                raise UserError(f"{file} has the column {twice[0]!r} twice; each stands once.")
+            duplicates = [name for name in names if names.count(name) > 1 and name]
+            if duplicates:
+                raise UserError(f"{file} has the column {duplicates[0]!r} more than once; columns must be unique.")
             try:
                 yield reader
             finally:
                 read = reader.line_num
     except UnicodeDecodeError:
-        raise UserError(f"{file} is not UTF-8 text; save it in that encoding.") from None
+        raise UserError(f"{file} is not UTF-8 text; save it as UTF-8.") from None
     except csv.Error as error:
-        raise UserError(f"{file} is no {file.suffix.lstrip('.')} file: line {read + 1}, {error}.") from None
+        raise UserError(f"{file}, line {read + 1}: not valid {file.suffix.lstrip('.')} ({error}).") from None
 
 
 def refuse_ragged(row: Mapping[Any, Any], where: str) -> None:
-    """Refuse a row of more or fewer cells than the header has: they would stand under the wrong names."""
-    if any(row.get(None) or ()):  # where csv.DictReader puts what is too much
-        raise UserError(f"{where}: more cells than the header has columns; a text with a comma stands in quotes.")
+    """Reject a row with more or fewer cells than the header; its cells would belong to the wrong columns."""
+    if any(row.get(None) or ()):  # csv.DictReader puts excess cells there
+        raise UserError(f"{where}: more cells than the header has columns; put a text with a comma in quotes.")
     if None in row.values():
         raise UserError(f"{where}: fewer cells than the header has columns.")
 
 
 def drawn_split(source: str) -> str:
-    """The split of a source by its hash alone, so that new clips never move old ones."""
-    place = int.from_bytes(hashlib.blake2b(source.encode(), digest_size=8).digest(), "little") / 2**64
-    return next(split for split, upper in _SHARES if place < upper)
+    """Choose the split of a source by its hash alone, so that new clips never move old ones."""
+    quantile = int.from_bytes(hashlib.blake2b(source.encode(), digest_size=8).digest(), "little") / 2**64
+    return next(split for split, upper in _SHARES if quantile < upper)
 
 
 def label_value(label: str, task: Task, where: str) -> float:
-    """A label as a number: itself in a regression task, the index of its class in a classification task."""
+    """Convert a label to a number: its value in a regression task, the index of its class in a classification task."""
     if is_classification(task):
         if label not in task.classes:
-            raise UserError(f"{where}: label {label!r} is none of the classes {', '.join(task.classes)}.")
+            raise UserError(f"{where}: label {label!r} is not one of the classes {', '.join(task.classes)}.")
         return float(task.classes.index(label))
     try:
         value = float(label)
     except ValueError:
-        raise UserError(f"{where}: label {label!r} is no number, and the task is regression.") from None
+        raise UserError(f"{where}: label {label!r} is not a number; this is a regression task.") from None
     low, high = task.range
     if not low <= value <= high:
-        raise UserError(f"{where}: label {value:g} lies outside [{low:g}, {high:g}].")
+        raise UserError(f"{where}: label {value:g} is outside [{low:g}, {high:g}].")
     return value
 
 
 def check_clips(clips: list[LabelledClip], where: str, faults: list[str] | None = None) -> None:
-    """Refuse a corpus without clips, with a duplicated id, or with a source in two splits."""
-    with noted(faults):
+    """Reject a corpus without clips, with a duplicate id, or with a source in two splits."""
+    with collect_faults(faults):
         if not clips:
             raise UserError(f"{where} holds no clips; at least one row is needed.")
     first: dict[str, LabelledClip] = {}
-    of_source: dict[str, LabelledClip] = {}
+    first_of_source: dict[str, LabelledClip] = {}
     for clip in clips:
-        with noted(faults):
-            if clip.clip_id in first:
-                raise UserError(f"{clip.where or where}: clip id {clip.clip_id!r} stands twice; ids must be unique.")
+        with collect_faults(faults):
+            earlier = first.get(clip.clip_id)
+            if earlier is not None:
+                raise UserError(
+                    f"{clip.where or where}: duplicate clip id {clip.clip_id!r} "
+                    f"(first at {earlier.where or where}); ids must be unique."
+                )
             first[clip.clip_id] = clip
-            other = of_source.setdefault(clip.source, clip)
+            other = first_of_source.setdefault(clip.source, clip)
             if other.split != clip.split:
                 raise UserError(
                     f"{clip.where or where}: source {clip.source!r} is in split {other.split} (clip {other.clip_id}) "
@@ -176,20 +179,20 @@ def check_clips(clips: list[LabelledClip], where: str, faults: list[str] | None 
 
 
 def check_text(corpus: Corpus, tokens: Tokens, where: str) -> None:
-    """Refuse text that means nothing to the text extractor: another one's ids without words, or Chinese where it reads
-    English. Stored vectors are taken as given."""
+    """Reject text that the text extractor cannot read: ids of another vocabulary without words, or Chinese text with
+    an English encoder. Stored vectors are not checked."""
     if corpus.vocabulary is None:
         return
-    fits = corpus.vocabulary == tokens.vocabulary
+    same = corpus.vocabulary == tokens.vocabulary
     words = any(clip.text.strip() for clip in corpus.clips)
-    if not fits and (not words or (corpus.vocabulary, tokens.vocabulary) == (CHINESE, ENGLISH)):
+    if not same and (not words or (corpus.vocabulary, tokens.vocabulary) == (CHINESE, ENGLISH)):
         raise UserError(
-            f"{where}: its text needs an encoder with the vocabulary of {corpus.vocabulary}; the text extractor "
-            f"{tokens.name} knows that of {tokens.vocabulary}."
+            f"{where}: the text needs an encoder with the vocabulary of {corpus.vocabulary}; the text extractor "
+            f"{tokens.name} has that of {tokens.vocabulary}."
         )
-    for clip in corpus.clips if fits else ():
+    for clip in corpus.clips if same else ():
         if clip.tokens is not None and len(clip.tokens) and clip.tokens.max() >= tokens.vocab_size:
             raise UserError(
-                f"{clip.where or where}: token id {clip.tokens.max()} is none of the {tokens.vocab_size} "
-                f"of {tokens.vocabulary}."
+                f"{clip.where or where}: token id {clip.tokens.max()} is outside the vocabulary of "
+                f"{tokens.vocabulary}, which has {tokens.vocab_size} tokens."
             )

@@ -1,13 +1,13 @@
-"""Clips to be scored: media in a folder, or rows of a manifest; nobody has labelled them, and no split is theirs.
+"""Read clips to be scored, without labels and splits: media in a folder, or rows of a manifest.
 
-In a folder that has a manifest.csv, its rows are the clips; in one without, every media file is a clip without words.
-Columns: path; clip_id, start_s, end_s and text may be left out (the path is then the id, the whole file the clip).
+If the folder has a manifest.csv, its rows are the clips; otherwise every media file is a clip without a transcript.
+Columns: path; optionally clip_id (default: the path), start_s, end_s (default: the whole file) and text.
 """
 
 from pathlib import Path
 
-from qamoe.data.clip import MediaSpan, noted, refuse_ragged, rows_of
-from qamoe.data.manifest import media_of, span
+from qamoe.data.clip import MediaSpan, collect_faults, open_table, refuse_ragged
+from qamoe.data.manifest import resolve_media, span
 from qamoe.data.validate import MEDIA
 from qamoe.errors import UserError
 
@@ -15,13 +15,13 @@ OPTIONAL = ("clip_id", "start_s", "end_s", "text")
 
 
 def read(path: Path, faults: list[str]) -> list[MediaSpan]:
-    """The clips of a folder or a manifest, in clip-id order.
+    """Read the clips of a folder or a manifest, in clip-id order.
 
-    What is wrong with a row goes into `faults`, and the others are read: an inbox may be filled meanwhile. Raises
-    UserError where there is nothing at that path, or where it cannot be read at all.
+    Errors of single rows are appended to `faults` and the other rows are read, because an inbox may be filled at the
+    same time. Raises UserError if the path does not exist or the manifest cannot be read at all.
     """
     if not path.exists():
-        raise UserError(f"There is nothing at {path}; allowed is a folder of media, or a manifest.csv.")
+        raise UserError(f"{path} does not exist; it must be a folder of media or a manifest.csv.")
     manifest = path / "manifest.csv" if path.is_dir() else path
     root = manifest.parent.resolve()
     clips: dict[str, MediaSpan] = {}
@@ -29,15 +29,18 @@ def read(path: Path, faults: list[str]) -> list[MediaSpan]:
         files = (file for file in root.rglob("*") if file.suffix.lower() in MEDIA and file.is_file())
         names = {file.relative_to(root).as_posix(): file for file in files}
         return [MediaSpan(clip_id=name, path=names[name], where=name) for name in sorted(names)]
-    with rows_of(manifest, strict=True) as reader:
+    with open_table(manifest, strict=True) as reader:
         if "path" not in (reader.fieldnames or []):
-            raise UserError(f"{manifest} lacks the column path; {', '.join(OPTIONAL)} may stand beside it.")
+            raise UserError(f"{manifest} lacks the column path; {', '.join(OPTIONAL)} are optional.")
         for row in reader:
             where = f"{manifest}, line {reader.line_num}"
-            with noted(faults):
+            with collect_faults(faults):
                 clip = _clip(row, root, where)
                 if clip.clip_id in clips:
-                    raise UserError(f"{where}: clip id {clip.clip_id!r} stands twice; ids must be unique.")
+                    raise UserError(
+                        f"{where}: duplicate clip id {clip.clip_id!r} (first at {clips[clip.clip_id].where}); "
+                        "ids must be unique."
+                    )
                 clips[clip.clip_id] = clip
     return [clips[name] for name in sorted(clips)]
 
@@ -48,6 +51,6 @@ def _clip(row: dict[str, str | None], root: Path, where: str) -> MediaSpan:
     if not cell["path"]:
         raise UserError(f"{where}: path is empty.")
     start_s, end_s = span(cell, where)
-    path = media_of(cell["path"], root, where)
+    path = resolve_media(cell["path"], root, where)
     name = cell["clip_id"] or cell["path"]
     return MediaSpan(clip_id=name, path=path, start_s=start_s, end_s=end_s, text=cell["text"], where=where)

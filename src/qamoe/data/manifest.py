@@ -1,7 +1,7 @@
-"""Raw clips: a folder with manifest.csv beside media files.
+"""Read raw clips: a folder with media files and a manifest.csv.
 
 Columns: clip_id, source, path, start_s, end_s, text, label, split. `start_s`, `end_s` and `split` may be empty
-(the whole file; a split drawn by the hash of the source). Paths are relative and stay inside the folder.
+(the whole file; a split drawn by the hash of the source). Paths are relative and must stay inside the folder.
 """
 
 import json
@@ -15,11 +15,11 @@ from qamoe.data.clip import (
     LabelledClip,
     MediaSpan,
     check_clips,
+    collect_faults,
     drawn_split,
     label_value,
-    noted,
+    open_table,
     refuse_ragged,
-    rows_of,
 )
 from qamoe.errors import UserError
 
@@ -28,18 +28,18 @@ GENERATOR_VERSION = 1
 
 
 def read(path: Path, task: Task, faults: list[str] | None = None) -> Corpus:
-    """Read and check manifest.csv. Raises UserError for anything wrong with the corpus as a whole.
+    """Read and check manifest.csv. Raises UserError if the corpus as a whole is invalid.
 
-    With a list for `faults`, what is wrong with a row goes there, and the other rows are read.
+    If `faults` is a list, errors of single rows are appended to it and the other rows are read.
     """
     if not path.is_dir():
         raise UserError(
-            f"There is no data folder {path}; the sample corpus comes with 'dvc pull data.dvc', "
-            "your own clips with a manifest.csv in it."
+            f"The data folder {path} does not exist; run 'dvc pull data.dvc' for the sample corpus, "
+            "or create the folder with your own clips and a manifest.csv."
         )
     manifest = path / "manifest.csv"
     if not manifest.is_file():
-        raise UserError(f"There is no manifest.csv in {path}; its header is {','.join(COLUMNS)}.")
+        raise UserError(f"{manifest} does not exist; its header must be {','.join(COLUMNS)}.")
     root = path.resolve()
     clips = _rows(manifest, root, task, faults)
     check_clips(clips, str(manifest), faults)
@@ -47,38 +47,40 @@ def read(path: Path, task: Task, faults: list[str] | None = None) -> Corpus:
 
 
 def read_generated(path: Path, task: Task, faults: list[str] | None = None) -> Corpus:
-    """Read a sample corpus: clips that also say which generator made them."""
+    """Read a sample corpus: clips with a corpus.json that names their generator."""
     corpus = read(path, task, faults)
     origin = path / "corpus.json"
     if not origin.is_file():
-        raise UserError(f"{origin} is missing; for clips of your own set extract.corpus.kind to clips.")
+        raise UserError(f"{origin} does not exist; for your own clips set extract.corpus.kind to clips.")
     try:
         about = json.loads(origin.read_text(encoding="utf-8"))
     except (ValueError, RecursionError):
         about = None
     if not isinstance(about, dict):
-        raise UserError(f"{origin} is damaged; it is a JSON object that the generator wrote.")
+        raise UserError(f"{origin} is damaged; it must be the JSON object that the generator wrote.")
     if about.get("version") != GENERATOR_VERSION:
         raise UserError(
-            f"{origin}: generator version {about.get('version')!r} is not {GENERATOR_VERSION}, the one this code knows."
+            f"{origin}: generator version is {about.get('version')!r}; this code reads version {GENERATOR_VERSION}."
         )
     return Corpus(corpus.clips, corpus.modalities, about={"corpus": "sample", **about}, generated=True)
 
 
 def _rows(manifest: Path, root: Path, task: Task, faults: list[str] | None) -> list[LabelledClip]:
     clips = []
-    with rows_of(manifest, strict=True) as reader:  # a stray quote would swallow the rows up to the next one
-        lacking = [c for c in COLUMNS if c not in (reader.fieldnames or [])]
-        if lacking:
-            raise UserError(f"{manifest} lacks the column {lacking[0]}; its header is {','.join(COLUMNS)}.")
+    with open_table(
+        manifest, strict=True
+    ) as reader:  # strict: a stray quote would swallow all rows up to the next quote
+        missing = [c for c in COLUMNS if c not in (reader.fieldnames or [])]
+        if missing:
+            raise UserError(f"{manifest} lacks the column {missing[0]}; its header must be {','.join(COLUMNS)}.")
         for row in reader:
-            with noted(faults):
+            with collect_faults(faults):
                 clips.append(_clip(row, root, task, f"{manifest}, line {reader.line_num}"))
     return clips
 
 
 def seconds(text: str, name: str, where: str) -> float | None:
-    """A time of a manifest, or None where its cell is empty."""
+    """Convert a time cell of a manifest to seconds; None if the cell is empty."""
     if not text:
         return None
     try:
@@ -86,12 +88,12 @@ def seconds(text: str, name: str, where: str) -> float | None:
     except ValueError:
         value = -1.0
     if not 0 <= value < float("inf"):
-        raise UserError(f"{where}: {name} {text!r} is no time in seconds from 0 on.")
+        raise UserError(f"{where}: {name} is {text!r}, must be a time in seconds of at least 0.")
     return value
 
 
 def span(cell: Mapping[str, str], where: str) -> tuple[float, float | None]:
-    """Where a clip begins and ends in its file (seconds); None is the end of the file."""
+    """Return where a clip begins and ends in its file (seconds); None is the end of the file."""
     start = seconds(cell["start_s"], "start_s", where) or 0.0
     end = seconds(cell["end_s"], "end_s", where)
     if end is not None and end <= start:
@@ -99,17 +101,17 @@ def span(cell: Mapping[str, str], where: str) -> tuple[float, float | None]:
     return start, end
 
 
-def media_of(path: str, root: Path, where: str) -> Path:
-    """The media file that a manifest names. Raises UserError where it is not there, or not inside the corpus folder."""
+def resolve_media(path: str, root: Path, where: str) -> Path:
+    """Return the media file that a manifest names. Raises UserError if it does not exist or is outside `root`."""
     try:
         media = (root / path).resolve()
-        inside, there = media.is_relative_to(root), media.is_file()
-    except (ValueError, OSError, RuntimeError):  # a NUL within, a name that is too long, links in a circle
-        inside, there = True, False
+        inside, exists = media.is_relative_to(root), media.is_file()
+    except (ValueError, OSError, RuntimeError):  # a NUL character, a name that is too long, circular links
+        inside, exists = True, False
     if not inside:
-        raise UserError(f"{where}: path {path!r} leads outside the corpus folder.")
-    if not there:
-        raise UserError(f"{where}: there is no file {path!r} in the corpus folder.")
+        raise UserError(f"{where}: path {path!r} is outside the corpus folder.")
+    if not exists:
+        raise UserError(f"{where}: path {path!r} does not exist in the corpus folder.")
     return media
 
 
@@ -120,8 +122,8 @@ def _clip(row: dict[str, str | None], root: Path, task: Task, where: str) -> Lab
         if not cell[name]:
             raise UserError(f"{where}: {name} is empty.")
     if cell["split"] not in ("", *SPLITS):
-        raise UserError(f"{where}: split {cell['split']!r} is none of {', '.join(SPLITS)} (or empty).")
-    path = media_of(cell["path"], root, where)
+        raise UserError(f"{where}: split is {cell['split']!r}, must be {', '.join(SPLITS)} or empty.")
+    path = resolve_media(cell["path"], root, where)
     start_s, end_s = span(cell, where)
     return LabelledClip(
         span=MediaSpan(

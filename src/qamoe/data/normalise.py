@@ -1,4 +1,4 @@
-"""Cleaning and normalising frames by statistics of the training split alone."""
+"""Clean and standardise frames with statistics of the training split only."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -14,9 +14,9 @@ _FURTHEST = 1e6
 
 @dataclass(frozen=True)
 class Columns:
-    """Which columns are kept (constant ones are not), with their training mean and deviation.
+    """The columns to keep (all that are not constant), with their training mean and standard deviation.
 
-    `unfit` counts the NaN and infinities that were found.
+    `unfit` counts NaN and infinite values.
     """
 
     kept: np.ndarray
@@ -44,7 +44,7 @@ class Columns:
 
 
 def fit_columns(store: Store, rows: np.ndarray) -> Columns:
-    """Mean and deviation per column over all finite frame values of `rows`, in one pass over the map (float64)."""
+    """Compute mean and standard deviation per column over all finite frame values of `rows` (float64)."""
     count: Any = 0
     total: Any = 0.0
     unfit = 0
@@ -64,9 +64,9 @@ def fit_columns(store: Store, rows: np.ndarray) -> Columns:
 
 
 def clean(frames: np.ndarray, columns: Columns) -> np.ndarray:
-    """(T, D) -> (T, kept) float32: standardised, with NaN and infinities at zero, which is the training mean.
+    """Standardise frames (T, D) -> (T, kept) float32; NaN and infinities become zero, the training mean.
 
-    What lies further than _FURTHEST deviations from it is cut there, so that float32 holds it.
+    Values are clipped to _FURTHEST standard deviations, so that float32 can hold them.
     """
     chosen = frames[:, columns.kept].astype(np.float64)
     with np.errstate(invalid="ignore"):

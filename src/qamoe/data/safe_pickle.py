@@ -1,7 +1,7 @@
-"""Reading pickles from strangers: only arrays, numbers and strings, never code.
+"""Read untrusted pickles: only arrays, numbers and strings, never code.
 
-The opcodes are looked at before anything is loaded: a file of 20 bytes may name memo slot 4,000,000,000, and the
-unpickler would make room for all of them. Tensors come back as arrays.
+The opcodes are checked before anything is loaded: a file of 20 bytes may name memo slot 4,000,000,000, and the
+unpickler would allocate all of them. Tensors are returned as arrays.
 """
 
 import math
@@ -19,9 +19,9 @@ _ALLOWED = {
     ("numpy", "ndarray"),
     ("numpy", "dtype"),
     *(
-        (f"numpy.{core}.{place}", name)
+        (f"numpy.{core}.{module}", name)
         for core in ("core", "_core")
-        for place, name in (
+        for module, name in (
             ("multiarray", "_reconstruct"),
             ("multiarray", "scalar"),
             ("numeric", "_frombuffer"),
@@ -32,7 +32,7 @@ _ALLOWED = {
     ("builtins", "slice"),
     ("collections", "OrderedDict"),
 }
-# How an opcode says how long its argument is: the width in bytes of the length that stands before it.
+# Width in bytes of the length prefix of an opcode's argument.
 _LENGTH_WIDTH = {
     pickletools.TAKEN_FROM_ARGUMENT1: 1,
     pickletools.TAKEN_FROM_ARGUMENT4: 4,
@@ -42,19 +42,19 @@ _LENGTH_WIDTH = {
 _PUT = ("PUT", "BINPUT", "LONG_BINPUT")
 _GET = ("GET", "BINGET", "LONG_BINGET")
 _TUPLES = ("TUPLE", "TUPLE1", "TUPLE2", "TUPLE3")
-_DEEPEST = 100  # tuples in tuples; arrays need a handful
+_DEEPEST = 100  # nested tuples; arrays need a handful
 _OPCODES = {op.code.encode("latin-1"): op for op in pickletools.opcodes}
 
 
 def _encode(text: str, encoding: str) -> bytes:
-    """How protocols 0 to 2 spell bytes; other encodings than latin1 may take very long, so none is asked for."""
+    """Decode bytes as written by protocols 0 to 2; only latin1, because other encodings may take very long."""
     if encoding not in ("latin1", "latin-1"):
-        raise pickle.UnpicklingError(f"it asks for the encoding {encoding[:40]!r}")
+        raise pickle.UnpicklingError(f"it uses the encoding {encoding[:40]!r}")
     return text.encode("latin-1")
 
 
 def _storage(content: bytes) -> np.ndarray:
-    """The numbers of a torch storage. torch's own function of that name would run code."""
+    """Return the numbers of a torch storage. torch's own function could run code."""
     import io
     import warnings
 
@@ -62,15 +62,15 @@ def _storage(content: bytes) -> np.ndarray:
 
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # typed storages are deprecated; old files hold them
+            warnings.simplefilter("ignore", UserWarning)  # typed storages are deprecated, but old files have them
             storage = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
             return torch.tensor([], dtype=storage.dtype).set_(storage).numpy()
-    except Exception as error:  # torch raises nearly anything on a damaged storage
+    except Exception as error:  # torch raises almost any exception for a damaged storage
         raise pickle.UnpicklingError(f"it holds a damaged torch storage ({type(error).__name__})") from None
 
 
 def _tensor(storage: np.ndarray, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> np.ndarray:
-    """A tensor as an array of its own; its shape may not reach beyond its storage."""
+    """Return a tensor as a new array. Raises UnpicklingError if its shape reaches beyond its storage."""
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True)) if all(size) else offset
     if min((offset, *size, *stride)) < 0 or last >= len(storage) + (not all(size)):
         raise pickle.UnpicklingError("it holds a tensor that reaches beyond its storage")
@@ -92,31 +92,30 @@ class _Arrays(pickle.Unpickler):
         if (module, name) in _REPLACED:
             return _REPLACED[module, name]
         if (module, name) not in _ALLOWED:
-            asked = f"{module}.{name}"[:80]
-            raise pickle.UnpicklingError(f"it asks for {asked if asked.isprintable() else repr(asked)}")
+            dotted = f"{module}.{name}"[:80]
+            raise pickle.UnpicklingError(f"it refers to {dotted if dotted.isprintable() else repr(dotted)}")
         return super().find_class(module, name)
 
     def persistent_load(self, pid: Any) -> Any:
-        raise pickle.UnpicklingError("it asks for an object that is kept elsewhere")
+        raise pickle.UnpicklingError("it refers to an object outside the file")
 
 
 def read(path: Path, encoding: str = "ASCII") -> Any:
-    """Load a pickle of plain containers, numpy arrays and torch tensors (as arrays). Raises UserError for anything
-    else.
+    """Load a pickle of plain containers, numpy arrays and torch tensors (as arrays).
 
-    `encoding` is that of the strings of Python 2.
+    `encoding` is that of strings written by Python 2. Raises UserError for any other content.
     """
     try:
         with path.open("rb") as file:
-            _look_at_opcodes(file)
+            _check_opcodes(file)
             file.seek(0)
             return _Arrays(file, encoding=encoding).load()
     except FileNotFoundError:
-        raise UserError(f"There is no file {path}.") from None
+        raise UserError(f"File not found: {path}.") from None
     except IsADirectoryError:
-        raise UserError(f"{path} is a folder; a pickle file is needed.") from None
+        raise UserError(f"{path} is a folder; it must be a pickle file.") from None
     except pickle.UnpicklingError as error:
-        raise UserError(f"{path} is refused: {error}; only arrays and plain values are read.") from None
+        raise UserError(f"{path} was rejected: {error}; only arrays and plain values are read.") from None
     except (
         EOFError,
         OverflowError,
@@ -129,15 +128,14 @@ def read(path: Path, encoding: str = "ASCII") -> Any:
         TypeError,
         UnicodeDecodeError,
     ):
-        raise UserError(f"{path} is no readable pickle: it is damaged or cut short.") from None
+        raise UserError(f"{path} is not a readable pickle: it is damaged or truncated.") from None
 
 
-def _look_at_opcodes(file: IO[bytes]) -> None:
-    """Raises UnpicklingError for a memo slot that no pickler would name and for tuples in tuples without an end,
-    EOFError for an argument beyond the end.
+def _check_opcodes(file: IO[bytes]) -> None:
+    """Raise UnpicklingError for an impossible memo slot or deeply nested tuples, EOFError for a truncated argument.
 
-    Picklers number their memo one by one, so a slot above the count of opcodes so far is none of theirs. A tuple that
-    is a key is hashed with all that lies in it, which Python does without a look at its stack: it would crash.
+    Picklers number their memo slots one by one, so no valid slot exceeds the number of opcodes so far. Python hashes a
+    tuple that is a key recursively and without checking its stack, so deep nesting would crash the process.
     """
     size = os.fstat(file.fileno()).st_size
     count = 0
@@ -160,7 +158,7 @@ def _look_at_opcodes(file: IO[bytes]) -> None:
             if length > size - file.tell():
                 raise EOFError
             file.seek(length, os.SEEK_CUR)
-        slot = len(memo)  # of MEMOIZE
+        slot = len(memo)  # the slot of MEMOIZE
         if op.name in _PUT or op.name in _GET:
             slot = int(argument) if op.name in ("PUT", "GET") else int.from_bytes(argument, "little")
             if op.name in _PUT and not 0 <= slot <= count:
@@ -170,25 +168,25 @@ def _look_at_opcodes(file: IO[bytes]) -> None:
         if op.name == "STOP":
             return
         if _depth(op, stack, memo, slot) > _DEEPEST:
-            raise pickle.UnpicklingError(f"it holds more than {_DEEPEST} tuples in each other")
+            raise pickle.UnpicklingError(f"it nests more than {_DEEPEST} tuples")
 
 
 def _depth(op: pickletools.OpcodeInfo, stack: list[int | None], memo: dict[int, int], slot: int) -> int:
-    """Follow an opcode, and say how many tuples lie in each other in what it makes.
+    """Simulate an opcode and return how deeply tuples are nested in its result.
 
-    The stack and the memo hold that number of each value; a mark on the stack is None.
+    The stack and the memo hold the nesting depth of each value; a mark on the stack is None.
     """
     if op.name in _PUT or op.name == "MEMOIZE":
         memo[slot] = (stack[-1] if stack else 0) or 0
         return 0
-    taken = [memo.get(slot, 0) if op.name in _GET else 0]
-    wanted = op.stack_before
-    if pickletools.markobject in wanted:
+    depths = [memo.get(slot, 0) if op.name in _GET else 0]
+    operands = op.stack_before
+    if pickletools.markobject in operands:
         while stack and (value := stack.pop()) is not None:
-            taken.append(value)
-        wanted = wanted[: wanted.index(pickletools.markobject)]
-    for _ in wanted[: len(stack)]:
-        taken.append(stack.pop() or 0)
-    depth = max(taken) + (op.name in _TUPLES)
-    stack.extend(None if made is pickletools.markobject else depth for made in op.stack_after)
+            depths.append(value)
+        operands = operands[: operands.index(pickletools.markobject)]
+    for _ in operands[: len(stack)]:
+        depths.append(stack.pop() or 0)
+    depth = max(depths) + (op.name in _TUPLES)
+    stack.extend(None if result is pickletools.markobject else depth for result in op.stack_after)
     return depth

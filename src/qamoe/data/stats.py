@@ -1,4 +1,4 @@
-"""stats.json of the stage preprocess: what the training split says about the corpus. A checkpoint carries it along."""
+"""The content of stats.json: statistics of the training split by the stage preprocess. Checkpoints include a copy."""
 
 from collections.abc import Sequence
 from typing import Any, NotRequired, TypedDict, cast
@@ -7,7 +7,7 @@ from qamoe.config.task import TaskDescription
 
 
 class ColumnStats(TypedDict):
-    """Which columns of a modality's frames are kept, `dimension` in number, and what standardises them."""
+    """The columns of a modality's frames to keep (`dimension` of them), and their mean and standard deviation."""
 
     kept: list[int]
     mean: list[float]
@@ -17,15 +17,15 @@ class ColumnStats(TypedDict):
 
 
 class FrameStats(ColumnStats):
-    """Columns, and the frame rate in Hz where the extractor tells it."""
+    """Columns, and the frame rate in Hz if the extractor knows it."""
 
     rate: float | None
 
 
 class TextStats(TypedDict, total=False):
-    """Of token ids the first five, `frequencies` being (id, count); of stored vectors those of FrameStats.
+    """For token ids the first five keys, with `frequencies` as (id, count); for stored vectors those of FrameStats.
 
-    A corpus whose stored vectors are all the same has none of both, and no modality text.
+    A corpus whose stored vectors are all the same has no keys, and lacks the modality text.
     """
 
     unk: int
@@ -42,7 +42,7 @@ class TextStats(TypedDict, total=False):
 
 
 class Stats(TypedDict):
-    """The whole file: target_mean and target_std are of a regression, class_shares are of classes."""
+    """The whole file. target_mean and target_std exist for regression, class_shares for classification."""
 
     task: TaskDescription
     modalities: list[str]
@@ -59,20 +59,20 @@ class Stats(TypedDict):
 
 
 def text_is_vectors(stats: Stats) -> bool:
-    """Whether the corpus's text is stored vectors; if not, it is token ids."""
+    """Return whether the text of the corpus is stored as vectors and not as token ids."""
     return "vocabulary" not in stats["text"]
 
 
 def has_frames(stats: Stats, modality: str) -> bool:
-    """Whether a modality is stored as frames that tell something: audio, vision, or text as vectors."""
+    """Return whether a modality is stored as frames with columns to keep: audio, vision, or text as vectors."""
     return modality in stats and "dimension" in frame_stats(stats, modality)
 
 
 def frame_stats(stats: Stats, modality: str) -> FrameStats:
-    """Those of a modality that has frames."""
+    """Return the statistics of a modality that has frames."""
     return cast(FrameStats, stats[modality])  # type: ignore[literal-required]
 
 
 def timed(stats: Stats, modalities: Sequence[str]) -> list[str]:
-    """Those of the modalities whose frame rate is known."""
+    """Return the modalities whose frame rate is known."""
     return [m for m in modalities if has_frames(stats, m) and frame_stats(stats, m).get("rate")]

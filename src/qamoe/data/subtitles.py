@@ -1,4 +1,7 @@
-"""The words beside a media file: NAME.srt or NAME.txt for NAME.mp4, in UTF-8. A .srt wins, since it has times."""
+"""Read the transcript next to a media file: NAME.srt or NAME.txt for NAME.mp4, in UTF-8.
+
+A .srt takes precedence, because it has times.
+"""
 
 import re
 from itertools import pairwise
@@ -11,18 +14,18 @@ _CUE = re.compile(rf"\s*{_TIME}\s*-->\s*{_TIME}")
 _MARKUP = re.compile(r"</?[A-Za-z][^<>]*>|\{\\[^{}]*\}")
 
 
-def beside(media: Path, start_s: float = 0.0, end_s: float | None = None) -> str:
-    """What is said in a span (seconds) of a media file; "" where nothing beside it tells.
+def sidecar_transcript(media: Path, start_s: float = 0.0, end_s: float | None = None) -> str:
+    """Return the transcript of a span (seconds) of a media file, or "" if neither file exists.
 
-    A cue of a .srt belongs to the span that holds its middle, so that neighbouring spans share no words. The words of
-    a .txt are those of the whole file. Raises ClipError for a file that cannot be read, and for a .txt and a mere span.
+    A cue of a .srt belongs to the span that contains its middle, so that neighbouring spans share no words. A .txt
+    covers the whole file. Raises ClipError for a file that cannot be read, and for a .txt if only a span is read.
     """
     timed, plain = media.with_suffix(".srt"), media.with_suffix(".txt")
     file = timed if timed.is_file() else plain
     if not file.is_file():
         return ""
     if file is plain and (start_s or end_s is not None):
-        raise ClipError(f"{plain.name} has no times, so that its words cannot be placed; {timed.name} would have")
+        raise ClipError(f"{plain.name} has no times and cannot be used for a span; provide {timed.name}")
     try:
         content = file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
@@ -36,7 +39,7 @@ def beside(media: Path, start_s: float = 0.0, end_s: float | None = None) -> str
 
 
 def _cues(content: str, name: str) -> list[tuple[float, str]]:
-    """The middle (seconds) and the words of each cue of the file of that name, without markup."""
+    """Return the middle (seconds) and the text of each cue, without markup; `name` is that of the file."""
     lines = content.splitlines()
     cues: list[tuple[float, list[str]]] = []
     for line, following in pairwise([*lines, ""]):
@@ -46,7 +49,7 @@ def _cues(content: str, name: str) -> list[tuple[float, str]]:
         elif cues and not (line.strip().isdecimal() and _CUE.match(following)):  # the number of the next cue
             cues[-1][1].extend(_MARKUP.sub(" ", line).split())
     if not cues and any(map(str.strip, lines)):
-        raise ClipError(f"{name} has no line such as 00:00:01,000 --> 00:00:02,500")
+        raise ClipError(f"{name} has no time line like 00:00:01,000 --> 00:00:02,500")
     return [(middle_s, " ".join(words)) for middle_s, words in cues]
 
 

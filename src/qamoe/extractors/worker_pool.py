@@ -187,7 +187,7 @@ def make_parts(
 def _advance_pool(
     pool: list[_Assigned], waiting: deque[tuple[Job, Path]], limit_s: float
 ) -> tuple[list[_Assigned], list[tuple[Job, str | None]]]:
-    """Wait deadline a worker answers, dies or exceeds its deadline; return the busy workers and the jobs that ended.
+    """Wait until a worker answers, dies or exceeds its deadline; return the busy workers and the jobs that ended.
 
     Each ended job comes with the reason why it left no part, or None.
     """

@@ -1,4 +1,4 @@
-"""MELD: the three csv files as they are published, quotes and line ends included, with and without clips."""
+"""MELD: the three csv files with the quotes and line ends of the published ones, with and without clips."""
 
 from pathlib import Path
 
@@ -39,20 +39,20 @@ def test_rows_become_clips_of_their_split(folder: Path) -> None:
     ]
 
 
-def test_the_tasks_classes_say_which_label_is_meant(folder: Path) -> None:
+def test_the_classes_of_the_task_select_the_label(folder: Path) -> None:
     corpus = read(folder, SENTIMENT)
     assert [SENTIMENTS[int(c.label)] for c in corpus.clips] == ["neutral", "positive", "negative", "negative"]
     assert corpus.about["label"] == "Sentiment"
 
 
-def test_tables_where_the_repository_keeps_them(folder: Path) -> None:
+def test_tables_are_found_in_the_folder_of_the_repository(folder: Path) -> None:
     (folder / "data/MELD").mkdir(parents=True)
     for file in folder.glob("*.csv"):
         file.rename(folder / "data/MELD" / file.name)
     assert len(read(folder, EMOTION).clips) == 4
 
 
-def test_clips_are_media_without_a_span(folder: Path) -> None:
+def test_clips_are_whole_media_files(folder: Path) -> None:
     for name in FOLDERS.values():
         (folder / name).mkdir()
     corpus = read(folder, EMOTION)
@@ -67,31 +67,27 @@ def test_clips_are_media_without_a_span(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "sentence"),
+    ("old", "new", "named"),
     [
-        ("surprise", "Surprise", r"train_sent_emo\.csv, line 3: label 'Surprise' is none of the classes neutral"),
-        ("Dialogue_ID", "Dialogue", r"train_sent_emo\.csv lacks the column Dialogue_ID"),
-        ("positive,0,1", "positive,0,0", r"line 3: clip id 'train-dia0_utt0' stands twice"),
-        ("positive,0,1", "positive,../0,1", r"line 3: Dialogue_ID '\.\./0' is no whole number from 0 on"),
+        ("surprise", "Surprise", r", line 3: label 'Surprise' .*neutral"),
+        ("Dialogue_ID", "Dialogue", r" .*column Dialogue_ID"),
+        ("positive,0,1", "positive,0,0", r", line 3: .*'train-dia0_utt0'.*line 2"),
+        ("positive,0,1", "positive,../0,1", r", line 3: Dialogue_ID .*'\.\./0'"),
     ],
 )
-def test_a_wrong_table_is_refused(folder: Path, old: str, new: str, sentence: str) -> None:
+def test_an_invalid_table_is_rejected(folder: Path, old: str, new: str, named: str) -> None:
     path = folder / "train_sent_emo.csv"
     path.write_bytes(path.read_bytes().replace(old.encode(), new.encode()))
-    with pytest.raises(UserError, match=sentence):
+    with pytest.raises(UserError, match=rf"train_sent_emo\.csv{named}"):
         read(folder, EMOTION)
 
 
-def test_wrong_folders_and_tasks_are_refused(folder: Path) -> None:
-    with pytest.raises(
-        UserError, match=r"MELD needs extract\.task of kind classification with the classes neutral, sur"
-    ):
+def test_missing_files_and_other_tasks_are_rejected(folder: Path) -> None:
+    with pytest.raises(UserError, match=r"MELD .*extract\.task .*neutral, surprise"):
         read(folder, Task(kind="regression", low=-3, high=3))
     (folder / "train_splits").mkdir()
-    with pytest.raises(
-        UserError, match=r"There is no folder .*dev_splits_complete; the clips of MELD are in train_spl"
-    ):
+    with pytest.raises(UserError, match=r"/dev_splits_complete .*train_splits"):
         read(folder, EMOTION)
     (folder / "dev_sent_emo.csv").unlink()
-    with pytest.raises(UserError, match=r"There is no .*dev_sent_emo\.csv; MELD is train_, dev_ and test_sent_emo"):
+    with pytest.raises(UserError, match=r"/dev_sent_emo\.csv "):
         read(folder, EMOTION)

@@ -1,4 +1,4 @@
-"""MIntRec in the two public places of its pickles, with its clips, and with its text alone."""
+"""MIntRec with its pickles in either public place, with its clips, and with text only."""
 
 import pickle
 from pathlib import Path
@@ -35,7 +35,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def features() -> tuple[dict[str, Any], dict[str, Any]]:
-    """audio: tensors (T, 768); video: lists of (1, 256), and none for a clip without a detected speaker."""
+    """Return audio tensors (T, 768), and video lists of (1, 256); a clip without a detected speaker has no video."""
     draws = np.random.default_rng(0)
     audio = {clip: torch.tensor(draws.standard_normal((i + 2, 768)), dtype=torch.float32) for i, clip in enumerate(IDS)}
     video = {clip: list(draws.standard_normal((i + 1, 1, 256)).astype(np.float32)) for i, clip in enumerate(IDS)}
@@ -48,7 +48,7 @@ def store(folder: Path, name: str, content: Any) -> None:
     (folder / name).write_bytes(pickle.dumps(content))
 
 
-def test_text_without_media_is_two_modalities_that_are_lacking(folder: Path) -> None:
+def test_without_media_the_corpus_has_only_text(folder: Path) -> None:
     corpus = read(folder, TASK)
     rows = [
         (split, *row) for split, name in (("train", "train"), ("valid", "dev"), ("test", "test")) for row in ROWS[name]
@@ -60,11 +60,11 @@ def test_text_without_media_is_two_modalities_that_are_lacking(folder: Path) -> 
     assert all(clip.media is None and not clip.frames for clip in corpus.clips)
 
 
-@pytest.mark.parametrize("places", [("audio_data", "video_data"), (".", ".")])
-def test_pickles_come_back_number_by_number(folder: Path, places: tuple[str, str]) -> None:
+@pytest.mark.parametrize("folders", [("audio_data", "video_data"), (".", ".")])
+def test_pickles_are_read_exactly(folder: Path, folders: tuple[str, str]) -> None:
     audio, video = features()
-    store(folder / places[0], "audio_feats.pkl", audio)
-    store(folder / places[1], "video_feats.pkl", video)
+    store(folder / folders[0], "audio_feats.pkl", audio)
+    store(folder / folders[1], "video_feats.pkl", video)
     corpus = read(folder, TASK)
     assert corpus.modalities == ("text", "audio", "vision")
     for clip in corpus.clips:
@@ -72,7 +72,7 @@ def test_pickles_come_back_number_by_number(folder: Path, places: tuple[str, str
         if clip.clip_id in video:
             np.testing.assert_array_equal(clip.frames["vision"], np.concatenate(video[clip.clip_id]))
         else:
-            assert clip.frames["vision"].shape == (0, 256), "a clip without a speaker has no frames, and stays"
+            assert clip.frames["vision"].shape == (0, 256), "a clip without a speaker stays, without frames"
         assert all(frames.dtype == np.float32 for frames in clip.frames.values())
 
 
@@ -84,39 +84,35 @@ def test_the_clips_themselves_are_media(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "sentence"),
+    ("old", "new", "named"),
     [
-        (
-            "Introduce",
-            "Apologize",
-            r"train\.tsv, line 3: label 'Apologize' is none of the classes Complain, Praise, Apo",
-        ),
-        ("season\t", "", r"train\.tsv lacks the column season; its header is season, episode, clip, text, label"),
-        ("S06\t", "../..\t", r"train\.tsv, line 3: season '\.\./\.\.' is no name of letters and digits"),
-        ("S06\tE06\t589", "S05\tE16\t329", r"train\.tsv, line 3: clip id 'S05_E16_329' stands twice"),
+        ("Introduce", "Apologize", r", line 3: label 'Apologize' .*Complain, Praise, Apo"),
+        ("season\t", "", r" .*column season; .*season, episode, clip, text, label"),
+        ("S06\t", "../..\t", r", line 3: season .*'\.\./\.\.'"),
+        ("S06\tE06\t589", "S05\tE16\t329", r", line 3: .*'S05_E16_329'.*line 2"),
     ],
 )
-def test_a_wrong_table_is_refused(folder: Path, old: str, new: str, sentence: str) -> None:
+def test_an_invalid_table_is_rejected(folder: Path, old: str, new: str, named: str) -> None:
     path = folder / "train.tsv"
     path.write_text(path.read_text().replace(old, new))
-    with pytest.raises(UserError, match=sentence):
+    with pytest.raises(UserError, match=rf"train\.tsv{named}"):
         read(folder, TASK)
 
 
-def test_wrong_files_are_refused(folder: Path) -> None:
+def test_invalid_files_are_rejected(folder: Path) -> None:
     audio, _ = features()
-    for content, sentence in (
-        ([1], "is no feature pickle of MIntRec"),
-        ({IDS[0]: "text"}, r"clip S05_E16_329 holds no frames"),
-        ({IDS[0]: np.zeros((2, 3, 4))}, r"frames of shape \(2, 3, 4\)"),
-        ({IDS[0]: np.zeros((2, 3)), IDS[1]: np.zeros((2, 4))}, r"one number of columns, not \[3, 4\]"),
-        ({f"x{key}": value for key, value in audio.items()}, "the audio pickle holds none of the clips"),
+    for content, named in (
+        ([1], r"audio_feats\.pkl .*dict"),
+        ({IDS[0]: "text"}, r"audio_feats\.pkl, clip S05_E16_329.*frames"),
+        ({IDS[0]: np.zeros((2, 3, 4))}, r"audio_feats\.pkl, clip S05_E16_329: .*\(2, 3, 4\)"),
+        ({IDS[0]: np.zeros((2, 3)), IDS[1]: np.zeros((2, 4))}, r"audio_feats\.pkl: .*\[3, 4\]"),
+        ({f"x{key}": value for key, value in audio.items()}, rf"{folder}: .*audio pickle"),
     ):
         store(folder, "audio_feats.pkl", content)
-        with pytest.raises(UserError, match=sentence):
+        with pytest.raises(UserError, match=named):
             read(folder, TASK)
     (folder / "dev.tsv").unlink()
-    with pytest.raises(UserError, match=r"There is no .*dev\.tsv; MIntRec is train\.tsv, dev\.tsv and test\.tsv"):
+    with pytest.raises(UserError, match=r"/dev\.tsv .*MIntRec"):
         read(folder, TASK)
 
 
@@ -124,8 +120,8 @@ real = shared_data() / "text" / "mintrec"
 
 
 @pytest.mark.real_data
-@pytest.mark.skipif(not real.is_dir(), reason=f"there is no folder {real}")
-def test_the_real_text_is_read_whole() -> None:
+@pytest.mark.skipif(not real.is_dir(), reason=f"{real} does not exist")
+def test_the_real_text_is_read_completely() -> None:
     corpus = read(real, TASK)
     assert [sum(clip.split == s for clip in corpus.clips) for s in ("train", "valid", "test")] == [1334, 445, 445]
     assert {CLASSES[int(clip.label)] for clip in corpus.clips} == set(CLASSES)

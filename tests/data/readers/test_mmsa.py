@@ -1,4 +1,4 @@
-"""MMSA pickles in the layouts that its data_loader reads: aligned without lengths, unaligned with them."""
+"""MMSA pickles in the layouts of its data_loader: aligned without lengths, unaligned with lengths."""
 
 import hashlib
 import pickle
@@ -24,7 +24,7 @@ Content = dict[str, dict[str, Any]]
 
 
 def split(name: str, count: int, aligned: bool) -> dict[str, Any]:
-    """One split's columns, padded behind as the published files are."""
+    """Return the columns of one split, padded at the end like the published files."""
     draws = np.random.default_rng(count)
     words = draws.integers(1, TOKENS - 1, count)  # tokens without CLS and SEP
     bert = np.zeros((count, 3, TOKENS), np.int64)
@@ -57,23 +57,23 @@ def content(aligned: bool = False) -> Content:
     return {name: split(name, count, aligned) for name, count in COUNTS.items()}
 
 
-def stored(path: Path, made: Any) -> Path:
-    path.write_bytes(pickle.dumps(made, protocol=4))
+def store(path: Path, splits: Any) -> Path:
+    path.write_bytes(pickle.dumps(splits, protocol=4))
     return path
 
 
-def dropped(made: Content, *columns: str) -> Content:
-    return {name: {k: v for k, v in split.items() if k not in columns} for name, split in made.items()}
+def without(splits: Content, *columns: str) -> Content:
+    return {name: {k: v for k, v in split.items() if k not in columns} for name, split in splits.items()}
 
 
 @pytest.mark.parametrize("aligned", [False, True])
-def test_clips_come_back_with_their_own_lengths(tmp_path: Path, aligned: bool) -> None:
-    made = content(aligned)
-    corpus = read(stored(tmp_path / "mosi.pkl", made), REGRESSION)
+def test_clips_are_read_with_their_own_lengths(tmp_path: Path, aligned: bool) -> None:
+    splits = content(aligned)
+    corpus = read(store(tmp_path / "mosi.pkl", splits), REGRESSION)
     assert corpus.modalities == ("text", "audio", "vision")
     assert [c.split for c in corpus.clips] == [name for name, count in COUNTS.items() for _ in range(count)]
     clips = iter(corpus.clips)
-    for name, columns in made.items():
+    for name, columns in splits.items():
         for i in range(COUNTS[name]):
             clip = next(clips)
             n_tokens = int(columns["text_bert"][i, 1].sum())
@@ -88,114 +88,114 @@ def test_clips_come_back_with_their_own_lengths(tmp_path: Path, aligned: bool) -
                 frames = clip.frames[modality]
                 assert frames.dtype == np.float32
                 assert frames.tolist() == columns[modality][i, :n].astype(np.float32).tolist()
-            assert "text" not in clip.frames, "stored text vectors are not used where there are words"
+            assert "text" not in clip.frames, "stored text vectors are not used if the text has words"
     assert corpus.about["text"] == "text_bert"
     assert corpus.about["padding"] == {"audio": "end", "vision": "end"}
 
 
 def test_a_corpus_without_vision_lacks_it(tmp_path: Path) -> None:
-    corpus = read(stored(tmp_path / "mosi.pkl", dropped(content(), "vision", "vision_lengths")), REGRESSION)
+    corpus = read(store(tmp_path / "mosi.pkl", without(content(), "vision", "vision_lengths")), REGRESSION)
     assert corpus.modalities == ("text", "audio")
     assert all(set(clip.frames) == {"audio"} for clip in corpus.clips)
 
 
-def test_without_text_bert_the_raw_text_is_what_there_is(tmp_path: Path) -> None:
-    made = dropped(content(), "text_bert", "text")
-    corpus = read(stored(tmp_path / "m.pkl", made), REGRESSION)
+def test_without_text_bert_the_raw_text_is_used(tmp_path: Path) -> None:
+    splits = without(content(), "text_bert", "text")
+    corpus = read(store(tmp_path / "m.pkl", splits), REGRESSION)
     assert all(clip.tokens is None for clip in corpus.clips)
     assert corpus.clips[1].text == "text 1"
-    assert len(corpus.clips[1].frames["audio"]) == made["train"]["audio_lengths"][1]
+    assert len(corpus.clips[1].frames["audio"]) == splits["train"]["audio_lengths"][1]
 
 
 def test_without_lengths_a_sequence_ends_at_its_last_frame(tmp_path: Path) -> None:
-    """An aligned file without text_bert, and an unaligned one without lengths: rows of zeros within are frames."""
-    made = content(aligned=True)
-    made["test"]["audio"][0, 1] = 0
-    made["test"]["vision"][0] = 0
-    for columns, gone in ((made, ("text_bert",)), (content(), ("audio_lengths", "vision_lengths"))):
-        corpus = read(stored(tmp_path / "m.pkl", dropped(columns, *gone)), REGRESSION)
-        for clip, (name, i) in zip(corpus.clips, every_clip(), strict=True):
+    """Aligned without text_bert, and unaligned without lengths; rows of zeros in between are frames."""
+    splits = content(aligned=True)
+    splits["test"]["audio"][0, 1] = 0
+    splits["test"]["vision"][0] = 0
+    for columns, removed in ((splits, ("text_bert",)), (content(), ("audio_lengths", "vision_lengths"))):
+        corpus = read(store(tmp_path / "m.pkl", without(columns, *removed)), REGRESSION)
+        for clip, (name, i) in zip(corpus.clips, all_clips(), strict=True):
             for modality in ("audio", "vision"):
                 x = columns[name][modality][i]
                 n = max((t + 1 for t in range(len(x)) if x[t].any()), default=0)
                 assert clip.frames[modality].tolist() == x[:n].astype(np.float32).tolist()
 
 
-def test_a_sequence_padded_in_front_keeps_its_end(tmp_path: Path) -> None:
-    """As in the arrays of MulT, whose stored lengths then count up to the first row of zeros."""
-    made = content()
-    behind = content()
-    for columns in made.values():
+def test_a_sequence_padded_at_the_front_keeps_its_end(tmp_path: Path) -> None:
+    """For example the arrays of MulT, whose stored lengths count up to the first row of zeros."""
+    splits = content()
+    padded_at_end = content()
+    for columns in splits.values():
         for i, n in enumerate(columns["audio_lengths"]):
             columns["audio"][i] = np.roll(columns["audio"][i], AUDIO - n, axis=0)
         columns["audio_lengths"] = [1] * len(columns["id"])
-    corpus = read(stored(tmp_path / "m.pkl", made), REGRESSION)
+    corpus = read(store(tmp_path / "m.pkl", splits), REGRESSION)
     assert corpus.about["padding"] == {"audio": "front", "vision": "end"}
-    for clip, (name, i) in zip(corpus.clips, every_clip(), strict=True):
-        n = behind[name]["audio_lengths"][i]
-        assert clip.frames["audio"].tolist() == behind[name]["audio"][i, :n].astype(np.float32).tolist()
+    for clip, (name, i) in zip(corpus.clips, all_clips(), strict=True):
+        n = padded_at_end[name]["audio_lengths"][i]
+        assert clip.frames["audio"].tolist() == padded_at_end[name]["audio"][i, :n].astype(np.float32).tolist()
 
 
-def test_the_first_versions_axes_of_text_bert_are_told_apart(tmp_path: Path) -> None:
-    made = content()
-    before = [clip.tokens.tolist() for clip in read(stored(tmp_path / "a.pkl", made), REGRESSION).clips]
-    for columns in made.values():
+def test_the_axes_of_text_bert_in_the_first_version_are_recognised(tmp_path: Path) -> None:
+    splits = content()
+    before = [clip.tokens.tolist() for clip in read(store(tmp_path / "a.pkl", splits), REGRESSION).clips]
+    for columns in splits.values():
         columns["text_bert"] = columns["text_bert"].transpose(0, 2, 1).astype(np.float32)
-    after = [clip.tokens.tolist() for clip in read(stored(tmp_path / "b.pkl", made), REGRESSION).clips]
+    after = [clip.tokens.tolist() for clip in read(store(tmp_path / "b.pkl", splits), REGRESSION).clips]
     assert after == before
 
 
-def test_what_mmsa_fet_writes_is_read(tmp_path: Path) -> None:
-    """Floats of 64 bits, a further key config, no classification labels."""
-    made: Any = dropped(content(), "classification_labels")
-    for columns in made.values():
+def test_the_output_of_mmsa_fet_is_read(tmp_path: Path) -> None:
+    """It has floats of 64 bits, an additional key config, and no classification labels."""
+    splits: Any = without(content(), "classification_labels")
+    for columns in splits.values():
         for key in ("audio", "vision", "text", "text_bert"):
             columns[key] = columns[key].astype(np.float64)
         columns["audio_lengths"] = np.array(columns["audio_lengths"])
-    expected = read(stored(tmp_path / "a.pkl", content()), REGRESSION)
-    found = read(stored(tmp_path / "b.pkl", made | {"config": {"audio": {"tool": "librosa"}}}), REGRESSION)
-    for clip, other in zip(found.clips, expected.clips, strict=True):
+    expected = read(store(tmp_path / "a.pkl", content()), REGRESSION)
+    corpus = read(store(tmp_path / "b.pkl", splits | {"config": {"audio": {"tool": "librosa"}}}), REGRESSION)
+    for clip, other in zip(corpus.clips, expected.clips, strict=True):
         assert clip.tokens.tolist() == other.tokens.tolist()
         assert all(clip.frames[m].tolist() == other.frames[m].tolist() for m in ("audio", "vision"))
 
 
 def test_stored_vectors_are_the_last_resort(tmp_path: Path) -> None:
-    made = dropped(content(), "text_bert", "raw_text")
-    corpus = read(stored(tmp_path / "m.pkl", made), REGRESSION)
+    splits = without(content(), "text_bert", "raw_text")
+    corpus = read(store(tmp_path / "m.pkl", splits), REGRESSION)
     assert corpus.about["text"] == "text"
     assert corpus.vocabulary is None
-    assert corpus.clips[0].frames["text"].tolist() == made["train"]["text"][0].tolist()
-    check_text(corpus, MiniLM(50), "m.pkl")  # taken as they are: refuses nothing
+    assert corpus.clips[0].frames["text"].tolist() == splits["train"]["text"][0].tolist()
+    check_text(corpus, MiniLM(50), "m.pkl")  # vectors are not checked
 
 
-@pytest.mark.parametrize("gone", ["text", "text_bert"])
-def test_chinese_text_is_read_and_the_english_encoder_refuses_it(tmp_path: Path, gone: str) -> None:
-    """CH-SIMS: 33 and 709 columns, labels in [-1, 1], lists where others have arrays, labels for each modality."""
-    made = content()
-    for columns in made.values():
+@pytest.mark.parametrize("removed", ["text", "text_bert"])
+def test_chinese_text_is_read_and_the_english_encoder_rejects_it(tmp_path: Path, removed: str) -> None:
+    """Like CH-SIMS: 709 columns of vision, labels in [-1, 1], lists instead of arrays, labels for each modality."""
+    splits = content()
+    for columns in splits.values():
         count = len(columns["id"])
         columns["raw_text"] = ["我不想嫁给李茶", "OK", "你说什么呢", "真好"][:count]
         columns["regression_labels"] = (np.arange(count) / 5 - 0.4).tolist()
         columns |= {f"regression_labels_{m}": np.zeros(count) for m in "TAV"}
         columns["vision"] = np.tile(columns["vision"], (1, 1, 36))[:, :, :709]
-    corpus = read(stored(tmp_path / "m.pkl", dropped(made, gone)), Task(kind="regression", low=-1, high=1))
+    corpus = read(store(tmp_path / "m.pkl", without(splits, removed)), Task(kind="regression", low=-1, high=1))
     assert corpus.vocabulary == "bert-base-chinese"
     assert corpus.clips[1].label == pytest.approx(-0.2)
-    assert corpus.clips[0].frames["vision"].shape == (made["train"]["vision_lengths"][0], 709)
-    with pytest.raises(UserError, match=r"its text needs an encoder with the vocabulary of bert-base-chinese"):
+    assert corpus.clips[0].frames["vision"].shape == (splits["train"]["vision_lengths"][0], 709)
+    with pytest.raises(UserError, match=r"m\.pkl: .*bert-base-chinese.*minilm .*bert-base-uncased"):
         check_text(corpus, MiniLM(50), "m.pkl")
 
 
-def test_a_token_outside_the_vocabulary_is_refused(tmp_path: Path) -> None:
-    made = content()
-    made["valid"]["text_bert"][1, 0, 1] = 30522
-    corpus = read(stored(tmp_path / "m.pkl", made), REGRESSION)
-    with pytest.raises(UserError, match=r"valid, clip videovalid0\$_\$1: token id 30522 is none of the 30522"):
+def test_a_token_outside_the_vocabulary_is_rejected(tmp_path: Path) -> None:
+    splits = content()
+    splits["valid"]["text_bert"][1, 0, 1] = 30522
+    corpus = read(store(tmp_path / "m.pkl", splits), REGRESSION)
+    with pytest.raises(UserError, match=r"valid, clip videovalid0\$_\$1: token id 30522 .*\b30522\b"):
         check_text(corpus, MiniLM(50), "m.pkl")
 
 
-def test_a_file_says_which_published_one_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = stored(tmp_path / "m.pkl", content())
+def test_a_published_file_is_recognised_by_its_hash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = store(tmp_path / "m.pkl", content())
     sha = hashlib.sha256(path.read_bytes()).hexdigest()
     unknown = read(path, REGRESSION).about
     named = {"corpus": "mmsa", "file": "m.pkl", "sha256": sha, "published_as": None}
@@ -204,106 +204,96 @@ def test_a_file_says_which_published_one_it_is(tmp_path: Path, monkeypatch: pyte
     assert read(path, REGRESSION).about["published_as"] == "MOSI/Processed/unaligned_50.pkl"
 
 
-def every_clip() -> list[tuple[str, int]]:
+def all_clips() -> list[tuple[str, int]]:
     return [(name, i) for name, count in COUNTS.items() for i in range(count)]
 
 
 def changed(column: str, value: Any) -> Content:
-    made = content()
-    made["train"][column] = value
-    return made
+    splits = content()
+    splits["train"][column] = value
+    return splits
 
 
 @pytest.mark.parametrize(
-    ("made", "sentence"),
+    ("splits", "named"),
     [
-        ([1, 2, 3], "is no MMSA pickle: its top level must be a dict of train, valid and test"),
-        ({k: v for k, v in content().items() if k != "valid"}, "is no MMSA pickle"),
-        (
-            dropped(content(), "raw_text", "text_bert", "text"),
-            "no text is in every split; needed is text_bert, raw_text",
-        ),
-        (dropped(content(), "id"), "train lacks the column id"),
-        (changed("id", ["a", "b"]), "train: regression_labels has 4 rows and id has 2"),
-        (changed("id", "abcd"), "train: id is no list"),
-        (changed("audio", np.zeros((3, AUDIO, 5))), "train: audio has 3 rows and id has 4"),
-        (
-            changed("audio", np.zeros((4, AUDIO, 6))),
-            "audio must have one number of columns in all splits.*train 6, valid 5",
-        ),
-        (changed("audio", np.zeros((4, AUDIO, 0))), "audio must have one number of columns in all splits, at least 1"),
-        (changed("audio", np.zeros((4, 5))), r"audio is no array of numbers with 3 axes \(shape \(4, 5\), float64\)"),
-        (changed("vision", [[1.0], [1.0, 2.0]]), "vision is no array of numbers"),
-        (changed("vision", np.full((4, VISION, 20), "x")), "vision is no array of numbers"),
-        (changed("audio_lengths", [1, 2]), "train: audio_lengths has 2 rows and id has 4"),
-        (changed("audio_lengths", ["a"] * 4), "audio_lengths is no array of numbers"),
-        (changed("text_bert", np.zeros((4, 5, 6))), r"text_bert has shape \(4, 5, 6\); allowed is \(N, 3, L\)"),
-        (
-            changed("text_bert", np.full((4, 3, TOKENS), 0.5)),
-            r"clip videotrain0\$_\$0: text_bert holds what is no token",
-        ),
-        (changed("id", ["a$_$1"] * 4), "clip id 'a\\$_\\$1' stands twice"),
+        ([1, 2, 3], " .*train, valid and test"),
+        ({k: v for k, v in content().items() if k != "valid"}, " .*train, valid and test"),
+        (without(content(), "raw_text", "text_bert", "text"), ": .*text_bert, raw_text or text"),
+        (without(content(), "id"), ", train .*column id"),
+        (changed("id", ["a", "b"]), r", train: regression_labels .*\b4 rows.*\bid has 2\b"),
+        (changed("id", "abcd"), ", train: id .*list"),
+        (changed("audio", np.zeros((3, AUDIO, 5))), r", train: audio .*\b3 rows.*\bid has 4\b"),
+        (changed("audio", np.zeros((4, AUDIO, 6))), ": audio .*columns.*train 6, valid 5"),
+        (changed("audio", np.zeros((4, AUDIO, 0))), ": audio .*columns.*at least 1.*train 0, valid 5"),
+        (changed("audio", np.zeros((4, 5))), r", train: audio .*\(4, 5\).*float64.*\b3\b"),
+        (changed("vision", [[1.0], [1.0, 2.0]]), ", train: vision .*object"),
+        (changed("vision", np.full((4, VISION, 20), "x")), ", train: vision .*<U1"),
+        (changed("audio_lengths", [1, 2]), r", train: audio_lengths .*\b2 rows.*\bid has 4\b"),
+        (changed("audio_lengths", ["a"] * 4), ", train: audio_lengths .*<U1"),
+        (changed("text_bert", np.zeros((4, 5, 6))), r", train: text_bert .*\(4, 5, 6\).*\(N, 3, L\)"),
+        (changed("text_bert", np.full((4, 3, TOKENS), 0.5)), r", train, clip videotrain0\$_\$0: text_bert .*token id"),
+        (changed("id", ["a$_$1"] * 4), r", train, clip a\$_\$1: .*'a\$_\$1'"),
         (
             changed("id", ["videotest0$_$9", "b", "c", "d"]),
-            r"source 'videotest0' is in split train \(clip v.*9\) and in split test",
+            r"source 'videotest0' .*split train \(clip v.*9\) .*split test",
         ),
-        (changed("regression_labels", np.array([0, 1, 2, 9.0])), r"clip videotrain1\$_\$3: label 9 lies outside"),
-        (changed("regression_labels", np.array([0, 1, 2, np.nan])), "label nan lies outside"),
-        (changed("regression_labels", ["0", "1", "2", "good"]), "good"),
-        ({name: {k: v[:0] for k, v in columns.items()} for name, columns in content().items()}, "holds no clips"),
-        ({name: [1] for name in COUNTS}, "train: a split must be a dict of columns"),
+        (changed("regression_labels", np.array([0, 1, 2, 9.0])), r", train, clip videotrain1\$_\$3: label 9 .*-3, 3"),
+        (changed("regression_labels", np.array([0, 1, 2, np.nan])), "label nan .*-3, 3"),
+        (changed("regression_labels", ["0", "1", "2", "good"]), "label 'good'"),
+        ({name: {k: v[:0] for k, v in columns.items()} for name, columns in content().items()}, " .*no clips"),
+        ({name: [1] for name in COUNTS}, ", train: .*dict"),
     ],
 )
-def test_another_layout_is_refused(tmp_path: Path, made: Any, sentence: str) -> None:
-    with pytest.raises(UserError, match=sentence) as refusal:
-        read(stored(tmp_path / "m.pkl", made), REGRESSION)
-    assert "\n" not in str(refusal.value)
+def test_another_layout_is_rejected(tmp_path: Path, splits: Any, named: str) -> None:
+    with pytest.raises(UserError, match=rf"m\.pkl.*{named}") as raised:
+        read(store(tmp_path / "m.pkl", splits), REGRESSION)
+    assert "\n" not in str(raised.value)
 
 
 def test_a_clip_without_a_single_frame_has_none(tmp_path: Path) -> None:
-    """A length of 0 is a modality that the clip lacks, not one frame of zeros."""
-    made = content()
-    made["train"]["audio_lengths"] = [0, *made["train"]["audio_lengths"][1:]]
-    corpus = read(stored(tmp_path / "m.pkl", made), REGRESSION)
+    """With a length of 0 the clip lacks the modality; it does not have one frame of zeros."""
+    splits = content()
+    splits["train"]["audio_lengths"] = [0, *splits["train"]["audio_lengths"][1:]]
+    corpus = read(store(tmp_path / "m.pkl", splits), REGRESSION)
     assert corpus.clips[0].frames["audio"].shape == (0, 5)
 
 
-def test_a_damaged_pickle_is_read_or_refused_and_nothing_else(tmp_path: Path) -> None:
-    made = content()
-    for columns in made.values():  # small, so that the damages hit the structure
+def test_a_damaged_pickle_is_either_read_or_rejected(tmp_path: Path) -> None:
+    splits = content()
+    for columns in splits.values():  # small, so that damage hits the structure
         del columns["text"]
         columns["audio"], columns["vision"] = columns["audio"][:, :, :1], columns["vision"][:, :, :1]
-    path = stored(tmp_path / "m.pkl", made)
+    path = store(tmp_path / "m.pkl", splits)
     whole = path.read_bytes()
-    refused = []
+    rejected = []
     for seed in range(200):
         path.write_bytes(mutated(whole, seed))
         try:
             read(path, REGRESSION)
-        except UserError as refusal:
-            refused.append(str(refusal))
-    assert 50 < len(refused) < 200
-    assert not any("\n" in sentence for sentence in refused)
+        except UserError as error:
+            rejected.append(str(error))
+    assert 50 < len(rejected) < 200
+    assert not any("\n" in sentence for sentence in rejected)
 
 
-def test_a_list_for_faults_gets_all_of_them_and_the_good_clips_are_read(tmp_path: Path) -> None:
-    made = content()
-    made["train"]["regression_labels"][1] = 5
-    made["test"]["regression_labels"] = ["good", "0", "1"]
+def test_all_faults_are_collected_and_the_valid_clips_are_read(tmp_path: Path) -> None:
+    splits = content()
+    splits["train"]["regression_labels"][1] = 5
+    splits["test"]["regression_labels"] = ["good", "0", "1"]
     faults: list[str] = []
-    corpus = read(stored(tmp_path / "m.pkl", made), REGRESSION, faults)
+    corpus = read(store(tmp_path / "m.pkl", splits), REGRESSION, faults)
     assert len(corpus.clips) == 7
-    assert [fault.split(": ", 1)[1] for fault in faults] == [
-        "label 5 lies outside [-3, 3].",
-        "label 'good' is no number, and the task is regression.",
-    ]
+    first, second = faults
+    assert "train, clip videotrain0$_$1: label 5 " in first
+    assert "test, clip videotest0$_$0: label 'good' " in second
 
 
 mosi = shared_data() / "mosi"
 
 
 @pytest.mark.real_data
-@pytest.mark.skipif(not mosi.is_dir(), reason=f"there is no folder {mosi}")
+@pytest.mark.skipif(not mosi.is_dir(), reason=f"{mosi} does not exist")
 @pytest.mark.parametrize(
     ("name", "counts", "modalities"),
     [
@@ -311,15 +301,15 @@ mosi = shared_data() / "mosi"
         ("mosi_speaker_split.pkl", (1206, 241, 752), ("text", "audio", "vision")),
     ],
 )
-def test_the_real_files_come_back_number_by_number(name: str, counts: Any, modalities: Any) -> None:
+def test_the_real_files_are_read_exactly(name: str, counts: Any, modalities: Any) -> None:
     corpus = read(mosi / name, REGRESSION)
     with (mosi / name).open("rb") as file:
-        given = pickle.load(file)
+        expected = pickle.load(file)
     assert corpus.modalities == modalities
     assert tuple(sum(c.split == s for c in corpus.clips) for s in ("train", "valid", "test")) == counts
     check_text(corpus, MiniLM(50), name)
     clips = iter(corpus.clips)
-    for columns in (given[split] for split in ("train", "valid", "test")):
+    for columns in (expected[split] for split in ("train", "valid", "test")):
         for i in range(len(columns["id"])):
             clip = next(clips)
             assert (clip.clip_id, clip.text) == (columns["id"][i], columns["raw_text"][i])

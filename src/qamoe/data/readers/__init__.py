@@ -1,6 +1,7 @@
-"""Kinds of corpora. A new kind is one file with `read(path, task, faults) -> Corpus` and one line in READERS.
+"""Kinds of corpora. To add one, write a file with `read(path, task, faults) -> Corpus` and one line in READERS.
 
-`faults` None: the first fault of a row is refused. A list: such faults go there, and the other rows are read.
+If `faults` is None, the first invalid row raises UserError. If it is a list, errors of rows are appended to it and the
+other rows are read.
 """
 
 from pathlib import Path

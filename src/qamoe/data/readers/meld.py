@@ -1,17 +1,17 @@
-"""MELD (declare-lab): {train,dev,test}_sent_emo.csv and, where they are there, the clips `dia{D}_utt{U}.mp4`.
+"""Read MELD (declare-lab): {train,dev,test}_sent_emo.csv and, if present, the clips `dia{D}_utt{U}.mp4`.
 
-Dialogue numbers start again in every split, so ids and sources carry the split. A source is a dialogue: the main
-cast speaks in all splits, which the corpus's own split decided.
+Dialogue numbers restart in every split, so ids and sources include the split. A source is a dialogue. The main cast
+speaks in all splits, because MELD splits by dialogue and not by speaker.
 """
 
 from pathlib import Path
 
 from qamoe.config.task import Task, is_classification
-from qamoe.data.clip import Corpus, LabelledClip, check_clips, label_value, noted, rows_of, utterance
+from qamoe.data.clip import Corpus, LabelledClip, check_clips, collect_faults, label_value, open_table, utterance
 from qamoe.errors import UserError
 
 SPLITS = {"train": "train", "dev": "valid", "test": "test"}  # file -> split
-# In the order of the public readers; the files write them in small letters.
+# In the order of the public readers; lower case in the files.
 EMOTIONS = ("neutral", "surprise", "fear", "sadness", "joy", "disgust", "anger")
 SENTIMENTS = ("neutral", "positive", "negative")
 FOLDERS = {"train": "train_splits", "dev": "dev_splits_complete", "test": "output_repeated_splits_test"}
@@ -19,22 +19,22 @@ _COLUMNS = ("Utterance", "Speaker", "Dialogue_ID", "Utterance_ID")
 
 
 def read(path: Path, task: Task, faults: list[str] | None = None) -> Corpus:
-    """Read a folder of MELD. Raises UserError where it is none.
+    """Read a folder of MELD. Raises UserError if the folder has another layout.
 
-    The task's classes say which label is meant: the seven of column Emotion or the three of column Sentiment. With
-    none of the three folders of clips, the corpus lacks audio and vision; a clip that one of them lacks is a problem
-    of that clip. With a list for `faults`, what is wrong with a row goes there, and the other rows are read.
+    The task's classes select the label: the seven of column Emotion or the three of column Sentiment. Without all
+    three folders of clips, the corpus lacks audio and vision; a missing clip is a problem of that clip only. If
+    `faults` is a list, errors of single rows are appended to it and the other rows are read.
     """
     column = _column(task)
-    place = path / "data" / "MELD" if (path / "data" / "MELD").is_dir() else path
-    files = {name: place / f"{name}_sent_emo.csv" for name in SPLITS}
+    tables = path / "data" / "MELD" if (path / "data" / "MELD").is_dir() else path
+    files = {name: tables / f"{name}_sent_emo.csv" for name in SPLITS}
     for file in files.values():
         if not file.is_file():
-            raise UserError(f"There is no {file}; MELD is train_, dev_ and test_sent_emo.csv in one folder.")
+            raise UserError(f"{file} does not exist; MELD needs train_, dev_ and test_sent_emo.csv in one folder.")
     folders = {name: path / folder for name, folder in FOLDERS.items() if (path / folder).is_dir()}
     if folders and len(folders) < len(FOLDERS):
-        lacking = next(folder for name, folder in FOLDERS.items() if name not in folders)
-        raise UserError(f"There is no folder {path / lacking}; the clips of MELD are in {', '.join(FOLDERS.values())}.")
+        missing = next(folder for name, folder in FOLDERS.items() if name not in folders)
+        raise UserError(f"{path / missing} does not exist; MELD's clips are in {', '.join(FOLDERS.values())}.")
     clips = [clip for name in SPLITS for clip in _clips(files[name], name, folders.get(name), column, task, faults)]
     check_clips(clips, str(path), faults)
     streams = ("audio", "vision") if folders else ()
@@ -55,13 +55,13 @@ def _clips(
     file: Path, name: str, folder: Path | None, column: str, task: Task, faults: list[str] | None
 ) -> list[LabelledClip]:
     clips = []
-    with rows_of(file) as reader:
-        lacking = [c for c in (*_COLUMNS, column) if c not in (reader.fieldnames or [])]
-        if lacking:
-            raise UserError(f"{file} lacks the column {lacking[0]}.")
+    with open_table(file) as reader:
+        missing = [c for c in (*_COLUMNS, column) if c not in (reader.fieldnames or [])]
+        if missing:
+            raise UserError(f"{file} lacks the column {missing[0]}.")
         for row in reader:
             where = f"{file}, line {reader.line_num}"
-            with noted(faults):
+            with collect_faults(faults):
                 dialogue, number = (_number(row[c], c, where) for c in ("Dialogue_ID", "Utterance_ID"))
                 name_in_dialogue = f"dia{dialogue}_utt{number}"
                 media = folder / f"{name_in_dialogue}.mp4" if folder else None
@@ -78,5 +78,5 @@ def _clips(
 def _number(cell: str | None, name: str, where: str) -> int:
     text = (cell or "").strip()
     if not (text.isascii() and text.isdecimal()) or len(text) > 9:
-        raise UserError(f"{where}: {name} {cell!r} is no whole number from 0 on.")
+        raise UserError(f"{where}: {name} is {cell!r}, must be an integer of at least 0.")
     return int(text)

@@ -1,8 +1,8 @@
-"""MMSA-format pickles (CMU-MOSI, CMU-MOSEI, CH-SIMS, MMSA-FET): {train, valid, test} of equal-length columns.
+"""Read MMSA-format pickles (CMU-MOSI, CMU-MOSEI, CH-SIMS, MMSA-FET): {train, valid, test} of equal-length columns.
 
-The layout is the one that thuiar/MMSA's data_loader reads. Text comes as token ids from `text_bert`, else from
-`raw_text`. The stored `text` vectors are used only where there is neither, because the vector of a clean sentence
-still carries a word that was taken away afterwards. A modality that no split has is a modality the corpus lacks.
+The layout is that of thuiar/MMSA's data_loader. Text comes as token ids from `text_bert`, else from `raw_text`. The
+stored `text` vectors are used only without both, because the vector of a clean sentence still contains words that a
+degradation removes later. The corpus lacks a modality that is not in every split.
 """
 
 from collections.abc import Callable, Iterable
@@ -13,12 +13,12 @@ import numpy as np
 
 from qamoe.config.task import Task
 from qamoe.data import safe_pickle
-from qamoe.data.clip import Corpus, LabelledClip, Utterance, check_clips, label_value, noted
+from qamoe.data.clip import Corpus, LabelledClip, Utterance, check_clips, collect_faults, label_value
 from qamoe.errors import UserError
 from qamoe.extractors.tokens import CHINESE, ENGLISH
 from qamoe.files import file_digest
 
-# SHA-256 that thuiar/MMSA publishes in its README.
+# SHA-256 published in thuiar/MMSA's README.
 PUBLISHED = {
     "78e0f8b5ef8ff71558e7307848fc1fa929ecb078203f565ab22b9daab2e02524": "MOSI/Processed/unaligned_50.pkl",
     "d3994fd25681f9c7ad6e9c6596a6fe9b4beb85ff7d478ba978b124139002e5f9": "MOSI/Processed/aligned_50.pkl",
@@ -32,18 +32,18 @@ Columns = dict[str, Any]
 
 
 def read(path: Path, task: Task, faults: list[str] | None = None) -> Corpus:
-    """Read an MMSA pickle. Raises UserError where it is no such file.
+    """Read an MMSA pickle. Raises UserError if the file has another layout.
 
-    With a list for `faults`, what is wrong with a clip's label or id goes there, and the other clips are read.
+    If `faults` is a list, errors of a clip's label or id are appended to it and the other clips are read.
     """
     content = safe_pickle.read(path)
     if not isinstance(content, dict) or not set(SPLITS) <= set(content):
-        raise UserError(f"{path} is no MMSA pickle: its top level must be a dict of train, valid and test.")
+        raise UserError(f"{path} is not an MMSA pickle: its top level must be a dict of train, valid and test.")
     splits = {name: _split(content[name], f"{path}, {name}") for name in SPLITS}
     streams = tuple(m for m in ("audio", "vision") if all(m in columns for columns in splits.values()))
     texts = [t for t in ("text_bert", "raw_text", "text") if all(t in columns for columns in splits.values())]
     if not texts:
-        raise UserError(f"{path}: no text is in every split; needed is text_bert, raw_text or text.")
+        raise UserError(f"{path}: every split must have text_bert, raw_text or text; they share none of these.")
     ready = (*streams, "text") if texts == ["text"] else streams
     _one_dimension(splits, ready, path)
     padding = {m: _padding(splits.values(), m) for m in ready}
@@ -64,32 +64,32 @@ def read(path: Path, task: Task, faults: list[str] | None = None) -> Corpus:
 
 
 def _split(columns: Any, where: str) -> Columns:
-    """A split's columns that are used, as arrays of the right shape and of one length."""
+    """Return the columns of a split that are used, checked for shape and equal length."""
     if not isinstance(columns, dict):
         raise UserError(f"{where}: a split must be a dict of columns.")
     for key in ("id", "regression_labels"):
         if key not in columns:
             raise UserError(f"{where} lacks the column {key}.")
     lists = ("id", "regression_labels", "raw_text")
-    found: Columns = {key: _items(columns[key], key, where) for key in lists if key in columns}
+    used: Columns = {key: _items(columns[key], key, where) for key in lists if key in columns}
     for key in ("text", "text_bert", "audio", "vision"):
         if key in columns:
-            found[key] = _numbers(columns[key], key, 3, where)
+            used[key] = _numbers(columns[key], key, 3, where)
     for modality in ("audio", "vision"):
         key = f"{modality}_lengths"
-        if modality in found and key in columns:
-            found[key] = np.clip(_numbers(columns[key], key, 1, where), 0, found[modality].shape[1]).astype(np.int64)
-    if "text_bert" in found:
-        found["text_bert"] = _rows_first(found["text_bert"], where)
-    for key, column in found.items():
-        if len(column) != len(found["id"]):
-            raise UserError(f"{where}: {key} has {len(column)} rows and id has {len(found['id'])}.")
-    return found
+        if modality in used and key in columns:
+            used[key] = np.clip(_numbers(columns[key], key, 1, where), 0, used[modality].shape[1]).astype(np.int64)
+    if "text_bert" in used:
+        used["text_bert"] = _rows_first(used["text_bert"], where)
+    for key, column in used.items():
+        if len(column) != len(used["id"]):
+            raise UserError(f"{where}: {key} has {len(column)} rows, but id has {len(used['id'])}.")
+    return used
 
 
 def _items(column: Any, key: str, where: str) -> list[Any]:
     if not isinstance(column, (list, tuple)) and not (isinstance(column, np.ndarray) and column.ndim):
-        raise UserError(f"{where}: {key} is no list.")
+        raise UserError(f"{where}: {key} is not a list ({type(column).__name__}).")
     return list(column)
 
 
@@ -100,27 +100,27 @@ def _numbers(column: Any, key: str, dimensions: int, where: str) -> np.ndarray:
         numbers = np.empty((), object)
     if numbers.ndim != dimensions or numbers.dtype.kind not in "fiub":
         raise UserError(
-            f"{where}: {key} is no array of numbers with {dimensions} axes (shape {numbers.shape}, {numbers.dtype})."
+            f"{where}: {key} has shape {numbers.shape} and dtype {numbers.dtype}, needs {dimensions} numeric axes."
         )
     return numbers
 
 
 def _rows_first(bert: np.ndarray, where: str) -> np.ndarray:
-    """text_bert as (N, 3, L); MMSA's first version wrote (N, L, 3)."""
+    """Return text_bert as (N, 3, L); MMSA's first version wrote (N, L, 3)."""
     if bert.shape[1] == 3:
         return bert
     if bert.shape[2] == 3:
         return bert.transpose(0, 2, 1)
-    raise UserError(f"{where}: text_bert has shape {bert.shape}; allowed is (N, 3, L) or (N, L, 3).")
+    raise UserError(f"{where}: text_bert has shape {bert.shape}, must be (N, 3, L) or (N, L, 3).")
 
 
 def _one_dimension(splits: dict[str, Columns], modalities: tuple[str, ...], path: Path) -> None:
     for modality in modalities:
         sizes = {name: columns[modality].shape[2] for name, columns in splits.items()}
         if len(set(sizes.values())) > 1 or 0 in sizes.values():
-            told = ", ".join(f"{name} {size}" for name, size in sizes.items())
+            seen = ", ".join(f"{name} {size}" for name, size in sizes.items())
             raise UserError(
-                f"{path}: {modality} must have one number of columns in all splits, at least 1, not {told}."
+                f"{path}: {modality} must have the same number of columns, at least 1, in all splits, not {seen}."
             )
 
 
@@ -136,41 +136,41 @@ def _clips(
     frames = {m: _frames(columns, m, side) for m, side in padding.items()}
     clips = []
     for i, name in enumerate(map(str, columns["id"])):
-        place = f"{where}, clip {name}"
-        with noted(faults):
+        clip_where = f"{where}, clip {name}"
+        with collect_faults(faults):
             words = str(columns["raw_text"][i]) if "raw_text" in columns else ""
             clip = LabelledClip(
-                span=Utterance(clip_id=name, text=words, where=place),
+                span=Utterance(clip_id=name, text=words, where=clip_where),
                 source=name.split(_SEPARATOR)[0],
                 split=split,
-                label=label_value(str(columns["regression_labels"][i]), task, place),
-                tokens=_tokens(columns["text_bert"][i], place) if text == "text_bert" else None,
-                frames={m: of(i) for m, of in frames.items()},
+                label=label_value(str(columns["regression_labels"][i]), task, clip_where),
+                tokens=_tokens(columns["text_bert"][i], clip_where) if text == "text_bert" else None,
+                frames={m: frames_of(i) for m, frames_of in frames.items()},
             )
             clips.append(clip)
     return clips
 
 
 def _tokens(rows: np.ndarray, where: str) -> np.ndarray:
-    """Token ids of a text_bert item (3, L): row 0 where the mask of row 1 is set."""
+    """Return the token ids of a text_bert item (3, L): row 0 where the mask of row 1 is set."""
     ids = rows[0][rows[1] > 0]
     if not np.isfinite(ids).all() or (ids != np.floor(ids)).any() or (ids < 0).any() or (ids >= 2**31).any():
-        raise UserError(f"{where}: text_bert holds what is no token id.")
+        raise UserError(f"{where}: text_bert has a value that is not a token id (an integer of at least 0).")
     return ids.astype(np.int32)
 
 
 def _frames(columns: Columns, modality: str, padding: str) -> Callable[[int], np.ndarray]:
-    """The valid frames (T, D) of clip i, float32.
+    """Return a function that gives the valid frames (T, D) of clip i, float32.
 
-    As many as stored lengths say; else, where the sequence is as long as text_bert (aligned files), as many as its
-    mask says; else up to the last row that is not all zero. Before the valid frames of a sequence padded in front,
-    all rows are zero; its stored lengths count up to the first such row and are not used.
+    Their number is the stored length; else, if the sequence is as long as text_bert (aligned files), that of its mask;
+    else up to the last row that is not all zero. A sequence padded at the front starts at its first row that is not all
+    zero; its stored lengths count up to the first row of zeros and are ignored.
     """
     x = columns[modality]
     lengths = columns.get(f"{modality}_lengths")
     bert = columns.get("text_bert")
 
-    def of(i: int) -> np.ndarray:
+    def frames_of(i: int) -> np.ndarray:
         filled = np.flatnonzero(_filled(x[i]))
         first, n = 0, int(filled[-1]) + 1 if len(filled) else 0
         if padding == "front":
@@ -181,16 +181,18 @@ def _frames(columns: Columns, modality: str, padding: str) -> Callable[[int], np
             n = 1
         elif bert is not None and bert.shape[2] == x.shape[1]:
             n = max(int((bert[i, 1] > 0).sum()), 1)
-        with np.errstate(over="ignore", invalid="ignore"):  # beyond float32 is infinite, which preprocess counts
+        with np.errstate(
+            over="ignore", invalid="ignore"
+        ):  # values beyond float32 become infinite; preprocess counts them
             return np.asarray(x[i, first:n], np.float32)
 
-    return of
+    return frames_of
 
 
 def _padding(splits: Iterable[Columns], modality: str) -> str:
-    """On which side sequences are padded with rows of zeros, "end" or "front": measured, since files differ.
+    """Measure on which side sequences are padded with rows of zeros, "end" or "front"; files differ.
 
-    A row a clip is no sign: aligned files have one of zeros at [CLS].
+    One row of zeros per clip does not count: aligned files have one at [CLS].
     """
     front = end = clips = 0
     for columns in splits:
@@ -203,12 +205,12 @@ def _padding(splits: Iterable[Columns], modality: str) -> str:
 
 
 def _filled(x: np.ndarray) -> np.ndarray:
-    """Which frames (..., D) are not all zero -> (...)."""
-    with np.errstate(invalid="ignore"):  # a damaged number may be a NaN that numpy warns of
+    """Return which frames (..., D) are not all zero -> (...)."""
+    with np.errstate(invalid="ignore"):  # numpy warns of a NaN in damaged data
         return np.asarray(x.any(-1))
 
 
 def _is_chinese(clips: list[LabelledClip]) -> bool:
-    """Whether most texts hold a Chinese character."""
+    """Return whether most texts contain a Chinese character."""
     texts = [clip.text for clip in clips if clip.text.strip()]
     return sum(any("\u4e00" <= letter <= "\u9fff" for letter in text) for text in texts) * 2 > len(texts)

@@ -1,8 +1,8 @@
-"""Faces of the sample corpus: invented people, drawn; mouth, brows and eyes follow the feeling.
+"""Draw faces of the sample corpus: invented people whose mouth, brows and eyes follow the feeling.
 
-A head is drawn once a clip at twice the final size, its moving parts once a picture; the whole is then turned and
-shifted into place while it shrinks. Places inside a head are given in shares of its half width and half height,
-y downwards, so that one description fits every geometry.
+The head is drawn once per clip at twice the final size, its moving parts once per frame. The result is rotated,
+shifted and scaled down in one step. Positions in a head are shares of its half width and half height, y downwards, so
+that one description fits every geometry.
 """
 
 from dataclasses import dataclass
@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-SIZE = 240  # pixels, width and height of a picture
-_SCALE = 2  # drawn so much larger
+SIZE = 240  # pixels, width and height of a frame
+_SCALE = 2  # the canvas is this much larger
 _CANVAS = SIZE * _SCALE
-_SHIFT = 4  # OpenCV takes sub-pixel places as integers with so many fractional bits
+_SHIFT = 4  # OpenCV takes sub-pixel positions as integers with this many fractional bits
 Colour = tuple[float, float, float]  # RGB, 0 to 255
 
 # fmt: off
@@ -32,7 +32,7 @@ STYLES = ("short", "curly", "bald", "long", "bob", "bun")
 
 @dataclass(frozen=True)
 class Face:
-    """An invented person's looks. Lengths are shares of the head's half width or height."""
+    """The appearance of an invented person. Lengths are shares of the head's half width or height."""
 
     skin: Colour
     hair: Colour
@@ -43,7 +43,7 @@ class Face:
     style: str
     beard: float  # 0 (none) to 1
     glasses: bool
-    width: float  # pixels of the canvas, half
+    width: float  # half width of the head, pixels of the canvas
     height: float
     jaw: float  # how much the lower half narrows
     eye_apart: float
@@ -53,22 +53,22 @@ class Face:
     nose: float
     mouth_width: float
     lips_full: float
-    rest_smile: float  # where the mouth's corners lie when nothing moves them
+    rest_smile: float  # position of the corners of the mouth at rest
     rest_brow: float
 
 
 @dataclass(frozen=True)
 class Expression:
-    """What moves, each about -1 to 1; `opening` (of the mouth) and `blink` 0 to 1."""
+    """The moving parts, each about -1 to 1, except `opening` (of the mouth) and `blink`: 0 to 1."""
 
     smile: float
     brow: float  # up or down
-    frown: float  # brows drawn down and together at their inner ends (below 0: inner ends up, as in grief)
+    frown: float  # inner ends of the brows down and together (below 0: up, as in grief)
     squint: float  # narrowed eyes (below 0: wide open)
     opening: float
     blink: float = 0.0
     turn: float = 0.0  # degrees, the head's tilt
-    right: float = 0.0  # pixels of the final picture
+    right: float = 0.0  # pixels of the final frame
     down: float = 0.0
     gaze: float = 0.0
 
@@ -76,15 +76,15 @@ class Expression:
 def invent(random: np.random.Generator) -> Face:
     """Draw a person."""
     tone = int(random.integers(len(SKINS)))
-    # Fair hair on dark skin is left out, since then nothing parts the brows from the forehead.
+    # Fair hair on dark skin is left out, because the brows would not contrast with the forehead.
     hair = HAIR[int(random.integers(len(HAIR) if tone < 4 else 2))]
-    skin = _varied(SKINS[tone], 6, random)
+    skin = _vary(SKINS[tone], 6, random)
     bearded = random.random() < 0.28
     return Face(
         skin=skin,
-        hair=_varied(hair, 8, random),
-        iris=_varied(EYES[int(random.integers(len(EYES) if tone < 5 else 2))], 8, random),
-        lips=_mixed(skin, (176, 62, 66), random.uniform(0.35, 0.65)),
+        hair=_vary(hair, 8, random),
+        iris=_vary(EYES[int(random.integers(len(EYES) if tone < 5 else 2))], 8, random),
+        lips=_mix(skin, (176, 62, 66), random.uniform(0.35, 0.65)),
         shirt=_hue(random.uniform(0, 180), random.uniform(60, 150), random.uniform(70, 190)),
         wall=_hue(random.uniform(0, 180), random.uniform(25, 90), random.uniform(130, 225)),
         style=STYLES[int(random.integers(3 if bearded else len(STYLES)))],
@@ -106,45 +106,45 @@ def invent(random: np.random.Generator) -> Face:
 
 
 class Portrait:
-    """A person ready to be drawn: what does not move within a clip is drawn once, here."""
+    """A person to be drawn; the parts that do not move within a clip are drawn once, here."""
 
     def __init__(self, face: Face) -> None:
         self.face = face
         self._room = _room(face)
         self._head, self._alpha = _head(face)
 
-    def picture(self, expression: Expression) -> np.ndarray:
-        """One picture (SIZE, SIZE, 3) uint8 RGB."""
+    def draw(self, expression: Expression) -> np.ndarray:
+        """Draw one frame (SIZE, SIZE, 3) uint8 RGB."""
         head = self._head.copy()
         _draw_mouth(head, self.face, expression)
         _draw_eyes(head, self.face, expression)
         _draw_brows(head, self.face, expression)
         if self.face.glasses:
             _draw_glasses(head, self.face)
-        place = cv2.getRotationMatrix2D((_CANVAS / 2, _CANVAS * 0.72), expression.turn, 1 / _SCALE)
-        place[:, 2] += np.array([SIZE / 2 + expression.right, SIZE * 0.72 + expression.down]) - np.array(
+        transform = cv2.getRotationMatrix2D((_CANVAS / 2, _CANVAS * 0.72), expression.turn, 1 / _SCALE)
+        transform[:, 2] += np.array([SIZE / 2 + expression.right, SIZE * 0.72 + expression.down]) - np.array(
             [_CANVAS / 2, _CANVAS * 0.72]
         )
-        small = cv2.warpAffine(head, place, (SIZE, SIZE), flags=cv2.INTER_LINEAR)
-        alpha = cv2.warpAffine(self._alpha, place, (SIZE, SIZE), flags=cv2.INTER_LINEAR)[..., None]
+        small = cv2.warpAffine(head, transform, (SIZE, SIZE), flags=cv2.INTER_LINEAR)
+        alpha = cv2.warpAffine(self._alpha, transform, (SIZE, SIZE), flags=cv2.INTER_LINEAR)[..., None]
         mixed = small.astype(np.float32) * alpha + self._room * (1 - alpha)
         return np.clip(np.rint(mixed), 0, 255).astype(np.uint8)
 
 
-# Colours and places.
+# Colours and positions.
 
 
-def _varied(colour: Colour, by: float, random: np.random.Generator) -> Colour:
+def _vary(colour: Colour, by: float, random: np.random.Generator) -> Colour:
     r, g, b = (float(np.clip(c + random.uniform(-by, by), 0, 255)) for c in colour)
     return r, g, b
 
 
-def _mixed(a: Colour, b: Colour, share: float) -> Colour:
+def _mix(a: Colour, b: Colour, share: float) -> Colour:
     x, y, z = (p * (1 - share) + q * share for p, q in zip(a, b, strict=True))
     return x, y, z
 
 
-def _dark(colour: Colour, by: float) -> Colour:
+def _darken(colour: Colour, by: float) -> Colour:
     return colour[0] * by, colour[1] * by, colour[2] * by
 
 
@@ -154,7 +154,7 @@ def _hue(hue: float, saturation: float, value: float) -> Colour:
 
 
 def _at(face: Face, points: "np.ndarray | list[tuple[float, float]]") -> np.ndarray:
-    """Shares of the head (N, 2) -> pixels of the canvas."""
+    """Convert shares of the head (N, 2) to pixels of the canvas."""
     centre = np.array([_CANVAS / 2, _CANVAS * 0.475])
     return np.asarray(points, np.float64) * (face.width, face.height) + centre
 
@@ -175,46 +175,46 @@ def _oval(x: float, y: float, rx: float, ry: float, count: int = 64) -> np.ndarr
 
 
 def _curve(a: tuple[float, float], b: tuple[float, float], c: tuple[float, float], count: int = 16) -> np.ndarray:
-    """A quadratic curve from a to c that passes through b halfway."""
+    """Return a quadratic curve from a to c that passes through b halfway."""
     t = np.linspace(0, 1, count)[:, None]
     pull = 2 * np.array(b) - (np.array(a) + np.array(c)) / 2
     return (1 - t) ** 2 * np.array(a) + 2 * t * (1 - t) * pull + t**2 * np.array(c)
 
 
 def _outline(face: Face) -> np.ndarray:
-    """The head's edge in shares: an ellipse whose lower half narrows towards the chin."""
+    """Return the outline of the head in shares: an ellipse whose lower half narrows towards the chin."""
     points = _oval(0, 0, 1, 1, 96)
     below = np.clip(points[:, 1], 0, 1)
     points[:, 0] *= 1 - face.jaw * below**1.5
     return points
 
 
-# What does not move.
+# Parts that do not move.
 
 
 def _room(face: Face) -> np.ndarray:
-    """Wall and shoulders at the final size, float32."""
+    """Draw wall and shoulders at the final size, float32."""
     down = np.linspace(1.06, 0.88, _CANVAS)[:, None, None]
     room = np.clip(np.array(face.wall) * down * np.ones((1, _CANVAS, 1)), 0, 255).astype(np.uint8)
     room = np.ascontiguousarray(room)
     middle = _CANVAS / 2
     _fill(room, _oval(middle, _CANVAS * 1.06, face.width * 1.62, _CANVAS * 0.20), face.shirt)
-    _fill(room, _oval(middle, _CANVAS * 0.885, face.width * 0.62, _CANVAS * 0.05), _dark(face.shirt, 0.75))
+    _fill(room, _oval(middle, _CANVAS * 0.885, face.width * 0.62, _CANVAS * 0.05), _darken(face.shirt, 0.75))
     neck = np.array([(-0.43, 0.5), (0.43, 0.5), (0.5, 1.0), (0, 1.13), (-0.5, 1.0)])
-    _fill(room, _at(face, neck), _dark(face.skin, 0.78))
+    _fill(room, _at(face, neck), _darken(face.skin, 0.78))
     return cv2.resize(room, (SIZE, SIZE), interpolation=cv2.INTER_AREA).astype(np.float32)
 
 
 def _head(face: Face) -> tuple[np.ndarray, np.ndarray]:
-    """The still parts of the head on the canvas: RGB uint8, and how opaque each pixel is (float32)."""
+    """Draw the still parts of the head on the canvas; return RGB uint8 and the opacity of each pixel (float32)."""
     head = np.empty((_CANVAS, _CANVAS, 3), np.uint8)
     head[:] = np.array(face.hair, np.uint8)
     alpha = np.zeros((_CANVAS, _CANVAS), np.uint8)
     _hair_behind(head, alpha, face)
     for side in (-1, 1):
         ear = _at(face, _oval(side * 0.99, 0.03, 0.12, 0.17))
-        _fill(head, ear, _dark(face.skin, 0.86))
-        _fill(head, _at(face, _oval(side * 1.01, 0.03, 0.06, 0.10)), _dark(face.skin, 0.74))
+        _fill(head, ear, _darken(face.skin, 0.86))
+        _fill(head, _at(face, _oval(side * 1.01, 0.03, 0.06, 0.10)), _darken(face.skin, 0.74))
         _fill(alpha, ear, 255)
     mask = np.zeros((_CANVAS, _CANVAS), np.uint8)
     _fill(mask, _at(face, _outline(face)), 255)
@@ -227,7 +227,7 @@ def _head(face: Face) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _skin(face: Face) -> np.ndarray:
-    """The lit surface of the head: a rounded form, sockets, cheeks, beard. (canvas, canvas, 3) float32."""
+    """Draw the lit surface of the head (rounded form, sockets, cheeks, beard), (canvas, canvas, 3) float32."""
     y, x = np.mgrid[0:_CANVAS, 0:_CANVAS].astype(np.float32)
     u = (x - _CANVAS / 2) / face.width
     v = (y - _CANVAS * 0.475) / face.height
@@ -258,7 +258,7 @@ def _skin(face: Face) -> np.ndarray:
 
 
 def _nose(head: np.ndarray, face: Face) -> None:
-    """Shadow beside and below the nose, nostrils, and a light on its ridge."""
+    """Draw the nose: shadows at its side and below, nostrils, and a light on its ridge."""
     w = 0.15 * face.nose
     shadow, shine = np.zeros(head.shape[:2], np.uint8), np.zeros(head.shape[:2], np.uint8)
     side = [(0.03, -0.14), (0.07, -0.10), (0.08, 0.10), (w + 0.03, 0.24), (w, 0.29), (0.04, 0.26), (0.03, 0.1)]
@@ -270,9 +270,9 @@ def _nose(head: np.ndarray, face: Face) -> None:
     light = 1 - 0.42 * dark + 0.30 * bright
     head[:] = np.clip(head * light[..., None], 0, 255).astype(np.uint8)
     for sign in (-1, 1):
-        _fill(head, _at(face, _oval(sign * w * 0.55, 0.268, 0.042, 0.017)), _dark(face.skin, 0.42))
+        _fill(head, _at(face, _oval(sign * w * 0.55, 0.268, 0.042, 0.017)), _darken(face.skin, 0.42))
         wing = _curve((sign * w * 0.95, 0.20), (sign * w * 1.12, 0.25), (sign * w * 0.8, 0.285))
-        _line(head, _at(face, wing), _dark(face.skin, 0.66), 2)
+        _line(head, _at(face, wing), _darken(face.skin, 0.66), 2)
 
 
 def _hair_behind(head: np.ndarray, alpha: np.ndarray, face: Face) -> None:
@@ -285,12 +285,12 @@ def _hair_behind(head: np.ndarray, alpha: np.ndarray, face: Face) -> None:
         "bun": [_oval(0, -0.2, 1.06, 0.9), _oval(0, -1.08, 0.34, 0.2)],
     }
     for shape in shapes[face.style]:
-        _fill(head, _at(face, shape), _dark(face.hair, 0.8))
+        _fill(head, _at(face, shape), _darken(face.hair, 0.8))
         _fill(alpha, _at(face, shape), 255)
 
 
 def _hair_before(head: np.ndarray, alpha: np.ndarray, face: Face) -> None:
-    """The hair over the forehead: the head's upper edge joined with a hairline."""
+    """Draw the hair over the forehead, between the upper edge of the head and a hairline."""
     if face.style == "bald":
         return
     parting = (-0.12, -0.80)
@@ -310,10 +310,10 @@ def _hair_before(head: np.ndarray, alpha: np.ndarray, face: Face) -> None:
     _fill(alpha, shape, 255)
     for offset in (-0.5, -0.2, 0.15, 0.45):
         strand = _curve((offset * 0.8, -1.0), (offset * 1.25, -0.9), (offset * 1.7, -0.72))
-        _line(head, _at(face, strand), _mixed(face.hair, (255, 255, 255), 0.10), 2)
+        _line(head, _at(face, strand), _mix(face.hair, (255, 255, 255), 0.10), 2)
 
 
-# What moves.
+# Parts that move.
 
 
 def _draw_mouth(head: np.ndarray, face: Face, e: Expression) -> None:
@@ -335,7 +335,7 @@ def _draw_mouth(head: np.ndarray, face: Face, e: Expression) -> None:
         ]
     )
     outer_bottom = _curve(left, (0, lower + full * 1.3), right)
-    _fill(head, _at(face, np.concatenate([bow, inner_top[::-1]])), _dark(face.lips, 0.86))
+    _fill(head, _at(face, np.concatenate([bow, inner_top[::-1]])), _darken(face.lips, 0.86))
     _fill(head, _at(face, np.concatenate([inner_bottom, outer_bottom[::-1]])), face.lips)
     inside = np.concatenate([inner_top, inner_bottom[::-1]])
     _fill(head, _at(face, inside), (62, 20, 24))
@@ -347,12 +347,12 @@ def _draw_mouth(head: np.ndarray, face: Face, e: Expression) -> None:
         top = _curve((-wide, edge), (0, upper), (wide, edge))
         bottom = (top + np.array([0, tooth]))[::-1] * (0.94, 1)
         _fill(head, _at(face, np.concatenate([top, bottom])), (236, 230, 222))
-    _line(head, _at(face, inner_top), _dark(face.lips, 0.45), 2)
+    _line(head, _at(face, inner_top), _darken(face.lips, 0.45), 2)
     for side in (-1, 1):
-        _fill(head, _at(face, _oval(side * half, corner, 0.018, 0.012, 16)), _dark(face.lips, 0.5))
+        _fill(head, _at(face, _oval(side * half, corner, 0.018, 0.012, 16)), _darken(face.lips, 0.5))
         if smile > 0.25 and not face.beard:
             fold = _curve((side * 0.26, 0.32), (side * (half * 0.62 + 0.17), 0.385), (side * (half + 0.075), 0.46))
-            _line(head, _at(face, fold), _dark(face.skin, 0.86 - 0.12 * min(smile, 1)), 2)
+            _line(head, _at(face, fold), _darken(face.skin, 0.86 - 0.12 * min(smile, 1)), 2)
 
 
 def _draw_eyes(head: np.ndarray, face: Face, e: Expression) -> None:
@@ -364,14 +364,14 @@ def _draw_eyes(head: np.ndarray, face: Face, e: Expression) -> None:
         lid_top = _curve(inner, (x, y - open_), outer)
         lid_bottom = _curve(inner, (x, y + open_ * 0.62), outer)
         shape = _at(face, np.concatenate([lid_top, lid_bottom[::-1]]))
-        # The iris is drawn on a copy of the eye's surroundings and kept only between the lids.
+        # The iris is drawn on a separate patch, of which only the part between the lids is copied.
         x0, y0 = np.floor(shape.min(0)).astype(int) - 4
         x1, y1 = np.ceil(shape.max(0)).astype(int) + 5
         patch = np.empty((y1 - y0, x1 - x0, 3), np.uint8)
         patch[:] = (238, 234, 228)
         cx, cy = _at(face, [(x + 0.03 * e.gaze, y - 0.006)])[0] - (x0, y0)
         radius = 0.105 * face.width
-        _fill(patch, _oval(cx, cy, radius, radius), _dark(face.iris, 0.6))
+        _fill(patch, _oval(cx, cy, radius, radius), _darken(face.iris, 0.6))
         _fill(patch, _oval(cx, cy, radius * 0.84, radius * 0.84), face.iris)
         _fill(patch, _oval(cx, cy, radius * 0.42, radius * 0.42), (16, 14, 16))
         _fill(patch, _oval(cx - radius * 0.35, cy - radius * 0.35, 2.6, 2.6, 16), (250, 250, 250))
@@ -381,14 +381,14 @@ def _draw_eyes(head: np.ndarray, face: Face, e: Expression) -> None:
         area = head[y0:y1, x0:x1]
         area[:] = (area * (1 - share) + patch * share).astype(np.uint8)
         _line(head, _at(face, lid_top), (34, 26, 26), 4)
-        _line(head, _at(face, lid_bottom), _dark(face.skin, 0.62), 2)
+        _line(head, _at(face, lid_bottom), _darken(face.skin, 0.62), 2)
         crease = _curve((inner[0], y - 0.03), (x, y - open_ - 0.035), (outer[0], y - 0.03))
-        _line(head, _at(face, crease), _dark(face.skin, 0.68), 2)
+        _line(head, _at(face, crease), _darken(face.skin, 0.68), 2)
 
 
 def _draw_brows(head: np.ndarray, face: Face, e: Expression) -> None:
     high = -0.12 - face.brow_high - 0.052 * (e.brow + face.rest_brow)
-    colour = _dark(face.hair, 0.72) if sum(face.hair) < 480 else _dark(face.hair, 0.62)
+    colour = _darken(face.hair, 0.72) if sum(face.hair) < 480 else _darken(face.hair, 0.62)
     for side in (-1, 1):
         x = side * face.eye_apart
         inner = (x - side * (0.23 - 0.03 * np.clip(e.frown, -1, 1)), high + 0.055 * e.frown + 0.012)
@@ -400,7 +400,7 @@ def _draw_brows(head: np.ndarray, face: Face, e: Expression) -> None:
     if e.frown > 0.4:
         for x in (-0.045, 0.045):
             line = _curve((x, -0.27), (x * 0.8, -0.23), (x, -0.19))
-            _line(head, _at(face, line), _dark(face.skin, 0.82), 2)
+            _line(head, _at(face, line), _darken(face.skin, 0.82), 2)
 
 
 def _draw_glasses(head: np.ndarray, face: Face) -> None:

@@ -1,7 +1,7 @@
-"""Voices of the sample corpus: espeak-ng says a sentence, its settings follow the feeling.
+"""Generate voices of the sample corpus: espeak-ng speaks a sentence, with settings that follow the feeling.
 
-espeak-ng is GPL and a tool of the generator alone: it comes with the extra `sample` and is loaded where a sentence is
-spoken, never by anything that runs later.
+espeak-ng is GPL and only a tool of the generator: it comes with the extra `sample` and is loaded only to speak a
+sentence, never by the pipeline.
 """
 
 import _ctypes
@@ -14,7 +14,7 @@ import numpy as np
 from qamoe.errors import UserError
 
 RATE = 22_050  # Hz, espeak-ng's own
-# Variants that differ clearly from each other and stay intelligible.
+# Variants that differ clearly and are intelligible.
 VARIANTS = tuple(f"en-us+{v}" for v in ("m1", "m2", "m3", "m4", "m6", "m7", "m8", "f1", "f2", "f3", "f4", "f5"))
 _FEMALE = "+f"
 _SYNCHRONOUS = 2
@@ -28,12 +28,12 @@ _CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctype
 
 @dataclass(frozen=True)
 class Voice:
-    """How an invented person speaks when nothing moves them; espeak-ng's units."""
+    """How an invented person speaks without emotion, in espeak-ng's units."""
 
     variant: str
     pitch: float  # 0 to 99
     range: float  # 0 to 99
-    speed: float  # words a minute
+    speed: float  # words per minute
     volume: float
     hiss: float  # the room's noise, share of full scale
 
@@ -54,18 +54,18 @@ def invent(random: np.random.Generator, deep: bool = False) -> Voice:
 
 
 def library_folder() -> tuple[str, str]:
-    """Where espeak-ng's library and its data lie. Raises UserError without the extra `sample`."""
+    """Return the paths of espeak-ng's library and its data. Raises UserError without the extra `sample`."""
     try:
         import espeakng_loader
     except ImportError:
         raise UserError(
-            'The sample corpus is spoken by espeak-ng, which is not installed: pip install "qamoe[sample]".'
+            'The sample corpus needs espeak-ng, which is not installed; run: pip install "qamoe[sample]".'
         ) from None
     return espeakng_loader.get_library_path(), espeakng_loader.get_data_path()
 
 
 def say(text: str, voice: Voice, feeling: float, arousal: float, random: np.random.Generator) -> np.ndarray:
-    """A sentence -> sound (N,) float32 at 22.05 kHz, without silence before and after.
+    """Speak a sentence -> audio (N,) float32 at 22.05 kHz, without silence before and after.
 
     `feeling` (about -3 to 3) raises pitch, range, speed and volume; `arousal` (about -1.5 to 1.5) range, speed and
     volume.
@@ -87,8 +87,8 @@ def say(text: str, voice: Voice, feeling: float, arousal: float, random: np.rand
 
 def _spoken(text: str, variant: str, pitch: float, range_: float, speed: float, volume: float, seed: int) -> np.ndarray:
     library_path, data_path = library_folder()
-    # The library keeps state from sentence to sentence, so each gets it freshly loaded: the same bytes then come
-    # out whatever was said before, in whichever process.
+    # The library keeps state between sentences, so load it again for each sentence. The bytes then do not depend on
+    # earlier sentences or on the process.
     library = ctypes.CDLL(library_path)
     try:
         return _synthesise(library, data_path, text, variant, (pitch, range_, speed, volume), seed)
@@ -115,7 +115,7 @@ def _synthesise(
     callback = _CALLBACK(receive)
     rate = library.espeak_Initialize(_SYNCHRONOUS, 0, data_path.encode(), _NO_EXIT)
     if rate != RATE:
-        raise RuntimeError(f"espeak-ng answered {rate} to its start, expected is {RATE} Hz")
+        raise RuntimeError(f"espeak-ng reported a rate of {rate} at its start, expected {RATE} Hz")
     library.espeak_ng_SetRandSeed(ctypes.c_long(seed))
     library.espeak_SetSynthCallback(callback)
     if library.espeak_SetVoiceByName(variant.encode()):
@@ -134,5 +134,5 @@ def _synthesise(
     )
     library.espeak_Synchronize()
     if not chunks:
-        raise RuntimeError(f"espeak-ng gave no sound for {text!r}")
+        raise RuntimeError(f"espeak-ng produced no audio for {text!r}")
     return np.concatenate(chunks).astype(np.float32) / 32768

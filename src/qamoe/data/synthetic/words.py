@@ -1,7 +1,7 @@
-"""Sentences of the sample corpus: short opinions on eight topics, from words graded in seven steps.
+"""Generate sentences of the sample corpus: short opinions on eight topics, from words of seven grades.
 
-Grade 0 is the worst (about -3), 3 says nothing either way, 6 is the best (about +3). Some sentences need more than
-their words one by one: a negation, or a concession whose second half counts.
+Grade 0 is the worst (about -3), 3 is neutral, 6 is the best (about +3). In some sentences the single words mislead: a
+negation, or a concession whose second half counts.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ GRADES = 7
 
 @dataclass(frozen=True)
 class Topic:
-    """What is talked about, the adjectives that belong to it by grade, and what one does with it (past tense)."""
+    """Nouns of a topic, its adjectives by grade, and a verb for what people do with it (past tense)."""
 
     nouns: tuple[str, ...]
     adjectives: tuple[tuple[str, ...], ...]
@@ -21,10 +21,10 @@ class Topic:
 
 
 def _grades(lines: str) -> tuple[tuple[str, ...], ...]:
-    """A text of seven lines, the worst first, entries parted by commas."""
+    """Split a text of seven lines, the worst grade first, with entries separated by commas."""
     grades = tuple(tuple(entry.strip() for entry in line.split(",")) for line in lines.strip().splitlines())
     if len(grades) != GRADES:
-        raise ValueError(f"{len(grades)} lines of words, expected are {GRADES}: {grades[0]}")
+        raise ValueError(f"{len(grades)} lines of words, expected {GRADES}: {grades[0]}")
     return grades
 
 
@@ -58,7 +58,7 @@ VERDICTS = _grades("""
     the best ever, pure joy, I could not be happier, simply perfect, it made my year, what a triumph
 """)
 
-# What anger and sadness say, for the corpus with four classes; the bad half only.
+# Words of anger and sadness for grades 0 to 2, used in the corpus with four classes.
 ANGRY = ("infuriating", "outrageous", "a disgrace", "unacceptable", "insulting", "an insult", "maddening", "a scandal")
 SAD = ("heartbreaking", "depressing", "so sad", "a sad loss", "hopeless", "gloomy", "a lonely thing", "crushing")
 
@@ -171,15 +171,15 @@ TOPICS = (
     ),
 )
 
-# How often each pattern of a sentence comes, in the order in which `sentence` lists them.
+# Probability of each sentence pattern, in the order of `sentence`.
 _PATTERNS = (0.32, 0.22, 0.28, 0.06, 0.06, 0.06)
 
 
 def sentence(valence: float, arousal: float | None, random: np.random.Generator) -> str:
-    """An opinion of six to ten words or so.
+    """Generate an opinion of about six to ten words.
 
-    `valence` is what the words say, about -3 to 3. `arousal`, where the corpus has four classes, chooses between
-    words of anger (above 0) and of sadness for what is bad; None leaves them out.
+    `valence` is the sentiment of the words, about -3 to 3. In the corpus with four classes, `arousal` chooses between
+    words of anger (above 0) and of sadness if the opinion is bad; None uses neither.
     """
     topic = TOPICS[random.integers(len(TOPICS))]
     grade = _grade(valence)
@@ -189,26 +189,26 @@ def sentence(valence: float, arousal: float | None, random: np.random.Generator)
     opener = _one(OPENERS, random)
     match random.choice(len(_PATTERNS), p=_PATTERNS):
         case 0:
-            said = f"{opener} {subject} was {adjective}, {_often(VERDICTS[grade], random)}"
+            text = f"{opener} {subject} was {adjective}, {_often(VERDICTS[grade], random)}"
         case 1:
             second = _adjective(None, grade, arousal, random)
             also = f" and {second}" if second != adjective else ""
-            said = f"{opener} {subject} was {adjective}{also}, {_often(VERDICTS[grade], random)}"
+            text = f"{opener} {subject} was {adjective}{also}, {_often(VERDICTS[grade], random)}"
         case 2:
-            said = f"I {_often(VERBS[grade], random)} {subject}, it was {adjective}"
+            text = f"I {_often(VERBS[grade], random)} {subject}, it was {adjective}"
         case 3:
-            said = f"I {topic.used} {subject} and found it {adjective}"
+            text = f"I {topic.used} {subject} and found it {adjective}"
         case 4:
             # The second half counts; the first concedes something milder of the other sign.
             other = _grade(-0.5 * valence + random.normal(0, 0.5))
             conceded = _adjective(topic, other, None, random)
             second = _one([n for n in topic.nouns if n != noun], random)
-            said = f"the {second} was {conceded}, but {subject} was {adjective}"
+            text = f"the {second} was {conceded}, but {subject} was {adjective}"
         case _:
-            # Denying one side leaves a mild form of the other.
+            # Negating one side leaves a mild form of the other.
             denied = _adjective(None, _denied(grade), None, random)
-            said = f"{opener} {subject} was not {denied}, {_often(VERDICTS[grade], random)}"
-    return " ".join(said.split())
+            text = f"{opener} {subject} was not {denied}, {_often(VERDICTS[grade], random)}"
+    return " ".join(text.split())
 
 
 def _grade(valence: float) -> int:
@@ -216,7 +216,7 @@ def _grade(valence: float) -> int:
 
 
 def _denied(grade: int) -> int:
-    """The grade of the adjective that a sentence of `grade` denies: a good one if it is bad, and the other way."""
+    """Return the grade of the adjective that a sentence of `grade` negates: a good one if it is bad, or vice versa."""
     return 5 if grade < 3 else 1 if grade > 3 else 6
 
 
@@ -229,7 +229,7 @@ def _adjective(topic: Topic | None, grade: int, arousal: float | None, random: n
 
 
 def _often(choices: tuple[str, ...], random: np.random.Generator) -> str:
-    """One of the choices, the first most often: what people say is a few words many times and many words rarely."""
+    """Choose one, the first most often: in speech, few words are frequent and many are rare."""
     weights = 1 / np.arange(1, len(choices) + 1)
     return choices[random.choice(len(choices), p=weights / weights.sum())]
 
