@@ -16,7 +16,7 @@ from torch import Tensor
 
 from qamoe.data.batch import Batch
 from qamoe.degradation.features import KINDS
-from qamoe.degradation.views import alike, apply
+from qamoe.degradation.views import apply, uniform_view
 from qamoe.rng import Draws
 
 DIGEST = "3506f9c0239d48707114bd1889b70a487b7ac509b404bff8d8fd376198b097f3"
@@ -57,7 +57,7 @@ def digest() -> str:
     def partner(modality: str, draws: Draws) -> tuple[Tensor, Tensor]:
         return other[0][modality].roll(1, 0), other[1][modality].roll(1, 0)
 
-    for view in (shapes.TRAINING, *(alike(kind, 0.37, 7, 1) for kind in KINDS)):
+    for view in (shapes.TRAINING, *(uniform_view(kind, 0.37, 7, 1) for kind in KINDS)):
         degraded, lost, _ = apply(batch, view, references, partner)
         for part in (*degraded.x.values(), *degraded.mask.values(), lost):
             result.update(part.contiguous().numpy().tobytes())

@@ -13,7 +13,7 @@ import torch
 from figures import figure
 
 from qamoe.data.arrow_store import Store
-from qamoe.degradation.views import alike
+from qamoe.degradation.views import uniform_view
 from qamoe.models import checkpoint
 from qamoe.pipeline.promote import described, reference_of
 from qamoe.registry import drift
@@ -39,7 +39,10 @@ def main() -> None:
     out = asked.checkpoint.parents[2]
     trained, store = checkpoint.load(asked.checkpoint), Store(out / "preprocess" / "test.arrow")
     reference, sources = reference_of(trained, out), np.array(store.sources)
-    for name, view, looks in (("clean", alike("clean", 0.0, 7, 0), 100), ("noise .5", alike("noise", 0.5, 7, 0), 20)):
+    for name, view, looks in (
+        ("clean", uniform_view("clean", 0.0, 7, 0), 100),
+        ("noise .5", uniform_view("noise", 0.5, 7, 0), 20),
+    ):
         clips = described(trained, store, view)
         count = alarms(reference, clips, sources, looks, asked.sources)
         figure(f"drift: alarms in {looks} looks, {name}", count)

@@ -22,7 +22,7 @@ from figures import figure
 from qamoe.config import params as parameters
 from qamoe.data.arrow_store import Store, frames_type, write
 from qamoe.dataset.degraded_split import DegradedSplit, feature_sizes, open_views
-from qamoe.degradation.views import View, references
+from qamoe.degradation.views import View, references_from_stats
 from qamoe.evaluation import protocol
 from qamoe.evaluation.protocol import Cell
 from qamoe.evaluation.quality_permutation import permuted_quality
@@ -59,7 +59,7 @@ def measure(params: parameters.Params, folder: Path) -> None:
     (mixed,) = [cell for cell in cells if cell.slice == "mixed"]
 
     begin = time.process_time()
-    split = open_views(store, protocol.views(cells), MODALITIES, references(STATS), folder, "", "cpu")
+    split = open_views(store, protocol.views(cells), MODALITIES, references_from_stats(STATS), folder, "", "cpu")
     text = time.process_time() - begin
     _, without = planned(trained, split, others)
     made, dense_forward = planned(trained, split, [*others, *alone])
@@ -102,7 +102,7 @@ def planned(trained: list[Trained], split: DegradedSplit, cells: list[Cell]) -> 
 
 def by_itself(trained: Trained, store: Store, cell: Cell, view: View) -> pd.DataFrame:
     """One view alone: its rows by clip."""
-    split = DegradedSplit(store, (view,), MODALITIES, references(STATS), None)
+    split = DegradedSplit(store, (view,), MODALITIES, references_from_stats(STATS), None)
     batches, _ = protocol.batched(store)
     parts = []
     for rows in batches:

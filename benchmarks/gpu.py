@@ -24,7 +24,7 @@ from mult import MulT
 from qamoe.data.arrow_store import Store
 from qamoe.data.batch import Batch
 from qamoe.dataset.degraded_split import DegradedSplit
-from qamoe.degradation.views import alike, apply
+from qamoe.degradation.views import apply, uniform_view
 from qamoe.rng import MODALITIES
 
 SECONDS = 60
@@ -120,7 +120,7 @@ def degradation(clips: int, device: str, rounds: int, wait: Callable[[], object]
 
 def as_training_reads(device: str) -> bool:
     """Whether clips of a store, swaps with partners among them, come out of the training path with the CPU's bits."""
-    views = (shapes.TRAINING, alike("swap", 0.5, 7, 0), alike("noise", 0.5, 7, 0))
+    views = (shapes.TRAINING, uniform_view("swap", 0.5, 7, 0), uniform_view("noise", 0.5, 7, 0))
     rows, same = list(range(0, 60, 4)), True
     with tempfile.TemporaryDirectory(prefix="qamoe-gpu-") as name:
         short = {m: length // 10 for m, length in shapes.FRAMES.items()}

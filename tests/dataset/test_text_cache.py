@@ -12,14 +12,14 @@ from qamoe.data.arrow_store import Store, frames_type, write
 from qamoe.data.batch import collate
 from qamoe.dataset import text_cache
 from qamoe.dataset.degraded_split import open_views
-from qamoe.degradation.views import View, alike, apply, references
+from qamoe.degradation.views import View, apply, references_from_stats, uniform_view
 from qamoe.models import text_encoder_frozen
 
 MODALITIES = ("text", "audio", "vision")
 SWAP = View(7, 0, ("swap", "swap", "clean"), (0.6, 1.0, 0.0))
 GONE = View(7, 0, ("missing",) * 3, (1.0, 0.0, 0.0), announced=True)
 ALONE = View(7, 2, ("clean", "noise", "burst"), (0.0, 0.5, 0.5))
-VIEWS = (alike("clean", 0.0, 7, 0), alike("missing", 0.5, 7, 0), ALONE, SWAP, GONE, View(3, 1, swap=True))
+VIEWS = (uniform_view("clean", 0.0, 7, 0), uniform_view("missing", 0.5, 7, 0), ALONE, SWAP, GONE, View(3, 1, swap=True))
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 @pytest.fixture(scope="module")
 def split(store: Store, tiny_stats: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder = tmp_path_factory.mktemp("encoded")
-    return open_views(store, VIEWS, MODALITIES, references(tiny_stats), folder, "data", "cpu")
+    return open_views(store, VIEWS, MODALITIES, references_from_stats(tiny_stats), folder, "data", "cpu")
 
 
 def test_a_clip_has_the_encoded_ids_of_its_view(split: Any, store: Store) -> None:
@@ -108,7 +108,7 @@ def test_views_that_leave_text_as_it_is_cost_nothing(split: Any, store: Store) -
 
 
 def test_a_split_without_text_has_no_states(store: Store, tiny_stats: Any, tmp_path: Path) -> None:
-    opened = open_views(store, VIEWS, ("audio",), references(tiny_stats), tmp_path / "none", "data", "cpu")
+    opened = open_views(store, VIEWS, ("audio",), references_from_stats(tiny_stats), tmp_path / "none", "data", "cpu")
     assert opened.states is None
     assert set(opened.batch(3, [0, 1]).x) == {"audio"}
     assert not (tmp_path / "none").exists()
@@ -118,7 +118,7 @@ def test_what_was_killed_half_way_is_made_anew_and_what_is_whole_is_kept(
     store: Store, split: Any, tiny_stats: Any, tmp_path: Path
 ) -> None:
     def opened(views: tuple[View, ...] = VIEWS) -> tuple[bytes, Path]:
-        open_views(store, views, MODALITIES, references(tiny_stats), tmp_path, "data", "cpu")
+        open_views(store, views, MODALITIES, references_from_stats(tiny_stats), tmp_path, "data", "cpu")
         (path,) = tmp_path.glob("text-*.npy")
         return path.read_bytes(), path
 

@@ -1,10 +1,10 @@
-"""Whom a clip is swapped with: never itself, another source where there is one, whatever the order of the split."""
+"""Swap partners: another clip, from another source if possible, independent of the order of the split."""
 
 from collections import Counter
 
 import torch
 
-from qamoe.degradation.swap_partners import Partners
+from qamoe.degradation.swap_partners import SwapPartners
 from qamoe.rng import Draws, clip_key
 
 CLIPS = [f"clip-{i}" for i in range(10)]
@@ -13,16 +13,16 @@ SOURCES = ["a"] * 4 + ["b"] * 3 + ["a", "c", "c"]
 
 def partners(clip_ids: list[str], sources: list[str], rows: list[int], number: int = 0) -> list[str]:
     keys = torch.tensor([clip_key(clip_ids[row]) for row in rows])
-    found = Partners(clip_ids, sources).of(rows, Draws(7, keys, "audio", "swap", number))
-    return [clip_ids[row] for row in found]
+    partner_rows = SwapPartners(clip_ids, sources).of(rows, Draws(7, keys, "audio", "swap", number))
+    return [clip_ids[row] for row in partner_rows]
 
 
-def test_every_clip_of_another_source_is_as_likely() -> None:
+def test_every_clip_of_another_source_is_equally_likely() -> None:
     for row in (0, 5, 9):
-        found = Counter(partners(CLIPS, SOURCES, [row], number)[0] for number in range(1500))
+        counts = Counter(partners(CLIPS, SOURCES, [row], number)[0] for number in range(1500))
         others = {c for c, s in zip(CLIPS, SOURCES, strict=True) if s != SOURCES[row]}
-        assert set(found) == others
-        assert min(found.values()) > 0.75 * 1500 / len(others)
+        assert set(counts) == others
+        assert min(counts.values()) > 0.75 * 1500 / len(others)
 
 
 def test_a_partner_does_not_depend_on_the_batch_or_the_order_of_the_split() -> None:
@@ -33,23 +33,23 @@ def test_a_partner_does_not_depend_on_the_batch_or_the_order_of_the_split() -> N
     assert dict(zip(CLIPS[::-1], backwards, strict=True)) == together
 
 
-def test_draws_and_modalities_have_partners_of_their_own() -> None:
+def test_each_draw_and_modality_has_its_own_partners() -> None:
     rows = list(range(len(CLIPS)))
     keys = torch.tensor([clip_key(c) for c in CLIPS])
-    found = {
-        tuple(Partners(CLIPS, SOURCES).of(rows, Draws(7, keys, modality, "swap", number)))
+    partner_lists = {
+        tuple(SwapPartners(CLIPS, SOURCES).of(rows, Draws(7, keys, modality, "swap", number)))
         for modality in ("text", "audio")
         for number in (0, 1)
     }
-    assert len(found) == 4
+    assert len(partner_lists) == 4
 
 
-def test_within_one_source_it_is_another_clip() -> None:
+def test_the_partner_within_one_source_is_another_clip() -> None:
     for number in range(50):
-        found = partners(CLIPS, ["a"] * 10, list(range(10)), number)
-        assert all(other != own for other, own in zip(found, CLIPS, strict=True))
+        chosen = partners(CLIPS, ["a"] * 10, list(range(10)), number)
+        assert all(other != own for other, own in zip(chosen, CLIPS, strict=True))
     assert {partners(CLIPS[:2], ["a"] * 2, [0], number)[0] for number in range(9)} == {"clip-1"}
 
 
-def test_a_split_of_one_clip_has_but_itself() -> None:
+def test_the_only_clip_of_a_split_is_its_own_partner() -> None:
     assert partners(["only"], ["a"], [0]) == ["only"]

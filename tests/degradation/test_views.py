@@ -1,4 +1,4 @@
-"""A degraded clip is the same bits in whatever batch, order, padding and process it was degraded."""
+"""A degraded clip has the same bits in every batch, order, padding and process."""
 
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -14,8 +14,8 @@ import torch
 from qamoe.data.arrow_store import Store, frames_type, write
 from qamoe.data.batch import Batch, collate
 from qamoe.degradation.features import KINDS
-from qamoe.degradation.swap_partners import Partners
-from qamoe.degradation.views import View, alike, apply, references
+from qamoe.degradation.swap_partners import SwapPartners
+from qamoe.degradation.views import View, apply, references_from_stats, uniform_view
 from qamoe.rng import MODALITIES, Draws
 
 CLIPS = 9
@@ -23,12 +23,12 @@ ALL = ("missing",) * 3
 VIEWS = (
     View(2026, 3, clean_share=0.2, full_severity_share=0.5, mask_revealed_share=0.5, swap=True),
     View(7, 0),
-    alike("missing", 0.4, 7, 1),
-    alike("noise", 0.7, 7, 2),
-    alike("burst", 0.4, 7, 1),
-    alike("swap", 0.6, 7, 1),
-    alike("additive", 0.4, 7, 1),
-    alike("desync", 0.4, 7, 1),
+    uniform_view("missing", 0.4, 7, 1),
+    uniform_view("noise", 0.7, 7, 2),
+    uniform_view("burst", 0.4, 7, 1),
+    uniform_view("swap", 0.6, 7, 1),
+    uniform_view("additive", 0.4, 7, 1),
+    uniform_view("desync", 0.4, 7, 1),
     View(7, 1, ("noise",) * 3, (0.5,) * 3, then=(ALL, (0.25,) * 3)),
     View(7, 0, ALL, (1.0, 0.0, 1.0), announced=True),
 )
@@ -41,7 +41,7 @@ STATS: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    """Clips whose lengths differ, some of them without a frame."""
+    """Return clips of different lengths, some without frames."""
     draws = np.random.default_rng(0)
     schema = pa.schema(
         [
@@ -74,24 +74,24 @@ Bits = dict[tuple[str, int], bytes]
 
 def partner(store: Store, rows: list[int]) -> Callable[[str, Draws], tuple[torch.Tensor, torch.Tensor]]:
     def load(modality: str, draws: Draws) -> tuple[torch.Tensor, torch.Tensor]:
-        batch = collate(store, Partners(store.clip_ids, store.sources).of(rows, draws), (modality,))
+        batch = collate(store, SwapPartners(store.clip_ids, store.sources).of(rows, draws), (modality,))
         return batch.x[modality], batch.mask[modality]
 
     return load
 
 
 def degraded_bits(path: Path, rows: list[int], padding: int = 0) -> Bits:
-    """The bytes of each clip's valid frames, and of what was lost, under every view."""
+    """Return the bytes of each clip's valid frames, lost shares and state under every view."""
     opened = Store(path)
     batch = _padded(collate(opened, rows, MODALITIES), padding)
-    found: Bits = {}
-    for place, view in enumerate(VIEWS):
-        changed, lost, state = apply(batch, view, references(STATS), partner(opened, rows))
+    bits: Bits = {}
+    for number, view in enumerate(VIEWS):
+        changed, lost, state = apply(batch, view, references_from_stats(STATS), partner(opened, rows))
         for i, row in enumerate(rows):
             frames = [changed.x[m][i][changed.mask[m][i]].numpy().tobytes() for m in MODALITIES]
-            about = (lost[i], state.kind[i], state.severity[i])
-            found[opened.clip_ids[row], place] = b"|".join([*frames, *(t.numpy().tobytes() for t in about)])
-    return found
+            details = (lost[i], state.kind[i], state.severity[i])
+            bits[opened.clip_ids[row], number] = b"|".join([*frames, *(t.numpy().tobytes() for t in details)])
+    return bits
 
 
 def _padded(batch: Batch, by: int) -> Batch:
@@ -102,7 +102,7 @@ def _padded(batch: Batch, by: int) -> Batch:
     return Batch(batch.keys, x, mask, batch.target)
 
 
-def test_a_clip_is_degraded_alike_in_every_batch(store: Store) -> None:
+def test_a_clip_is_degraded_the_same_way_in_every_batch(store: Store) -> None:
     rows = list(range(CLIPS))
     together = degraded_bits(store.path, rows)
     assert degraded_bits(store.path, rows[::-1]) == together
@@ -112,89 +112,91 @@ def test_a_clip_is_degraded_alike_in_every_batch(store: Store) -> None:
         assert {key: value for part in parts for key, value in part.items()} == together
 
 
-def test_a_clip_is_degraded_alike_in_another_process(store: Store) -> None:
+def test_a_clip_is_degraded_the_same_way_in_another_process(store: Store) -> None:
     together = degraded_bits(store.path, list(range(CLIPS)))
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-        there = pool.submit(degraded_bits, store.path, [8, 1, 2, 4])
-        parts = [degraded_bits(store.path, [7, 6, 5, 3, 0]), there.result()]
+        in_process = pool.submit(degraded_bits, store.path, [8, 1, 2, 4])
+        parts = [degraded_bits(store.path, [7, 6, 5, 3, 0]), in_process.result()]
     assert {key: value for part in parts for key, value in part.items()} == together
 
 
-def test_the_batch_itself_stays_as_it_was(store: Store) -> None:
-    batch, again = (collate(store, range(CLIPS), MODALITIES) for _ in range(2))
+def test_the_batch_is_not_changed(store: Store) -> None:
+    batch, untouched = (collate(store, range(CLIPS), MODALITIES) for _ in range(2))
     for view in VIEWS:
-        changed, _, _ = apply(batch, view, references(STATS), partner(store, list(range(CLIPS))))
+        changed, _, _ = apply(batch, view, references_from_stats(STATS), partner(store, list(range(CLIPS))))
         assert any(not torch.equal(changed.x[m], batch.x[m]) for m in MODALITIES)
     for m in MODALITIES:
-        assert torch.equal(batch.x[m], again.x[m])
-        assert torch.equal(batch.mask[m], again.mask[m])
+        assert torch.equal(batch.x[m], untouched.x[m])
+        assert torch.equal(batch.mask[m], untouched.mask[m])
 
 
-def test_alike_degrades_every_modality_and_clean_none(store: Store) -> None:
+def test_a_uniform_view_degrades_every_modality_and_clean_none(store: Store) -> None:
     batch = collate(store, range(CLIPS), MODALITIES)
-    changed, lost, state = apply(batch, alike("missing", 1.0, 7, 0), references(STATS))
+    changed, lost, state = apply(batch, uniform_view("missing", 1.0, 7, 0), references_from_stats(STATS))
     assert (state.kind == KINDS.index("missing")).all()
     assert lost[1:4].min() == 1
     assert all((changed.x[m] == 0).all() for m in ("audio", "vision"))
-    same, lost, state = apply(batch, alike("clean", 0.0, 7, 0), references(STATS))
+    same, lost, state = apply(batch, uniform_view("clean", 0.0, 7, 0), references_from_stats(STATS))
     assert (state.kind == -1).all()
     assert (lost == 0).all()
     assert all(torch.equal(same.x[m], batch.x[m]) for m in MODALITIES)
 
 
-def test_one_modality_may_be_degraded_alone(store: Store) -> None:
+def test_one_modality_can_be_degraded_alone(store: Store) -> None:
     batch = collate(store, range(CLIPS), MODALITIES)
     view = View(7, 0, ("clean", "missing", "clean"), (0.0, 1.0, 0.0))
-    changed, lost, _ = apply(batch, view, references(STATS))
+    changed, lost, _ = apply(batch, view, references_from_stats(STATS))
     assert (changed.x["audio"] == 0).all()
     assert torch.equal(changed.x["text"], batch.x["text"])
     assert torch.equal(changed.x["vision"], batch.x["vision"])
     assert lost[:, [0, 2]].abs().sum() == 0
 
 
-def test_a_corpus_without_a_modality_is_degraded_in_the_others_alike(store: Store) -> None:
-    whole, all_lost, _ = apply(collate(store, range(CLIPS), MODALITIES), VIEWS[1], references(STATS))
-    without, lost, state = apply(collate(store, range(CLIPS), ("text", "audio")), VIEWS[1], references(STATS))
+def test_a_missing_modality_does_not_change_the_others(store: Store) -> None:
+    whole, all_lost, _ = apply(collate(store, range(CLIPS), MODALITIES), VIEWS[1], references_from_stats(STATS))
+    without, lost, state = apply(
+        collate(store, range(CLIPS), ("text", "audio")), VIEWS[1], references_from_stats(STATS)
+    )
     assert torch.equal(without.x["audio"], whole.x["audio"])
     assert torch.equal(lost[:, :2], all_lost[:, :2])
     assert (lost[:, 2] == 0).all()
     assert state.kind.shape == (CLIPS, 3)
 
 
-def test_noise_then_missing_is_the_one_after_the_other(store: Store) -> None:
+def test_noise_then_missing_equals_two_views_in_turn(store: Store) -> None:
     batch = collate(store, range(CLIPS), MODALITIES)
-    noise, missing = alike("noise", 0.5, 7, 1), alike("missing", 0.25, 7, 1)
+    noise, missing = uniform_view("noise", 0.5, 7, 1), uniform_view("missing", 0.25, 7, 1)
     both = View(7, 1, noise.kinds, noise.severities, then=(ALL, (0.25,) * 3))
-    noisy, _, _ = apply(batch, noise, references(STATS))
-    expected, share, _ = apply(noisy, missing, references(STATS))
-    changed, lost, state = apply(batch, both, references(STATS))
+    noisy, _, _ = apply(batch, noise, references_from_stats(STATS))
+    expected, share, _ = apply(noisy, missing, references_from_stats(STATS))
+    changed, lost, state = apply(batch, both, references_from_stats(STATS))
     assert all(torch.equal(changed.x[m], expected.x[m]) for m in MODALITIES)
     assert torch.equal(lost, share)
-    assert state.severity.unique().tolist() == [1 - 0.5 * 0.75], "of both together"
+    assert state.severity.unique().tolist() == [1 - 0.5 * 0.75], "the joint severity"
     assert (state.kind == KINDS.index("noise")).all()
     half = View(7, 1, noise.kinds, (0.0,) * 3, then=(ALL, (0.25,) * 3))
-    assert (apply(batch, half, references(STATS))[2].kind == KINDS.index("missing")).all()
+    assert (apply(batch, half, references_from_stats(STATS))[2].kind == KINDS.index("missing")).all()
 
 
-def test_what_is_announced_as_missing_has_an_empty_mask(store: Store) -> None:
+def test_a_modality_announced_as_missing_has_an_empty_mask(store: Store) -> None:
     batch = collate(store, range(CLIPS), MODALITIES)
-    told, blind = (View(7, 0, ALL, (1.0, 0.0, 1.0), announced=announced) for announced in (True, False))
-    changed, lost, _ = apply(batch, told, references(STATS))
-    unsaid, same, _ = apply(batch, blind, references(STATS))
-    assert torch.equal(lost, same)
+    announced_view, blind_view = (View(7, 0, ALL, (1.0, 0.0, 1.0), announced=announced) for announced in (True, False))
+    changed, lost, _ = apply(batch, announced_view, references_from_stats(STATS))
+    unannounced, unannounced_lost, _ = apply(batch, blind_view, references_from_stats(STATS))
+    assert torch.equal(lost, unannounced_lost)
     assert not changed.mask["text"].any()
     assert not changed.mask["vision"].any()
     assert torch.equal(changed.mask["audio"], batch.mask["audio"])
-    assert all(torch.equal(unsaid.mask[m], batch.mask[m]) for m in MODALITIES)
+    assert all(torch.equal(unannounced.mask[m], batch.mask[m]) for m in MODALITIES)
 
 
-def test_references_are_the_training_splits() -> None:
-    found = references(STATS)
-    shares = found["text"].frequencies
+def test_references_come_from_the_training_statistics() -> None:
+    references = references_from_stats(STATS)
+    shares = references["text"].frequencies
     assert shares is not None
     assert [shares[i].item() for i in (1999, 2000, 2999, 3000, 3999)] == [0, 0.75, 0.75, 1, 1]
-    assert (found["text"].unk, found["text"].special) == (100, (0, 101, 102))
-    assert found["audio"].mean.tolist() == [0, 0, 0]  # type: ignore[union-attr]
-    assert found["vision"].deviation.tolist() == [1, 1]  # type: ignore[union-attr]
-    assert (found["audio"].rate, found["vision"].rate) == (20.0, 5.0)
-    assert "vision" not in references({k: v for k, v in STATS.items() if k != "vision"})
+    assert (references["text"].unk, references["text"].special) == (100, (0, 101, 102))
+    assert references["audio"].mean.tolist() == [0, 0, 0]  # type: ignore[union-attr]
+    assert references["vision"].deviation.tolist() == [1, 1]  # type: ignore[union-attr]
+    assert (references["audio"].rate, references["vision"].rate) == (20.0, 5.0)
+    assert "vision" not in references_from_stats({k: v for k, v in STATS.items() if k != "vision"})

@@ -11,7 +11,7 @@ import pytest
 from qamoe.data import arrow_store
 from qamoe.data.arrow_store import Store
 from qamoe.dataset.degraded_split import DegradedSplit, open_views
-from qamoe.degradation.views import references
+from qamoe.degradation.views import references_from_stats
 from qamoe.evaluation import media_slice, protocol
 from qamoe.evaluation.summary import summarise
 from qamoe.models import checkpoint
@@ -68,7 +68,9 @@ def measured(tmp_path: Path, tiny_stats: Any, tiny_checkpoint: Any) -> pd.DataFr
 
     def opened(cell: protocol.Cell) -> DegradedSplit:
         opened_store = Store(files[cell.kind if cell.severity else "clean"])
-        return open_views(opened_store, cell.views, MODALITIES, references(tiny_stats), tmp_path, "data", "cpu")
+        return open_views(
+            opened_store, cell.views, MODALITIES, references_from_stats(tiny_stats), tmp_path, "data", "cpu"
+        )
 
     cells = media_slice.plan(SEVERITIES, 7, MODALITIES)
     rows = pd.concat([found for (found,) in media_slice.by_cell([trained], opened, cells, "cpu")], ignore_index=True)

@@ -13,7 +13,7 @@ import torch
 from qamoe.config.params import Evaluate
 from qamoe.data.arrow_store import Store
 from qamoe.dataset.degraded_split import DegradedSplit, open_views
-from qamoe.degradation.views import View, alike, references
+from qamoe.degradation.views import View, references_from_stats, uniform_view
 from qamoe.errors import UserError
 from qamoe.evaluation import protocol
 from qamoe.evaluation.encoding_cache import Encodings
@@ -91,8 +91,8 @@ def test_what_a_corpus_lacks_has_no_cells() -> None:
 
 def test_cells_degrade_all_modalities_alike_by_the_protocols_seed() -> None:
     cells = {c.name: c for c in protocol.plan(ALL, evaluate())}
-    assert cells["missing-0.3"].views == (alike("missing", 0.3, 7, 0), alike("missing", 0.3, 7, 1))
-    assert cells["clean"].views == (alike("clean", 0.0, 7, 0),)
+    assert cells["missing-0.3"].views == (uniform_view("missing", 0.3, 7, 0), uniform_view("missing", 0.3, 7, 1))
+    assert cells["clean"].views == (uniform_view("clean", 0.0, 7, 0),)
     assert cells["mixed"].views == tuple(View(7, draw) for draw in range(3))
 
 
@@ -131,7 +131,9 @@ def corpus(tmp_path_factory: pytest.TempPathFactory, tiny_params: Any, tiny_stat
     opened = Store(folder / "test.arrow")
     cells = [c for c in protocol.plan(ALL, evaluate()) if c.slice != "alone" or c.severity in (0.0, 0.7)]
     cells = [c for c in cells if c.slice != "held_out" or c.severity in (0.0, 0.7)]
-    split = open_views(opened, protocol.views(cells), MODALITIES, references(tiny_stats), folder, "data", "cpu")
+    split = open_views(
+        opened, protocol.views(cells), MODALITIES, references_from_stats(tiny_stats), folder, "data", "cpu"
+    )
     trained = [checkpoint.load(tiny_checkpoint(folder / m, model=m)) for m in ("qamoe", "mean")]
     return SimpleNamespace(split=split, cells=cells, trained=trained, store=opened)
 

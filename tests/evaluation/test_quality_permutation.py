@@ -11,7 +11,7 @@ import torch
 from qamoe.config.params import Evaluate
 from qamoe.data.arrow_store import Store
 from qamoe.dataset.degraded_split import open_views
-from qamoe.degradation.views import references
+from qamoe.degradation.views import references_from_stats
 from qamoe.evaluation import protocol
 from qamoe.evaluation.quality_permutation import donors, permuted_quality
 from qamoe.models import checkpoint
@@ -52,7 +52,9 @@ def found(tmp_path_factory: pytest.TempPathFactory, tiny_corpus: Any, tiny_stats
     params = Evaluate.model_validate(content)
     cells = protocol.plan(("mixed",), params)
     store = Store(folder / "preprocess/valid.arrow")
-    split = open_views(store, protocol.views(cells), MODALITIES, references(tiny_stats), folder, "data", "cpu")
+    split = open_views(
+        store, protocol.views(cells), MODALITIES, references_from_stats(tiny_stats), folder, "data", "cpu"
+    )
     (rows,) = protocol.measure([trained], split, cells, "cpu")
     made = pd.concat(permuted_quality(trained, split, cells[0], rows, PERMUTATIONS, 7, "cpu"), ignore_index=True)
     return trained, split, rows, made

@@ -135,7 +135,7 @@ def test_encoded_text_is_made_anew_when_what_makes_it_is_edited(
     """A model would otherwise be trained anew on the text of the code before."""
     from qamoe.data.arrow_store import Store
     from qamoe.dataset import degraded_split, text_cache
-    from qamoe.degradation.views import alike, references
+    from qamoe.degradation.views import references_from_stats, uniform_view
     from qamoe.models import text_encoder_frozen as text
 
     def encoded(ids: Any, path: Path, device: str, encoder: str) -> None:
@@ -145,8 +145,10 @@ def test_encoded_text_is_made_anew_when_what_makes_it_is_edited(
 
     def opened() -> set[str]:
         split = Store(preprocessed / "preprocess/valid.arrow")
-        plan = [alike("missing", 0.5, 7, 0)]
-        degraded_split.open_views(split, plan, ("text",), references(tiny_stats), tmp_path / "states", "data", "cpu")
+        plan = [uniform_view("missing", 0.5, 7, 0)]
+        degraded_split.open_views(
+            split, plan, ("text",), references_from_stats(tiny_stats), tmp_path / "states", "data", "cpu"
+        )
         return {path.name for path in (tmp_path / "states").iterdir()}
 
     monkeypatch.setattr(text_cache, "encode", encoded)

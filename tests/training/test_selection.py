@@ -11,7 +11,7 @@ import torch
 from qamoe.config.params import Selection
 from qamoe.dataset import degraded_split
 from qamoe.degradation.features import KINDS
-from qamoe.degradation.views import View, alike, apply
+from qamoe.degradation.views import View, apply, uniform_view
 from qamoe.models import checkpoint
 from qamoe.training.selection import (
     Cells,
@@ -36,16 +36,18 @@ def test_each_cell_is_drawn_as_often_and_the_clean_one_once() -> None:
     assert cells.selection == tuple(range(10))
     assert cells.clean == (0,)
     assert [cells.views[i] for i in range(4)] == [
-        alike("missing", 0.0, 41, 0),
-        *(alike("missing", 0.3, 41, draw) for draw in range(3)),
+        uniform_view("missing", 0.0, 41, 0),
+        *(uniform_view("missing", 0.3, 41, draw) for draw in range(3)),
     ]
-    assert [cells.views[i] for i in cells.fully_degraded] == [alike("noise", 1.0, 41, draw) for draw in range(3)]
+    assert [cells.views[i] for i in cells.fully_degraded] == [uniform_view("noise", 1.0, 41, draw) for draw in range(3)]
     assert len(set(cells.views)) == len(cells.views)
 
 
 def test_trust_is_anchored_on_a_kind_of_the_grid() -> None:
     cells = selection_cells(selection({"missing": [0.0, 0.3]}, draws=2))
-    assert [cells.views[i] for i in cells.fully_degraded] == [alike("missing", 1.0, 41, draw) for draw in range(2)]
+    assert [cells.views[i] for i in cells.fully_degraded] == [
+        uniform_view("missing", 1.0, 41, draw) for draw in range(2)
+    ]
     assert cells.selection == (0, 1, 2)
 
 
@@ -53,7 +55,7 @@ def test_without_a_clean_cell_trust_is_still_anchored_on_clean_clips() -> None:
     cells = selection_cells(selection({"noise": [0.5]}, draws=2))
     assert cells.selection == (0, 1)
     assert cells.clean == (2,)
-    assert cells.views[2] == alike("clean", 0.0, 41, 0)
+    assert cells.views[2] == uniform_view("clean", 0.0, 41, 0)
     assert cells.fully_degraded == (3, 4)
 
 
@@ -61,7 +63,7 @@ def test_noise_at_its_end_is_made_once_where_the_grid_has_it() -> None:
     cells = selection_cells(selection({"missing": [0.0], "noise": [0.3, 1.0]}))
     assert len(cells.views) == len(set(cells.views)) == 7
     assert cells.fully_degraded == (4, 5, 6)
-    assert [cells.views[i] for i in cells.fully_degraded] == [alike("noise", 1.0, 41, draw) for draw in range(3)]
+    assert [cells.views[i] for i in cells.fully_degraded] == [uniform_view("noise", 1.0, 41, draw) for draw in range(3)]
     fewer = selection_cells(selection({"noise": [1.0]}, draws=1))
     assert (fewer.selection, fewer.fully_degraded, fewer.clean) == ((0,), (0,), (1,))
 
@@ -70,11 +72,11 @@ def test_noise_at_its_end_is_made_once_where_the_grid_has_it() -> None:
 def test_a_specialist_is_trained_and_chosen_in_its_own_cell(setting: Any, kind: str, severity: float) -> None:
     common = setting.params.train.common
     training, cells = specialist(kind, severity, common)
-    assert training == [alike(kind, severity, common.degrade.seed, number) for number in range(3)]
-    assert [cells.views[i] for i in cells.selection] == [alike(kind, severity, 41, draw) for draw in range(2)]
+    assert training == [uniform_view(kind, severity, common.degrade.seed, number) for number in range(3)]
+    assert [cells.views[i] for i in cells.selection] == [uniform_view(kind, severity, 41, draw) for draw in range(2)]
     assert set(cells.groups) == {0}
-    assert cells.views[cells.clean[0]] == alike("clean", 0.0, 41, 0), "trust is anchored as it is for all"
-    assert [cells.views[i] for i in cells.fully_degraded] == [alike(kind, 1.0, 41, draw) for draw in range(2)]
+    assert cells.views[cells.clean[0]] == uniform_view("clean", 0.0, 41, 0), "trust is anchored as it is for all"
+    assert [cells.views[i] for i in cells.fully_degraded] == [uniform_view(kind, 1.0, 41, draw) for draw in range(2)]
 
 
 def test_the_clean_specialist_never_sees_a_degraded_clip(setting: Any) -> None:

@@ -23,7 +23,7 @@ from qamoe.degradation import features
 from qamoe.degradation import swap_partners as partners
 from qamoe.degradation import views as degradation_views
 from qamoe.degradation.features import Reference, State
-from qamoe.degradation.swap_partners import Partners
+from qamoe.degradation.swap_partners import SwapPartners
 from qamoe.degradation.views import View, apply
 from qamoe.extractors.minilm import NAME
 from qamoe.files import remove_abandoned
@@ -53,8 +53,8 @@ class DegradedSplit:
         return {m: reference.to(self.device) for m, reference in self.references.items()}
 
     @cached_property
-    def partners(self) -> Partners:
-        return Partners(self.store.clip_ids, self.store.sources)
+    def partners(self) -> SwapPartners:
+        return SwapPartners(self.store.clip_ids, self.store.sources)
 
     @property
     def lengths(self) -> np.ndarray | None:
@@ -100,7 +100,7 @@ class DegradedSplit:
 
 
 def _partner(
-    store: Store, among: Callable[[], Partners], rows: Collection[int]
+    store: Store, among: Callable[[], SwapPartners], rows: Collection[int]
 ) -> Callable[[str, Draws], tuple[Tensor, Tensor]]:
     """What gives a modality's frames (B, T, ...) and mask (B, T) of the clips that `rows` are swapped with.
 
@@ -150,7 +150,7 @@ def _ids(store: Store, views: Sequence[View], references: dict[str, Reference]) 
     """The token ids (T,) of every clip, view by view; none of a clip whose text is announced as missing."""
     rows = range(len(store))
     clean = collate(store, rows, ("text",))
-    partners = cache(lambda: Partners(store.clip_ids, store.sources))
+    partners = cache(lambda: SwapPartners(store.clip_ids, store.sources))
     partner = _partner(store, partners, rows)
     for view in views:
         batch, _, _ = apply(clean, view, references, partner)

@@ -1,4 +1,4 @@
-"""Whose modality a swapped clip gets: another clip of the same split, of another source where there is one."""
+"""Choose the partner of a swapped clip: another clip of the same split, from another source if possible."""
 
 from collections.abc import Collection, Sequence
 from functools import cached_property
@@ -8,8 +8,8 @@ import numpy as np
 from qamoe.rng import Draws
 
 
-class Partners:
-    """The clips of a split, in any order; who is whose partner does not depend on it."""
+class SwapPartners:
+    """Swap partners in a split. They do not depend on the order of its clips."""
 
     def __init__(self, clip_ids: Sequence[str], sources: Sequence[str]) -> None:
         self.clip_ids = clip_ids
@@ -17,32 +17,32 @@ class Partners:
 
     @cached_property
     def _order(self) -> np.ndarray:
-        """Rows in clip-id order."""
+        """Row numbers in clip-id order."""
         return np.array(sorted(range(len(self.clip_ids)), key=self.clip_ids.__getitem__), np.int64)
 
     @cached_property
-    def _own(self) -> dict[str, np.ndarray]:
-        """Source -> the places of its clips in clip-id order."""
-        own: dict[str, list[int]] = {}
-        for place, row in enumerate(self._order):
-            own.setdefault(self.sources[row], []).append(place)
-        return {source: np.array(places) for source, places in own.items()}
+    def _positions_by_source(self) -> dict[str, np.ndarray]:
+        """Source -> positions of its clips in clip-id order."""
+        positions: dict[str, list[int]] = {}
+        for position, row in enumerate(self._order):
+            positions.setdefault(self.sources[row], []).append(position)
+        return {source: np.array(of_source) for source, of_source in positions.items()}
 
     def of(self, rows: Collection[int], draws: Draws) -> list[int]:
-        """The partner's row for each of `rows`, whose clips `draws` are for; a split of one clip has but itself.
+        """Return the partner's row for each of `rows`. In a split of one clip, that clip is its own partner.
 
-        Element 1 of the draws chooses evenly among the candidates in clip-id order; element 0 decides whether the clip
-        is swapped at all.
+        `draws` belong to the clips of `rows`. Element 1 of the draws chooses uniformly among the candidates in clip-id
+        order; element 0 decides whether the clip is swapped.
         """
         words = draws.words(2)[:, 1].tolist()
         partners = []
         for row, word in zip(rows, words, strict=True):
-            of_source = self._own[self.sources[row]]
-            if len(of_source) == len(self._order):
-                of_source = of_source[self._order[of_source] == row]
-            candidates = len(self._order) - len(of_source)
+            excluded = self._positions_by_source[self.sources[row]]
+            if len(excluded) == len(self._order):
+                excluded = excluded[self._order[excluded] == row]
+            candidates = len(self._order) - len(excluded)
             chosen = (word * candidates) >> 32
-            # What lies before the chosen candidate among the clip's own places is stepped over.
-            chosen += int(np.searchsorted(of_source - np.arange(len(of_source)), chosen, side="right"))
+            # Skip the positions of the clip's own source before the chosen candidate.
+            chosen += int(np.searchsorted(excluded - np.arange(len(excluded)), chosen, side="right"))
             partners.append(int(self._order[min(chosen, len(self._order) - 1)]))
         return partners

@@ -1,4 +1,4 @@
-"""A view: one way of degrading a whole batch, named by what its random numbers depend on."""
+"""Views: ways of degrading a whole batch, identified by the inputs of their random numbers."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -17,13 +17,13 @@ _SWAP = KINDS.index("swap")
 
 @dataclass(frozen=True)
 class View:
-    """A draw of protocol `seed`. With `kinds` and `severities` (one a modality) every clip gets the same; without,
-    each clip and modality draws its own kind of `drawn` and severity, a `clean_share` of the draws stays clean, a
-    `full_severity_share` of the severities is 1, and a `shared_draw_share` of the clips draws once for all its
-    modalities; `swap` is among the kinds where asked for.
+    """Draw `number` of protocol `seed`.
 
-    `then` holds kinds and severities that are applied to the result. What is wholly missing is told to the model where
-    `announced`, or for a `mask_revealed_share` of what was drawn.
+    With `kinds` and `severities` (one per modality), every clip gets the same degradation; `then` holds the kinds and
+    severities of a second step. With `announced`, wholly missing modalities are announced to the model.
+
+    Without them, each clip and modality draws a severity and a kind from `drawn`, and from "swap" too if `swap` is set;
+    see `drawn_state` for the shares.
     """
 
     seed: int
@@ -40,7 +40,7 @@ class View:
     then: tuple[tuple[str, ...], tuple[float, ...]] | None = None
 
     def states(self, keys: Tensor) -> list[State]:
-        """How each clip (B, 2) is degraded, step by step."""
+        """Return how each clip is degraded in each step; `keys` (B, 2) are the clip keys."""
         if self.kinds is None or self.severities is None:
             shares = (self.clean_share, self.shared_draw_share, self.full_severity_share, self.mask_revealed_share)
             kinds = (*self.drawn, "swap") if self.swap else self.drawn
@@ -49,30 +49,32 @@ class View:
         return [fixed_state(*step, len(keys), announced=self.announced) for step in steps]
 
     def state(self, keys: Tensor) -> State:
-        """All steps as one."""
-        return _as_one(self.states(keys))
+        """Return all steps combined into one state."""
+        return _combined(self.states(keys))
 
     def of(self, modality: str) -> "View":
-        """What this view does to one modality: equal for two views that degrade it alike, the others aside."""
+        """Return this view restricted to one modality: equal for two views that degrade that modality the same way."""
         if self.kinds is None or self.severities is None:
             return self
-        place = MODALITIES.index(modality)
+        position = MODALITIES.index(modality)
 
-        def alone(kinds: tuple[str, ...], severities: tuple[float, ...]) -> tuple[tuple[str, ...], tuple[float, ...]]:
-            here = range(len(MODALITIES))
+        def restricted(
+            kinds: tuple[str, ...], severities: tuple[float, ...]
+        ) -> tuple[tuple[str, ...], tuple[float, ...]]:
+            positions = range(len(MODALITIES))
             return (
-                tuple(kinds[m] if m == place and severities[m] else "clean" for m in here),
-                tuple(severities[m] if m == place else 0.0 for m in here),
+                tuple(kinds[m] if m == position and severities[m] else "clean" for m in positions),
+                tuple(severities[m] if m == position else 0.0 for m in positions),
             )
 
-        steps = [alone(self.kinds, self.severities)] + ([alone(*self.then)] if self.then else [])
-        if not any(severities[place] for _, severities in steps):
+        steps = [restricted(self.kinds, self.severities)] + ([restricted(*self.then)] if self.then else [])
+        if not any(severities[position] for _, severities in steps):
             return View(self.seed, 0, *steps[0])
         return replace(self, kinds=steps[0][0], severities=steps[0][1], then=steps[1] if self.then else None)
 
 
-def _as_one(steps: list[State]) -> State:
-    """The first kind of the two, and the severity of both, 1 - (1 - s)(1 - s')."""
+def _combined(steps: list[State]) -> State:
+    """Combine two steps: the first kind, and the joint severity 1 - (1 - s)(1 - s')."""
     state, *others = steps
     for other in others:
         state = State(
@@ -83,23 +85,23 @@ def _as_one(steps: list[State]) -> State:
     return state
 
 
-def alike(kind: str, severity: float, seed: int, number: int) -> View:
-    """All modalities degraded by the same kind at the same severity, each by draws of its own."""
+def uniform_view(kind: str, severity: float, seed: int, number: int) -> View:
+    """Return a view that degrades all modalities by one kind at one severity, each with its own draws."""
     return View(seed, number, (kind,) * len(MODALITIES), (severity,) * len(MODALITIES))
 
 
 def apply(
     batch: Batch, view: View, references: dict[str, Reference], partner: Partner | None = None
 ) -> tuple[Batch, Tensor, State]:
-    """The batch under a view, how much was lost (B, 3), and its state; the input is not changed.
+    """Return the batch under a view, how much was lost (B, 3), and its state; the input is not changed.
 
-    `partner(modality, draws)` gives x and mask of each clip's partner, and is needed by views that swap. Where a view
-    has two steps, lost is the second's.
+    `partner(modality, draws)` returns x and mask of each clip's partner; only views that swap need it. For a view of
+    two steps, lost is that of the second step.
     """
     steps = view.states(batch.keys)
     xs, masks = {}, {}
     lost = torch.zeros(len(batch), len(MODALITIES), device=batch.keys.device)
-    for place, modality in enumerate(MODALITIES):
+    for position, modality in enumerate(MODALITIES):
         if modality not in batch.x:
             continue
 
@@ -109,27 +111,27 @@ def apply(
         x, mask = batch.x[modality], batch.mask[modality]
         for state in steps:
             kind, severity, announced = (
-                part[:, place].to(batch.keys.device) for part in (state.kind, state.severity, state.announced)
+                tensor[:, position].to(batch.keys.device) for tensor in (state.kind, state.severity, state.announced)
             )
             reference = references[modality]
             if partner is not None and bool((kind == _SWAP).any()):
                 reference = replace(reference, partner=partner(modality, draws("swap")))
             result = degrade(x, mask, kind, severity, draws, reference)
-            x, mask, lost[:, place] = result.x, result.mask & ~announced[:, None], result.lost
+            x, mask, lost[:, position] = result.x, result.mask & ~announced[:, None], result.lost
         xs[modality], masks[modality] = x, mask
-    return replace(batch, x=xs, mask=masks), lost, _as_one(steps)
+    return replace(batch, x=xs, mask=masks), lost, _combined(steps)
 
 
-def references(stats: Stats) -> dict[str, Reference]:
-    """What degradations need from the training split, out of stats.json; stored frames are standardised."""
+def references_from_stats(stats: Stats) -> dict[str, Reference]:
+    """Return the statistics that degradations need, from stats.json; stored frames are standardised."""
     by_modality = {}
     if not text_is_vectors(stats):
-        counts = torch.zeros(stats["text"]["vocabulary"], dtype=torch.float64)
+        token_counts = torch.zeros(stats["text"]["vocabulary"], dtype=torch.float64)
         for token, count in stats["text"]["frequencies"]:
-            counts[token] = count
-        shares = (counts.cumsum(0) / counts.sum().clamp(min=1)).float()
+            token_counts[token] = count
+        frequencies = (token_counts.cumsum(0) / token_counts.sum().clamp(min=1)).float()
         unk, special = stats["text"]["unk"], tuple(stats["text"]["special"])
-        by_modality["text"] = Reference(frequencies=shares, unk=unk, special=special)
+        by_modality["text"] = Reference(frequencies=frequencies, unk=unk, special=special)
     for modality in MODALITIES:
         if has_frames(stats, modality):
             size, rate = frame_stats(stats, modality)["dimension"], frame_stats(stats, modality).get("rate")

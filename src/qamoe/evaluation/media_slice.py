@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from qamoe.dataset.degraded_split import DegradedSplit
-from qamoe.degradation.views import alike
+from qamoe.degradation.views import uniform_view
 from qamoe.evaluation.protocol import Cell, by_view
 from qamoe.media.degradations import MODALITY, cells
 from qamoe.models.checkpoint import Trained
@@ -20,7 +20,7 @@ SLICE = "signals"
 
 def plan(severities: Mapping[str, Sequence[float]], seed: int, modalities: Sequence[str]) -> list[Cell]:
     """The cells of the kinds whose modality the corpus has, each kind from severity 0 on."""
-    view = (alike("clean", 0.0, seed, 0),)  # what is degraded was so before it was extracted
+    view = (uniform_view("clean", 0.0, seed, 0),)  # what is degraded was so before it was extracted
     planned: list[Cell] = []
     for name, kind, severity in cells(severities):
         modality = MODALITY[kind]

@@ -24,7 +24,7 @@ from qamoe.config.params import Evaluate
 from qamoe.data.arrow_store import Store
 from qamoe.dataset.degraded_split import DegradedSplit
 from qamoe.degradation.features import DRAWN, HELD_OUT, KINDS, State, trainable_kinds, valid_tokens
-from qamoe.degradation.views import View, alike
+from qamoe.degradation.views import View, uniform_view
 from qamoe.errors import UserError
 from qamoe.evaluation import metrics
 from qamoe.evaluation.encoding_cache import Encoding, Encodings, of_checkpoint
@@ -70,7 +70,7 @@ def plan(
     cells: list[Cell] = []
     for name in slices:
         if name == "clean":
-            cells.append(Cell(name, name, name, 0.0, (alike(name, 0.0, params.seed, 0),), ()))
+            cells.append(Cell(name, name, name, 0.0, (uniform_view(name, 0.0, params.seed, 0),), ()))
         elif name == "mixed":
             cells.append(mixed(params.seed, params.mixed_draws, modalities))
         elif name == "held_out":

@@ -15,7 +15,7 @@ import pyarrow as pa
 from qamoe.config.params import Extract
 from qamoe.data import arrow_store
 from qamoe.data.clip import LabelledClip
-from qamoe.degradation.swap_partners import Partners
+from qamoe.degradation.swap_partners import SwapPartners
 from qamoe.errors import UserError
 from qamoe.extractors.registry import extractor
 from qamoe.extractors.worker_pool import Job, part_key, read_part
@@ -46,7 +46,7 @@ def write(
     test = [clip for clip in clips if clip.split == "test"]
     _check(test, params)
     vocabulary = Vocabulary.from_texts(clip.text for clip in clips if clip.split == "train")
-    partners = Partners([clip.clip_id for clip in test], [clip.source for clip in test])
+    partners = SwapPartners([clip.clip_id for clip in test], [clip.source for clip in test])
     problems: list[tuple[str, str, str]] = []
     for name, kind, severity in degradations.cells(params.signals.severities):
         about = {"kind": kind, "severity": severity, "seed": params.signals.seed}
@@ -101,7 +101,7 @@ def _jobs(
     params: Extract,
     kind: str,
     severity: float,
-    partners: Partners,
+    partners: SwapPartners,
     digest: Callable[[Path], str],
 ) -> Iterator[Job]:
     assert params.signals is not None

@@ -115,7 +115,7 @@ class _Grid:
 def _grid(params: Params, stats: Stats, out: Path, name: str, seeds: tuple[int, ...]) -> _Grid:
     from qamoe.data.arrow_store import Store
     from qamoe.dataset.degraded_split import DegradedSplit, open_views, restrict_threads
-    from qamoe.degradation.views import View, references
+    from qamoe.degradation.views import View, references_from_stats
     from qamoe.evaluation import media_slice, protocol
     from qamoe.evaluation.protocol import Cell
     from qamoe.models import checkpoint
@@ -130,7 +130,13 @@ def _grid(params: Params, stats: Stats, out: Path, name: str, seeds: tuple[int, 
     encoder = checkpoint.shared_encoder(models)
 
     def opened(path: Path, views: list[View]) -> DegradedSplit:
-        about = (modalities, references(stats), out / "states" / "evaluate", file_digest(path), settings.device())
+        about = (
+            modalities,
+            references_from_stats(stats),
+            out / "states" / "evaluate",
+            file_digest(path),
+            settings.device(),
+        )
         return open_views(Store(path), views, *about, encoder=encoder)
 
     def degraded(cell: Cell) -> DegradedSplit:

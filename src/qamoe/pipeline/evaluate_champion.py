@@ -78,7 +78,7 @@ def _cells(params: Params, stats: Stats, champion: "Trained", store: "Store", fo
     import pandas as pd
 
     from qamoe.dataset.degraded_split import open_views
-    from qamoe.degradation.views import references
+    from qamoe.degradation.views import references_from_stats
     from qamoe.evaluation import protocol
 
     training_stats, modalities = champion.config["stats"], tuple(champion.config["modalities"])
@@ -87,7 +87,7 @@ def _cells(params: Params, stats: Stats, champion: "Trained", store: "Store", fo
     cells = protocol.plan(params.evaluate.slices, params.evaluate, modalities, timed(training_stats, modalities))
     device = settings.device()
     views = protocol.views(cells)
-    about = (references(training_stats), folder / "states", file_digest(store.path), device)
+    about = (references_from_stats(training_stats), folder / "states", file_digest(store.path), device)
     split = open_views(store, views, modalities, *about, encoder=champion.frozen_encoder)
     with protocol.predictions_file(folder / PREDICTIONS) as append:
         for (rows,) in protocol.by_view([champion], split, cells, device):

@@ -106,10 +106,10 @@ def reference_of(candidate: "Trained", out: Path) -> "pd.DataFrame":
     import pandas as pd
 
     from qamoe.data.arrow_store import Store
-    from qamoe.degradation.views import alike
+    from qamoe.degradation.views import uniform_view
     from qamoe.registry import drift
 
-    clean = alike("clean", 0.0, 0, 0)
+    clean = uniform_view("clean", 0.0, 0, 0)
     stores = [Store(out / "preprocess" / f"{split}.arrow") for split in ("train", "valid")]
     parts = [described(candidate, store, clean).assign(**{drift.SOURCE: store.sources}) for store in stores]
     return pd.concat(parts, ignore_index=True)
@@ -120,12 +120,12 @@ def described(trained: "Trained", store: "Store", view: "View") -> "pd.DataFrame
     import pandas as pd
 
     from qamoe.dataset.degraded_split import DegradedSplit
-    from qamoe.degradation.views import references
+    from qamoe.degradation.views import references_from_stats
     from qamoe.evaluation.protocol import predicted
     from qamoe.registry import drift
 
     stats, modalities = trained.config["stats"], tuple(trained.config["modalities"])
-    split = DegradedSplit(store, (view,), modalities, references(stats), None)
+    split = DegradedSplit(store, (view,), modalities, references_from_stats(stats), None)
     clips, predictions = [], []
     for start in range(0, len(store), _AT_ONCE):
         batch, _, _ = split.degraded(0, range(start, min(start + _AT_ONCE, len(store))))
@@ -205,7 +205,7 @@ def _measured(
 ) -> list["pd.DataFrame"]:
     """Predictions on the gate's slices, each model reading frames that its own training split standardised."""
     from qamoe.dataset.degraded_split import open_views
-    from qamoe.degradation.views import references
+    from qamoe.degradation.views import references_from_stats
     from qamoe.evaluation import protocol
     from qamoe.models.checkpoint import shared_encoder
 
@@ -223,7 +223,9 @@ def _measured(
         views = protocol.views(cells)
         encoder = shared_encoder(group)
         digest = file_digest(standard.path)
-        split = open_views(standard, views, modalities, references(of_group), folder, digest, device, encoder=encoder)
+        split = open_views(
+            standard, views, modalities, references_from_stats(of_group), folder, digest, device, encoder=encoder
+        )
         predictions += protocol.measure(group, split, cells, device)
     return predictions
 

@@ -123,7 +123,7 @@ def open_splits(params: Params, stats: Stats, out: Path, name: str) -> tuple[Any
     """The training split under a model's views, the validation split under its selection cells, and those cells."""
     from qamoe.data.arrow_store import Store
     from qamoe.dataset.degraded_split import open_views
-    from qamoe.degradation.views import View, references
+    from qamoe.degradation.views import View, references_from_stats
     from qamoe.training.selection import selection_cells, specialist
 
     common = params.train.common
@@ -145,7 +145,7 @@ def open_splits(params: Params, stats: Stats, out: Path, name: str) -> tuple[Any
         raise UserError("The validation split is empty; checkpoints are chosen on it, so it needs at least one source.")
     shared = (
         tuple(stats["modalities"]),
-        references(stats),
+        references_from_stats(stats),
         _states(out, name),
         data_digest(out),
         settings.device(),

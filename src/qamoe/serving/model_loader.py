@@ -91,13 +91,15 @@ def open_model(model: str, folder: Path | None) -> Served:
 
 def load(located: LocatedModel) -> Served:
     """Load the checkpoint that was found. Raises UserError where it is none."""
-    from qamoe.degradation.views import references
+    from qamoe.degradation.views import references_from_stats
     from qamoe.models import checkpoint
 
     device = settings.device()
     trained = checkpoint.load(located.folder, device)
     digest = checkpoint.digest(located.folder)
-    return Served(trained, references(trained.config["stats"]), device, located.name, digest, located.registered)
+    return Served(
+        trained, references_from_stats(trained.config["stats"]), device, located.name, digest, located.registered
+    )
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from qamoe.config.params import Selection, TrainCommon
 from qamoe.data.batch import Batch, present
 from qamoe.dataset.degraded_split import DegradedSplit, rows_in_batches
 from qamoe.degradation.features import State
-from qamoe.degradation.views import View, alike
+from qamoe.degradation.views import View, uniform_view
 from qamoe.models.calibration import fit_conformal, fit_temperature
 from qamoe.models.checkpoint_config import Calibration
 from qamoe.models.factory import oracle_quality
@@ -48,15 +48,15 @@ def selection_cells(params: Selection) -> Cells:
             if severity == 0:
                 clean = (len(views),)
             for draw in range(1 if severity == 0 else params.draws):
-                views.append(alike(kind, severity, params.seed, draw))
+                views.append(uniform_view(kind, severity, params.seed, draw))
                 groups.append(cell)
             cell += 1
     selection = tuple(range(len(views)))
     if not clean:
         clean = (len(views),)
-        views.append(alike("clean", 0.0, params.seed, 0))
+        views.append(uniform_view("clean", 0.0, params.seed, 0))
     kind = "noise" if "noise" in params.severities else list(params.severities)[-1]
-    anchors = [alike(kind, 1.0, params.seed, draw) for draw in range(params.draws)]
+    anchors = [uniform_view(kind, 1.0, params.seed, draw) for draw in range(params.draws)]
     views += [view for view in anchors if view not in views]
     return Cells(tuple(views), selection, tuple(groups), clean, tuple(views.index(view) for view in anchors))
 
@@ -67,7 +67,7 @@ def specialist(kind: str, severity: float, common: TrainCommon) -> tuple[list[Vi
     Draws differ between views and are those of the training's and of the selection's seed, as for every model.
     """
     count = min(common.degrade.views, common.epochs) if severity > 0 else 1
-    training = [alike(kind, severity, common.degrade.seed, number) for number in range(count)]
+    training = [uniform_view(kind, severity, common.degrade.seed, number) for number in range(count)]
     severities = {"missing" if kind == "clean" else kind: (severity,)}
     return training, selection_cells(common.selection.model_copy(update={"severities": severities}))
 
