@@ -13,7 +13,7 @@ import pytest
 
 from qamoe.errors import UserError
 from qamoe.inference import predict as serving
-from qamoe.inference.predict import NUMBERS, outputs, predict, raw_frames
+from qamoe.inference.predict import REGRESSION_COLUMNS, output_columns, predict, raw_frames
 from qamoe.models import checkpoint
 
 DRAWS = np.random.default_rng(3)
@@ -36,12 +36,12 @@ def trained(tiny_checkpoint: Callable[..., Path], tmp_path_factory: pytest.TempP
 
 def numbers(frame: pd.DataFrame) -> np.ndarray:
     routing = np.array([np.nan if r is None else r for r in frame["routing"]], float).reshape(len(frame), -1)
-    return np.concatenate([frame[list(NUMBERS)].to_numpy(float), routing], axis=1)
+    return np.concatenate([frame[list(REGRESSION_COLUMNS)].to_numpy(float), routing], axis=1)
 
 
 def test_a_batch_equals_its_rows(trained):
     whole = predict(trained, CLIPS)
-    assert list(whole.columns) == outputs({"kind": "regression"})
+    assert list(whole.columns) == output_columns({"kind": "regression"})
     assert list(whole.index) == ["x", "y", "z"]
     alone = pd.concat([predict(trained, CLIPS.loc[[name]]) for name in CLIPS.index])
     np.testing.assert_allclose(numbers(whole), numbers(alone), atol=1e-5)
@@ -92,7 +92,7 @@ def test_nothing_at_all_and_no_rows_are_answered(trained):
     found = predict(trained, pd.DataFrame({"text": [None]}))
     assert np.isfinite(found["score"]).all()
     assert found[["trust_text", "trust_audio", "trust_vision"]].eq(0).all(axis=None)
-    assert predict(trained, pd.DataFrame({"text": []})).shape == (0, len(NUMBERS) + 1)
+    assert predict(trained, pd.DataFrame({"text": []})).shape == (0, len(REGRESSION_COLUMNS) + 1)
 
 
 def test_frames_are_cleaned_as_in_training(trained):

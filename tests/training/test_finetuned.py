@@ -174,7 +174,7 @@ def finetuned(folder: Path, pooling: str = "attention") -> TextEncoder:
 @pytest.mark.parametrize("pooling", ["attention", "mean"])
 def test_padding_and_absent_text_leave_no_trace(folder: Path, pooling: str) -> None:
     sizes = finetuned(folder, pooling)
-    made = text_encoder_finetuned.Reader(text_encoder_finetuned.architecture(sizes, 50, ENGLISH), sizes)
+    made = text_encoder_finetuned.FinetunedEncoder(text_encoder_finetuned.architecture(sizes, 50, ENGLISH), sizes)
     made.load_pretrained(sizes)
     made.eval()
     ids = torch.tensor([[101, 2204, 102], [101, 102, 0], [0, 0, 0]])
@@ -231,7 +231,7 @@ def test_other_weights_of_the_encoder_are_another_model(tuned: Any, tiny_encoder
 def refusal(encoder: Any, tokens: int = 50) -> str:
     sizes = finetuned(encoder)
     with pytest.raises(UserError) as caught:
-        text_encoder_finetuned.Reader(
+        text_encoder_finetuned.FinetunedEncoder(
             text_encoder_finetuned.architecture(sizes, tokens, ENGLISH), sizes
         ).load_pretrained(sizes)
     assert "\n" not in str(caught.value)

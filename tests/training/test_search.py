@@ -75,9 +75,9 @@ def test_the_trial_of_a_dead_worker_is_tried_again(params: Params, url: str) -> 
         trial = study.ask()
         trial.set_user_attr("worker", worker)
         trial.suggest_float("lr", 0.0003, 0.003, log=True)
-    search.free_dead(study, "dead")
+    search.retry_dead_trials(study, "dead")
     assert states(study) == ["RUNNING", "WAITING"]
-    search.free_dead(study)
+    search.retry_dead_trials(study)
     work(params, url, "new")
     assert states(study) == ["COMPLETE"] * 5 + ["COMPLETE", "COMPLETE"]
     tried = {t.number: t for t in study.get_trials()}
@@ -88,7 +88,7 @@ def test_a_trial_that_kills_its_worker_again_and_again_is_given_up(params: Param
     study = search.open_study(params, "s", url)
     study.ask().set_user_attr("worker", "dead")
     for _ in range(5):
-        search.free_dead(study)
+        search.retry_dead_trials(study)
         waiting = study.get_trials(states=(TrialState.WAITING,))
         if waiting:
             study.ask().set_user_attr("worker", "dead")

@@ -12,7 +12,7 @@ from qamoe.cli import inputs
 from qamoe.config.task import is_classification
 from qamoe.errors import UserError
 from qamoe.extractors.registry import extractors_of
-from qamoe.inference.extraction_worker import Extraction, Lost
+from qamoe.inference.extraction_worker import Extraction, WorkerLost
 from qamoe.models.checkpoint_config import read_config
 from qamoe.serving import model_loader
 from qamoe.serving.model_loader import LocatedModel, Served
@@ -22,7 +22,7 @@ _BAR = 20  # characters
 
 @dataclass(frozen=True)
 class Prediction:
-    """The prediction of one clip or window, as qamoe.inference.predict.nested returns it; None where there is none.
+    """The prediction of one clip or window, as qamoe.inference.predict.json_answers returns it; None where there is none.
 
     `reasons` say why a modality, or the whole "clip", could not be used.
     """
@@ -156,7 +156,7 @@ def _predict_one(served: Served, extraction: Extraction | None, to_predict: inpu
     """Extract features and predict; a prediction without an answer has the reasons."""
     import pandas as pd
 
-    from qamoe.inference.predict import nested, predict
+    from qamoe.inference.predict import json_answers, predict
 
     if to_predict.fault:
         return Prediction(to_predict.name, None, {"clip": to_predict.fault})
@@ -165,7 +165,7 @@ def _predict_one(served: Served, extraction: Extraction | None, to_predict: inpu
     if extraction is not None and (span := to_predict.span) is not None:
         try:
             extracted = extraction.extract(span.path, served.extractors, span.start_s, span.end_s)
-        except Lost as lost:
+        except WorkerLost as lost:
             return Prediction(to_predict.name, None, {"clip": str(lost)})
         frames, problems = extracted.frames, extracted.problems
         if to_predict.unreadable and not frames:
@@ -180,7 +180,7 @@ def _predict_one(served: Served, extraction: Extraction | None, to_predict: inpu
         return Prediction(to_predict.name, None, reasons)
     row = {"text": to_predict.words, **frames}
     columns = {name: pd.Series([value], dtype=object) for name, value in row.items()}
-    (answer,) = nested(predict(served.trained, pd.DataFrame(columns), served.device))
+    (answer,) = json_answers(predict(served.trained, pd.DataFrame(columns), served.device))
     return Prediction(to_predict.name, answer, reasons)
 
 

@@ -230,7 +230,7 @@ def _same_grid(name: str, first: tuple[int, int] | None, second: tuple[int, int]
         )
 
 
-def compared(a: Resampled, b: Resampled, name: str) -> Comparison:
+def compare_resampled(a: Resampled, b: Resampled, name: str) -> Comparison:
     """a against b, both resampled alike. `name` of the slice, for the refusal where they hold different grids."""
     _same_grid(name, (b.rows, b.grid), (a.rows, a.grid), "the first model")
     difference = a.values - b.values
@@ -247,7 +247,7 @@ def compare(a: pd.DataFrame, b: pd.DataFrame, metric: str = "mae", draws: int = 
     difference is that of the slice summaries, averaged over seeds; the interval is over `draws` resamplings of sources.
     """
     name = next(iter(a["slice"]), "none")
-    return compared(resample(a, metric, draws, seed), resample(b, metric, draws, seed), name)
+    return compare_resampled(resample(a, metric, draws, seed), resample(b, metric, draws, seed), name)
 
 
 def paired_bootstrap(

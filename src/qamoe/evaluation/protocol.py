@@ -37,7 +37,7 @@ PROTOCOL = 1
 SEVERITIES = tuple(round(0.1 * step, 1) for step in range(11))
 JOINT = (0.0, 0.25, 0.5, 0.75, 1.0)  # of missing and of noise
 SWAPPED = (0.25, 0.5, 0.75, 1.0)
-STREAMS = ("audio", "vision")  # what kinds that are held out act on
+HELD_OUT_MODALITIES = ("audio", "vision")  # what kinds that are held out act on
 _BATCH = 128
 _ROWS = 50_000  # of predictions that are held before they are written
 
@@ -61,7 +61,10 @@ class Cell:
 
 
 def plan(
-    slices: Iterable[str], params: Evaluate, modalities: Sequence[str] = MODALITIES, timed: Sequence[str] = STREAMS
+    slices: Iterable[str],
+    params: Evaluate,
+    modalities: Sequence[str] = MODALITIES,
+    timed: Sequence[str] = HELD_OUT_MODALITIES,
 ) -> list[Cell]:
     """The cells of the named slices in a fixed order, for a corpus that has `modalities`.
 
@@ -149,7 +152,7 @@ def _swap(modalities: Sequence[str], params: Evaluate) -> Iterator[Cell]:
 def _held_out(modalities: Sequence[str], timed: Sequence[str], params: Evaluate) -> Iterator[Cell]:
     """Kinds that neither training nor the choice of a model saw, in audio and vision alike."""
     for kind in HELD_OUT:
-        here = [m for m in STREAMS if m in modalities and (kind != "desync" or m in timed)]
+        here = [m for m in HELD_OUT_MODALITIES if m in modalities and (kind != "desync" or m in timed)]
         if here:
             yield from _curve("held_out", f"held_out-{kind}", kind, here, params)
 

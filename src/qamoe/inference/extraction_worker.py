@@ -32,7 +32,7 @@ class Busy(UserError):
     """Too many files are waiting already."""
 
 
-class Lost(UserError):
+class WorkerLost(UserError):
     """A file that ended its worker, or took too long; another one may do."""
 
 
@@ -90,11 +90,11 @@ class Extraction:
                     self._worker.pipe.send((path, extractors, start_s, end_s))
                     if not self._worker.pipe.poll(limit_s):
                         self._replace()
-                        raise Lost(f"The file took longer than {limit_s:g} s to read; send a shorter clip.")
+                        raise WorkerLost(f"The file took longer than {limit_s:g} s to read; send a shorter clip.")
                     extracted: Extracted = self._worker.pipe.recv()
                 except (EOFError, OSError):
                     self._replace()
-                    raise Lost("Reading the file failed beyond recovery; it may be damaged.") from None
+                    raise WorkerLost("Reading the file failed beyond recovery; it may be damaged.") from None
         finally:
             self._places.release()
         if extracted.refusal:
@@ -115,7 +115,7 @@ class Extraction:
     def _wait_until_ready(self) -> None:
         if not self._worker.pipe.poll(START_S):
             self._replace()
-            raise Lost("The extractors could not be loaded in time; send the file again.")
+            raise WorkerLost("The extractors could not be loaded in time; send the file again.")
         if refusal := self._worker.pipe.recv():
             raise UserError(refusal)
         self._worker.ready = True

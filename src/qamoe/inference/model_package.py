@@ -57,7 +57,7 @@ def signature(task: TaskDescription) -> Any:
     inputs: list[Any] = [
         ColSpec(types.get(n, AnyType()), n, required=False) for n in (*predict.INPUTS, *path_inputs.INPUTS)
     ]
-    outputs: list[Any] = [ColSpec(DataType.double, name) for name in predict.numbers(task)]
+    outputs: list[Any] = [ColSpec(DataType.double, name) for name in predict.numeric_columns(task)]
     if is_classification(task):
         outputs.insert(0, ColSpec(DataType.string, "class"))
     return ModelSignature(

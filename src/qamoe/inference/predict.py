@@ -31,21 +31,21 @@ from qamoe.rng import MODALITIES, clip_key
 
 INPUTS = ("text", "tokens", "audio", "vision")
 RELIABILITY = tuple(f"{name}_{m}" for name in ("trust", "r") for m in MODALITIES)
-NUMBERS = ("score", "low_90", "high_90", "variance", *RELIABILITY)
+REGRESSION_COLUMNS = ("score", "low_90", "high_90", "variance", *RELIABILITY)
 _BATCH = 64
 Change = Callable[[Batch], Batch]
 
 
-def numbers(task: TaskDescription) -> tuple[str, ...]:
+def numeric_columns(task: TaskDescription) -> tuple[str, ...]:
     """The columns of numbers that a model of this task answers with: NUMBERS, or p_<class> in place of a score."""
     if is_classification(task):
         return (*(f"p_{name}" for name in task["classes"]), *RELIABILITY)
-    return NUMBERS
+    return REGRESSION_COLUMNS
 
 
-def outputs(task: TaskDescription) -> list[str]:
+def output_columns(task: TaskDescription) -> list[str]:
     """The columns of `predict`, in order."""
-    return ["class"] * is_classification(task) + [*numbers(task), "routing"]
+    return ["class"] * is_classification(task) + [*numeric_columns(task), "routing"]
 
 
 @torch.no_grad()
@@ -66,8 +66,10 @@ def predict(trained: Trained, rows: pd.DataFrame, device: str = "cpu", change: C
     """
     config = trained.config
     task = config["task"]
-    clips = prepared(trained, rows)
-    columns: dict[str, Any] = {name: [np.zeros(0)] for name in (numbers(task) if trained.classifies else NUMBERS)}
+    clips = prepare_clips(trained, rows)
+    columns: dict[str, Any] = {
+        name: [np.zeros(0)] for name in (numeric_columns(task) if trained.classifies else REGRESSION_COLUMNS)
+    }
     routing: list[Any] = []
     for first in range(0, len(clips), _BATCH):
         chunk = clips[first : first + _BATCH]
@@ -101,7 +103,7 @@ def predict(trained: Trained, rows: pd.DataFrame, device: str = "cpu", change: C
     return answers
 
 
-def nested(answers: pd.DataFrame) -> list[dict[str, Any]]:
+def json_answers(answers: pd.DataFrame) -> list[dict[str, Any]]:
     """Each row of `predict` as JSON can hold it: empty is None, trust and r are by modality, p_<class> by class.
 
     score, low_90, high_90 and variance, or label and probabilities; then trust, r and routing.
@@ -121,7 +123,7 @@ def nested(answers: pd.DataFrame) -> list[dict[str, Any]]:
     return rows
 
 
-def prepared(trained: Trained, rows: pd.DataFrame) -> list[dict[str, np.ndarray]]:
+def prepare_clips(trained: Trained, rows: pd.DataFrame) -> list[dict[str, np.ndarray]]:
     """Rows as `predict` takes them -> each clip as its model's modalities: token ids (T,) int64 and standardised frames
     (T, kept) float32."""
     config, columns = trained.config, trained.columns

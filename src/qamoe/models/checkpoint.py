@@ -126,14 +126,14 @@ def make(name: str, config: UntrainedConfig) -> Model:
     block = MODELS[family(name)].Block.model_validate(config["models"][family(name)])
     reader = None
     if "text_encoder" in config:
-        reader = text_encoder_finetuned.Reader(config["text_encoder"], sizes.text)
+        reader = text_encoder_finetuned.FinetunedEncoder(config["text_encoder"], sizes.text)
         features["text"] = reader.width  # `inputs` tells of the corpus, the same for every encoder
     elif "text_states" in config:
         features["text"] = config["text_states"]
     return build(name, features, sizes, block, target_of(config), reader)
 
 
-def described(params: Params, name: str, seed: int, digests: dict[str, str]) -> ParametersConfig:
+def parameters_config(params: Params, name: str, seed: int, digests: dict[str, str]) -> ParametersConfig:
     """The part of a model.json that is known from its parameters alone."""
     return {
         "format": FORMAT,
@@ -158,7 +158,7 @@ def untrained_config(
     `inputs` is the frame dimension of each modality; `digests` say what the checkpoint is made of.
     """
     config: UntrainedConfig = {
-        **described(params, name, seed, digests),
+        **parameters_config(params, name, seed, digests),
         "stats": stats,
         "task": stats["task"],
         "modalities": list(inputs),

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from qamoe.config.params import Encoders
 from qamoe.data.batch import Batch
-from qamoe.models.text_encoder_finetuned import Reader
+from qamoe.models.text_encoder_finetuned import FinetunedEncoder
 
 
 class Layer(nn.TransformerEncoderLayer):
@@ -85,7 +85,7 @@ class ModalityEncoders(nn.Module):
         self.encoders = nn.ModuleDict(
             {m: SequenceEncoder(size, getattr(sizes.stride, m), sizes) for m, size in features.items()}
         )
-        self.reader: Reader | None = None
+        self.reader: FinetunedEncoder | None = None
 
     def vectors(self, batch: Batch) -> dict[str, Tensor]:
         """The vectors (B, D) of those modalities that the batch has; each is made without a look at the others."""

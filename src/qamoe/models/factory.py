@@ -16,7 +16,7 @@ from qamoe.models import baselines
 from qamoe.models.heads import Targets
 from qamoe.models.model import Model
 from qamoe.models.qamoe import QAMoE
-from qamoe.models.text_encoder_finetuned import Reader
+from qamoe.models.text_encoder_finetuned import FinetunedEncoder
 
 MODELS: dict[str, type[Model]] = {
     "mean": baselines.Mean,
@@ -41,7 +41,12 @@ def block_of(models: Models, name: str) -> Block:
 
 
 def build(
-    name: str, features: dict[str, int], sizes: Encoders, block: Block, target: Targets, reader: Reader | None = None
+    name: str,
+    features: dict[str, int],
+    sizes: Encoders,
+    block: Block,
+    target: Targets,
+    reader: FinetunedEncoder | None = None,
 ) -> Model:
     """A fresh model, specialist or ablation, with its block of params.yaml.
 

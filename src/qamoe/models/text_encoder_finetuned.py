@@ -53,7 +53,7 @@ def vocabulary(stats: Stats) -> str:
     return stats["text"].get("vocabulary_sha256") or vocabulary_digest(model_folder())  # older ones are MiniLM's
 
 
-class Reader(nn.Module):
+class FinetunedEncoder(nn.Module):
     """ids (B, T) and their mask -> states and their mask: all of them (B, T, W), or with pooling `mean` one (B, 1, W).
 
     A clip without a token has no state, so that the modality's encoder gives its vector of absence.

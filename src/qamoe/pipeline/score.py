@@ -43,7 +43,7 @@ def run(source: Path, out: Path, model: str) -> None:
         runner.log.warning("not scored: %s", fault)
     served = open_model(model, None)
     config = served.trained.config
-    outputs, inputs = predict.outputs(config["task"]), drift.columns(config["modalities"])
+    outputs, inputs = predict.output_columns(config["task"]), drift.columns(config["modalities"])
     columns = [*_ABOUT, *outputs, *inputs, *_LAST]
     keys = [_key(clip, served.digest) for clip in clips]
     before = _read(out / SCORES, columns)
@@ -58,10 +58,10 @@ def run(source: Path, out: Path, model: str) -> None:
     )
     scored = served.predict(rows) if len(rows) else pd.DataFrame(columns=outputs)
     nothing = [clip.clip_id for clip in waiting if not clip.text and not frames.get(clip.clip_id)]
-    scored.loc[nothing, list(predict.numbers(config["task"]))] = float("nan")
+    scored.loc[nothing, list(predict.numeric_columns(config["task"]))] = float("nan")
     if "class" in outputs:
         scored.loc[nothing, "class"] = None
-    like = drift.describe(predict.prepared(served.trained, rows), config["stats"]).set_axis(rows.index)
+    like = drift.describe(predict.prepare_clips(served.trained, rows), config["stats"]).set_axis(rows.index)
     scored = scored.join(like)
     rows_of_table = []
     for clip, key in zip(clips, keys, strict=True):

@@ -39,7 +39,7 @@ def run(params: Params, out: Path, model: str | None = None) -> dict[str, Any]:
     has not run.
     """
     from qamoe.models import text_encoder_finetuned
-    from qamoe.training.distributed import BatchShare, joined
+    from qamoe.training.distributed import BatchShare, process_group
 
     stats = read_stats(out)
     refuse_kinds(params, stats)
@@ -53,7 +53,7 @@ def run(params: Params, out: Path, model: str | None = None) -> dict[str, Any]:
     names = [model] if model else list(params.seeds)
     process, processes, local_rank = settings.processes()
     share = BatchShare(process, processes, settings.batch_parts())
-    with joined(share, settings.device(), local_rank):
+    with process_group(share, settings.device(), local_rank):
         waiting = share.once(partial(_prepared, params, stats, out, names))
         if waiting:
             _train_all(params, out, waiting, share)

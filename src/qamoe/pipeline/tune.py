@@ -51,7 +51,7 @@ def run(params: Params, out: Path) -> dict[str, Any]:
     name = parameters.digest(*changing, data_digest(out))[:16]
     study = _opened(params, name, _url(folder))
     if settings.study_url() is None:
-        search.free_dead(study)  # this stage runs alone on its folder, so nobody else's can live
+        search.retry_dead_trials(study)  # this stage runs alone on its folder, so nobody else's can live
     parent = search_runs.parent_run(params, name)
     try:
         _search(params, out, name, parent, study)
@@ -113,7 +113,7 @@ def _search(params: Params, out: Path, name: str, parent: str | None, study: Any
                 if (process.exitcode or 0) > 0 or deaths > _MOST_DEATHS:
                     raise UserError(f"A worker of the search ended with exit code {process.exitcode}; see above.")
                 runner.log.warning("worker %s died (%s); its trial is tried again", process.pid, process.exitcode)
-                search.free_dead(study, _name(process.pid or 0))
+                search.retry_dead_trials(study, _name(process.pid or 0))
                 at_work.append(_start_worker(params, out, name, parent))
     finally:
         for process in at_work:

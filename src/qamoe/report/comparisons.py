@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from qamoe.evaluation.bootstrap import DRAWS, Comparison, Resampled, compared, holm, non_inferior, resample
+from qamoe.evaluation.bootstrap import DRAWS, Comparison, Resampled, compare_resampled, holm, non_inferior, resample
 from qamoe.report import tables
 from qamoe.report.pairwise import texts, verdict
 from qamoe.report.results import Results
@@ -51,7 +51,7 @@ def pairs(areas: Areas) -> Pairs:
     """The first of COMPARED against every other model on every slice that both have; none where it is absent."""
     first = COMPARED[0]
     return {
-        (model, name): compared(areas[first, name], area, name)
+        (model, name): compare_resampled(areas[first, name], area, name)
         for (model, name), area in areas.items()
         if model != first and (first, name) in areas
     }
@@ -259,7 +259,7 @@ def specialists(results: Results) -> Section[Specialists]:
             if cell not in evaluated:
                 continue
             ours, theirs = (resample(results.compared(m, cells=[cell]), "mae", DRAWS) for m in (first, model))
-            pair = compared(ours, theirs, cell)
+            pair = compare_resampled(ours, theirs, cell)
             if cell == _own_cell(model):
                 own_ratios.append(pair.ratio)
             rows.append(_specialist_row(model, cell, ours, theirs, pair))

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import pandas as pd
 
 from qamoe.errors import UserError
-from qamoe.evaluation.bootstrap import Comparison, compared, metrics_of, resample
+from qamoe.evaluation.bootstrap import Comparison, compare_resampled, metrics_of, resample
 from qamoe.evaluation.metrics import lower_is_better
 from qamoe.report.results import Results, evaluations
 
@@ -41,7 +41,7 @@ def between(evaluated: Path, a: str, b: str, name: str | None = None, metric: st
     for label, rows in _chosen(slices, a, b, name).items():
         ours, theirs = (results.compared(model, rows.slice, rows.cells) for model in (a, b))
         by = metric or next(iter(metrics_of(ours)))
-        comparisons[label] = compared(resample(ours, by), resample(theirs, by), label)
+        comparisons[label] = compare_resampled(resample(ours, by), resample(theirs, by), label)
         sources = ours["source"].nunique()
     return Pair(a, b, by, comparisons, sources)
 

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 
-from qamoe.inference.predict import nested
+from qamoe.inference.predict import json_answers
 from qamoe.rng import MODALITIES
 
 MOST_CLIPS = 64  # of one request
@@ -178,4 +178,4 @@ class Error(BaseModel):
 
 def answers(predictions: pd.DataFrame) -> list[Either]:
     """The rows that qamoe.inference.predict gives, as JSON can hold them."""
-    return [ClassAnswer(**row) if "label" in row else Answer(**row) for row in nested(predictions)]
+    return [ClassAnswer(**row) if "label" in row else Answer(**row) for row in json_answers(predictions)]

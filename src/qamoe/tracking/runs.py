@@ -244,11 +244,11 @@ def training_run(params: Params, name: str, seed: int, digests: dict[str, str]) 
     if settings.untracked():
         yield Training(None)
         return
-    from qamoe.models.checkpoint import described
+    from qamoe.models.checkpoint import parameters_config
 
     client = connect(_WITHOUT)
     with store_errors_as_user_errors(_WITHOUT):
-        config = described(params, name, seed, digests)
+        config = parameters_config(params, name, seed, digests)
         record = Record(client, _begin(client, params.registry.name, config, provenance()))
     with _active(record, system_metrics=importlib.util.find_spec("psutil") is not None):
         yield Training(record)

@@ -91,22 +91,22 @@ class BatchShare:
             return arrays
         of_processes: list[Any] = [None] * self.processes
         distributed.all_gather_object(of_processes, arrays)
-        joined: dict[str, np.ndarray | None] = {}
+        over_all_views: dict[str, np.ndarray | None] = {}
         for name, of_first in of_processes[0].items():
-            joined[name] = None
+            over_all_views[name] = None
             if of_first is not None:
                 over_views = np.empty((count, *of_first.shape[1:]), of_first.dtype)
                 for process, of_process in enumerate(of_processes[:count]):
                     over_views[process :: self.processes] = of_process[name]
-                joined[name] = over_views
-        return joined
+                over_all_views[name] = over_views
+        return over_all_views
 
 
 WHOLE_BATCH = BatchShare()
 
 
 @contextmanager
-def joined(share: BatchShare, device: str, local_rank: int) -> Iterator[None]:
+def process_group(share: BatchShare, device: str, local_rank: int) -> Iterator[None]:
     """Be one of the processes inside; `local_rank` is this process's number on its machine, and so that of its GPU."""
     if share.processes == 1:
         yield

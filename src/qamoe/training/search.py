@@ -28,7 +28,7 @@ _ALREADY_MADE = ("already exists", "duplicate key", "UNIQUE constraint")  # in w
 TrainOne = Callable[[Params, int, Callable[[dict[str, Any]], None]], float]
 
 
-def tuned(params: Params, values: dict[str, float]) -> Params:
+def with_trial_values(params: Params, values: dict[str, float]) -> Params:
     """The parameters with a trial's values put in."""
     content = params.model_dump(mode="json")
     common = content["train"]["common"]
@@ -117,7 +117,7 @@ def _again() -> "RetryHeartbeatStaleTrialCallback":
     return RetryHeartbeatStaleTrialCallback(max_retry=_MOST_RETRIES)
 
 
-def free_dead(study: "Study", worker: str | None = None) -> None:
+def retry_dead_trials(study: "Study", worker: str | None = None) -> None:
     """Let the running trials of a dead worker be tried again at once: of that one, or of all where none can live."""
     from optuna.trial import TrialState
 
@@ -158,7 +158,7 @@ def work(params: Params, study: "Study", worker: str, train_one: TrainOne) -> No
             if trial.should_prune():
                 raise optuna.TrialPruned
 
-        return train_one(tuned(params, values), trial.number, on_epoch)
+        return train_one(with_trial_values(params, values), trial.number, on_epoch)
 
     while True:
         states = Counter(t.state for t in study.get_trials(deepcopy=False))
