@@ -1,4 +1,4 @@
-"""Encoded text: what a clip has in a view, each sequence stored once, made whole or made anew."""
+"""The text cache: right states for each clip and view, each sequence once, repaired after an interruption."""
 
 from pathlib import Path
 from typing import Any
@@ -50,9 +50,9 @@ def split(store: Store, tiny_stats: Any, tmp_path_factory: pytest.TempPathFactor
 
 
 def test_a_clip_has_the_encoded_ids_of_its_view(split: Any, store: Store) -> None:
-    for place, view in enumerate(VIEWS):
+    for number, view in enumerate(VIEWS):
         for row in range(5):
-            batch, _, _ = split.degraded(place, [row])
+            batch, _, _ = split.degraded(number, [row])
             if view == GONE:
                 assert not batch.mask["text"].any()
                 continue
@@ -70,36 +70,38 @@ def test_a_clip_has_the_encoded_ids_of_its_view(split: Any, store: Store) -> Non
 def test_a_swapped_clip_has_its_partners_text_and_frames(split: Any, store: Store) -> None:
     batch, lost, _ = split.degraded(3, list(range(5)))
     clean, _, _ = split.degraded(0, list(range(5)))
-    for place, modality in enumerate(("text", "audio")):
-        assert 0 < lost[:, place].sum() <= 5
+    for column, modality in enumerate(("text", "audio")):
+        assert 0 < lost[:, column].sum() <= 5
         for row in range(5):
-            here = batch.x[modality][row][batch.mask[modality][row]]
-            same = [
-                other for other in range(5) if torch.equal(here, clean.x[modality][other][clean.mask[modality][other]])
+            frames = batch.x[modality][row][batch.mask[modality][row]]
+            matches = [
+                other
+                for other in range(5)
+                if torch.equal(frames, clean.x[modality][other][clean.mask[modality][other]])
             ]
-            assert len(same) == 1
-            if lost[row, place]:
-                assert store.sources[same[0]] != store.sources[row]
+            assert len(matches) == 1
+            if lost[row, column]:
+                assert store.sources[matches[0]] != store.sources[row]
             else:
-                assert same == [row]
+                assert matches == [row]
     assert lost[:, 1].tolist() == [1] * 5
     assert not lost[:, 2].any()
 
 
 def test_a_view_is_the_same_in_every_batch(split: Any) -> None:
-    for place in range(len(VIEWS)):
-        together, lost, _ = split.degraded(place, [4, 2, 0, 3, 1])
+    for number in range(len(VIEWS)):
+        together, lost, _ = split.degraded(number, [4, 2, 0, 3, 1])
         for i, row in enumerate([4, 2, 0, 3, 1]):
-            alone, own, _ = split.degraded(place, [row])
-            assert torch.equal(own[0], lost[i])
+            alone, own_lost, _ = split.degraded(number, [row])
+            assert torch.equal(own_lost[0], lost[i])
             for m in MODALITIES:
                 assert torch.equal(alone.x[m][0][alone.mask[m][0]], together.x[m][i][together.mask[m][i]])
 
 
-def test_views_that_leave_text_as_it_is_cost_nothing(split: Any, store: Store) -> None:
+def test_views_share_the_sequences_that_they_do_not_change(split: Any, store: Store) -> None:
     index = split.states.index
     assert (index[2] == index[0]).all()
-    assert set(index[3]) <= set(index[0]), "a swapped text is one that is there already"
+    assert set(index[3]) <= set(index[0]), "a swapped text is already in the cache"
     assert len(set(index[4])) == 1, "announced: no text at all"
     count = len(split.states.offsets) - 1
     assert count == len(np.unique(index))
@@ -114,7 +116,7 @@ def test_a_split_without_text_has_no_states(store: Store, tiny_stats: Any, tmp_p
     assert not (tmp_path / "none").exists()
 
 
-def test_what_was_killed_half_way_is_made_anew_and_what_is_whole_is_kept(
+def test_an_incomplete_cache_is_written_again_and_a_complete_one_is_reused(
     store: Store, split: Any, tiny_stats: Any, tmp_path: Path
 ) -> None:
     def opened(views: tuple[View, ...] = VIEWS) -> tuple[bytes, Path]:
@@ -123,17 +125,17 @@ def test_what_was_killed_half_way_is_made_anew_and_what_is_whole_is_kept(
         return path.read_bytes(), path
 
     bits, path = opened()
-    made = path.stat().st_mtime_ns
+    modified = path.stat().st_mtime_ns
     assert opened() == (bits, path)
-    assert path.stat().st_mtime_ns == made
+    assert path.stat().st_mtime_ns == modified
     path.with_suffix(".npz").unlink()
     path.write_bytes(bits[: len(bits) // 2])
     assert opened() == (bits, path)
-    assert opened(VIEWS[:2])[1] != path, "other views, another file"
-    assert len(list(tmp_path.iterdir())) == 2, "and the old one is gone"
+    assert opened(VIEWS[:2])[1] != path, "other views have another file"
+    assert len(list(tmp_path.iterdir())) == 2, "the old file is deleted"
 
 
-def test_sequences_are_told_apart_by_length_and_content() -> None:
+def test_sequences_differ_by_length_or_content() -> None:
     a, b, empty = np.array([1, 2]), np.array([1]), np.zeros(0, np.int64)
     sequences, index = text_cache.distinct([[a, b, empty], [b, b, np.array([1, 3])]])
     assert [s.tolist() for s in sequences] == [[], [1], [1, 2], [1, 3]]

@@ -130,7 +130,7 @@ def test_what_is_kept_is_what_would_be_made_again(setting: Any, monkeypatch: pyt
     assert fresh.repeated(1, [0, 2]) is not kept
     assert all(torch.equal(kept[0].x[m], made[0].x[m]) for m in made[0].x)
     assert torch.equal(kept[1], made[1])
-    monkeypatch.setattr(degraded_split, "_KEPT", kept[0].bytes)
+    monkeypatch.setattr(degraded_split, "_KEPT_BYTES", kept[0].bytes)
     full = replace(setting.valid)
     first = full.repeated(1, [2, 0])
     assert full.repeated(1, [2, 0]) is first

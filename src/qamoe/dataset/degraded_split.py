@@ -1,6 +1,6 @@
-"""Clips of a split under a fixed list of views, with the frozen text encoder's states made once.
+"""Clips of a split under a fixed list of views, with text encoded once by the frozen text encoder.
 
-For models that fine-tune their text encoder there are no such states: a batch then holds token ids.
+Models that fine-tune their text encoder get token ids instead of its states.
 """
 
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -12,15 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qamoe import rng as draws
-from qamoe.config import params as parameters
+from qamoe import rng
+from qamoe.config.params import digest
 from qamoe.data.arrow_store import Store
 from qamoe.data.batch import Batch, collate, pad
 from qamoe.data.stats import Stats, frame_stats, has_frames
-from qamoe.dataset import text_cache as text_states
+from qamoe.dataset import text_cache
 from qamoe.dataset.text_cache import TextStates
-from qamoe.degradation import features
-from qamoe.degradation import swap_partners as partners
+from qamoe.degradation import features, swap_partners
 from qamoe.degradation import views as degradation_views
 from qamoe.degradation.features import Reference, State
 from qamoe.degradation.swap_partners import SwapPartners
@@ -31,14 +30,15 @@ from qamoe.models import text_encoder_bert, text_encoder_frozen
 from qamoe.rng import MODALITIES, Draws
 from qamoe.source_code import normalised_source
 
-_KEPT = 256 << 20  # bytes of batches that are asked for again and again
+_KEPT_BYTES = 256 << 20  # of batches that `repeated` keeps in memory
 
 
 @dataclass(frozen=True)
 class DegradedSplit:
-    """A split and its views; `states` holds the encoded text of all of them, None where models read ids or nothing.
+    """A split and its views.
 
-    Clips are degraded on `device`, and stay there.
+    `states` holds the encoded text of all views; it is None for models that read token ids, stored vectors or no text.
+    Clips are degraded on `device` and stay there.
     """
 
     store: Store
@@ -49,7 +49,7 @@ class DegradedSplit:
     device: str = "cpu"
 
     @cached_property
-    def _references(self) -> dict[str, Reference]:
+    def _references_on_device(self) -> dict[str, Reference]:
         return {m: reference.to(self.device) for m, reference in self.references.items()}
 
     @cached_property
@@ -58,26 +58,26 @@ class DegradedSplit:
 
     @property
     def lengths(self) -> np.ndarray | None:
-        """Tokens of each clip (N,) where models read them, which takes longest: batches go by them then."""
+        """Tokens of each clip (N,), to batch clips of similar length; None if models do not read token ids."""
         reads_ids = self.states is None and "text" in self.modalities and not self.store.text_is_vectors
         return self.store.lengths("text") if reads_ids else None
 
     def clean(self, rows: Collection[int], modalities: Sequence[str] | None = None) -> Batch:
-        """Rows of the split as they are stored, all modalities or those named, text as token ids (B, T)."""
+        """Return undegraded rows of the split, all modalities or those named, with text as token ids (B, T)."""
         return collate(self.store, rows, self.modalities if modalities is None else modalities)
 
     def degraded(
         self, view: int, rows: Collection[int], modalities: Sequence[str] | None = None
     ) -> tuple[Batch, Tensor, State]:
-        """Rows under one view, all modalities or those named, with the share lost (B, 3) and the state drawn.
+        """Return rows under one view, all modalities or those named, the share lost (B, 3) and the drawn state.
 
-        Text is encoded states (B, T, W), or token ids (B, T) where there are none.
+        Text is encoded states (B, T, W), or token ids (B, T) if `states` is None.
         """
         partner = _partner(self.store, lambda: self.partners, rows)
         clean = self.clean(rows, modalities).to(self.device)
-        batch, lost, state = apply(clean, self.views[view], self._references, partner)
+        batch, lost, state = apply(clean, self.views[view], self._references_on_device, partner)
         if self.states is not None and "text" in batch.x:
-            x, mask = (part.to(self.device) for part in pad([self.states.of(view, row) for row in rows]))
+            x, mask = (tensor.to(self.device) for tensor in pad([self.states.of(view, row) for row in rows]))
             batch = batch.with_x(text=x).with_mask(text=mask)
         return batch, lost, state
 
@@ -86,29 +86,29 @@ class DegradedSplit:
         return {}
 
     def repeated(self, view: int, rows: Collection[int]) -> tuple[Batch, Tensor, State]:
-        """`degraded` for rows that are asked for in every epoch: kept in memory as long as all of them take little."""
+        """Return `degraded` for rows that every epoch reads, kept in memory up to a total of 256 MiB."""
         batch_lost_state = self._kept.get((view, *rows))
         if batch_lost_state is None:
             batch_lost_state = self.degraded(view, rows)
-            if sum(batch.bytes for batch, _, _ in self._kept.values()) + batch_lost_state[0].bytes <= _KEPT:
+            if sum(batch.bytes for batch, _, _ in self._kept.values()) + batch_lost_state[0].bytes <= _KEPT_BYTES:
                 self._kept[view, *rows] = batch_lost_state
         return batch_lost_state
 
     def batch(self, view: int, rows: Collection[int]) -> Batch:
-        """Rows under one view, ready for a model."""
+        """Return rows under one view, ready for a model."""
         return self.degraded(view, rows)[0]
 
 
 def _partner(
-    store: Store, among: Callable[[], SwapPartners], rows: Collection[int]
+    store: Store, swap_partners_of: Callable[[], SwapPartners], rows: Collection[int]
 ) -> Callable[[str, Draws], tuple[Tensor, Tensor]]:
-    """What gives a modality's frames (B, T, ...) and mask (B, T) of the clips that `rows` are swapped with.
+    """Return a function that loads a modality's frames (B, T, ...) and mask (B, T) from the partners of `rows`.
 
-    `among` lists all clips, which most views never ask for.
+    `swap_partners_of` is only called by views that swap.
     """
 
     def load(modality: str, draws: Draws) -> tuple[Tensor, Tensor]:
-        batch = collate(store, among().of(rows, draws), (modality,)).to(str(draws.clips.device))
+        batch = collate(store, swap_partners_of().of(rows, draws), (modality,)).to(str(draws.clips.device))
         return batch.x[modality], batch.mask[modality]
 
     return load
@@ -125,33 +125,31 @@ def open_views(
     *,
     encoder: str | None = NAME,
 ) -> DegradedSplit:
-    """Make (or find again) the text of all views, encoded, in `folder`, and map it.
+    """Open a split under views: encode the text of all views into a cache file in `folder`, or reuse it, and map it.
 
-    `encoder` is that of models that have a frozen one; None leaves text as token ids. Stored text vectors stay as they
-    are.
+    `encoder` is the models' frozen text encoder; None leaves text as token ids. Stored text vectors are not encoded.
     """
     if "text" not in modalities or encoder is None or store.text_is_vectors:
         return DegradedSplit(store, tuple(views), modalities, references, None, device)
-    modules = (draws, features, partners, degradation_views, text_encoder_bert, text_encoder_frozen, text_states)
+    modules = (rng, features, swap_partners, degradation_views, text_encoder_bert, text_encoder_frozen, text_cache)
     code = [normalised_source(Path(str(module.__file__))) for module in modules]
-    weights = None if encoder == NAME else text_encoder_frozen.digest(encoder)
-    key = parameters.digest(data_digest, code, weights, store.path.name, [repr(view) for view in views])[:16]
+    weights_digest = None if encoder == NAME else text_encoder_frozen.digest(encoder)
+    key = digest(data_digest, code, weights_digest, store.path.name, [repr(view) for view in views])[:16]
     path = folder / f"text-{store.path.stem}-{key}.npy"
     remove_abandoned(folder, f"text-{store.path.stem}-*")
-    if text_states.load(path) is None:
-        text_states.encode(_ids(store, views, references), path, device, encoder)
+    if text_cache.load(path) is None:
+        text_cache.encode(_ids(store, views, references), path, device, encoder)
     for other in folder.glob(f"text-{store.path.stem}-*"):
         if other.stem != path.stem:
             other.unlink(missing_ok=True)
-    return DegradedSplit(store, tuple(views), modalities, references, text_states.load(path), device)
+    return DegradedSplit(store, tuple(views), modalities, references, text_cache.load(path), device)
 
 
 def _ids(store: Store, views: Sequence[View], references: dict[str, Reference]) -> Iterator[list[np.ndarray]]:
-    """The token ids (T,) of every clip, view by view; none of a clip whose text is announced as missing."""
+    """Yield the token ids (T,) of every clip, view by view; a text announced as missing has none."""
     rows = range(len(store))
     clean = collate(store, rows, ("text",))
-    partners = cache(lambda: SwapPartners(store.clip_ids, store.sources))
-    partner = _partner(store, partners, rows)
+    partner = _partner(store, cache(lambda: SwapPartners(store.clip_ids, store.sources)), rows)
     for view in views:
         batch, _, _ = apply(clean, view, references, partner)
         lengths = batch.mask["text"].sum(1).tolist()
@@ -159,7 +157,7 @@ def _ids(store: Store, views: Sequence[View], references: dict[str, Reference]) 
 
 
 def feature_sizes(stats: Stats) -> dict[str, int]:
-    """Frame dimension of each modality that the corpus has, as models see it."""
+    """Return the frame dimension of each modality that the corpus has, as models see it."""
     return {
         m: frame_stats(stats, m)["dimension"] if has_frames(stats, m) else text_encoder_frozen.WIDTH
         for m in MODALITIES
@@ -170,7 +168,7 @@ def feature_sizes(stats: Stats) -> dict[str, int]:
 def rows_in_batches(
     count: int, size: int, generator: np.random.Generator | None = None, lengths: np.ndarray | None = None
 ) -> list[np.ndarray]:
-    """Row numbers in batches, shuffled where a generator is given; with `lengths` (N,) a batch holds alike ones."""
+    """Return row numbers in batches, shuffled by `generator` if given; `lengths` (N,) groups rows of similar length."""
     order = np.arange(count) if generator is None else generator.permutation(count)
     if lengths is not None:
         order = order[np.argsort(lengths[order], kind="stable")]
@@ -181,5 +179,5 @@ def rows_in_batches(
 
 
 def restrict_threads() -> None:
-    """One thread a seed, so that a seed gives the same bits alone and beside others."""
+    """Run torch in one thread: a seed then gives the same bits alone and next to other seeds."""
     torch.set_num_threads(1)

@@ -1,7 +1,7 @@
-"""The frozen text encoder's states of a split under all its views: each distinct sequence of token ids once.
+"""A file cache of the frozen text encoder's states: each distinct sequence of token ids of a split and its views once.
 
-Most views of a protocol leave text as it is, and severities nest, so the clips of many views share few sequences.
-All seeds, models and restarts share the file: the same bits whatever was killed in between.
+Most views leave text unchanged, and degradations nest, so many views share few sequences. All seeds, models and
+restarts share the file; it has the same bits after an interrupted run.
 """
 
 from collections.abc import Iterable, Sequence
@@ -14,26 +14,29 @@ import numpy as np
 from qamoe.files import atomic_write
 from qamoe.models import text_encoder_frozen
 
-_AT_ONCE = 1024  # sequences whose states are in memory
+_AT_ONCE = 1024  # sequences whose states are in memory at a time
 
 
 @dataclass(frozen=True)
 class TextStates:
-    """`states` (tokens, W) holds the distinct sequences behind each other, memory-mapped; sequence i is
-    states[offsets[i] : offsets[i + 1]], and `index` (views, clips) says which one a clip has in a view."""
+    """Encoded text, memory-mapped.
+
+    `states` (tokens, W) holds the distinct sequences one after another: sequence i is
+    states[offsets[i] : offsets[i + 1]]. `index` (views, clips) is the sequence of a clip in a view.
+    """
 
     states: np.ndarray
     offsets: np.ndarray
     index: np.ndarray
 
     def of(self, view: int, row: int) -> np.ndarray:
-        """(T, W) of one clip under one view."""
+        """Return the states (T, W) of one clip under one view."""
         sequence = self.index[view, row]
         return self.states[self.offsets[sequence] : self.offsets[sequence + 1]]
 
 
 def distinct(views: Iterable[Sequence[np.ndarray]]) -> tuple[list[np.ndarray], np.ndarray]:
-    """The ids (T,) of every clip, view by view -> the distinct ones by length and content, and index (views, clips)."""
+    """Return the distinct id sequences (T,), sorted by length and content, and the index (views, clips) into them."""
     seen: dict[bytes, int] = {}
     index = np.array([[seen.setdefault(ids.tobytes(), len(seen)) for ids in clips] for clips in views], np.int32)
     order = sorted(seen, key=lambda key: (len(key), key))
@@ -43,11 +46,11 @@ def distinct(views: Iterable[Sequence[np.ndarray]]) -> tuple[list[np.ndarray], n
 
 
 def encode(views: Iterable[Sequence[np.ndarray]], path: Path, device: str, encoder: str) -> None:
-    """Write the encoder's states to `path`, and last what finds them in it beside it."""
+    """Write the encoder's states to `path`, and then their offsets and index to an .npz file next to it."""
     sequences, index = distinct(views)
     offsets = np.concatenate([[0], np.cumsum([len(ids) for ids in sequences])]).astype(np.int64)
     with atomic_write(path) as aside:
-        shape = (max(1, int(offsets[-1])), text_encoder_frozen.width(encoder))  # a file of no bytes cannot be mapped
+        shape = (max(1, int(offsets[-1])), text_encoder_frozen.width(encoder))  # an empty file cannot be mapped
         with aside.open("wb") as file:
             out = np.lib.format.open_memmap(file.name, mode="w+", dtype=np.float32, shape=shape)
         for start in range(0, len(sequences), _AT_ONCE):
@@ -60,11 +63,11 @@ def encode(views: Iterable[Sequence[np.ndarray]], path: Path, device: str, encod
 
 
 def load(path: Path) -> TextStates | None:
-    """Map what `encode` wrote, or None where it is not whole."""
+    """Map the files that `encode` wrote; return None if one is missing."""
     try:
         with np.load(path.with_suffix(".npz")) as arrays:
             offsets, index = arrays["offsets"], arrays["index"]
-        states: Any = np.load(path, mmap_mode="c")  # torch wants writable memory; copy-on-write costs nothing
+        states: Any = np.load(path, mmap_mode="c")  # copy-on-write, because torch requires writable memory
     except FileNotFoundError:
         return None
     return TextStates(states, offsets, index)
