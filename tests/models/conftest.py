@@ -1,4 +1,4 @@
-"""Small batches and models; one thread, since what is computed here is small."""
+"""Small batches and models, and one torch thread: these tests compute little."""
 
 from collections.abc import Callable
 from typing import Any
@@ -47,18 +47,18 @@ def block() -> Callable[..., QAMoE]:
 
 @pytest.fixture
 def batch_of() -> Callable[..., Batch]:
-    """Clips by number, each with frames of its own: batch_of([0, 1], absent={0: ("audio",)}, padding=3)."""
+    """Make clips by number, each with its own frames: batch_of([0, 1], absent={0: ("audio",)}, padding=3)."""
 
     def make(
         clips: Any, absent: dict[int, tuple[str, ...]] | None = None, padding: int = 0, target: bool = True
     ) -> Batch:
         clips = list(clips)
         x, mask = {}, {}
-        for place, (modality, size) in enumerate(FEATURES.items()):
+        for index, (modality, size) in enumerate(FEATURES.items()):
             rows = []
             for clip in clips:
-                random = torch.Generator().manual_seed(100 * clip + place)
-                length = 0 if modality in (absent or {}).get(clip, ()) else 1 + (3 * clip + 5 * place) % 11
+                random = torch.Generator().manual_seed(100 * clip + index)
+                length = 0 if modality in (absent or {}).get(clip, ()) else 1 + (3 * clip + 5 * index) % 11
                 rows.append(torch.randn(length, size, generator=random))
             longest = max(1, *(len(row) for row in rows)) + padding
             x[modality] = torch.zeros(len(clips), longest, size)

@@ -1,4 +1,4 @@
-"""Checkpoints: they rebuild their own model to the bit, fit or are refused, and never run code."""
+"""Checkpoints: they rebuild the same model bit for bit, refuse what does not fit, and never run code."""
 
 import json
 import os
@@ -14,45 +14,43 @@ from qamoe.errors import UserError
 from qamoe.models import checkpoint
 
 
-def test_a_loaded_model_answers_to_the_bit_what_the_saved_one_did(
+def test_a_loaded_model_predicts_the_same_bits_as_the_saved_one(
     tiny_checkpoint: Any, setting: Any, tmp_path: Path
 ) -> None:
     batch = setting.valid.batch(1, range(6))
     folder = tiny_checkpoint(tmp_path / "1")
     trained = checkpoint.load(folder)
-    again = checkpoint.make("qamoe", trained.config)
-    again.load_state_dict(trained.model.state_dict())
-    expected = again.eval()(batch)
-    found = trained.predict(batch)
-    assert torch.equal(found.value, expected.value)
-    assert torch.equal(found.r, expected.r)
-    assert not found.value.requires_grad
+    rebuilt = checkpoint.make("qamoe", trained.config)
+    rebuilt.load_state_dict(trained.model.state_dict())
+    expected = rebuilt.eval()(batch)
+    actual = trained.predict(batch)
+    assert torch.equal(actual.value, expected.value)
+    assert torch.equal(actual.r, expected.r)
+    assert not actual.value.requires_grad
     assert not trained.model.training
     assert trained.folder == folder
 
 
 def test_modalities_keep_their_order(tiny_checkpoint: Any, tmp_path: Path) -> None:
-    """JSON sorts keys; a model whose modalities changed places would load and answer wrongly."""
+    """JSON sorts keys; a model with its modalities in another order would load and predict wrongly."""
     trained = checkpoint.load(tiny_checkpoint(tmp_path))
     assert list(trained.model.encode.encoders) == ["text", "audio", "vision"]  # type: ignore[union-attr, arg-type]
 
 
-def test_quality_may_be_given(tiny_checkpoint: Any, setting: Any, tmp_path: Path) -> None:
+def test_quality_overrides_r(tiny_checkpoint: Any, setting: Any, tmp_path: Path) -> None:
     trained, batch = checkpoint.load(tiny_checkpoint(tmp_path)), setting.valid.batch(0, range(3))
     quality = torch.full((3, 3), 0.25)
     assert torch.equal(trained.predict(batch, quality).r, quality)
 
 
-def test_the_oracle_is_told_by_the_state_and_other_models_are_not(
-    tiny_checkpoint: Any, setting: Any, tmp_path: Path
-) -> None:
+def test_only_the_oracle_uses_the_state(tiny_checkpoint: Any, setting: Any, tmp_path: Path) -> None:
     oracle, qamoe = (checkpoint.load(tiny_checkpoint(tmp_path / name, model=name)) for name in ("oracle", "qamoe"))
     batch, _, state = setting.train.degraded(0, range(6))
     assert torch.equal(oracle.predict(batch, state=state).r, 1 - state.severity)
     quality = torch.full((6, 3), 0.25)
-    assert torch.equal(oracle.predict(batch, quality, state).r, quality), "what is given outright goes first"
+    assert torch.equal(oracle.predict(batch, quality, state).r, quality), "an explicit quality takes precedence"
     assert torch.equal(qamoe.predict(batch, state=state).r, qamoe.predict(batch).r)
-    with pytest.raises(UserError, match="The model oracle is told"):
+    with pytest.raises(UserError, match="oracle"):
         oracle.predict(batch)
 
 
@@ -66,7 +64,7 @@ def test_a_specialist_is_a_qamoe_with_its_block(
     assert trained.config["models"] == tiny_params.models.model_dump(mode="json", include={"encoders", "qamoe"})
 
 
-def test_a_checkpoint_outlives_the_coming_and_going_of_other_models(tiny_checkpoint: Any, tmp_path: Path) -> None:
+def test_a_checkpoint_loads_after_other_models_are_removed(tiny_checkpoint: Any, tmp_path: Path) -> None:
     folder = tiny_checkpoint(tmp_path, model="concat")
     config = json.loads((folder / "model.json").read_text())
     assert set(config["models"]) == {"encoders", "concat"}
@@ -76,24 +74,23 @@ def test_a_checkpoint_outlives_the_coming_and_going_of_other_models(tiny_checkpo
 
 
 def test_an_unfinished_checkpoint_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"There is no finished checkpoint in .*: model\.json is missing"):
+    with pytest.raises(UserError) as refusal:
         checkpoint.load(tmp_path)
+    assert str(tmp_path) in str(refusal.value)
+    assert "model.json" in str(refusal.value)
     assert checkpoint.read_config(tmp_path) is None
 
 
 @pytest.mark.parametrize(
-    ("content", "sentence"),
-    [
-        ("{", r"model\.json is damaged: it is no JSON object; train this model again"),
-        ("[1]", r"model\.json is damaged"),
-        ("{}", r"describes no model that this code can make \(KeyError: 'model'\)"),
-    ],
+    ("content", "reason"),
+    [("{", "JSON object"), ("[1]", "JSON object"), ("{}", "KeyError: 'model'")],
 )
-def test_a_damaged_config_is_refused(tiny_checkpoint: Any, tmp_path: Path, content: str, sentence: str) -> None:
+def test_a_damaged_config_is_refused(tiny_checkpoint: Any, tmp_path: Path, content: str, reason: str) -> None:
     folder = tiny_checkpoint(tmp_path / "1")
     (folder / "model.json").write_text(content)
-    with pytest.raises(UserError, match=sentence):
+    with pytest.raises(UserError, match=reason) as refusal:
         checkpoint.load(folder)
+    assert str(folder / "model.json") in str(refusal.value)
 
 
 def test_weights_that_do_not_fit_are_refused(tiny_checkpoint: Any, tmp_path: Path) -> None:
@@ -108,8 +105,10 @@ def test_weights_that_do_not_fit_are_refused(tiny_checkpoint: Any, tmp_path: Pat
         {**weights, name: weights[name][:, :-1].contiguous()},
     ):
         save_file(broken, folder / "weights.safetensors")
-        with pytest.raises(UserError, match=r"weights\.safetensors does not fit its model\.json") as refusal:
+        with pytest.raises(UserError, match=r"model\.json") as refusal:
             checkpoint.load(folder)
+        assert str(folder / "weights.safetensors") in str(refusal.value)
+        assert ("extra" if "extra" in broken else name) in str(refusal.value)
         assert "\n" not in str(refusal.value)
 
 
@@ -121,11 +120,12 @@ def test_damaged_weights_are_refused(tiny_checkpoint: Any, tmp_path: Path, damag
     path.write_bytes(content[damage])
     if damage == "gone":
         path.unlink()
-    with pytest.raises(UserError, match=r"weights\.safetensors does not fit"):
+    with pytest.raises(UserError) as refusal:
         checkpoint.load(folder)
+    assert str(path) in str(refusal.value)
 
 
-def test_the_digest_follows_weights_and_config_and_nothing_else(tiny_checkpoint: Any, tmp_path: Path) -> None:
+def test_the_digest_depends_on_weights_and_config_only(tiny_checkpoint: Any, tmp_path: Path) -> None:
     one, same, other = (tiny_checkpoint(tmp_path / str(i), answer=a) for i, a in enumerate((1.0, 1.0, 1.5)))
     assert checkpoint.digest(one) == checkpoint.digest(same) != checkpoint.digest(other)
     (same / "history.jsonl").write_text("{}\n")
@@ -134,10 +134,10 @@ def test_the_digest_follows_weights_and_config_and_nothing_else(tiny_checkpoint:
     assert checkpoint.digest(one) != checkpoint.digest(same)
 
 
-def test_a_save_that_is_cut_short_leaves_no_folder_that_looks_finished(
+def test_an_interrupted_save_does_not_leave_a_finished_checkpoint(
     tiny_checkpoint: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Over an older checkpoint, too: new weights beside the old model.json would be neither."""
+    """Also over an older checkpoint: new weights do not belong to the old model.json."""
     folder = tiny_checkpoint(tmp_path / "1", answer=1.0)
 
     def killed(path: Path, text: str) -> None:
@@ -147,10 +147,10 @@ def test_a_save_that_is_cut_short_leaves_no_folder_that_looks_finished(
     with pytest.raises(KeyboardInterrupt):
         tiny_checkpoint(folder, answer=2.0)
     assert checkpoint.read_config(folder) is None
-    assert not list(folder.glob(".*")), "nothing half-written is left"
+    assert not list(folder.glob(".*")), "no temporary file remains"
 
 
-def test_a_state_comes_back(tmp_path: Path) -> None:
+def test_a_saved_state_is_loaded(tmp_path: Path) -> None:
     path = tmp_path / "resume.pt"
     assert checkpoint.load_state(path) is None
     state = {
@@ -160,11 +160,11 @@ def test_a_state_comes_back(tmp_path: Path) -> None:
         "history": [{"epoch": 1}],
     }
     checkpoint.save_state(path, state)
-    found = checkpoint.load_state(path)
-    assert found is not None
-    assert torch.equal(found["model"]["w"], state["model"]["w"])  # type: ignore[index, call-overload]
-    assert torch.equal(found["rng"], state["rng"])  # type: ignore[arg-type]
-    assert (found["digests"], found["history"]) == (state["digests"], state["history"])
+    loaded = checkpoint.load_state(path)
+    assert loaded is not None
+    assert torch.equal(loaded["model"]["w"], state["model"]["w"])  # type: ignore[index, call-overload]
+    assert torch.equal(loaded["rng"], state["rng"])  # type: ignore[arg-type]
+    assert (loaded["digests"], loaded["history"]) == (state["digests"], state["history"])
     assert [p.name for p in tmp_path.iterdir()] == ["resume.pt"]
 
 
@@ -176,14 +176,14 @@ class _Attack:
         return os.system, (f"touch {self.victim}",)
 
 
-def test_a_state_that_would_run_code_does_not(tmp_path: Path) -> None:
+def test_loading_a_state_does_not_run_its_code(tmp_path: Path) -> None:
     torch.save({"digests": {}, "model": _Attack(tmp_path / "victim")}, tmp_path / "resume.pt")
     with pytest.raises(Exception, match=r"weights_only|Unsupported|posix"):
         checkpoint.load_state(tmp_path / "resume.pt")
     assert not (tmp_path / "victim").exists()
 
 
-def test_trust_is_r_between_its_anchors_and_zero_without_a_frame(tiny_checkpoint: Any, tmp_path: Path) -> None:
+def test_trust_is_r_between_its_anchors_and_zero_without_frames(tiny_checkpoint: Any, tmp_path: Path) -> None:
     anchors = {
         "text": {"clean": 0.8, "fully_degraded": 0.4, "rescaled": True},
         "audio": {"clean": 0.4, "fully_degraded": 0.5, "rescaled": False},
@@ -196,12 +196,12 @@ def test_trust_is_r_between_its_anchors_and_zero_without_a_frame(tiny_checkpoint
     assert torch.allclose(trained.trust(r, present), torch.tensor(expected), atol=1e-6)
 
 
-def test_a_checkpoint_of_the_first_format_loads_under_the_names_of_today(
+def test_a_checkpoint_of_format_1_loads_with_current_key_names(
     tiny_checkpoint: Callable[..., Path], tmp_path: Path
 ) -> None:
     folder = tiny_checkpoint(tmp_path / "checkpoint")
-    today = checkpoint.read_config(folder)
-    assert today is not None
+    current = checkpoint.read_config(folder)
+    assert current is not None
     text = (folder / "model.json").read_text()
     config = json.loads(text)
     del config["format"]
@@ -214,7 +214,7 @@ def test_a_checkpoint_of_the_first_format_loads_under_the_names_of_today(
         assert f'"{new}"' in text
         text = text.replace(f'"{new}"', f'"{old}"')
     (folder / "model.json").write_text(text)
-    assert {**(checkpoint.read_config(folder) or {}), "format": 2} == today
+    assert {**(checkpoint.read_config(folder) or {}), "format": 2} == current
     checkpoint.load(folder)
 
 
@@ -222,5 +222,6 @@ def test_a_checkpoint_of_a_later_format_is_refused(tiny_checkpoint: Callable[...
     folder = tiny_checkpoint(tmp_path / "checkpoint")
     config = json.loads((folder / "model.json").read_text())
     (folder / "model.json").write_text(json.dumps(config | {"format": 3}))
-    with pytest.raises(UserError, match=r"model\.json is of format 3; this version reads 1 and 2\."):
+    with pytest.raises(UserError, match=r"\b3\b.*\b1\b.*\b2\b") as refusal:
         checkpoint.load(folder)
+    assert str(folder / "model.json") in str(refusal.value)

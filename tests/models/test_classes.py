@@ -1,4 +1,4 @@
-"""Classification: the same models with logits in the place of a value, and the perturbed cross-entropy by hand."""
+"""Classification: the same models with logits instead of a value, and the perturbed cross-entropy."""
 
 import math
 from collections.abc import Callable
@@ -23,9 +23,9 @@ def model(sizes: Any, block: Any) -> Callable[..., Any]:
     def make(name: str) -> Any:
         qamoe = block()
         moe = MoE.model_validate(qamoe.model_dump(include=set(MoE.model_fields)))
-        own = {"mean": Mean(), "tensor": TensorFusion(hidden=6, low=2), "moe": moe, "oracle": qamoe, "qamoe": qamoe}
+        blocks = {"mean": Mean(), "tensor": TensorFusion(hidden=6, low=2), "moe": moe, "oracle": qamoe, "qamoe": qamoe}
         torch.manual_seed(0)
-        return build(name, FEATURES, sizes, own.get(name, Hidden(hidden=6)), Classes(SHARES))
+        return build(name, FEATURES, sizes, blocks.get(name, Hidden(hidden=6)), Classes(SHARES))
 
     return make
 
@@ -34,63 +34,63 @@ def model(sizes: Any, block: Any) -> Callable[..., Any]:
 def batch(batch_of: Any) -> Any:
     from dataclasses import replace
 
-    made = batch_of(range(40), {1: ("audio",), 2: tuple(FEATURES)})
-    return replace(made, target=torch.arange(40).remainder(3).float())
+    clips = batch_of(range(40), {1: ("audio",), 2: tuple(FEATURES)})
+    return replace(clips, target=torch.arange(40).remainder(3).float())
 
 
-def ask(made: Any, batch: Any) -> Any:
+def predict(network: Any, batch: Any) -> Any:
     quality = torch.rand(len(batch), 3, generator=torch.Generator().manual_seed(2))
-    return made(batch, quality if isinstance(made, MODELS["oracle"]) else None)
+    return network(batch, quality if isinstance(network, MODELS["oracle"]) else None)
 
 
 @every
 def test_it_trains(model: Any, batch: Any, name: str) -> None:
-    made = model(name).train()
-    result = ask(made, batch)
+    network = model(name).train()
+    result = predict(network, batch)
     assert result.value is None
     assert result.variance is None
     assert result.probabilities.shape == (40, 3)
     assert torch.allclose(result.probabilities.sum(1), torch.ones(40))
     assert "task" in result.losses
-    assert "variance" not in result.losses, "one likelihood teaches both"
+    assert "variance" not in result.losses, "one likelihood teaches logits and variance"
     assert all(torch.isfinite(loss) for loss in result.losses.values())
     if name == "mean":
         assert torch.allclose(result.probabilities, torch.tensor(SHARES).expand(40, 3)), "the training frequencies"
         return
     torch.stack(list(result.losses.values())).sum().backward()
-    for part, parameter in made.named_parameters():
-        assert parameter.grad is not None, f"{part} is in vain"
+    for part, parameter in network.named_parameters():
+        assert parameter.grad is not None, f"{part} gets no gradient"
         assert torch.isfinite(parameter.grad).all(), part
 
 
 @every
 @torch.no_grad()
-def test_nothing_is_drawn_in_evaluation(model: Any, batch: Any, name: str) -> None:
-    made = model(name).eval()
-    assert torch.equal(ask(made, batch).probabilities, ask(made, batch).probabilities)
+def test_evaluation_is_deterministic(model: Any, batch: Any, name: str) -> None:
+    network = model(name).eval()
+    assert torch.equal(predict(network, batch).probabilities, predict(network, batch).probabilities)
 
 
 @pytest.mark.parametrize("name", ["concat", "tensor", "precision", "moe", "qamoe"])
-def test_it_learns_a_class_that_the_sound_tells(model: Any, batch: Any, name: str) -> None:
-    made = model(name).train()
+def test_it_learns_a_class_from_audio(model: Any, batch: Any, name: str) -> None:
+    network = model(name).train()
     batch.x["audio"] += 3 * F.one_hot(batch.target.long(), 3)[:, None]
-    optimiser = torch.optim.Adam(made.parameters(), 0.01)
+    optimiser = torch.optim.Adam(network.parameters(), 0.01)
     for _ in range(120):
-        loss = torch.stack(list(made(batch).losses.values())).sum()
+        loss = torch.stack(list(network(batch).losses.values())).sum()
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
-    hits = made.eval()(batch).probabilities.argmax(1) == batch.target
+    hits = network.eval()(batch).probabilities.argmax(1) == batch.target
     assert hits.float().mean() > 0.8
 
 
-def test_without_noise_it_is_the_cross_entropy() -> None:
+def test_without_noise_the_loss_is_the_cross_entropy() -> None:
     logits, target = torch.randn(6, 4), torch.tensor([0, 1, 2, 3, 0, 1])
     certain = perturbed_cross_entropy(logits, torch.full((6,), -math.inf), target)
     assert certain.item() == pytest.approx(F.cross_entropy(logits, target).item(), rel=1e-5)
 
 
-def test_noise_helps_who_is_wrong_and_costs_who_is_right() -> None:
+def test_noise_lowers_the_loss_of_wrong_logits_and_raises_that_of_right_ones() -> None:
     torch.manual_seed(0)
     logits = torch.tensor([4.0, 0.0, 0.0]).expand(4000, 3)
     losses = {
@@ -103,28 +103,28 @@ def test_noise_helps_who_is_wrong_and_costs_who_is_right() -> None:
 
 
 @pytest.mark.parametrize("log_variance", [-2.0, 0.0, 1.5])
-def test_probabilities_are_those_expected_of_perturbed_logits(log_variance: float) -> None:
+def test_probabilities_are_the_mean_over_perturbed_logits(log_variance: float) -> None:
     torch.manual_seed(0)
     target = Classes([0.5, 0.5])
     guess = torch.tensor([[1.5, -0.5]])
-    drawn = guess + math.exp(log_variance / 2) * torch.randn(200_000, 2)
-    said = target.prediction(guess, torch.tensor([log_variance]), None).probabilities
-    assert said is not None
-    assert torch.allclose(said[0], drawn.softmax(-1).mean(0), atol=0.01)
+    perturbed = guess + math.exp(log_variance / 2) * torch.randn(200_000, 2)
+    probabilities = target.prediction(guess, torch.tensor([log_variance]), None).probabilities
+    assert probabilities is not None
+    assert torch.allclose(probabilities[0], perturbed.softmax(-1).mean(0), atol=0.01)
 
 
 @torch.no_grad()
-def test_the_product_of_experts_follows_the_surer_one(model: Any, batch: Any) -> None:
-    """Gaussians over logits: their product has the mean that is weighted by precision."""
-    made = model("precision").eval()
+def test_the_product_of_experts_follows_the_more_precise_one(model: Any, batch: Any) -> None:
+    """The product of Gaussians over logits has their precision-weighted mean."""
+    network = model("precision").eval()
     alone = torch.tensor([1.0, 0.0, 0.0]).expand(len(batch), 3)
-    h = made.encode(batch)
-    guess = made.experts[0](h[:, 0])[0] + made.target.log_shares
-    assert torch.equal(made(batch, alone).probabilities.argmax(1), guess.argmax(1))
+    h = network.encode(batch)
+    guess = network.experts[0](h[:, 0])[0] + network.target.log_shares
+    assert torch.equal(network(batch, alone).probabilities.argmax(1), guess.argmax(1))
 
 
-def test_the_task_says_which_target() -> None:
+def test_the_task_determines_the_target() -> None:
     assert isinstance(target_of({"task": {"kind": "regression"}, "target_mean": 0.0, "target_std": 1.0}), Target)
-    made = target_of({"task": {"kind": "classification"}, "class_shares": [1.0, 0.0]})
-    assert isinstance(made, Classes)
-    assert torch.isfinite(made.log_shares).all(), "a class that training lacks is unlikely, not impossible"
+    target = target_of({"task": {"kind": "classification"}, "class_shares": [1.0, 0.0]})
+    assert isinstance(target, Classes)
+    assert torch.isfinite(target.log_shares).all(), "a class that training lacks is unlikely, not impossible"

@@ -1,4 +1,4 @@
-"""Encoders: what is behind a clip's frames, and who is beside it, changes nothing; no frames give a learned vector."""
+"""Encoders: independent of padding and of other clips; a clip without frames gives a learned vector."""
 
 from typing import Any
 
@@ -11,15 +11,15 @@ from qamoe.models.encoders import ModalityEncoders, SequenceEncoder, any_of
 
 def encoder(stride: int, sizes: Encoders) -> SequenceEncoder:
     torch.manual_seed(0)
-    made = SequenceEncoder(4, stride, sizes).eval()
-    torch.nn.init.normal_(made.absent)
-    return made
+    sequence_encoder = SequenceEncoder(4, stride, sizes).eval()
+    torch.nn.init.normal_(sequence_encoder.absent)
+    return sequence_encoder
 
 
 @pytest.mark.parametrize("stride", [1, 2, 3, 5])
 @pytest.mark.parametrize("layers", [0, 1])
 @torch.no_grad()
-def test_padding_and_batch_mates_change_nothing(sizes: Encoders, stride: int, layers: int) -> None:
+def test_padding_and_other_clips_change_nothing(sizes: Encoders, stride: int, layers: int) -> None:
     encode = encoder(stride, sizes.model_copy(update={"layers": layers}))
     clips = [torch.randn(length, 4) for length in (1, 2, 3, 4, 5, 6, 7, 13)]
     alone = torch.cat([encode(clip[None], torch.ones(1, len(clip), dtype=torch.bool)) for clip in clips])
@@ -33,7 +33,7 @@ def test_padding_and_batch_mates_change_nothing(sizes: Encoders, stride: int, la
 
 @torch.no_grad()
 def test_evaluation_is_training_without_dropout(sizes: Encoders) -> None:
-    """Their attention runs by two ways through torch."""
+    """Training and evaluation use different attention implementations of torch."""
     encode = encoder(2, sizes.model_copy(update={"dropout": 0.0, "layers": 2}))
     x, mask = torch.randn(6, 9, 4), torch.arange(9) < torch.tensor([9, 7, 4, 1, 0, 8])[:, None]
     assert torch.allclose(encode.eval()(x, mask), encode.train()(x, mask), atol=1e-6)
@@ -51,10 +51,12 @@ def test_a_clip_without_frames_gives_the_learned_vector(sizes: Encoders, stride:
     assert encode.absent.grad is not None
     assert torch.equal(encode.absent.grad, torch.ones_like(encode.absent))
     others = [p.grad for name, p in encode.named_parameters() if name != "absent" and p.grad is not None]
-    assert all(torch.isfinite(grad).all() for grad in others), "NaN must not come in through the branch not taken"
+    assert all(torch.isfinite(grad).all() for grad in others), (
+        "no NaN comes from the branch that torch.where does not select"
+    )
 
 
-def test_the_gradient_of_a_clip_with_frames_is_finite_beside_one_without(sizes: Encoders) -> None:
+def test_gradients_are_finite_in_a_batch_with_a_clip_without_frames(sizes: Encoders) -> None:
     encode = encoder(2, sizes).train()
     x, mask = torch.randn(3, 6, 4), torch.tensor([[True] * 6, [False] * 6, [True] * 2 + [False] * 4])
     encode(x, mask).square().sum().backward()
@@ -79,13 +81,13 @@ def test_modalities_keep_their_order(sizes: Encoders, batch_of: Any) -> None:
     batch = batch_of(range(4))
     h = encode(batch)
     assert h.shape == (4, 3, 8)
-    for place, modality in enumerate(("text", "audio", "vision")):
+    for index, modality in enumerate(("text", "audio", "vision")):
         expected = encode.encoders[modality](batch.x[modality], batch.mask[modality])
-        assert torch.equal(h[:, place], expected)
+        assert torch.equal(h[:, index], expected)
 
 
 @pytest.mark.parametrize("stride", [1, 2, 3])
-def test_a_run_of_frames_is_there_where_one_of_them_is(stride: int) -> None:
+def test_a_run_of_frames_is_valid_if_one_of_its_frames_is(stride: int) -> None:
     generator = torch.Generator().manual_seed(stride)
     for time in range(1, 9):
         mask = torch.rand(6, time, generator=generator) < 0.4

@@ -19,13 +19,13 @@ def test_exactly_the_active_experts_share_a_weight_of_one(active: int) -> None:
     assert torch.allclose(weights.gather(-1, best), logits.gather(-1, best).softmax(-1))
 
 
-def test_equal_logits_still_choose_exactly_the_active() -> None:
+def test_equal_logits_still_choose_exactly_the_active_number() -> None:
     weights = top_k_weights(torch.zeros(2, 1, 6), 2)
     assert ((weights > 0).sum(-1) == 2).all()
     assert (weights[weights > 0] == 0.5).all()
 
 
-def test_the_router_adds_what_the_token_says_and_what_reliability_says() -> None:
+def test_the_router_adds_semantic_and_quality_logits() -> None:
     torch.manual_seed(0)
     router = Router(8, 3, 5)
     z, r = torch.randn(2, 3, 8), torch.rand(2, 3)
@@ -40,48 +40,52 @@ def test_experts_are_glu_and_mixed_by_weight() -> None:
     x, weights = torch.randn(2, 3, 4), top_k_weights(torch.randn(2, 3, 5), 2)
     expected = torch.zeros(2, 3, 4)
     for e in range(5):
-        value, gate = (x @ experts.up[e]).chunk(2, dim=-1)
-        expected += weights[..., e : e + 1] * ((value * F.silu(gate)) @ experts.down[e])
+        value, glu_gate = (x @ experts.up[e]).chunk(2, dim=-1)
+        expected += weights[..., e : e + 1] * ((value * F.silu(glu_gate)) @ experts.down[e])
     assert torch.allclose(experts(x, weights, 2), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("width", [4, 8])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_active_experts_alone_give_what_all_give(width: int, dtype: torch.dtype) -> None:
+def test_routed_and_dense_forward_agree(width: int, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     experts, logits = Experts(width, 7, 6), torch.randn(9, 3, 6)
-    found = []
-    for of in ("routed_forward", "dense_forward"):
+    results = []
+    for method in ("routed_forward", "dense_forward"):
         x = torch.randn(9, 3, width, generator=torch.Generator().manual_seed(1)).to(dtype).requires_grad_()
         weights = top_k_weights(logits.clone().requires_grad_(), 2)
         experts.zero_grad()
         with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
-            y = experts.routed_forward(x, weights, 2) if of == "routed_forward" else experts.dense_forward(x, weights)
+            y = (
+                experts.routed_forward(x, weights, 2)
+                if method == "routed_forward"
+                else experts.dense_forward(x, weights)
+            )
         y.float().square().sum().backward()
-        found.append([y.float(), x.grad, experts.up.grad.clone(), experts.down.grad.clone()])
+        results.append([y.float(), x.grad, experts.up.grad.clone(), experts.down.grad.clone()])
     limit = 1e-5 if dtype == torch.float32 else 0.05
-    for mine, other in zip(*found, strict=True):
-        assert torch.allclose(mine, other, atol=limit * float(other.detach().abs().max()))
+    for routed, dense in zip(*results, strict=True):
+        assert torch.allclose(routed, dense, atol=limit * float(dense.detach().abs().max()))
 
 
-def test_what_is_kept_for_the_gradient_grows_with_the_active_experts_alone() -> None:
+def test_memory_for_the_gradient_grows_with_the_active_experts_only() -> None:
     x = torch.randn(16, 3, 8)
 
-    def kept(experts: int, active: int) -> int:
+    def saved_numbers(experts: int, active: int) -> int:
         mixture, weights = Experts(8, 64, experts), top_k_weights(torch.randn(16, 3, experts), active)
-        own, sizes = {p.data_ptr() for p in mixture.parameters()}, []
+        parameter_pointers, sizes = {p.data_ptr() for p in mixture.parameters()}, []
 
-        def keep(saved: torch.Tensor) -> torch.Tensor:
-            if saved.data_ptr() not in own and saved.is_floating_point():
+        def record(saved: torch.Tensor) -> torch.Tensor:
+            if saved.data_ptr() not in parameter_pointers and saved.is_floating_point():
                 sizes.append(saved.numel())
             return saved
 
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda saved: saved):
+        with torch.autograd.graph.saved_tensors_hooks(record, lambda saved: saved):
             mixture(x.clone().requires_grad_(), weights, active)
         return sum(sizes)
 
-    assert kept(64, 2) < 1.1 * kept(8, 2)
-    assert kept(8, 4) > 1.8 * kept(8, 2)
+    assert saved_numbers(64, 2) < 1.1 * saved_numbers(8, 2)
+    assert saved_numbers(8, 4) > 1.8 * saved_numbers(8, 2)
 
 
 def test_an_expert_without_weight_does_nothing() -> None:
@@ -98,19 +102,19 @@ def test_an_expert_without_weight_does_nothing() -> None:
 @pytest.mark.parametrize("active", [1, 2, 3])
 def test_the_balance_loss_is_one_at_balance(active: int) -> None:
     circle = torch.eye(4) + 0.5 * torch.eye(4).roll(1, 1) + 0.25 * torch.eye(4).roll(2, 1)
-    logits = circle.view(1, 4, 4) * 1e-6  # each token prefers other experts, hardly
+    logits = circle.view(1, 4, 4) * 1e-6  # each token slightly prefers other experts
     weights = top_k_weights(logits, active)
     assert ((weights > 0).sum((0, 1)) == active).all()
     assert balance_loss(logits, weights).item() == pytest.approx(1.0, abs=1e-5)
 
 
-def test_the_balance_loss_is_the_number_of_experts_where_one_takes_all() -> None:
+def test_the_balance_loss_is_the_number_of_experts_if_one_takes_all() -> None:
     logits = torch.zeros(2, 3, 4)
     logits[..., 2] = 50
     assert balance_loss(logits, top_k_weights(logits, 1)).item() == pytest.approx(4.0, abs=1e-5)
 
 
-def test_the_balance_loss_by_hand() -> None:
+def test_the_balance_loss_of_an_example() -> None:
     """Two tokens, three experts, one active: shares (1/2, 1/2, 0)."""
     logits = torch.tensor([[[0.0, -1.0, -1.0], [0.0, 1.0, 0.0]]])
     a, b = 1 / (1 + 2 * math.exp(-1)), math.e / (2 + math.e)
@@ -125,10 +129,10 @@ def test_the_balance_loss_pulls_towards_balance() -> None:
     logits.requires_grad_()
     balance_loss(logits, top_k_weights(logits, 2)).backward()
     assert logits.grad is not None
-    assert logits.grad.sum((0, 1))[0] > 0, "a step down takes from the expert that is used most"
+    assert logits.grad.sum((0, 1))[0] > 0, "a gradient step lowers the most used expert"
 
 
-def test_the_z_loss_by_hand() -> None:
+def test_the_z_loss_of_an_example() -> None:
     logits = torch.tensor([[[0.0, 0.0]], [[2.0, 2.0]]])
     expected = (math.log(2) ** 2 + (2 + math.log(2)) ** 2) / 2
     assert router_z_loss(logits).item() == pytest.approx(expected, abs=1e-6)

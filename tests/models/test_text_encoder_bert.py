@@ -1,4 +1,4 @@
-"""A frozen BERT by torch alone gives what transformers gives; whatever is no plain BERT is left to transformers."""
+"""The torch implementation of BERT gives the states of transformers; other encoders are left to transformers."""
 
 import json
 import shutil
@@ -27,21 +27,21 @@ def some_ids(lengths: list[int], length: int) -> tuple[torch.Tensor, torch.Tenso
 
 
 @pytest.mark.parametrize("lengths", [[9, 9], [1, 9, 4]])
-def test_minilm_says_what_transformers_says(lengths: list[int]) -> None:
+def test_minilm_gives_the_states_of_transformers(lengths: list[int]) -> None:
     ids, mask = some_ids(lengths, 9)
-    found = text_encoder_bert.load(model_folder(), "cpu")
-    assert found is not None
-    states = found(ids, mask)
+    encoder = text_encoder_bert.load(model_folder(), "cpu")
+    assert encoder is not None
+    states = encoder(ids, mask)
     torch.testing.assert_close(states[mask], expected(model_folder(), ids, mask)[mask], atol=2e-6, rtol=0)
     assert not torch.allclose(states[0, 0], states[1, 0], atol=1e-3)
 
 
-def test_what_is_hidden_does_not_show() -> None:
+def test_masked_tokens_do_not_change_the_states() -> None:
     ids, mask = some_ids([4], 9)
-    found = text_encoder_bert.load(model_folder(), "cpu")
-    assert found is not None
-    short = found(ids[:, :4], mask[:, :4])
-    torch.testing.assert_close(found(ids, mask)[:, :4], short, atol=1e-5, rtol=0)
+    encoder = text_encoder_bert.load(model_folder(), "cpu")
+    assert encoder is not None
+    short = encoder(ids[:, :4], mask[:, :4])
+    torch.testing.assert_close(encoder(ids, mask)[:, :4], short, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("change", [{"hidden_act": "relu"}, {"layer_norm_eps": None}, {"model_type": "roberta"}, {}])
@@ -52,10 +52,10 @@ def test_only_a_plain_bert_is_read(tiny_encoder: Callable[..., Path], tmp_path: 
     assert (text_encoder_bert.load(folder, "cpu") is None) == bool(change)
 
 
-def test_weights_of_other_names_are_left_to_transformers(tiny_encoder: Callable[..., Path], tmp_path: Path) -> None:
+def test_weights_with_other_names_are_left_to_transformers(tiny_encoder: Callable[..., Path], tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
-    folder = tiny_encoder(tmp_path / "as-it-is")
+    folder = tiny_encoder(tmp_path / "unchanged")
     other = tmp_path / "with-prefix"
     shutil.copytree(folder, other)
     weights = load_file(folder / "model.safetensors")
@@ -67,9 +67,7 @@ def test_weights_of_other_names_are_left_to_transformers(tiny_encoder: Callable[
     )
 
 
-def test_an_encoder_that_is_no_plain_bert_is_read_by_transformers(
-    tiny_encoder: Callable[..., Path], tmp_path: Path
-) -> None:
+def test_another_encoder_is_run_by_transformers(tiny_encoder: Callable[..., Path], tmp_path: Path) -> None:
     folder = tiny_encoder(tmp_path, hidden_act="relu")
     ids, mask = some_ids([5, 2], 5)
     states = text_encoder_frozen.encode(ids, mask, str(folder))

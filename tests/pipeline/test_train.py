@@ -138,7 +138,7 @@ def test_an_encoder_of_other_ids_is_refused(
     stats["text"]["vocabulary_sha256"] = "0" * 64
     (preprocessed / "preprocess/stats.json").write_text(json.dumps(stats))
     for chosen in ({}, {"models.encoders.text.encoder": str(tiny_encoder(tmp_path / "encoder"))}):
-        with pytest.raises(UserError, match=r"another vocabulary than the stored ids, which extract\.text names"):
+        with pytest.raises(UserError, match=r"vocabulary.*extract\.text"):
             train.run(parameters.load(params_file(chosen)), preprocessed, "qamoe")
 
 

@@ -1,7 +1,7 @@
-"""Controls: trained by the same function, with the same encoders, data, augmentation and budget as QA-MoE.
+"""Baselines: trained by the same function, with the same encoders, data, augmentation and budget as QA-MoE.
 
-Shapes: B batch, M modality, D width, H hidden. Each takes whatever modalities the corpus has; a clip without a frame in
-one of them comes with that encoder's learned vector, as it does in QA-MoE.
+Shapes: B batch, M modality, D width, H hidden. Each model reads all modalities of the corpus; a clip without frames in
+a modality gets that encoder's learned vector, as in QA-MoE.
 """
 
 import torch
@@ -21,7 +21,7 @@ from qamoe.models.training_step import Step
 
 
 class Mean(Model):
-    """Predicts the training mean and variance, or the training frequencies of the classes, whatever it is given."""
+    """A constant model: predicts the training mean and variance, or the training frequencies of the classes."""
 
     Block = params.Mean
 
@@ -34,16 +34,16 @@ class Mean(Model):
         self, h_BMD: Tensor, target: Tensor | None = None, quality: Tensor | None = None, step: Step | None = None
     ) -> Prediction:
         device = next(self.target.buffers()).device
-        return self.target.prediction(*self.target.nothing(len(h_BMD), device), target, step)
+        return self.target.prediction(*self.target.uninformed(len(h_BMD), device), target, step)
 
 
 def _mix(width: int, hidden: int) -> nn.Sequential:
-    """The hidden layer before the head that the controls share."""
+    """Return the hidden layer before the head, which several baselines share."""
     return nn.Sequential(nn.Linear(width, hidden), nn.GELU())
 
 
 class Concat(Model):
-    """Plain concatenation of the modality vectors and one hidden layer."""
+    """Concatenation of the modality vectors, then one hidden layer."""
 
     Block = params.Hidden
 
@@ -62,20 +62,19 @@ class Concat(Model):
 
 
 class Text(Concat):
-    """What is said alone: Concat of one modality, whatever else the corpus has. Raises UserError where it has no
-    text."""
+    """Concat of the text modality only. Raises UserError for a corpus without text."""
 
     def __init__(self, features: dict[str, int], sizes: params.Encoders, block: params.Hidden, target: Targets) -> None:
         if "text" not in features:
-            raise UserError(f"The model text reads text alone; this corpus has {' and '.join(features)}.")
+            raise UserError(f"The model text reads only text; this corpus has {' and '.join(features)}.")
         super().__init__({"text": features["text"]}, sizes, block, target)
 
 
 class CrossAttention(Model):
-    """The modality vectors attend to each other in one pre-norm transformer layer; then as Concat.
+    """One pre-norm transformer layer over the modality vectors, then Concat.
 
-    That is attention over M vectors, not over their frames as in MulT (Tsai et al., ACL 2019): our decision, so that
-    the encoders are those of all other models.
+    Attention is over M vectors, not over frames as in MulT (Tsai et al., ACL 2019). This is our decision: it keeps the
+    encoders of all other models.
     """
 
     Block = params.Hidden
@@ -85,7 +84,7 @@ class CrossAttention(Model):
         width = sizes.width
         self.target: Targets = target
         self.encode = ModalityEncoders(features, sizes)
-        self.place = nn.Parameter(0.02 * torch.randn(len(features), width))  # attention knows no order of its own
+        self.place = nn.Parameter(0.02 * torch.randn(len(features), width))  # attention ignores order
         self.attend = nn.TransformerEncoderLayer(
             width, sizes.heads, 2 * width, sizes.dropout, "gelu", batch_first=True, norm_first=True
         )
@@ -101,7 +100,7 @@ class CrossAttention(Model):
 
 
 class TensorFusion(Model):
-    """Outer product of [1; l_m] over the modalities, l_m the tanh of a map of h_m to `low` numbers (Zadeh et al. 2017).
+    """Outer product of [1; l_m] over modalities; l_m is the tanh of a map of h_m to `low` numbers (Zadeh et al. 2017).
 
     All (low + 1)^M products of one, two and three modalities go through one hidden layer. The tanh, which bounds them,
     and the size of `low` are our decision.
@@ -125,18 +124,18 @@ class TensorFusion(Model):
         low_BML = torch.tanh(self.lower(h_BMD))
         with_one = torch.cat([torch.ones_like(low_BML[..., :1]), low_BML], -1)
         products = with_one[:, 0]
-        for place in range(1, with_one.shape[1]):
-            products = torch.einsum("bi,bj->bij", products, with_one[:, place]).flatten(1)
+        for modality in range(1, with_one.shape[1]):
+            products = torch.einsum("bi,bj->bij", products, with_one[:, modality]).flatten(1)
         guess, log_variance = self.head(self.mix(products))
         return self.target.prediction(guess, log_variance, target, step)
 
 
 class Precision(Model):
-    """Each modality guesses the target, with a variance v; these Gaussians are multiplied (Hinton 2002).
+    """A product of Gaussian experts, one per modality, each with a guess and a variance v (Hinton 2002).
 
-    The fused guess, a value or logits, is the mean of the modalities' guesses weighted by 1 / v, its variance the
-    inverse of the sum of 1 / v. Each modality's own likelihood is the loss `probe`, so that its variance is its own and
-    not the product's: our decision. r = 1 / (1 + v), the same form as QA-MoE's; a given quality stands for
+    The fused guess, a value or logits, is the mean of the modalities' guesses weighted by 1 / v; its variance is the
+    inverse of the sum of 1 / v. The loss `probe` is each modality's own likelihood, to fit each variance by itself
+    instead of through the product: our decision. r = 1 / (1 + v), the same form as QA-MoE's; a given quality r sets
     v = (1 - r) / r.
     """
 
@@ -154,9 +153,9 @@ class Precision(Model):
     def fuse(
         self, h_BMD: Tensor, target: Tensor | None = None, quality: Tensor | None = None, step: Step | None = None
     ) -> Prediction:
-        guesses = [expert(h_BMD[:, place]) for place, expert in enumerate(self.experts)]
-        guess_BM, own_BM = (torch.stack(part, 1) for part in zip(*guesses, strict=True))
-        log_precision_BM = -own_BM if quality is None else torch.logit(quality, eps=1e-4)
+        guesses = [expert(h_BMD[:, modality]) for modality, expert in enumerate(self.experts)]
+        guess_BM, log_variance_BM = (torch.stack(part, 1) for part in zip(*guesses, strict=True))
+        log_precision_BM = -log_variance_BM if quality is None else torch.logit(quality, eps=1e-4)
         weights_BM = log_precision_BM.softmax(1)
         weights = weights_BM if guess_BM.ndim == 2 else weights_BM[..., None]
         prediction = self.target.prediction(
@@ -169,12 +168,12 @@ class Precision(Model):
         )
         if target is not None:
             standard = self.target.standard(target)
-            prediction.losses["probe"] = self.target.probe_loss(guess_BM, own_BM, standard, step)
+            prediction.losses["probe"] = self.target.probe_loss(guess_BM, log_variance_BM, standard, step)
         return prediction
 
 
 class MoE(Model):
-    """QA-MoE without quality: no variance, no r, no fallback, a semantic router alone; the same experts and fusion."""
+    """The model `moe`: QA-MoE without quality (variance, r, fallback, quality logits), with its experts and fusion."""
 
     Block = params.MoE
 
@@ -201,20 +200,23 @@ class MoE(Model):
 
 
 class Oracle(QAMoE):
-    """QA-MoE that is told the truth in place of its own r, in training, choice and evaluation: what a gate can give."""
+    """QA-MoE with the true quality in place of its own r, in training, selection and evaluation.
+
+    It shows how much the quality gate can gain at best.
+    """
 
     def fuse(
         self, h_BMD: Tensor, target: Tensor | None = None, quality: Tensor | None = None, step: Step | None = None
     ) -> Prediction:
-        """Raises UserError without quality: where nobody knows it there is no oracle."""
+        """Predict with the true quality (B, M). Raises UserError without it."""
         if quality is None:
             raise UserError(
-                "The model oracle is told how each clip was degraded; it predicts under a known view alone."
+                "The model oracle needs to know how each clip was degraded; it predicts only under a known view."
             )
         return super().fuse(h_BMD, target, quality, step)
 
     def quality_of(self, state: State) -> Tensor:
-        """1 - severity (B, M) of the modalities that the model has; 1 where a modality is clean."""
-        places = list(present(list(self.encode.encoders)))
-        severity = state.severity[:, places]
-        return torch.where(state.kind[:, places] < 0, 1.0, 1.0 - severity)
+        """Return 1 - severity (B, M) of the modalities that the model has; 1 if a modality is clean."""
+        columns = list(present(list(self.encode.encoders)))
+        severity = state.severity[:, columns]
+        return torch.where(state.kind[:, columns] < 0, 1.0, 1.0 - severity)

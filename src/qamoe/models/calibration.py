@@ -1,17 +1,17 @@
-"""Calibration on validation: how many sigmas an interval needs, and by what logits are divided."""
+"""Calibration on validation clips: the sigmas of conformal intervals, and the temperature of class logits."""
 
 import math
 
 import numpy as np
 
 LEVELS = (0.5, 0.8, 0.9, 0.95)
-TEMPERATURES = (0.05, 20.0)  # what a fit may find; separable validation data would ask for 0
+TEMPERATURES = (0.05, 20.0)  # limits of a fit; the best temperature of separable validation data is 0
 
 
 def fit_conformal(residual: np.ndarray, sigma: np.ndarray) -> dict[str, float]:
-    """Residuals and sigmas (N,) -> sigmas an interval of each level reaches out (Papadopoulos et al. 2002).
+    """Return the half-width, in sigmas, of the interval of each level (Papadopoulos et al. 2002).
 
-    The finite-sample rank is ceil((N + 1) level), at most N.
+    residual and sigma are (N,). The finite-sample rank is ceil((N + 1) level), at most N.
     """
     scores = np.sort(np.abs(residual) / sigma)
     ranks = {level: min(len(scores), math.ceil((len(scores) + 1) * level)) for level in LEVELS}
@@ -19,10 +19,10 @@ def fit_conformal(residual: np.ndarray, sigma: np.ndarray) -> dict[str, float]:
 
 
 def fit_temperature(logits: np.ndarray, target: np.ndarray) -> float:
-    """Logits (N, C) and class numbers (N,) -> the temperature of the smallest NLL (Guo et al. 2017).
+    """Return the temperature with the smallest NLL (Guo et al. 2017), from logits (N, C) and class numbers (N,).
 
-    The NLL is convex in 1 / temperature, so there is one; it is looked for within TEMPERATURES. Log probabilities
-    do as well as logits.
+    The NLL is convex in 1 / temperature; its minimum is searched within TEMPERATURES. You can pass log probabilities
+    in place of logits.
     """
     from scipy.optimize import minimize_scalar
     from scipy.special import log_softmax
@@ -39,7 +39,7 @@ def fit_temperature(logits: np.ndarray, target: np.ndarray) -> float:
 
 
 def tempered(probabilities: np.ndarray, temperature: float) -> np.ndarray:
-    """Probabilities (N, C) as they are when their logits are divided by `temperature`."""
+    """Return probabilities (N, C) after their logits are divided by `temperature`."""
     from scipy.special import softmax
 
     if temperature == 1:

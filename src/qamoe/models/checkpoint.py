@@ -1,7 +1,7 @@
-"""Checkpoints: a folder of plain files that rebuilds its own model, strictly and without running code.
+"""Checkpoints: folders of plain files from which a model is rebuilt exactly, without running code from them.
 
-weights.safetensors, model.json (what it is and all that it needs to predict) and history.jsonl (a line an epoch).
-model.json is written last: a folder that has one is finished.
+weights.safetensors, model.json (the model's description, with everything that it needs to predict) and history.jsonl
+(one line per epoch). model.json is written last: a folder that has it is finished.
 """
 
 import hashlib
@@ -52,29 +52,29 @@ class Trained:
 
     @cached_property
     def classifies(self) -> bool:
-        """Whether it answers with a class."""
+        """Whether the model predicts a class."""
         return is_classification(self.config["task"])
 
     @cached_property
     def columns(self) -> dict[str, Columns]:
-        """How the frames of each modality but text are standardised."""
+        """How the frames of each modality except text are standardised."""
         stats = self.config["stats"]
         return {m: Columns.from_json(frame_stats(stats, m)) for m in self.config["modalities"] if m != "text"}
 
     @cached_property
     def reads_words(self) -> bool:
-        """Whether its text is token ids, which words can be made into."""
+        """Whether the model reads token ids, and so can read words; if not, its text is stored vectors."""
         return not text_is_vectors(self.config["stats"])
 
     @cached_property
     def frozen_encoder(self) -> str | None:
-        """The text encoder whose states the model reads, by its name or folder; None where it reads token ids."""
+        """The name or folder of the frozen text encoder whose states the model reads; None if it reads token ids."""
         block = self.config["models"]["encoders"].get("text", {})
         return None if block.get("finetune", False) else block.get("encoder", text_encoder_frozen.NAME)
 
     @torch.no_grad()
     def vectors(self, batch: Batch) -> dict[str, Tensor]:
-        """The model's vectors (B, D) of those modalities that the batch has, text as token ids or as frozen states."""
+        """Return the vectors (B, D) of the batch's modalities; text is token ids or states of the frozen encoder."""
         encoder = self.frozen_encoder
         if "text" in batch.x and encoder is not None and not batch.x["text"].is_floating_point():
             batch = batch.with_x(text=text_encoder_frozen.encode(batch.x["text"], batch.mask["text"], encoder))
@@ -86,8 +86,7 @@ class Trained:
     ) -> Prediction:
         """Predict from the vectors of all modalities. `quality` (B, M) overrides r.
 
-        `state` is how the clips were degraded, where that is known: the oracle is told its quality by it, all other
-        models are not told.
+        `state` is how the clips were degraded, if known. Only the oracle uses it, to compute its quality.
         """
         if quality is None and state is not None:
             quality = oracle_quality(self.model, state)
@@ -95,16 +94,19 @@ class Trained:
         return self.model.fuse(h_BMD, None, None if quality is None else quality.to(h_BMD.device))
 
     def predict(self, batch: Batch, quality: Tensor | None = None, state: State | None = None) -> Prediction:
-        """Both in one: a batch of frames -> its predictions."""
+        """Predict a batch of frames."""
         return self.fuse(self.vectors(batch), len(batch), quality, state)
 
     def trust(self, r: Tensor, present: Tensor) -> Tensor:
-        """What users see, (B, M) in [0, 1]: r rescaled between its validation medians (ours, not the paper's);
-        0 where a modality has no valid frame (`present` (B, M) False)."""
+        """Return the trust that users see, (B, M) in [0, 1].
+
+        Trust is r rescaled between its validation medians (our decision, not the paper's). It is 0 for a modality
+        without valid frames (`present` (B, M) False).
+        """
         columns = []
-        for number, modality in enumerate(self.config["modalities"]):
+        for index, modality in enumerate(self.config["modalities"]):
             anchors = self.config["trust"][modality]
-            column = r[:, number]
+            column = r[:, index]
             if anchors["rescaled"]:
                 column = (column - anchors["fully_degraded"]) / (anchors["clean"] - anchors["fully_degraded"])
             columns.append(column.clamp(0, 1))
@@ -112,29 +114,29 @@ class Trained:
 
 
 def shared_encoder(trained: Iterable[Trained]) -> str | None:
-    """The frozen text encoder of all of them; None, for token ids, where they have several or one of its own."""
-    encoders = {each.frozen_encoder for each in trained}
+    """Return the frozen text encoder that all models share; None (read token ids) if they differ or fine-tune."""
+    encoders = {model.frozen_encoder for model in trained}
     return encoders.pop() if len(encoders) == 1 else None
 
 
 def make(name: str, config: UntrainedConfig) -> Model:
-    """The model that a model.json describes, with fresh weights."""
-    # The order of modalities is that of their encoders; JSON keeps none for the keys of `inputs`.
+    """Build the model that a model.json describes, with fresh weights."""
+    # Encoders are in the order of `modalities`; model.json sorts the keys of `inputs`.
     features = {modality: config["inputs"][modality] for modality in config["modalities"]}
-    # Only the model's own blocks: a checkpoint outlives the coming and going of other models.
+    # Validate only the model's own blocks: other models may have been added or removed since.
     sizes = Encoders.model_validate(config["models"]["encoders"])
     block = MODELS[family(name)].Block.model_validate(config["models"][family(name)])
     reader = None
     if "text_encoder" in config:
         reader = text_encoder_finetuned.FinetunedEncoder(config["text_encoder"], sizes.text)
-        features["text"] = reader.width  # `inputs` tells of the corpus, the same for every encoder
+        features["text"] = reader.width  # `inputs` has the corpus's dimension, which is the same for every encoder
     elif "text_states" in config:
         features["text"] = config["text_states"]
     return build(name, features, sizes, block, target_of(config), reader)
 
 
 def parameters_config(params: Params, name: str, seed: int, digests: dict[str, str]) -> ParametersConfig:
-    """The part of a model.json that is known from its parameters alone."""
+    """Return the part of a model.json that follows from its parameters."""
     return {
         "format": FORMAT,
         "model": name,
@@ -153,9 +155,9 @@ def parameters_config(params: Params, name: str, seed: int, digests: dict[str, s
 def untrained_config(
     params: Params, name: str, seed: int, stats: Stats, inputs: dict[str, int], digests: dict[str, str]
 ) -> UntrainedConfig:
-    """A model.json without what training finds out: selection, best_epoch, calibration and trust.
+    """Return a model.json without the results of training: selection, best_epoch, calibration and trust.
 
-    `inputs` is the frame dimension of each modality; `digests` say what the checkpoint is made of.
+    `inputs` is the frame dimension of each modality; `digests` identify the checkpoint's data, code and parameters.
     """
     config: UntrainedConfig = {
         **parameters_config(params, name, seed, digests),
@@ -185,7 +187,7 @@ def save(folder: Path, model: Model, config: CheckpointConfig, history: list[dic
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / CONFIG).unlink(missing_ok=True)  # until all is new again, the folder is not finished
+    (folder / CONFIG).unlink(missing_ok=True)  # until all files are new, the folder is not finished
     with atomic_write(folder / WEIGHTS) as aside:
         save_file({k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}, aside)
     write_text(folder / HISTORY, "".join(json.dumps(line) + "\n" for line in history))
@@ -193,18 +195,20 @@ def save(folder: Path, model: Model, config: CheckpointConfig, history: list[dic
 
 
 def load(folder: Path, device: str = "cpu") -> Trained:
-    """Load a finished checkpoint. Raises UserError where there is none or where weights and config disagree."""
+    """Load a finished checkpoint. Raises UserError if there is none or if weights and model.json disagree."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     config = read_config(folder)
     if config is None:
-        raise UserError(f"There is no finished checkpoint in {folder}: {CONFIG} is missing.")
+        raise UserError(f"No finished checkpoint in {folder}: {CONFIG} is missing.")
     try:
         model = make(config["model"], config)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise UserError(f"{folder / CONFIG} describes no model that this code can make ({reason}).") from None
+        raise UserError(
+            f"{folder / CONFIG} does not describe a model that this version can build ({reason})."
+        ) from None
     try:
         model.load_state_dict(load_file(folder / WEIGHTS, device="cpu"), strict=True)
     except (FileNotFoundError, SafetensorError, RuntimeError) as error:
@@ -214,7 +218,7 @@ def load(folder: Path, device: str = "cpu") -> Trained:
 
 
 def digest(folder: Path) -> str:
-    """SHA-256 over weights and config: what a run is found by."""
+    """Return the SHA-256 over weights and model.json, which identifies a run."""
     result = hashlib.sha256()
     for name in (WEIGHTS, CONFIG):
         result.update((folder / name).read_bytes())
@@ -222,7 +226,7 @@ def digest(folder: Path) -> str:
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
-    """Write a resumable state so that a kill at any moment leaves the old one or the new one."""
+    """Write a resumable state atomically: an interruption leaves the old state or the new one."""
     with atomic_write(path) as aside, aside.open("wb") as file:
         torch.save(state, file)
         file.flush()
@@ -230,7 +234,7 @@ def save_state(path: Path, state: dict[str, Any]) -> None:
 
 
 def load_state(path: Path) -> dict[str, Any] | None:
-    """A resumable state, read without running code, or None where there is none."""
+    """Read a resumable state without running code from it, or return None if there is none."""
     if not path.exists():
         return None
     return torch.load(path, map_location="cpu", weights_only=True)

@@ -1,4 +1,4 @@
-"""model.json of a checkpoint, which can be read before anything heavy is loaded."""
+"""model.json of a checkpoint: its keys, and a reader that does not import torch."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ from qamoe.errors import UserError
 
 CONFIG = "model.json"
 FORMAT = 2  # of model.json; one without the key is of format 1
-# Keys that format 1 has under other names.
+# Keys of format 1 -> their names in format 2.
 _RENAMED = {
     "sees": "variance_context",
     "worthless": "fully_degraded",
@@ -21,14 +21,17 @@ _RENAMED = {
 
 
 class Calibration(TypedDict, total=False):
-    """How many sigmas an interval of each level reaches out, of a regression; the temperature of class logits."""
+    """Regression: the half-width of the interval of each level in sigmas. Classification: the logit temperature."""
 
     sigmas: dict[str, float]
     temperature: float
 
 
 class TrustAnchors(TypedDict):
-    """Median r of a modality over validation clips: trust is r rescaled between them, or r itself."""
+    """Median r of a modality over clean and fully degraded validation clips.
+
+    Trust is r rescaled between the two medians, or r itself if `rescaled` is false.
+    """
 
     clean: float
     fully_degraded: float
@@ -36,7 +39,7 @@ class TrustAnchors(TypedDict):
 
 
 class ParametersConfig(TypedDict):
-    """What a model.json says by its parameters alone."""
+    """The keys of a model.json that follow from its parameters."""
 
     format: NotRequired[int]
     model: str
@@ -49,7 +52,7 @@ class ParametersConfig(TypedDict):
 
 
 class UntrainedConfig(ParametersConfig):
-    """What a model.json says before training: all that makes a model with fresh weights."""
+    """The keys of a model.json that are known before training and suffice to build a model with fresh weights."""
 
     stats: Stats
     task: TaskDescription
@@ -59,7 +62,7 @@ class UntrainedConfig(ParametersConfig):
     target_mean: NotRequired[float]
     target_std: NotRequired[float]
     class_shares: NotRequired[list[float]]
-    text_encoder: NotRequired[dict[str, Any]]  # of a model that fine-tunes its own: its architecture
+    text_encoder: NotRequired[dict[str, Any]]  # architecture of an encoder that the model fine-tunes
     text_states: NotRequired[int]  # width of another frozen encoder's states
 
 
@@ -73,14 +76,14 @@ class CheckpointConfig(UntrainedConfig):
 
 
 def _upgraded(value: Any) -> Any:
-    """A part of a format 1 file under the names of today."""
+    """Return a part of a format 1 file with the key names of format 2."""
     if not isinstance(value, dict):
         return value
     return {_RENAMED.get(key, key): _upgraded(content) for key, content in value.items()}
 
 
 def read_config(folder: Path) -> CheckpointConfig | None:
-    """model.json of a finished checkpoint, or None. Raises UserError where it is damaged."""
+    """Read model.json of a finished checkpoint; None if there is none. Raises UserError if it is damaged."""
     path = folder / CONFIG
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
@@ -89,10 +92,10 @@ def read_config(folder: Path) -> CheckpointConfig | None:
     except (ValueError, RecursionError):
         config = None
     if not isinstance(config, dict):
-        raise UserError(f"{path} is damaged: it is no JSON object; train this model again.")
+        raise UserError(f"{path} is damaged: it is not a JSON object; train this model again.")
     if config.get("format", 1) == 1:
         config |= {part: _upgraded(config[part]) for part in ("models", "train", "trust") if part in config}
         return cast(CheckpointConfig, config)
     if config["format"] != FORMAT:
-        raise UserError(f"{path} is of format {config['format']!r}; this version reads 1 and {FORMAT}.")
+        raise UserError(f"{path} has format {config['format']!r}; this version reads formats 1 and {FORMAT}.")
     return cast(CheckpointConfig, config)

@@ -1,6 +1,6 @@
-"""The models by name. A new one is one class, which names the type of its block, and one line here.
+"""The models by name. To add a model, write one class, which names the type of its block, and add one line here.
 
-It is trained where params.yaml has such a block and seeds for it.
+The model is trained if params.yaml has its block and seeds for it.
 """
 
 from typing import Any
@@ -32,8 +32,10 @@ MODELS: dict[str, type[Model]] = {
 
 
 def block_of(models: Models, name: str) -> Block:
-    """The block of a model, specialist or ablation. Raises UserError where there is none, pydantic's error for a key
-    that its class does not have."""
+    """Return the params.yaml block of a model, specialist or ablation.
+
+    Raises UserError if the block is missing, and pydantic's ValidationError for a key that its class does not have.
+    """
     key = family(name)
     if key not in models.blocks:
         raise UserError(f"params.yaml: key models.{key} is missing.")
@@ -48,19 +50,19 @@ def build(
     target: Targets,
     reader: FinetunedEncoder | None = None,
 ) -> Model:
-    """A fresh model, specialist or ablation, with its block of params.yaml.
+    """Build a model, specialist or ablation with fresh weights from its block of params.yaml.
 
-    `features` is the frame dimension of each modality it gets, in the order of MODALITIES; that of text is the width
-    of the `reader`'s states where there is one, a text encoder of the model's own.
+    `features` is the frame dimension of each modality that the model reads, in the order of MODALITIES. `reader` is a
+    text encoder to be fine-tuned with the model; the dimension of text is then the width of its states.
     """
     part = ablated(name)
-    how = {} if part is None else {"without": part}
-    model: Any = MODELS[family(name)](features, sizes, block, target, **how)
+    options = {} if part is None else {"without": part}
+    model: Any = MODELS[family(name)](features, sizes, block, target, **options)
     if reader is not None:
         model.encode.reader = reader
     return model
 
 
 def oracle_quality(model: Model, state: State) -> Tensor | None:
-    """The quality (B, M) that a model is told of a batch in this state: None for all but the oracle."""
+    """Return the true quality (B, M) of a batch in this state for the oracle, and None for all other models."""
     return model.quality_of(state) if isinstance(model, baselines.Oracle) else None

@@ -1,7 +1,7 @@
-"""What a model returns, the head that all models share, and what a task makes of its outputs: numbers, or classes.
+"""Predictions, the head that all models share, and the targets: regression (Target) and classification (Classes).
 
-The task lives here. A model asks its target how many outputs there are, what knowing nothing is, and for a Prediction;
-it never asks which task it is.
+Only this module depends on the task. A model gets the number of outputs, an uninformed guess and a Prediction from its
+target, and never checks which task it has.
 """
 
 import math
@@ -18,16 +18,16 @@ from qamoe.models.checkpoint_config import CheckpointConfig, UntrainedConfig
 from qamoe.models.training_step import Step
 
 _LOG_VARIANCE = 5.0
-_SAMPLES = 8  # of perturbed logits
-LEAST_SHARE = 1e-4  # of a class; one that training lacks is unlikely, not impossible
-_SPREAD = 2.0  # deviation over classes of a probe's logits
+_SAMPLES = 8  # of perturbed logits per clip
+LEAST_SHARE = 1e-4  # of a class: one that training lacks is unlikely, not impossible
+_SPREAD = 2.0  # standard deviation over classes of a probe's logits
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """Per clip: in a regression task value and variance (B,) in label units, of classes probabilities (B, C).
+    """Predictions per clip: value and variance (B,) in label units (regression), or probabilities (B, C).
 
-    `losses` are unweighted scalars by name. Where a model has them: reliability r (B, M), fusion weights (B, M),
+    `losses` are unweighted scalars by name. Some models also have reliability r (B, M), fusion weights (B, M) and
     routing weights (B, M + 1 or 1, E).
     """
 
@@ -41,10 +41,10 @@ class Prediction:
 
 
 def prediction_columns(prediction: Prediction, config: CheckpointConfig, trust: Tensor | None) -> dict[str, Tensor]:
-    """What a model says of B clips by the names of columns, (B,) each, as it comes from the model of this model.json.
+    """Return the columns, (B,) each, of a prediction by the model that `config` describes, uncalibrated.
 
-    score and variance, or p_<class>; where the model has them r_<modality>, trust_<modality> (`trust` (B, M)) and
-    routing, the mean share of each expert (B, E).
+    The columns are score and variance, or p_<class>; and, if the model has them, r_<modality>, trust_<modality> (from
+    `trust` (B, M)) and routing, the mean share of each expert (B, E).
     """
     columns = {}
     if prediction.probabilities is not None:
@@ -53,16 +53,16 @@ def prediction_columns(prediction: Prediction, config: CheckpointConfig, trust: 
         columns = {"score": prediction.value, "variance": prediction.variance}
     for name, values in (("r", prediction.r), ("trust", trust)):
         if values is not None:
-            columns |= {f"{name}_{m}": values[:, place] for place, m in enumerate(config["modalities"])}
+            columns |= {f"{name}_{m}": values[:, index] for index, m in enumerate(config["modalities"])}
     if prediction.routing is not None:
         columns["routing"] = prediction.routing.mean(1)
     return columns
 
 
 class Target(nn.Module):
-    """Standardises targets inside a model; predictions leave it in label units."""
+    """The target of a regression task: standardised inside a model; predictions are in label units."""
 
-    outputs = 1  # of a head, beside its log variance
+    outputs = 1  # of a head, in addition to its log variance
     mean: Tensor
     deviation: Tensor
 
@@ -74,22 +74,22 @@ class Target(nn.Module):
     def standard(self, target: Tensor) -> Tensor:
         return (target - self.mean) / self.deviation
 
-    def nothing(self, clips: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """The guess and log variance, each (B,), of who knows the training targets and nothing of the clip."""
-        nothing = torch.zeros(clips, device=device)
-        return nothing, nothing
+    def uninformed(self, clips: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Return the uninformed guess and log variance, each (B,): the training mean and variance."""
+        zeros = torch.zeros(clips, device=device)
+        return zeros, zeros
 
     def probe_loss(self, guess: Tensor, log_variance: Tensor, standard: Tensor, step: Step | None = None) -> Tensor:
-        """What teaches a modality's variance: guesses and log variances (B, M) of standardised targets (B,)."""
+        """Return the loss that teaches the variances, from guesses and log variances (B, M) and targets (B,)."""
         return gaussian_nll(guess, log_variance, standard[:, None].expand_as(guess))
 
     def prediction(
         self, guess: Tensor, log_variance: Tensor, target: Tensor | None, step: Step | None = None, **rest: Any
     ) -> Prediction:
-        """A Prediction from standardised outputs (B,), with the losses of the head where a target is given.
+        """Return a Prediction from standardised outputs (B,), with the losses of the head if a target is given.
 
-        Our decision: the value is fitted by absolute error; the variance by the Gaussian likelihood of that value,
-        without a gradient into it, so that clips declared uncertain still teach the value.
+        Our decision: the value is fitted by absolute error, and the variance by the Gaussian likelihood of that value,
+        without a gradient into the value. Clips with a large variance therefore still teach the value.
         """
         losses = {}
         if target is not None:
@@ -101,9 +101,9 @@ class Target(nn.Module):
 
 
 class Classes(nn.Module):
-    """Makes class probabilities of guesses (B, C): logits beside the log of each class's share of the training clips.
+    """The target of a classification task. Logits are guesses (B, C) plus the log of each class's training share.
 
-    So a guess of 0 is the training frequencies, as it is the training mean in a regression task: our decision.
+    A guess of 0 therefore gives the training frequencies, as it gives the training mean in regression: our decision.
     """
 
     log_shares: Tensor
@@ -116,16 +116,17 @@ class Classes(nn.Module):
     def standard(self, target: Tensor) -> Tensor:
         return target.long()
 
-    def nothing(self, clips: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Likewise, the guess being (B, C); the training frequencies are nothing to be in doubt of."""
+    def uninformed(self, clips: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Return the uninformed guess (B, C), the training frequencies, and its log variance (B,), which is -inf."""
         return torch.zeros(clips, self.outputs, device=device), torch.full((clips,), -math.inf, device=device)
 
     def probe_loss(self, guess: Tensor, log_variance: Tensor, standard: Tensor, step: Step | None = None) -> Tensor:
-        """What teaches a modality's variance: guesses (B, M, C), log variances (B, M), class numbers (B,).
+        """Return the loss that teaches a modality's variance.
 
-        The perturbed cross-entropy of guesses that are brought to one spread over classes. Our decision: a probe that
-        could make its logits small would say so what it does not know, and its variance would say nothing. Of two
-        classes one spread would leave a sign alone, so there the guesses stay as they are.
+        Takes guesses (B, M, C), log variances (B, M) and class numbers (B,). The loss is the perturbed cross-entropy of
+        guesses normalised to one spread over classes. Our decision: a probe could otherwise express uncertainty by
+        small logits, and its variance would learn nothing. Normalising two classes would leave only the sign, so two
+        classes are not normalised.
         """
         if self.outputs > 2:
             guess = _SPREAD * F.layer_norm(guess, (self.outputs,))
@@ -135,10 +136,10 @@ class Classes(nn.Module):
     def prediction(
         self, guess: Tensor, log_variance: Tensor, target: Tensor | None, step: Step | None = None, **rest: Any
     ) -> Prediction:
-        """A Prediction from guesses (B, C) and log variances (B,), with the loss of the head where a target is given.
+        """Return a Prediction from guesses (B, C) and log variances (B,), with the head's loss if a target is given.
 
-        Probabilities are those expected of the perturbed logits, by the probit approximation (MacKay 1992), which is
-        nearly exact for two classes: nothing is drawn in evaluation.
+        Probabilities are the expectation over perturbed logits by the probit approximation (MacKay 1992), which is
+        nearly exact for two classes. Evaluation draws no random numbers.
         """
         logits = guess + self.log_shares
         losses = {}
@@ -153,39 +154,39 @@ Targets = Target | Classes
 
 
 def target_of(config: UntrainedConfig) -> Targets:
-    """The target that a model.json describes."""
+    """Build the target that a model.json describes."""
     if is_classification(config["task"]):
         return Classes(config["class_shares"])
     return Target(config["target_mean"], config["target_std"])
 
 
 def gaussian_nll(value: Tensor, log_variance: Tensor, target: Tensor) -> Tensor:
-    """Mean heteroscedastic negative log-likelihood, without its constant (Kendall & Gal 2017, equation 5)."""
+    """Return the mean heteroscedastic negative log-likelihood without its constant (Kendall & Gal 2017, equation 5)."""
     return 0.5 * (log_variance + (value - target) ** 2 * (-log_variance).exp()).mean()
 
 
 def _noise(stream: str, logits: Tensor, step: Step | None) -> Tensor | None:
-    """What perturbs logits (B, ..., C) in a training step: (samples, B, ..., C)."""
+    """Return the noise (samples, B, ..., C) for logits (B, ..., C) in a training step, None without a step."""
     return None if step is None else step.normal(stream, _SAMPLES, *logits.shape[1:]).transpose(0, 1)
 
 
 def perturbed_cross_entropy(
     logits: Tensor, log_variance: Tensor, target: Tensor, noise: Tensor | None = None
 ) -> Tensor:
-    """Mean of -log of the mean softmax of logits (..., C) with Gaussian noise (Kendall & Gal 2017, equation 12).
+    """Return the mean of -log of the mean softmax of noisy logits (..., C) (Kendall & Gal 2017, equation 12).
 
     log_variance and target (class numbers) are (...): the noise has one variance for all logits of a clip. `noise`
-    (samples, ..., C) is standard normal, by default drawn from torch's own stream.
+    (samples, ..., C) is standard normal, by default drawn from torch's global generator.
     """
     if noise is None:
         noise = torch.randn(_SAMPLES, *logits.shape, device=logits.device)
-    drawn = logits + (log_variance / 2).exp()[..., None] * noise
-    of_target = drawn.log_softmax(-1).gather(-1, target.expand(_SAMPLES, *target.shape)[..., None])
-    return (math.log(_SAMPLES) - of_target.logsumexp(0)).mean()
+    noisy = logits + (log_variance / 2).exp()[..., None] * noise
+    log_probability = noisy.log_softmax(-1).gather(-1, target.expand(_SAMPLES, *target.shape)[..., None])
+    return (math.log(_SAMPLES) - log_probability.logsumexp(0)).mean()
 
 
 class Head(nn.Module):
-    """A fused vector (B, D) -> a guess, (B,) or (B, outputs) where there are several, and its log variance (B,)."""
+    """A fused vector (B, D) -> a guess, (B,) or (B, outputs) for several outputs, and its log variance (B,)."""
 
     def __init__(self, width: int, dropout: float, outputs: int = 1) -> None:
         super().__init__()

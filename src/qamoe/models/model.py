@@ -1,4 +1,4 @@
-"""What every model is: encoders, and a fusion of their vectors that can be called by itself."""
+"""The base class of all models: encoders, and a fusion of their vectors that can be called separately."""
 
 from abc import ABC, abstractmethod
 from typing import ClassVar
@@ -13,23 +13,23 @@ from qamoe.models.training_step import Step
 
 
 class Model(nn.Module, ABC):
-    """A clip's vectors under one degradation serve every cell that holds it, so encoding and fusing are two steps.
+    """A model that encodes and fuses in two steps: several cells can then share a clip's encoded vectors.
 
     Shapes: B batch, M modalities that the model reads, D width.
     """
 
-    Block: ClassVar[type[block.Block]]  # of params.yaml
+    Block: ClassVar[type[block.Block]]  # the class of its params.yaml block
     encode: ModalityEncoders
 
     @abstractmethod
     def fuse(
         self, h_BMD: Tensor, target: Tensor | None = None, quality: Tensor | None = None, step: Step | None = None
     ) -> Prediction:
-        """Vectors -> a Prediction, with losses where a target (B,) is given. `quality` (B, M) overrides r.
+        """Predict from vectors, with losses if a target (B,) is given. `quality` (B, M) overrides r.
 
-        Without a `step`, what is drawn comes from torch's own stream.
+        Without a `step`, random numbers come from torch's global generator.
         """
 
     def forward(self, batch: Batch, quality: Tensor | None = None, step: Step | None = None) -> Prediction:
-        """Predict a batch, with losses where it has targets."""
+        """Predict a batch, with losses if it has targets."""
         return self.fuse(self.encode(batch), batch.target, quality, step)

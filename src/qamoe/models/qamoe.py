@@ -1,6 +1,7 @@
-"""QA-MoE (Zhu et al., ACL 2026, arXiv 2604.05704): quality guides a mixture of experts.
+"""The model QA-MoE (Zhu et al., ACL 2026, arXiv 2604.05704): quality guides a mixture of experts.
 
-Which equation is the paper's and which is our decision stands in docs/method.md.
+docs/method.md says which equations are the paper's and which are our decision. The package, the class QAMoE and the
+block `models.qamoe` of params.yaml (qamoe.config.params.QAMoE) are named after it.
 """
 
 import torch
@@ -16,11 +17,11 @@ from qamoe.models.training_step import Step
 
 
 class QAMoE(Model):
-    """Encoders -> Gaussian features and r -> fallback z' = r z + (1 - r) prior -> routed experts -> heads.
+    """Encoders -> Gaussian features and r -> fallback z' = r z + (1 - r) prior -> routed experts -> head.
 
-    `without` names a part that an ablation lacks: `severity` or `probe` (the loss), `others` (a variance sees its own
-    modality alone), `fallback` (z' is z), `gate` (the quality logits of the router), `fusion` (ln r in the weights of
-    the modalities).
+    `without` names the part that an ablation lacks: `severity` or `probe` (that loss), `others` (a variance reads only
+    its own modality), `fallback` (z' is z), `gate` (the quality gate: the router's quality logits), `fusion` (ln r in
+    the modality weights).
     """
 
     Block = params.QAMoE
@@ -48,7 +49,7 @@ class QAMoE(Model):
     def fuse(
         self, h_BMD: Tensor, target: Tensor | None = None, quality: Tensor | None = None, step: Step | None = None
     ) -> Prediction:
-        """`quality` (B, M) overrides r, for oracle and permuted quality."""
+        """Predict from vectors; `quality` (B, M) overrides r, for oracle and permuted quality."""
         standard = None if target is None else self.target.standard(target)
         z_BMD, r_BM, losses = self.quality(h_BMD, standard, step)
         if quality is not None:
@@ -56,8 +57,8 @@ class QAMoE(Model):
         fallback_BMD = r_BM[..., None] * z_BMD + (1 - r_BM[..., None]) * self.prior
         if self.without == "fallback":
             fallback_BMD = z_BMD
-        trust_BM = None if self.without == "fusion" else r_BM
-        fused = self.mixture(fallback_BMD, r_BM, trust_BM, step, labelled=target is not None)
+        fusion_r_BM = None if self.without == "fusion" else r_BM
+        fused = self.mixture(fallback_BMD, r_BM, fusion_r_BM, step, labelled=target is not None)
         guess, log_variance = self.head(fused.vector)
         prediction = self.target.prediction(
             guess, log_variance, target, step, r=r_BM, fusion=fused.fusion, routing=fused.routing

@@ -1,10 +1,10 @@
-"""Reliability of a modality from self-supervised aleatoric uncertainty, and from the damage that training injects."""
+"""Reliability of a modality: aleatoric uncertainty, taught by the target and by the severity that training injects."""
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from qamoe.config.params import QAMoE
+from qamoe.config import params
 from qamoe.models.heads import Targets
 from qamoe.models.training_step import Step
 
@@ -12,15 +12,16 @@ from qamoe.models.training_step import Step
 class Quality(nn.Module):
     """h (B, M, D) -> a Gaussian per modality and its reliability r = 1 / (1 + mean sigma^2) (arXiv 2604.05704).
 
-    A linear probe a modality predicts the target from a sample of that Gaussian; its likelihood, in the task's
-    own form and with the mean of sigma^2 as variance, teaches the variance without quality labels. The form of
-    the probe, the clamp of the log variance and where it starts (small, so that features are not drowned at first) are
-    our decision, and so are two more teachers and eyes of the variance: the cross-entropy of r with 1 - severity,
-    which training knows since it did the damage, and, where `variance_context` is all, the vectors of all modalities,
-    since a swapped stream looks clean to whoever sees it alone.
+    One linear probe per modality predicts the target from a sample of that Gaussian. Its likelihood, in the task's own
+    form and with the mean of sigma^2 as variance, teaches the variance without quality labels.
+
+    Our decisions: the form of the probe; the clamp of the log variance and its small initial value, because early noise
+    would drown the features; a second loss, the cross-entropy of r with 1 - severity, which training knows because it
+    injects the damage; and, with `variance_context` all, a variance that reads the vectors of all modalities, because a
+    swapped modality looks clean by itself.
     """
 
-    def __init__(self, modalities: int, width: int, block: QAMoE, target: Targets) -> None:
+    def __init__(self, modalities: int, width: int, block: params.QAMoE, target: Targets) -> None:
         super().__init__()
         self.probe_loss = target.probe_loss
         self.sampled = block.sampled
@@ -31,15 +32,13 @@ class Quality(nn.Module):
         self.probe = PerModality(modalities, width, target.outputs)
         self.others: nn.Module | None = None
         if block.variance_context == "all":
-            every, narrow = modalities * width, width // 2
-            self.others = nn.Sequential(
-                nn.LayerNorm(every), nn.Linear(every, narrow), nn.GELU(), nn.Linear(narrow, every)
-            )
+            wide, narrow = modalities * width, width // 2
+            self.others = nn.Sequential(nn.LayerNorm(wide), nn.Linear(wide, narrow), nn.GELU(), nn.Linear(narrow, wide))
 
     def forward(
         self, h_BMD: Tensor, standard_target: Tensor | None, step: Step | None = None
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Returns z (B, M, D), r (B, M), and losses: the probes' where a target is given, r's in a training step."""
+        """Return z (B, M, D), r (B, M), and losses: `probe` if a target is given, `severity` in a training step."""
         mu = self.mu(h_BMD)
         log_variance = self.log_variance(h_BMD)
         if self.others is not None:
@@ -56,13 +55,13 @@ class Quality(nn.Module):
             guess = self.probe(sample)
             guess = guess[..., 0] if guess.shape[-1] == 1 else guess
             losses["probe"] = self.probe_loss(guess, mean_variance_BM.log(), standard_target, step)
-        if step is not None:  # -ln of the mean variance is the logit of r
+        if step is not None:  # the logit of r is -ln of the mean variance
             losses["severity"] = F.binary_cross_entropy_with_logits(-mean_variance_BM.log(), 1 - step.severity)
         return sample if self.sampled else mu, 1 / (1 + mean_variance_BM), losses
 
 
 class PerModality(nn.Module):
-    """A linear map of its own for each modality: (B, M, D) -> (B, M, O)."""
+    """A separate linear map for each modality: (B, M, D) -> (B, M, O)."""
 
     def __init__(self, modalities: int, width: int, out: int) -> None:
         super().__init__()

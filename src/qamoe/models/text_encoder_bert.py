@@ -1,7 +1,8 @@
-"""The states of a BERT encoder (Devlin et al., 2019, arXiv 1810.04805) from its folder, by torch alone.
+"""A BERT encoder (Devlin et al., 2019, arXiv 1810.04805) read from its folder and computed by torch, without
+transformers.
 
-transformers takes longer to import than a clip takes to be answered, and a frozen BERT is a few lines. Whatever a
-folder holds that is not plainly such an encoder is left to transformers.
+Importing transformers takes longer than predicting a clip. `load` returns None for any other encoder, and transformers
+then runs it.
 """
 
 import json
@@ -12,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 _WEIGHTS = "model.safetensors"
-# What config.json may say, or leave out, for these lines to be what the encoder does.
+# This module implements encoders whose config.json has these values or leaves them out.
 _PLAIN = {
     "model_type": "bert",
     "hidden_act": "gelu",
@@ -25,7 +26,7 @@ _EMBEDDINGS = ("word_embeddings.weight", "position_embeddings.weight", "token_ty
 
 @dataclass(frozen=True)
 class Bert:
-    """Weights by the names that they have in their file; width W is a multiple of `heads`."""
+    """Weights by their names in the file; width W is a multiple of `heads`."""
 
     weights: dict[str, Tensor]
     layers: int
@@ -33,9 +34,9 @@ class Bert:
     epsilon: float
 
     def __call__(self, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
-        """ids (B, T) int64 and which of them are attended to (B, T), at least one a row -> states (B, T, W) float32."""
-        words, places, segments = (self.weights[f"embeddings.{name}"] for name in _EMBEDDINGS)
-        x = F.embedding(ids_BT, words) + segments[0] + places[: ids_BT.shape[1]]
+        """Return states (B, T, W) float32 of ids (B, T) int64; `mask_BT` needs at least one attended id per row."""
+        words, positions, segments = (self.weights[f"embeddings.{name}"] for name in _EMBEDDINGS)
+        x = F.embedding(ids_BT, words) + segments[0] + positions[: ids_BT.shape[1]]
         x = self._norm("embeddings", x)
         mask = None if mask_BT.all() else mask_BT[:, None, None, :].expand(-1, 1, ids_BT.shape[1], -1)
         for layer in range(self.layers):
@@ -61,7 +62,7 @@ class Bert:
 
 
 def load(folder: Path, device: str) -> Bert | None:
-    """The encoder in a folder (config.json, model.safetensors), or None where it is not plainly a BERT."""
+    """Load the encoder in a folder (config.json, model.safetensors); return None if it is not a BERT as above."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -75,12 +76,16 @@ def load(folder: Path, device: str) -> Bert | None:
             return None
         return Bert(weights, layers, heads, float(config["layer_norm_eps"]))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError):
-        return None  # transformers says what is wrong, or knows better
+        return None  # transformers can read the folder, or reports the error
 
 
 def _names(layers: int) -> set[str]:
     dense = ["attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense"]
     dense += ["intermediate.dense", "output.dense"]
     parts = [*dense, "attention.output.LayerNorm", "output.LayerNorm"]
-    both = [f"encoder.layer.{layer}.{part}" for layer in range(layers) for part in parts] + ["embeddings.LayerNorm"]
-    return {f"embeddings.{name}" for name in _EMBEDDINGS} | {f"{name}.{w}" for name in both for w in ("weight", "bias")}
+    layer_parts = [f"encoder.layer.{layer}.{part}" for layer in range(layers) for part in parts] + [
+        "embeddings.LayerNorm"
+    ]
+    return {f"embeddings.{name}" for name in _EMBEDDINGS} | {
+        f"{name}.{w}" for name in layer_parts for w in ("weight", "bias")
+    }

@@ -1,4 +1,4 @@
-"""The frozen text encoder: token ids -> contextual states, by the weights of a package or of a local folder."""
+"""The frozen text encoder: token ids -> contextual states, with weights from a package or a local folder."""
 
 import hashlib
 import itertools
@@ -22,24 +22,24 @@ _BATCH = 64
 
 
 def folder_of(encoder: str) -> Path:
-    """Where an encoder that params.yaml names lies. Raises UserError where it is no folder."""
+    """Return the folder of an encoder that params.yaml names. Raises UserError if it is not a folder."""
     if encoder == NAME:
         return model_folder()
     folder = Path(encoder)
-    if not folder.is_dir():  # transformers would take it for a name on the hub
-        raise UserError(f"{KEY} is {encoder!r}; allowed is {NAME} or the folder of a Hugging Face encoder.")
+    if not folder.is_dir():  # transformers would read it as a name on the hub
+        raise UserError(f"{KEY} is {encoder!r}; allowed are {NAME} and the folder of a Hugging Face encoder.")
     return folder
 
 
 def width(encoder: str) -> int:
-    """Numbers in a state."""
+    """Return the width W of an encoder's states."""
     if encoder == NAME:
         return WIDTH
     return int(json.loads((folder_of(encoder) / "config.json").read_text(encoding="utf-8"))["hidden_size"])
 
 
 def digest(encoder: str) -> str:
-    """SHA-256 of the files in the encoder's folder that its states depend on."""
+    """Return the SHA-256 of the files in the encoder's folder that determine its states."""
     result = hashlib.sha256()
     for path in sorted(folder_of(encoder).iterdir()):
         if path.suffix in (".json", ".safetensors", ".bin", ".txt"):
@@ -48,19 +48,19 @@ def digest(encoder: str) -> str:
 
 
 def without_pooler(encoder: Any) -> Any:
-    """The head of an encoder that reads one token alone is of no use, and must not count as trainable."""
+    """Remove an encoder's pooler, in place: it is never used, and must not count as trainable."""
     if getattr(encoder, "pooler", None) is not None:
         encoder.pooler = None
     return encoder
 
 
 def module(encoder: str, device: str) -> Any:
-    """The frozen encoder as a module of transformers."""
+    """Load the frozen encoder as a module of transformers."""
     from transformers import AutoModel
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    logging.set_verbosity_error()  # it reports the pooler that is left out on purpose
+    logging.set_verbosity_error()  # it warns about the removed pooler
     model = AutoModel.from_pretrained(
         folder_of(encoder), local_files_only=True, trust_remote_code=False, dtype=torch.float32
     )
@@ -78,8 +78,8 @@ def _encoder(encoder: str, device: str) -> Callable[[Tensor, Tensor], Tensor]:
 
 @torch.no_grad()
 def encode(ids: Tensor, mask: Tensor, encoder: str = NAME) -> Tensor:
-    """ids (B, T) int64, mask (B, T) -> states (B, T, W) float32; rows without a token give zeros."""
-    if not mask.any():  # loading the encoder takes longer than all the rest
+    """Return states (B, T, W) float32 of ids (B, T) int64 and mask (B, T); rows without tokens give zeros."""
+    if not mask.any():  # avoid loading the encoder, which is slow
         return torch.zeros(*mask.shape, width(encoder), device=ids.device)
     attended = mask.clone()
     attended[:, 0] |= ~mask.any(1)  # attention over nothing is NaN
@@ -88,17 +88,17 @@ def encode(ids: Tensor, mask: Tensor, encoder: str = NAME) -> Tensor:
 
 
 def encode_all(sequences: Sequence[np.ndarray], device: str, encoder: str = NAME) -> list[np.ndarray]:
-    """Encode many sequences of ids (T_i,), equal ones once.
+    """Encode many sequences of ids (T_i,), each distinct sequence once.
 
-    Batches hold one length each, in an order that depends on nothing but the sequences.
+    Each batch holds sequences of one length; their order depends only on the sequences.
     """
     from qamoe.data.batch import pad
 
     keys = [np.asarray(s, np.int64).tobytes() for s in sequences]
-    different = sorted(set(keys), key=lambda key: (len(key), key))
+    distinct = sorted(set(keys), key=lambda key: (len(key), key))
     states: dict[bytes, np.ndarray] = {b"": np.zeros((0, width(encoder)), np.float32)}
-    for _, alike in itertools.groupby(filter(None, different), key=len):
-        same_length = list(alike)
+    for _, of_length in itertools.groupby(filter(None, distinct), key=len):
+        same_length = list(of_length)
         for start in range(0, len(same_length), _BATCH):
             chunk = same_length[start : start + _BATCH]
             ids, mask = pad([np.frombuffer(key, np.int64) for key in chunk])

@@ -1,4 +1,4 @@
-"""What a training step gives to a model beside its clips."""
+"""The random numbers, sums and severities that a training step passes to a model in addition to its clips."""
 
 import math
 from collections.abc import Callable
@@ -11,12 +11,11 @@ from qamoe.rng import Draws
 
 @dataclass(frozen=True)
 class Step:
-    """Random numbers by clip, and sums over the whole batch, so that a batch in parts has the losses of the whole.
+    """Random numbers per clip, and sums over the whole batch: a batch computed in parts has the losses of the whole.
 
-    A batch may be spread over processes or computed one part after the other. What a model draws is a function of
-    seed, epoch and clip, and not of the place in a stream; what it counts goes through `summed`, which takes the sum
-    over one part (any shape) and gives that over all parts. `keys` (B, 2) are those of the part's clips, `severity`
-    (B, M) is what was injected into each modality that the model has, 0 where it is clean.
+    Parts run on several processes or one after another. A model's random numbers depend only on seed, epoch and clip.
+    `summed` takes a sum over one part (any shape) and returns the sum over all parts. `keys` (B, 2) are the keys of the
+    part's clips; `severity` (B, M) is the severity injected into each modality that the model has, 0 if clean.
     """
 
     seed: int
@@ -26,6 +25,6 @@ class Step:
     severity: Tensor
 
     def normal(self, stream: str, *shape: int) -> Tensor:
-        """(B, *shape) float32, standard normal; `stream` is one of rng.TRAINING_STREAMS."""
+        """Draw standard normal numbers, (B, *shape) float32; `stream` is one of rng.TRAINING_STREAMS."""
         drawn = Draws(self.seed, self.keys, None, stream, self.epoch).normal(math.prod(shape))
         return drawn.view(len(self.keys), *shape)
