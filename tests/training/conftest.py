@@ -1,4 +1,4 @@
-"""One thread, since what is computed here is small."""
+"""Run torch in one thread: these tests compute little."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""A text encoder trained with its model: a tiny one, made here from its config, with the vocabulary of the ids."""
+"""Fine-tuning a text encoder with its model: a tiny encoder, built from its config, with the vocabulary of the ids."""
 
 import json
 import shutil
@@ -26,7 +26,7 @@ ENGLISH = vocabulary_digest(model_folder())
 
 
 class Stopped(Exception):
-    """What a kill looks like from inside."""
+    """Stands in for a kill."""
 
 
 @pytest.fixture(scope="module")
@@ -35,8 +35,8 @@ def folder(tiny_encoder: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def tuned(setting: Any, folder: Path) -> Any:
-    """The setting of these tests, text as ids; tuned.train(folder, model, **text) trains two epochs."""
+def finetuned_setting(setting: Any, folder: Path) -> Any:
+    """The `setting` with text as ids; finetuned_setting.train(folder, model, **text) trains two epochs."""
 
     def ids(views: DegradedSplit) -> DegradedSplit:
         return DegradedSplit(views.store, views.views, views.modalities, views.references, None)
@@ -49,43 +49,43 @@ def tuned(setting: Any, folder: Path) -> Any:
         content["models"]["encoders"]["text"] |= {"finetune": True, "encoder": str(folder), "lr": 0.002} | text
         return Params.model_validate(content)
 
-    def train(place: Path, model: str = "qamoe", on_epoch: Any = lambda line: None, **changes: Any) -> Path:
-        place.mkdir(parents=True, exist_ok=True)
+    def train(checkpoint_folder: Path, model: str = "qamoe", on_epoch: Any = lambda line: None, **changes: Any) -> Path:
+        checkpoint_folder.mkdir(parents=True, exist_ok=True)
         data = (setting.stats, ids(setting.train), valid, setting.cells, setting.digests)
-        Trainer(TrainingJob(model, 1, params(**changes), *data, place, "cpu"), on_epoch).run()
-        return place
+        Trainer(TrainingJob(model, 1, params(**changes), *data, checkpoint_folder, "cpu"), on_epoch).run()
+        return checkpoint_folder
 
     return SimpleNamespace(train=train, params=params, valid=valid, stats=setting.stats)
 
 
 @pytest.fixture(scope="module")
-def whole(tuned: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tuned.train(tmp_path_factory.mktemp("whole"))
+def whole(finetuned_setting: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return finetuned_setting.train(tmp_path_factory.mktemp("whole"))
 
 
 def encoder_weights(folder: Path) -> dict[str, torch.Tensor]:
     from safetensors.torch import load_file
 
-    found = load_file(folder / "weights.safetensors")
+    weights = load_file(folder / "weights.safetensors")
     prefix = "encode.reader.encoder."
-    return {name.removeprefix(prefix): value for name, value in found.items() if name.startswith(prefix)}
+    return {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
 
 
-def test_the_encoder_is_changed_by_training_at_a_rate_of_its_own(
-    tuned: Any, folder: Path, whole: Path, tmp_path: Path
+def test_training_changes_the_encoder_at_its_own_learning_rate(
+    finetuned_setting: Any, folder: Path, whole: Path, tmp_path: Path
 ) -> None:
     from safetensors.torch import load_file
 
     start = load_file(folder / "model.safetensors")
     word = "embeddings.word_embeddings.weight"
-    still = encoder_weights(tuned.train(tmp_path, lr=1e-12))
-    moved = encoder_weights(whole)
-    assert set(moved) == {name for name in start if not name.startswith("pooler.")}
-    assert all(torch.allclose(still[name], start[name], atol=1e-7) for name in still)
-    assert (moved[word] - start[word]).abs().max() > 1e-4
+    unchanged = encoder_weights(finetuned_setting.train(tmp_path, lr=1e-12))
+    changed = encoder_weights(whole)
+    assert set(changed) == {name for name in start if not name.startswith("pooler.")}
+    assert all(torch.allclose(unchanged[name], start[name], atol=1e-7) for name in unchanged)
+    assert (changed[word] - start[word]).abs().max() > 1e-4
 
 
-def test_a_frozen_checkpoint_holds_no_encoder(train: Any, tmp_path: Path) -> None:
+def test_a_frozen_checkpoint_does_not_contain_an_encoder(train: Any, tmp_path: Path) -> None:
     train(tmp_path, common={"epochs": 1})
     assert encoder_weights(tmp_path) == {}
     config = checkpoint.read_config(tmp_path)
@@ -95,73 +95,80 @@ def test_a_frozen_checkpoint_holds_no_encoder(train: Any, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("stop", [1, 2])
-def test_a_stopped_training_goes_on_to_the_same_bits(tuned: Any, whole: Path, tmp_path: Path, stop: int) -> None:
+def test_a_resumed_training_gives_the_same_bits(finetuned_setting: Any, whole: Path, tmp_path: Path, stop: int) -> None:
     def killed(line: dict[str, Any]) -> None:
         if line["epoch"] == stop:
             raise Stopped
 
     with pytest.raises(Stopped):
-        tuned.train(tmp_path, on_epoch=killed)
-    tuned.train(tmp_path)
+        finetuned_setting.train(tmp_path, on_epoch=killed)
+    finetuned_setting.train(tmp_path)
     for name in ("weights.safetensors", "model.json"):
         assert (tmp_path / name).read_bytes() == (whole / name).read_bytes()
 
 
 @pytest.mark.parametrize("model", ["mean", "text", "concat", "oracle", "moe"])
-def test_every_model_trains_it_in_either_precision(tuned: Any, tmp_path: Path, model: str) -> None:
+def test_every_model_fine_tunes_in_both_precisions(finetuned_setting: Any, tmp_path: Path, model: str) -> None:
     for precision in ("float32", "bfloat16"):
-        made = tuned.train(tmp_path / precision, model, common={"epochs": 1, "precision": precision}, pooling="mean")
-        assert bool(encoder_weights(made)) == (model != "mean")
-        assert np.isfinite(checkpoint.load(made).config["selection"])
+        checkpoint_folder = finetuned_setting.train(
+            tmp_path / precision, model, common={"epochs": 1, "precision": precision}, pooling="mean"
+        )
+        assert bool(encoder_weights(checkpoint_folder)) == (model != "mean")
+        assert np.isfinite(checkpoint.load(checkpoint_folder).config["selection"])
 
 
-def test_it_loads_without_the_folder_that_it_came_from(tuned: Any, tiny_encoder: Any, tmp_path: Path) -> None:
-    moved = tiny_encoder(tmp_path / "encoder")
-    place = tuned.train(tmp_path / "1", common={"epochs": 1}, encoder=str(moved))
-    shutil.rmtree(moved)
-    trained = checkpoint.load(place)
+def test_a_checkpoint_loads_without_the_encoders_folder(
+    finetuned_setting: Any, tiny_encoder: Any, tmp_path: Path
+) -> None:
+    encoder_folder = tiny_encoder(tmp_path / "encoder")
+    checkpoint_folder = finetuned_setting.train(tmp_path / "1", common={"epochs": 1}, encoder=str(encoder_folder))
+    shutil.rmtree(encoder_folder)
+    trained = checkpoint.load(checkpoint_folder)
     assert trained.frozen_encoder is None
-    about = (place / "model.json").read_text()
-    assert json.loads(about)["text_encoder"]["hidden_size"] == 8
-    assert str(moved) not in json.dumps(json.loads(about)["text_encoder"])
+    config = (checkpoint_folder / "model.json").read_text()
+    assert json.loads(config)["text_encoder"]["hidden_size"] == 8
+    assert str(encoder_folder) not in json.dumps(json.loads(config)["text_encoder"])
     from safetensors.torch import load_file, save_file
 
-    weights = load_file(place / "weights.safetensors")
+    weights = load_file(checkpoint_folder / "weights.safetensors")
     weights.pop("encode.reader.encoder.embeddings.word_embeddings.weight")
-    save_file(weights, place / "weights.safetensors")
-    with pytest.raises(UserError, match=r"does not fit its model\.json"):
-        checkpoint.load(place)
+    save_file(weights, checkpoint_folder / "weights.safetensors")
+    with pytest.raises(UserError, match=r"word_embeddings\.weight") as caught:
+        checkpoint.load(checkpoint_folder)
+    assert str(checkpoint_folder / "weights.safetensors") in str(caught.value)
 
 
-def test_dropout_is_off_in_evaluation_and_batch_mates_do_not_matter(tuned: Any, whole: Path) -> None:
+def test_evaluation_has_no_dropout_and_does_not_depend_on_other_clips(finetuned_setting: Any, whole: Path) -> None:
     trained = checkpoint.load(whole)
-    together = trained.predict(tuned.valid.batch(1, range(10)))
-    assert torch.equal(together.value, trained.predict(tuned.valid.batch(1, range(10))).value)
+    together = trained.predict(finetuned_setting.valid.batch(1, range(10)))
+    assert torch.equal(together.value, trained.predict(finetuned_setting.valid.batch(1, range(10))).value)
     for row in range(10):
-        alone = trained.predict(tuned.valid.batch(1, [row]))
+        alone = trained.predict(finetuned_setting.valid.batch(1, [row]))
         assert torch.allclose(alone.value, together.value[row], atol=1e-5)
     trained.model.train()
-    assert not torch.equal(trained.predict(tuned.valid.batch(1, range(10))).value, together.value)
+    assert not torch.equal(trained.predict(finetuned_setting.valid.batch(1, range(10))).value, together.value)
 
 
-def test_what_is_evaluated_is_what_is_served(tuned: Any, whole: Path) -> None:
-    trained, store = checkpoint.load(whole), tuned.valid.store
-    cell = protocol.Cell("clean", "clean", "clean", 0.0, (tuned.valid.views[0],), ())
-    (rows,) = protocol.measure([trained], tuned.valid, [cell], "cpu")
+def test_evaluation_and_serving_agree(finetuned_setting: Any, whole: Path) -> None:
+    trained, store = checkpoint.load(whole), finetuned_setting.valid.store
+    cell = protocol.Cell("clean", "clean", "clean", 0.0, (finetuned_setting.valid.views[0],), ())
+    (rows,) = protocol.measure([trained], finetuned_setting.valid, [cell], "cpu")
     columns: dict[str, Any] = {"tokens": [store.sequence("text", row).tolist() for row in range(len(store))]}
     for m in ("audio", "vision"):
-        columns[m] = [raw_frames(store.sequence(m, row), tuned.stats[m]) for row in range(len(store))]
+        columns[m] = [raw_frames(store.sequence(m, row), finetuned_setting.stats[m]) for row in range(len(store))]
     served = predict(trained, pd.DataFrame(columns, index=store.clip_ids)).loc[rows["clip_id"]]
     np.testing.assert_allclose(rows["prediction"], served["score"], atol=1e-5)
     np.testing.assert_allclose(rows["trust_text"], served["trust_text"], atol=1e-5)
     assert rows["prediction"].nunique() > 1
 
 
-def test_a_frozen_model_reads_ids_too(tuned: Any, setting: Any, tiny_checkpoint: Any, tmp_path: Path) -> None:
-    """So that it can be measured beside a fine-tuned one on the same views."""
+def test_a_frozen_model_reads_ids_too(
+    finetuned_setting: Any, setting: Any, tiny_checkpoint: Any, tmp_path: Path
+) -> None:
+    """Evaluation can then measure it on the same views as a fine-tuned model."""
     from qamoe.models import text_encoder_frozen as text
 
-    trained, batch = checkpoint.load(tiny_checkpoint(tmp_path)), tuned.valid.batch(2, range(4))
+    trained, batch = checkpoint.load(tiny_checkpoint(tmp_path)), finetuned_setting.valid.batch(2, range(4))
     states = batch.with_x(text=text.encode(batch.x["text"], batch.mask["text"]))
     assert torch.equal(trained.predict(batch).value, trained.predict(states).value)
 
@@ -172,14 +179,16 @@ def finetuned(folder: Path, pooling: str = "attention") -> TextEncoder:
 
 
 @pytest.mark.parametrize("pooling", ["attention", "mean"])
-def test_padding_and_absent_text_leave_no_trace(folder: Path, pooling: str) -> None:
+def test_padding_and_absent_text_do_not_change_states(folder: Path, pooling: str) -> None:
     sizes = finetuned(folder, pooling)
-    made = text_encoder_finetuned.FinetunedEncoder(text_encoder_finetuned.architecture(sizes, 50, ENGLISH), sizes)
-    made.load_pretrained(sizes)
-    made.eval()
+    encoder = text_encoder_finetuned.FinetunedEncoder(text_encoder_finetuned.architecture(sizes, 50, ENGLISH), sizes)
+    encoder.load_pretrained(sizes)
+    encoder.eval()
     ids = torch.tensor([[101, 2204, 102], [101, 102, 0], [0, 0, 0]])
-    states, mask = made(ids, ids > 0)
-    wider, wider_mask = made(torch.nn.functional.pad(ids, (0, 4), value=77), torch.nn.functional.pad(ids > 0, (0, 4)))
+    states, mask = encoder(ids, ids > 0)
+    wider, wider_mask = encoder(
+        torch.nn.functional.pad(ids, (0, 4), value=77), torch.nn.functional.pad(ids > 0, (0, 4))
+    )
     length = 1 if pooling == "mean" else 3
     assert states.shape == (3, length, 8)
     assert torch.allclose(wider[:, :length], states, atol=1e-6)
@@ -188,29 +197,31 @@ def test_padding_and_absent_text_leave_no_trace(folder: Path, pooling: str) -> N
     assert not states[2].any()
 
 
-def test_batches_hold_texts_of_about_the_same_length() -> None:
+def test_batches_hold_texts_of_similar_length() -> None:
     lengths = np.array([9, 2, 5, 2, 9, 5, 2, 5, 9, 1])
-    seen = [[rows.tolist() for rows in rows_in_batches(10, 3, np.random.default_rng(seed), lengths)] for seed in (1, 2)]
-    for batches in seen:
+    by_seed = [
+        [rows.tolist() for rows in rows_in_batches(10, 3, np.random.default_rng(seed), lengths)] for seed in (1, 2)
+    ]
+    for batches in by_seed:
         assert sorted(row for rows in batches for row in rows) == list(range(10))
         assert sorted(sorted(lengths[rows].tolist()) for rows in batches) == [[1, 2, 2], [2, 5, 5], [5, 9, 9], [9]]
-    assert seen[0] != seen[1]
+    assert by_seed[0] != by_seed[1]
     assert [rows.tolist() for rows in rows_in_batches(3, 2, None, np.array([3, 1, 2]))] == [[1, 2], [0]]
 
 
-def test_the_rate_falls_along_a_line(tuned: Any) -> None:
-    common = tuned.params({"warmup_share": 0.1}).train.common
+def test_the_linear_schedule_falls_to_zero(finetuned_setting: Any) -> None:
+    common = finetuned_setting.params({"warmup_share": 0.1}).train.common
     rates = [learning_rate(step, 100, common, 0.1) for step in range(100)]
     assert rates[9] == rates[10] == pytest.approx(0.1)
     assert rates[55] == pytest.approx(0.05)
     assert rates[99] == pytest.approx(0.1 / 90)
 
 
-def test_views_are_drawn_anew_each_epoch_and_nothing_is_encoded_before(
-    tuned: Any, tiny_corpus: Any, tiny_stats: Any, tmp_path: Path
+def test_each_epoch_has_its_own_view_and_text_is_not_encoded_in_advance(
+    finetuned_setting: Any, tiny_corpus: Any, tiny_stats: Any, tmp_path: Path
 ) -> None:
     tiny_corpus(tmp_path)
-    params = tuned.params({"epochs": 7})
+    params = finetuned_setting.params({"epochs": 7})
     assert params.train.common.degrade.views == 3
     for name in ("qamoe", "specialist-missing-03"):
         train, valid, _ = stage.open_splits(params, tiny_stats, tmp_path, name)
@@ -220,8 +231,10 @@ def test_views_are_drawn_anew_each_epoch_and_nothing_is_encoded_before(
     assert not (tmp_path / "train").exists()
 
 
-def test_other_weights_of_the_encoder_are_another_model(tuned: Any, tiny_encoder: Any, tmp_path: Path) -> None:
-    params = tuned.params(encoder=str(tiny_encoder(tmp_path / "encoder")))
+def test_other_encoder_weights_change_the_training_digest(
+    finetuned_setting: Any, tiny_encoder: Any, tmp_path: Path
+) -> None:
+    params = finetuned_setting.params(encoder=str(tiny_encoder(tmp_path / "encoder")))
     before = stage.training_digests(params, "qamoe", "data")
     assert stage.training_digests(params, "qamoe", "data") == before
     tiny_encoder(tmp_path / "encoder", initializer_range=0.5)

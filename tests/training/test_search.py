@@ -1,4 +1,4 @@
-"""A study that several workers share ends with the asked number of trials, whoever dies."""
+"""A study that several workers share ends with the configured number of trials, even if workers die."""
 
 import threading
 from collections.abc import Callable
@@ -28,8 +28,8 @@ def url(tmp_path: Path) -> str:
 
 
 def quick(params: Params, number: int, on_epoch: Callable[[dict[str, Any]], None]) -> float:
-    """A training that takes no time."""
-    on_epoch({"epoch": 1, "valid": 1.0 - number / 100})  # better and better: none is pruned
+    """Stand in for a training, without taking time."""
+    on_epoch({"epoch": 1, "valid": 1.0 - number / 100})  # each trial is better than the last: none is pruned
     return params.train.common.lr
 
 
@@ -41,27 +41,27 @@ def states(study: optuna.Study) -> list[str]:
     return sorted(t.state.name for t in study.get_trials() if t.state != TrialState.FAIL)
 
 
-def test_a_study_ends_and_is_begun_anew_with_the_same_first_trials(params: Params, url: str, tmp_path: Path) -> None:
+def test_a_study_ends_and_a_new_one_has_the_same_first_trials(params: Params, url: str, tmp_path: Path) -> None:
     work(params, url, "one")
     study = search.open_study(params, "s", url)
     assert len(study.get_trials()) == 7
     work(params, url, "two")
-    assert len(study.get_trials()) == 7, "there is nothing left to do"
+    assert len(study.get_trials()) == 7, "the study has already ended"
     best, value, trials = search.outcome(study)
     assert value == best["lr"] == min(t["lr"] for t in trials)
     assert len({t["lr"] for t in trials}) == 7
 
     other = f"sqlite:///{tmp_path / 'other.db'}"
     work(params, other, "one")
-    again = search.outcome(search.open_study(params, "s", other))[2]
-    assert [t["lr"] for t in again] == [t["lr"] for t in trials]
+    repeated = search.outcome(search.open_study(params, "s", other))[2]
+    assert [t["lr"] for t in repeated] == [t["lr"] for t in trials]
 
 
-def test_workers_that_begin_at_once_make_one_study(params: Params, url: str) -> None:
-    begin = threading.Barrier(6)
+def test_workers_that_start_together_create_one_study(params: Params, url: str) -> None:
+    together = threading.Barrier(6)
 
     def opened(_: int) -> int:
-        begin.wait()
+        together.wait()
         return len(search.open_study(params, "s", url).get_trials())
 
     with ThreadPoolExecutor(6) as pool:
@@ -80,11 +80,11 @@ def test_the_trial_of_a_dead_worker_is_tried_again(params: Params, url: str) -> 
     search.retry_dead_trials(study)
     work(params, url, "new")
     assert states(study) == ["COMPLETE"] * 5 + ["COMPLETE", "COMPLETE"]
-    tried = {t.number: t for t in study.get_trials()}
-    assert tried[2].params["lr"] == tried[0].params["lr"], "with the values that it had"
+    trials = {t.number: t for t in study.get_trials()}
+    assert trials[2].params["lr"] == trials[0].params["lr"], "the retry has the same values"
 
 
-def test_a_trial_that_kills_its_worker_again_and_again_is_given_up(params: Params, url: str) -> None:
+def test_a_trial_that_keeps_killing_its_worker_is_given_up(params: Params, url: str) -> None:
     study = search.open_study(params, "s", url)
     study.ask().set_user_attr("worker", "dead")
     for _ in range(5):
@@ -93,11 +93,11 @@ def test_a_trial_that_kills_its_worker_again_and_again_is_given_up(params: Param
         if waiting:
             study.ask().set_user_attr("worker", "dead")
     assert states(study) == []
-    assert len(study.get_trials()) == 4, "once, and three times more"
+    assert len(study.get_trials()) == 4, "one attempt and three retries"
 
 
 @pytest.mark.slow
-def test_workers_side_by_side_do_not_begin_more_than_was_asked_for(params: Params, url: str) -> None:
+def test_parallel_workers_do_not_run_more_trials_than_configured(params: Params, url: str) -> None:
     study = search.open_study(params, "s", url)
     context = get_context("spawn")
     workers = [context.Process(target=work, args=(params, url, str(i))) for i in range(3)]
@@ -106,24 +106,24 @@ def test_workers_side_by_side_do_not_begin_more_than_was_asked_for(params: Param
     for worker in workers:
         worker.join()
     assert [worker.exitcode for worker in workers] == [0, 0, 0]
-    # In which order they end says whether the last ones are pruned.
+    # The order in which trials end determines whether the last ones are pruned.
     ended = study.get_trials(states=(TrialState.COMPLETE, TrialState.PRUNED))
     assert len(ended) == len(states(study)) == 7
     assert len({t.params["lr"] for t in ended}) == 7
 
 
-def test_a_waiting_trial_is_taken_once_however_many_workers_ask(params: Params, url: str) -> None:
+def test_a_waiting_trial_is_taken_by_one_worker_only(params: Params, url: str) -> None:
     study = search.open_study(params, "s", url)
     for _ in range(24):
         study.enqueue_trial({})
     together = threading.Barrier(8)
 
     def take(_: int) -> list[int]:
-        own = search.open_study(params, "s", url)
+        study_of_worker = search.open_study(params, "s", url)
         taken = []
         for _ in range(3):
             together.wait()
-            taken.append(own.ask().number)
+            taken.append(study_of_worker.ask().number)
         return taken
 
     with ThreadPoolExecutor(8) as pool:
@@ -131,21 +131,21 @@ def test_a_waiting_trial_is_taken_once_however_many_workers_ask(params: Params, 
     assert sorted(taken) == list(range(24))
 
 
-def test_a_study_is_drawn_the_same_twice(params: Params, url: str) -> None:
+def test_plots_of_a_study_are_reproducible(params: Params, url: str) -> None:
     study = search.open_study(params, "s", url)
     work(params.model_copy(update={"tune": params.tune.model_copy(update={"trials": 1})}), url, "one")
-    assert set(search.plots(study)) == {"history", "slice"}, "one trial says nothing of importance"
+    assert set(search.plots(study)) == {"history", "slice"}, "importances need two trials"
     work(params, url, "one")
-    drawn = search.plots(study)
-    assert set(drawn) == {"history", "slice", "importances"}
-    assert search.plots(study) == drawn
-    for name, svg in drawn.items():
-        shown = svg.decode()
-        assert shown.startswith("<?xml"), name
-        assert "<svg" in shown
+    plots = search.plots(study)
+    assert set(plots) == {"history", "slice", "importances"}
+    assert search.plots(study) == plots
+    for name, svg in plots.items():
+        text = svg.decode()
+        assert text.startswith("<?xml"), name
+        assert "<svg" in text
 
 
-def test_a_study_of_one_and_the_same_trial_is_drawn_too(params: Params, url: str) -> None:
+def test_a_study_of_identical_trials_can_be_plotted(params: Params, url: str) -> None:
     same = {"lr": (0.001, 0.001), "weight_decay": (0.01, 0.01), "dropout": (0.2, 0.2)}
     params = params.model_copy(update={"tune": params.tune.model_copy(update=same)})
     work(params, url, "one")

@@ -1,7 +1,7 @@
-"""A batch in parts: spread over processes, and each process's share computed one part after the other.
+"""Batches in parts: spread over the processes of torchrun, and computed in several parts within each process.
 
-Whatever the parts, a step has the losses and the gradient of the whole batch, up to float rounding and to what dropout
-draws. Processes are those of torchrun; torch's DistributedDataParallel averages their gradients.
+For any number of parts, a step has the losses and the gradient of the whole batch, except for float rounding and the
+draws of dropout. torch's DistributedDataParallel averages the gradients of the processes.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -18,12 +18,15 @@ from qamoe.data.batch import Batch
 from qamoe.models.model import Model
 from qamoe.models.training_step import Step
 
-_PATIENCE = timedelta(days=1)  # one process waits for another; where one ends, torchrun ends them all
+_PATIENCE = timedelta(days=1)  # a process waits this long for another; if one fails, torchrun ends them all
 T = TypeVar("T")
 
 
 class _Losses(nn.Module):
-    """A model that returns a dict: in a dataclass a static graph finds no tensor, and averages nothing, silently."""
+    """A model that returns its losses as a dict.
+
+    With a dataclass, a static graph finds no tensors and silently averages no gradients.
+    """
 
     def __init__(self, model: Model) -> None:
         super().__init__()
@@ -35,7 +38,7 @@ class _Losses(nn.Module):
 
 @dataclass(frozen=True)
 class BatchShare:
-    """Which of how many processes this one is, and in how many parts each of them computes its share of a batch."""
+    """The number of this process, the number of processes, and the number of parts per process and batch."""
 
     process: int = 0
     processes: int = 1
@@ -43,38 +46,38 @@ class BatchShare:
 
     @property
     def first(self) -> bool:
-        """Whether this process writes: files, records, lines of the log."""
+        """Whether this is the process that writes files, records and log lines."""
         return self.process == 0
 
     def split(self, rows: Sequence[int] | np.ndarray) -> list[tuple[list[int], float]]:
-        """This process's parts of a batch, and the weight of each part's mean loss in this process's loss.
+        """Return this process's parts of a batch, each with the weight of its mean loss in this process's loss.
 
-        Weights are such that the mean over processes is the mean over the batch. A batch of fewer clips than
-        processes is computed whole by each of them.
+        With these weights, the mean over processes is the mean over the batch. Every process computes the whole of a
+        batch that has fewer clips than there are processes.
         """
-        alone = len(rows) < self.processes
-        share = list(rows) if alone else list(rows[self.process :: self.processes])
-        total = len(rows) * self.processes if alone else len(rows)
-        count = min(self.parts, len(share) if alone else len(rows) // self.processes)  # the same in every process
+        too_small = len(rows) < self.processes
+        share = list(rows) if too_small else list(rows[self.process :: self.processes])
+        total = len(rows) * self.processes if too_small else len(rows)
+        count = min(self.parts, len(share) if too_small else len(rows) // self.processes)  # the same in every process
         return [(part, len(part) * self.processes / total) for part in (share[first::count] for first in range(count))]
 
     def wrapped(self, model: Model) -> nn.Module:
-        """What gives a model's losses by name; gradients are averaged over the processes."""
+        """Return a module that computes a model's losses by name and averages gradients over the processes."""
         if self.processes == 1 or not any(p.requires_grad for p in model.parameters()):
             return _Losses(model)
-        # Ablations have parameters that nothing uses, always the same ones: a static graph finds them once. It rules
-        # out no_sync, so each part's gradient is averaged by itself, which comes to the same.
+        # Ablations have unused parameters, always the same ones; a static graph detects them once. It does not allow
+        # no_sync, so each part's gradient is averaged separately, with the same result.
         return nn.parallel.DistributedDataParallel(_Losses(model), forward_sync_buffers=False, static_graph=True)
 
     def summed(self, tensor: Tensor) -> Tensor:
-        """The sum over all processes of a tensor without gradient."""
+        """Return the sum over all processes of a tensor without gradient."""
         if self.processes > 1:
             tensor = tensor.clone()
             distributed.all_reduce(tensor)
         return tensor
 
     def once(self, work: Callable[[], T]) -> T:
-        """What the first process makes of some work; the others wait for it."""
+        """Run `work` in the first process only and return its result in every process."""
         if self.processes == 1:
             return work()
         result = [work() if self.first else None]
@@ -82,24 +85,24 @@ class BatchShare:
         return result[0]  # type: ignore[return-value]
 
     def views(self, numbers: Sequence[int]) -> tuple[int, ...]:
-        """This process's share of some views, which every process predicts all clips of."""
+        """Return this process's share of some views; a process predicts all clips of its views."""
         return tuple(numbers[self.process :: self.processes])
 
     def gathered(self, arrays: dict[str, np.ndarray | None], count: int) -> dict[str, np.ndarray | None]:
-        """Arrays (V, ...) over each process's share of `count` views -> those over all views, in every process."""
+        """Combine the arrays (V, ...) of each process's share of `count` views into arrays of all views, everywhere."""
         if self.processes == 1:
             return arrays
-        of_processes: list[Any] = [None] * self.processes
-        distributed.all_gather_object(of_processes, arrays)
-        over_all_views: dict[str, np.ndarray | None] = {}
-        for name, of_first in of_processes[0].items():
-            over_all_views[name] = None
-            if of_first is not None:
-                over_views = np.empty((count, *of_first.shape[1:]), of_first.dtype)
-                for process, of_process in enumerate(of_processes[:count]):
-                    over_views[process :: self.processes] = of_process[name]
-                over_all_views[name] = over_views
-        return over_all_views
+        by_process: list[Any] = [None] * self.processes
+        distributed.all_gather_object(by_process, arrays)
+        combined: dict[str, np.ndarray | None] = {}
+        for name, first_array in by_process[0].items():
+            combined[name] = None
+            if first_array is not None:
+                all_views = np.empty((count, *first_array.shape[1:]), first_array.dtype)
+                for process, process_arrays in enumerate(by_process[:count]):
+                    all_views[process :: self.processes] = process_arrays[name]
+                combined[name] = all_views
+        return combined
 
 
 WHOLE_BATCH = BatchShare()
@@ -107,7 +110,7 @@ WHOLE_BATCH = BatchShare()
 
 @contextmanager
 def process_group(share: BatchShare, device: str, local_rank: int) -> Iterator[None]:
-    """Be one of the processes inside; `local_rank` is this process's number on its machine, and so that of its GPU."""
+    """Join torchrun's process group in the body; `local_rank` is this process's number on its machine and its GPU."""
     if share.processes == 1:
         yield
         return

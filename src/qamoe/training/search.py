@@ -1,8 +1,8 @@
 """Hyperparameter search with Optuna: the only module that imports it.
 
-The study lives in a database with heartbeats, and any number of workers take their trials from it: a killed search
-goes on where it was, and a trial whose worker died is tried again. A study's name is a digest of what it searches
-over, so changed parameters start a new one.
+The study is in a database with heartbeats, and any number of workers take their trials from it. An interrupted search
+resumes, and the trial of a dead worker is tried again. The name of a study is a digest of what it searches over, so
+changed parameters start a new study.
 """
 
 import io
@@ -21,15 +21,16 @@ if TYPE_CHECKING:
     from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
 
 _HEARTBEAT_S = 15
-_LOOK_S = 1.0  # between looks at trials that others run
-_MOST_RETRIES = 3  # of one trial
-_TABLES = 20  # more than Optuna has
-_ALREADY_MADE = ("already exists", "duplicate key", "UNIQUE constraint")  # in words of PostgreSQL and SQLite
+_POLL_S = 1.0  # between checks of the trials of other workers
+_MOST_RETRIES = 3  # per trial
+_TABLES = 20  # at least as many as Optuna has
+# Messages of PostgreSQL and SQLite.
+_ALREADY_EXISTS = ("already exists", "duplicate key", "UNIQUE constraint")
 TrainOne = Callable[[Params, int, Callable[[dict[str, Any]], None]], float]
 
 
 def with_trial_values(params: Params, values: dict[str, float]) -> Params:
-    """The parameters with a trial's values put in."""
+    """Return the parameters with a trial's values."""
     content = params.model_dump(mode="json")
     common = content["train"]["common"]
     common |= {"lr": values["lr"], "weight_decay": values["weight_decay"], "epochs": params.tune.epochs}
@@ -38,17 +39,17 @@ def with_trial_values(params: Params, values: dict[str, float]) -> Params:
 
 
 def overlay(values: dict[str, float]) -> dict[str, Any]:
-    """A trial's values as an overlay on params.yaml."""
+    """Return a trial's values as an overlay on params.yaml."""
     common = {"lr": values["lr"], "weight_decay": values["weight_decay"]}
     return {"train": {"common": common}, "models": {"encoders": {"dropout": values["dropout"]}}}
 
 
-class _Enough(Exception):
-    """There are as many trials as were asked for; this one was begun beyond them."""
+class _EnoughTrials(Exception):
+    """Raised by a trial beyond the configured number, to end it."""
 
 
 def open_study(params: Params, name: str, url: str) -> "Study":
-    """The study of that name in a database, made where there is none: every worker, on any machine, opens it so."""
+    """Open the study of that name in a database, and create it if it does not exist. Every worker does this."""
     import optuna
     from optuna.storages import RDBStorage
 
@@ -59,9 +60,9 @@ def open_study(params: Params, name: str, url: str) -> "Study":
             url,
             heartbeat_interval=_HEARTBEAT_S,
             grace_period=4 * _HEARTBEAT_S,
-            heartbeat_stale_trial_callback=_again(),
+            heartbeat_stale_trial_callback=_retry_callback(),
         )
-        storage = _opened_beside_others(make)
+        storage = _open_storage(make)
     if storage.engine.dialect.name == "sqlite":
         _lock_at_begin(storage.engine)
     return optuna.create_study(
@@ -73,67 +74,67 @@ def open_study(params: Params, name: str, url: str) -> "Study":
     )
 
 
-def _opened_beside_others(make: Callable[[], "RDBStorage"]) -> "RDBStorage":
-    """Open a storage again where another worker made the same tables in an empty database meanwhile, table by table."""
+def _open_storage(make: Callable[[], "RDBStorage"]) -> "RDBStorage":
+    """Open a storage; try again if another worker creates the same tables of an empty database at the same time."""
     from sqlalchemy.exc import SQLAlchemyError
 
     for left in reversed(range(_TABLES)):
         try:
             return make()
         except SQLAlchemyError as error:
-            if not left or not any(sign in str(error) for sign in _ALREADY_MADE):
+            if not left or not any(text in str(error) for text in _ALREADY_EXISTS):
                 raise
     raise AssertionError("the last attempt returns or raises")
 
 
 def _lock_at_begin(engine: Any) -> None:
-    """Have every transaction of a SQLite database take its lock at the beginning.
+    """Make every transaction of a SQLite database take its lock at the beginning.
 
-    A worker takes a waiting trial by reading its state and then writing it. Other databases lock the row that is read;
-    SQLite knows no such lock, and two workers took the same trial. The recipe is SQLAlchemy's for its driver.
+    A worker takes a waiting trial by reading and then writing its state. Other databases lock the row that is read;
+    SQLite does not, so two workers could take the same trial. The method is from SQLAlchemy's documentation.
     """
     from sqlalchemy import event
 
-    def plain(connection: Any, _: Any) -> None:
-        connection.isolation_level = None  # the driver begins no transaction of its own
+    def configure(connection: Any, _: Any) -> None:
+        connection.isolation_level = None  # the driver must not begin transactions itself
         connection.execute(f"PRAGMA busy_timeout = {1000 * _HEARTBEAT_S}")
 
-    event.listen(engine, "connect", plain)
+    event.listen(engine, "connect", configure)
     event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE"))
-    engine.dispose()  # connections made before
+    engine.dispose()  # close connections without these settings
 
 
 @contextmanager
 def _without_warnings() -> Iterator[None]:
-    """Heartbeats are experimental in Optuna, which says so at each use."""
+    """Suppress warnings: Optuna warns at each use that heartbeats are experimental."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
 
 
-def _again() -> "RetryHeartbeatStaleTrialCallback":
+def _retry_callback() -> "RetryHeartbeatStaleTrialCallback":
     from optuna.storages import RetryHeartbeatStaleTrialCallback
 
     return RetryHeartbeatStaleTrialCallback(max_retry=_MOST_RETRIES)
 
 
 def retry_dead_trials(study: "Study", worker: str | None = None) -> None:
-    """Let the running trials of a dead worker be tried again at once: of that one, or of all where none can live."""
+    """Queue the running trials of a dead worker again, without waiting for its heartbeat; None means all workers."""
     from optuna.trial import TrialState
 
     for trial in study.get_trials(states=(TrialState.RUNNING,)):
         if worker is None or trial.user_attrs.get("worker") == worker:
             study.tell(trial.number, state=TrialState.FAIL)
             with _without_warnings():
-                _again()(study, trial)
+                _retry_callback()(study, trial)
 
 
 def work(params: Params, study: "Study", worker: str, train_one: TrainOne) -> None:
-    """Run trials beside other workers until `params.tune.trials` of the study have ended, complete or pruned.
+    """Run trials, next to other workers, until `params.tune.trials` of the study have ended (complete or pruned).
 
     `worker` names this process. `train_one(params, trial number, on_epoch)` trains a model and returns its validation
-    value; `on_epoch` may end it early by raising. Where others run the last trials this waits, to take over if they
-    die: at the latest when their heartbeat has failed for four times its interval.
+    value; `on_epoch` ends it early by raising. While other workers run the last trials, this one waits, and takes over
+    if they die: at the latest when a heartbeat is missing for four times its interval.
     """
     import optuna
     from optuna.trial import TrialState
@@ -141,11 +142,11 @@ def work(params: Params, study: "Study", worker: str, train_one: TrainOne) -> No
     tune = params.tune
 
     def objective(trial: optuna.Trial) -> float:
-        live = (t for t in study.get_trials(deepcopy=False) if t.state != TrialState.FAIL)
-        if sum(t.number < trial.number for t in live) >= tune.trials:
-            raise _Enough
+        not_failed = (t for t in study.get_trials(deepcopy=False) if t.state != TrialState.FAIL)
+        if sum(t.number < trial.number for t in not_failed) >= tune.trials:
+            raise _EnoughTrials
         trial.set_user_attr("worker", worker)
-        # Drawn by the trial's number: workers do not draw alike, and a study begun anew draws the same first trials.
+        # Seeded by trial number: workers draw different values, and a new study draws the same first trials.
         study.sampler = optuna.samplers.TPESampler(seed=(tune.seed * 1_000_003 + trial.number) % 2**32)
         values = {
             "lr": trial.suggest_float("lr", *tune.lr, log=True),
@@ -166,29 +167,32 @@ def work(params: Params, study: "Study", worker: str, train_one: TrainOne) -> No
         if ended >= tune.trials:
             return
         if states[TrialState.WAITING] or ended + states[TrialState.RUNNING] < tune.trials:
-            study.optimize(objective, n_trials=1, catch=(_Enough,))
+            study.optimize(objective, n_trials=1, catch=(_EnoughTrials,))
         else:
-            time.sleep(_LOOK_S)  # the last trials are run by other workers, and a study tells nobody of their end
+            time.sleep(_POLL_S)  # other workers run the last trials; a study does not notify when they end
             with _without_warnings():
                 optuna.storages.fail_stale_trials(study)
 
 
 def plots(study: "Study") -> dict[str, bytes]:
-    """Optuna's own plots of a study by name, as SVG: `history`, `slice`, and `importances` of two trials or more."""
+    """Return Optuna's plots of a study by name, as SVG: `history`, `slice`, and `importances` from two trials on."""
     import matplotlib
     from matplotlib import pyplot
     from optuna.trial import TrialState
-    from optuna.visualization import matplotlib as drawn
+    from optuna.visualization import matplotlib as optuna_plots
 
-    draw: dict[str, Callable[..., Any]] = {"history": drawn.plot_optimization_history, "slice": drawn.plot_slice}
+    functions: dict[str, Callable[..., Any]] = {
+        "history": optuna_plots.plot_optimization_history,
+        "slice": optuna_plots.plot_slice,
+    }
     if len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))) > 1:
-        draw["importances"] = drawn.plot_param_importances
+        functions["importances"] = optuna_plots.plot_param_importances
     svgs = {}
-    pyplot.switch_backend("agg")  # these plots know pyplot alone, and there may be no screen
-    for name, plot in draw.items():
+    pyplot.switch_backend("agg")  # the plots use pyplot, and there may be no display
+    for name, plot in functions.items():
         with matplotlib.rc_context({"svg.hashsalt": "qamoe"}), _without_warnings(), io.BytesIO() as file:
             plot(study, target_name="validation error")
-            if name == "slice":  # its axes are narrow, and their labels would lie on each other
+            if name == "slice":  # its axes are narrow, and their labels would overlap
                 pyplot.gcf().set_size_inches(11, 4.5)
                 for axis in pyplot.gcf().axes[:3]:
                     axis.tick_params(axis="x", which="both", labelsize=9, labelrotation=45)
@@ -199,6 +203,6 @@ def plots(study: "Study") -> dict[str, bytes]:
 
 
 def outcome(study: "Study") -> tuple[dict[str, float], float, list[dict[str, Any]]]:
-    """The best values, their score, and all trials: number, state, value, and what was tried."""
+    """Return the best values, their validation value, and all trials: number, state, value and parameters."""
     trials = [{"number": t.number, "state": t.state.name, "value": t.value, **t.params} for t in study.get_trials()]
     return dict(study.best_params), float(study.best_value), trials

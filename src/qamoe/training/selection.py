@@ -1,6 +1,6 @@
-"""What chooses a checkpoint: the mean validation error over a fixed grid of degraded cells.
+"""Selection of a checkpoint: by the mean validation error over a fixed grid of degraded cells.
 
-A specialist has no grid: it is trained under one cell and chosen in the same one.
+A specialist has no grid: it is trained and selected in one cell.
 """
 
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ from qamoe.models.model import Model
 
 @dataclass(frozen=True)
 class Cells:
-    """Places in a list of validation views. `groups` holds, for each place of `selection`, the cell it is a draw of."""
+    """Validation views, and the indices of those for each purpose. `groups` is the cell of each view in `selection`."""
 
     views: tuple[View, ...]
     selection: tuple[int, ...]
@@ -32,10 +32,10 @@ class Cells:
 
 
 def selection_cells(params: Selection) -> Cells:
-    """The views of params' selection grid, each severity once a draw, and those that trust is anchored on.
+    """Return the views of the selection grid, one per cell and draw, and the views of the trust anchors.
 
-    Trust's lower anchor is noise at severity 1, or that of the last kind of a grid without noise: what a model was not
-    trained on it does not know to be fully degraded.
+    The lower anchor of trust is noise at severity 1. For a grid without noise it is the grid's last kind: a model does
+    not recognise full degradation by a kind that it was not trained on.
     """
     views: list[View] = []
     groups: list[int] = []
@@ -62,9 +62,9 @@ def selection_cells(params: Selection) -> Cells:
 
 
 def specialist(kind: str, severity: float, common: TrainCommon) -> tuple[list[View], Cells]:
-    """The training views and the selection cells of a specialist: its own cell in all of them, clean included.
+    """Return the training views and the selection cells of a specialist, all in its own cell.
 
-    Draws differ between views and are those of the training's and of the selection's seed, as for every model.
+    Each view has another draw, with the training seed and the selection seed, as for every model.
     """
     count = min(common.degrade.views, common.epochs) if severity > 0 else 1
     training = [uniform_view(kind, severity, common.degrade.seed, number) for number in range(count)]
@@ -75,25 +75,25 @@ def specialist(kind: str, severity: float, common: TrainCommon) -> tuple[list[Vi
 def with_oracle_quality(
     model: Model, degraded: tuple[Batch, Tensor, State], device: str
 ) -> tuple[Batch, Tensor | None]:
-    """A degraded batch, and the quality (B, M) that the model is told of it: None for all but the oracle."""
+    """Return a degraded batch, and its true quality (B, M) for the oracle, None for all other models."""
     batch, lost, state = degraded
     quality = oracle_quality(model, state.with_realised_swaps(lost))
     return batch.to(device), None if quality is None else quality.to(device)
 
 
 def injected_severity(model: Model, degraded: tuple[Batch, Tensor, State], device: str) -> Tensor:
-    """How much damage each modality that the model has took, (B, M): its severity, 0 where it is clean."""
+    """Return the severity injected into each modality that the model has, (B, M), 0 if clean."""
     _, lost, state = degraded
-    places = list(present(list(model.encode.encoders)))
-    return torch.where(state.kind < 0, 0.0, state.with_realised_swaps(lost).severity)[:, places].to(device)
+    columns = list(present(list(model.encode.encoders)))
+    return torch.where(state.kind < 0, 0.0, state.with_realised_swaps(lost).severity)[:, columns].to(device)
 
 
 @dataclass(frozen=True)
 class SplitPredictions:
     """Predictions of N clips under V views, and the clips' targets (N,).
 
-    value and variance (V, N) are of a regression, probabilities (V, N, C) of classes; r (V, N, M) is of a model that
-    has it.
+    Regression has value and variance (V, N), classification has probabilities (V, N, C). r (V, N, M) is None for a
+    model without it.
     """
 
     target: np.ndarray
@@ -103,10 +103,10 @@ class SplitPredictions:
     r: np.ndarray | None = None
 
     def errors(self) -> np.ndarray:
-        """What a prediction costs, (V, N): its absolute error, of classes -log probability of the target."""
+        """Return the errors (V, N): absolute errors, or -log probabilities of the targets in classification."""
         if self.probabilities is not None:
-            of_target = self.probabilities[:, np.arange(len(self.target)), self.target.astype(int)]
-            return -np.log(of_target.astype(np.float64).clip(1e-12))
+            target_probabilities = self.probabilities[:, np.arange(len(self.target)), self.target.astype(int)]
+            return -np.log(target_probabilities.astype(np.float64).clip(1e-12))
         assert self.value is not None
         return np.abs(self.value - self.target)
 
@@ -115,27 +115,27 @@ class SplitPredictions:
 def predictions(
     model: Model, valid: DegradedSplit, views: tuple[int, ...], batch_size: int, device: str
 ) -> SplitPredictions:
-    """Predictions of the whole split under some of its views."""
+    """Predict the whole split under some of its views."""
     model.eval()
-    # Where ids are read, padding costs more than small batches do.
+    # With token ids, padding costs more than small batches.
     size = batch_size if valid.lengths is not None else 4 * batch_size
     batches = rows_in_batches(len(valid.store), size, None, valid.lengths)
     sort = np.argsort([row for rows in batches for row in rows])
     arrays: dict[str, list[np.ndarray]] = {"value": [], "variance": [], "probabilities": [], "r": []}
     for view in views:
         predicted = [model(*with_oracle_quality(model, valid.repeated(view, rows), device)) for rows in batches]
-        for name, of_views in arrays.items():
+        for name, by_view in arrays.items():
             tensors = [getattr(prediction, name) for prediction in predicted]
             if tensors[0] is not None:
-                of_views.append(torch.cat(tensors).float().cpu().numpy()[sort])
-    stacked = {name: np.stack(of_views) if of_views else None for name, of_views in arrays.items()}
+                by_view.append(torch.cat(tensors).float().cpu().numpy()[sort])
+    stacked = {name: np.stack(by_view) if by_view else None for name, by_view in arrays.items()}
     return SplitPredictions(np.array(valid.store.labels), **stacked)
 
 
 def selection_value(predicted: SplitPredictions, cells: Cells) -> float:
-    """Mean absolute error, of classes mean -log probability of the target: over clips and draws of a cell, then cells.
+    """Return the mean error (see `SplitPredictions.errors`), over the clips and draws of a cell and then over cells.
 
-    Our decision for classes: F1 of few validation clips moves in steps and ties, the likelihood does not.
+    Our decision for classification: the likelihood, because the F1 of few validation clips changes in steps and ties.
     """
     by_view = predicted.errors().mean(1)
     groups = np.array(cells.groups)
@@ -143,7 +143,7 @@ def selection_value(predicted: SplitPredictions, cells: Cells) -> float:
 
 
 def calibration(predicted: SplitPredictions) -> Calibration:
-    """Calibration of predictions under the selection cells: `sigmas` of intervals, or the `temperature` of classes."""
+    """Fit the calibration on the selection cells: `sigmas` of intervals, or the `temperature` of classes."""
     target = np.tile(predicted.target, len(predicted.errors()))
     if predicted.probabilities is not None:
         probabilities = predicted.probabilities.reshape(len(target), -1)

@@ -1,4 +1,4 @@
-"""The training loop, the same for every model: seeded, resumable bit for bit on a CPU, chosen on validation alone.
+"""The training loop of all models: seeded, resumable bit for bit on a CPU, and selected on validation clips only.
 
 Under torchrun every process runs it, on its share of each batch and of the validation views; the first one writes.
 """
@@ -39,15 +39,15 @@ from qamoe.training.selection import (
 
 log = logging.getLogger("qamoe")
 RESUME = "resume.pt"
-EpochLine = dict[str, Any]  # epoch, loss, losses.<name>, valid, and seconds where it is not written
+EpochLine = dict[str, Any]  # epoch, loss, losses.<name>, valid; and seconds, which is not written to files
 
 
 @dataclass(frozen=True)
 class TrainingJob:
-    """One model with one seed: what it is trained on, where, and the folder that its checkpoint goes to.
+    """One model with one seed: its data, parameters and device, and the folder for its checkpoint.
 
-    `cells` are those of `valid` that choose the epoch, `digests` what the checkpoint is made of, and `share` says how
-    batches are spread.
+    `cells` are the cells of `valid` that select the epoch. `digests` identify the checkpoint's data, code and
+    parameters. `share` is this process's share of each batch.
     """
 
     model: str
@@ -68,19 +68,22 @@ class TrainingJob:
 
     @property
     def name(self) -> str:
-        """As lines of the log and errors call it."""
+        """The name of this job in log lines and errors."""
         return f"{self.model}, seed {self.seed}"
 
     def config(self) -> UntrainedConfig:
-        """Its model.json, without what training finds out."""
+        """Return its model.json without the results of training."""
         return checkpoint.untrained_config(
             self.params, self.model, self.seed, self.stats, feature_sizes(self.stats), self.digests
         )
 
 
 class _Part(NamedTuple):
-    """A part of a degraded batch (B clips): the quality that the model is told of it (B, M), None for all but the
-    oracle; the damage that teaches it (B, M); and the weight of its mean loss in that of this process."""
+    """A part of a degraded batch (B clips).
+
+    It has the true quality (B, M) for the oracle and None for other models, the injected severity (B, M), and the
+    weight of its mean loss in this process's loss.
+    """
 
     batch: Batch
     quality: Tensor | None
@@ -89,10 +92,10 @@ class _Part(NamedTuple):
 
 
 class Trainer:
-    """Trains a job's model epoch by epoch, and writes the checkpoint of the best one: `run` is the recipe.
+    """Trains a job's model epoch by epoch and writes the checkpoint of the best epoch; start with `run`.
 
-    A state of the same digests in the job's folder is resumed; one of other digests is said so in a line and left
-    behind. `on_epoch` gets one flat dict an epoch.
+    A state with the same digests in the job's folder is resumed. A state with other digests is ignored, with a log
+    line. `on_epoch` gets one flat dict per epoch.
     """
 
     def __init__(self, job: TrainingJob, on_epoch: Callable[[EpochLine], None]) -> None:
@@ -115,30 +118,30 @@ class Trainer:
         self.losses_of = job.share.wrapped(self.model)
 
     def run(self) -> None:
-        """Train what is left to train and write the checkpoint. Raises UserError where the training diverges."""
+        """Train the remaining epochs and write the checkpoint. Raises UserError if the training diverges."""
         for number in self._epochs_left():
             started = time.perf_counter()
             line = {"epoch": number, **self.epoch(number), "valid": self.validate(number)}
             self._keep_best(line)
-            # The seconds are of no file: they differ from run to run.
+            # No file has the seconds, because they differ from run to run.
             self._report({**line, "seconds": round(time.perf_counter() - started, 3)})
             self._save_state()
         self.finish()
 
     def epoch(self, number: int) -> dict[str, float]:
-        """Train on every clip once; returns the mean losses by name, of a model that learns nothing none."""
+        """Train on every clip once and return the mean losses by name; a model without parameters has none."""
         if not self.trainable:
             return {}
         job, share = self.job, self.job.share
         self.model.train()
-        # Dropout alone draws from torch's stream; it begins anew, so that a resumed training needs no state of it.
+        # Only dropout draws from torch's generator. Seeding it in every epoch makes its state unnecessary for resuming.
         torch.manual_seed(int(np.random.SeedSequence([job.seed, number, share.process]).generate_state(1)[0]))
         random = np.random.default_rng([job.seed, number])
         batches = rows_in_batches(len(job.train.store), job.common.batch_size, random, job.train.lengths)
         steps = job.common.epochs * len(batches)
         sums: dict[str, float] = {}
-        for place, rows in enumerate(batches):
-            self._set_learning_rate((number - 1) * len(batches) + place, steps)
+        for index, rows in enumerate(batches):
+            self._set_learning_rate((number - 1) * len(batches) + index, steps)
             for losses in self._step(number, rows):
                 for name, value in losses.items():
                     sums[name] = sums.get(name, 0.0) + value
@@ -146,12 +149,12 @@ class Trainer:
         return dict(zip(sums, (totals / (len(job.train.store) * share.processes)).tolist(), strict=True))
 
     def validate(self, number: int) -> float:
-        """The validation error over the selection cells after that epoch."""
+        """Return the validation error over the selection cells after that epoch."""
         value = selection_value(self._predictions(self.job.cells.selection), self.job.cells)
         if not math.isfinite(value):
             raise UserError(
-                f"{self.job.name}: the validation error of epoch {number} is not finite, the training diverged; "
-                f"train.common.lr is {self.job.common.lr:g}, a smaller one may hold."
+                f"{self.job.name}: the training diverged, the validation error of epoch {number} is not finite; "
+                f"try a smaller train.common.lr than {self.job.common.lr:g}."
             )
         return value
 
@@ -173,9 +176,9 @@ class Trainer:
             (self.job.folder / RESUME).unlink(missing_ok=True)
 
     def _resume(self) -> None:
-        """Go on from the state that a killed training of the same digests left in the folder."""
+        """Load the state of an interrupted training with the same digests, if the folder has one."""
         for half_written in self.job.folder.glob(".*") if self.job.share.first else ():
-            half_written.unlink()  # by a kill; the folder is an output
+            half_written.unlink()  # temporary files of an interrupted run must not be in the output
         state = _matching_state(self.job)
         if state is not None:
             self.model.load_state_dict(state["model"], strict=True)
@@ -183,7 +186,7 @@ class Trainer:
             self.history, self.best = state["history"], state["best"]
 
     def _save_state(self) -> None:
-        """Write what `_resume` reads; random numbers are drawn anew in every epoch and need no state."""
+        """Write what `_resume` reads. Random generators are seeded in every epoch and need no state."""
         state = {
             "digests": self.job.digests,
             "model": self.model.state_dict(),
@@ -195,7 +198,7 @@ class Trainer:
             checkpoint.save_state(self.job.folder / RESUME, state)
 
     def _epochs_left(self) -> Iterator[int]:
-        """Numbers of the epochs to come, until none has been the best for as many as patience allows."""
+        """Yield the numbers of the remaining epochs until `patience` epochs in a row bring no new best."""
         last = self.job.common.epochs if self.trainable else 1
         for number in range(len(self.history) + 1, last + 1):
             if number - self.best["epoch"] > self.job.common.patience:
@@ -218,11 +221,11 @@ class Trainer:
             group["lr"] = learning_rate(step, steps, self.job.common, group["peak"])
 
     def _step(self, number: int, rows: np.ndarray) -> list[dict[str, float]]:
-        """One step of the optimiser on a batch; returns each part's losses by name, as sums over clips."""
+        """Take one optimiser step on a batch; return each part's losses by name, as sums over clips."""
         parts = [self._part(number, part, weight) for part, weight in self.job.share.split(rows)]
         not_averaged = getattr(self.losses_of, "module", self.losses_of)
-        counting = [partial(self._forward, not_averaged, part, number) for part in parts]
-        summed = _summed_over_parts(counting, self.job.share)
+        forwards = [partial(self._forward, not_averaged, part, number) for part in parts]
+        summed = _summed_over_parts(forwards, self.job.share)
         self.optimiser.zero_grad(set_to_none=True)
         sums = []
         for part in parts:
@@ -235,7 +238,7 @@ class Trainer:
         return sums
 
     def _part(self, number: int, rows: Sequence[int], weight: float) -> _Part:
-        """Rows of the training split under the view of that epoch."""
+        """Return rows of the training split under the view of that epoch."""
         train, device = self.job.train, self.job.device
         degraded = train.degraded((number - 1) % len(train.views), rows)
         batch, quality = with_oracle_quality(self.model, degraded, device)
@@ -244,7 +247,7 @@ class Trainer:
     def _forward(
         self, losses_of: nn.Module, part: _Part, number: int, summed: Callable[[Tensor], Tensor]
     ) -> tuple[dict[str, Tensor], Tensor]:
-        """The losses of a part by name and their weighted sum; `summed` as Step has it."""
+        """Return the losses of a part by name and their weighted sum; `summed` as in Step."""
         common = self.job.common
         with torch.autocast(self.job.device, torch.bfloat16, enabled=common.precision == "bfloat16"):
             step = Step(self.job.seed, number, part.batch.keys, summed, part.severity)
@@ -252,7 +255,7 @@ class Trainer:
             return losses, objective(losses, common)
 
     def _predictions(self, views: tuple[int, ...]) -> SplitPredictions:
-        """`predictions` of the validation split, to which each process brings its share of the views."""
+        """Predict the validation split; each process predicts its share of the views."""
         job = self.job
         shared = predictions(self.model, job.valid, job.share.views(views), job.common.batch_size, job.device)
         arrays = {name: array for name, array in vars(shared).items() if name != "target"}
@@ -265,14 +268,14 @@ def _matching_state(job: TrainingJob) -> dict[str, Any] | None:
         return None
     changed = [what for what, digest in job.digests.items() if state["digests"].get(what) != digest]
     if changed:
-        log.info("%s: starts anew, since its unfinished state has other %s", job.name, ", ".join(changed))
+        log.info("%s: starts from the beginning, because its saved state has other %s", job.name, ", ".join(changed))
         return None
-    log.info("%s: goes on after epoch %d", job.name, len(state["history"]))
+    log.info("%s: resumes after epoch %d", job.name, len(state["history"]))
     return state
 
 
 def _parameter_groups(model: nn.Module, lr: float, encoder_lr: float) -> list[dict[str, Any]]:
-    """What is trained, by learning rate (`peak`, that at the end of warm-up): a text encoder has one of its own."""
+    """Return the parameters by peak learning rate (at the end of warm-up); a fine-tuned text encoder has its own."""
     encoder = [p for name, p in model.named_parameters() if name.startswith("encode.reader.")]
     rest = [p for name, p in model.named_parameters() if not name.startswith("encode.reader.")]
     groups = [{"params": rest or [nn.Parameter(torch.zeros(1))], "peak": lr}]
@@ -280,7 +283,7 @@ def _parameter_groups(model: nn.Module, lr: float, encoder_lr: float) -> list[di
 
 
 def learning_rate(step: int, steps: int, common: TrainCommon, peak: float | None = None) -> float:
-    """Linear warm-up to `peak` (train.common.lr), then a cosine or a line to zero."""
+    """Return the learning rate of a step: linear warm-up to `peak` (train.common.lr), then cosine or linear decay."""
     highest = common.lr if peak is None else peak
     warm = max(1, round(common.warmup_share * steps))
     if step < warm:
@@ -291,29 +294,29 @@ def learning_rate(step: int, steps: int, common: TrainCommon, peak: float | None
 
 
 def objective(losses: dict[str, Tensor], common: TrainCommon) -> Tensor:
-    """The weighted sum of a prediction's losses; the task's own weight is 1."""
+    """Return the weighted sum of a prediction's losses; the weight of `task` is 1."""
     weights = {"task": 1.0, **common.loss.model_dump()}
     return torch.stack([weights[name] * value for name, value in losses.items()]).sum()
 
 
 def _summed_over_parts(forwards: Sequence[Callable[..., Any]], share: BatchShare) -> Callable[[Tensor], Tensor]:
-    """What sums a count over all parts of a batch, for the forwards that follow.
+    """Return the function `summed` of Step, which sums a count over all parts of a batch.
 
-    Several parts one after the other go forward twice, the first time without gradient and with the random state put
-    back: what is counted in all of them is a factor of the loss of each. Models that count nothing are spared it.
+    With several parts per process, each part is first run forward without gradient, and the random state is restored:
+    the loss of each part needs the counts of all. A model that counts nothing skips this after its first part.
     """
     if share.parts == 1:
         return share.summed
     counts: list[Tensor] = []
 
-    def note(count: Tensor) -> Tensor:
+    def record(count: Tensor) -> Tensor:
         counts.append(count)
         return count
 
     devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
     with torch.no_grad(), torch.random.fork_rng(devices):
         for forward in forwards:
-            forward(note)
+            forward(record)
             if not counts:
                 return share.summed
     total = share.summed(torch.stack(counts).sum(0))
@@ -323,14 +326,16 @@ def _summed_over_parts(forwards: Sequence[Callable[..., Any]], share: BatchShare
 def _trust_anchors(
     clean: np.ndarray | None, fully_degraded: np.ndarray | None, valid: DegradedSplit, modalities: list[str]
 ) -> dict[str, TrustAnchors]:
-    """Each modality's trust anchors: its median r (V, N, M) under the clean and under the fully degraded views."""
+    """Return each modality's trust anchors: its median r (V, N, M) under the clean and the fully degraded views."""
     anchors: dict[str, TrustAnchors] = {}
     if clean is None or fully_degraded is None:
         return anchors
     for column, modality in enumerate(modalities):
         present = valid.store.lengths(modality) > 0
-        counted = present if present.any() else ~present  # r of a clip that lacks it is about the others
-        low, high = (float(np.median(r[:, counted, column])) for r in (fully_degraded, clean))
+        used = (
+            present if present.any() else ~present
+        )  # r of a clip without the modality depends on its other modalities
+        low, high = (float(np.median(r[:, used, column])) for r in (fully_degraded, clean))
         anchors[modality] = {"clean": high, "fully_degraded": low, "rescaled": low < high}
         if low >= high:
             log.info(
