@@ -318,9 +318,12 @@ def test_two_hundred_seeded_malformed_requests_leave_the_server_up(server, film)
 
 def test_long_and_large_films_are_refused_before_they_are_decoded(server, tmp_path, voice):
     long = tone(tmp_path / "long.wav", 6.0, voice)
-    assert server.ask("POST", "/clips", long) == (422, {"error": "The clip is longer than 4 s, which is allowed."})
+    status, answer = server.ask("POST", "/clips", long)
+    assert status == 422
+    assert re.search(r"\b[45]\.\d+ s .*\b4 s\b", answer["error"])
     status, answer = server.ask("POST", "/clips", film_of(tmp_path / "large.mp4", 1280, 720))
-    assert (status, answer) == (422, {"error": "The pictures have 1280 x 720 pixels; allowed are 307200 in all."})
+    assert status == 422
+    assert re.search(r"1280 x 720.*307200", answer["error"])
     status, answer = server.ask("POST", "/clips", film_of(tmp_path / "dark.mp4", 64, 64))
     assert status == 422
     assert "audio: no audio stream; vision: no face in any video frame" in answer["error"]

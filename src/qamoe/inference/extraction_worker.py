@@ -1,8 +1,7 @@
-"""Media from anywhere -> raw features, in a worker process that may die, hang or ask for too much at its own cost.
+"""Extract raw features of untrusted media in a worker process, which may crash or hang without harm to the server.
 
-Nothing of an uploaded file is opened in the server's own process. The worker looks at the headers and walks the
-packets before anything is decoded, decodes no more than the allowed seconds, has a time limit, and on Linux no more
-memory than _MEMORY.
+The server's own process never opens an uploaded file. The worker checks headers and packets before it decodes, decodes
+at most the allowed seconds, and has a time limit and, on Linux, the memory limit _MEMORY.
 """
 
 import sys
@@ -22,23 +21,23 @@ from qamoe.extractors.registry import extractor
 from qamoe.extractors.worker_pool import START_S, WorkerProcess
 from qamoe.media.decode import ClipError
 
-# FFmpeg's names of mp4, mov, avi, wav, mkv and webm: fewer formats than a corpus may have.
+# FFmpeg's names of mp4, mov, avi, wav, mkv and webm. A corpus may have more formats.
 FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,avi,wav,matroska,webm"
-_MEMORY = 4 << 30  # bytes of a worker's own data; extraction of a small film maps 1.5 GB and touches 0.3
-_WAITING = 8  # files that are being extracted or wait for it
+_MEMORY = 4 << 30  # bytes of a worker's data; extraction of a small video maps 1.5 GB and uses 0.3
+_WAITING = 8  # files that are being extracted or waiting
 
 
 class Busy(UserError):
-    """Too many files are waiting already."""
+    """Raised if too many files are waiting already."""
 
 
 class WorkerLost(UserError):
-    """A file that ended its worker, or took too long; another one may do."""
+    """Raised if the worker died or took too long; another file may work."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a server takes: bytes of a file and of a JSON body, seconds and pixels of a film, seconds of work on it."""
+    """Limits of a server: bytes of a file and of a JSON body, seconds and pixels of a video, and seconds of work."""
 
     media_bytes: int = 64 << 20
     json_bytes: int = 16 << 20
@@ -49,7 +48,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Extracted:
-    """Raw frames (T, D) by modality, why a modality has none, and how long the clip is (seconds)."""
+    """Raw frames (T, D) by modality, the problem of each modality without frames, and the clip's length in seconds."""
 
     frames: dict[str, np.ndarray]
     problems: dict[str, str]
@@ -58,32 +57,35 @@ class Extracted:
 
 
 class Extraction:
-    """One worker process that extracts one file after the other; a worker that died has a successor. `close` ends it.
+    """A worker process that extracts one file at a time, and is replaced if it dies. `close` ends it.
 
-    A worker loads the extractors that the first file is likely to need before it says that it is ready. Files of one's
-    own are read without limits (None).
+    The worker loads the `likely` extractors before it reports that it is ready. With `limits` None, for trusted files,
+    there are no limits.
     """
 
     def __init__(self, limits: Limits | None, likely: dict[str, Block]) -> None:
         self.limits = limits
         self._likely = likely
-        self._places = threading.BoundedSemaphore(_WAITING)
+        self._slots = threading.BoundedSemaphore(_WAITING)
         self._turn = threading.Lock()
         self._closed = False
-        self._worker = self._started()
+        self._worker = self._start_worker()
 
     def extract(
         self, path: Path, extractors: dict[str, Block], start_s: float = 0.0, end_s: float | None = None
     ) -> Extracted:
-        """The features of a file. Raises UserError for a file beyond the limits or, where there are limits, without
-        anything usable; Lost where the worker did not survive it."""
-        if not self._places.acquire(blocking=False):
-            raise Busy(f"{_WAITING} files are waiting already; send this one again in a while.")
+        """Return the features of a file.
+
+        Raises UserError for a file beyond the limits or, with limits, for a file without any usable modality; Busy if
+        too many files wait; WorkerLost if the worker died or took too long.
+        """
+        if not self._slots.acquire(blocking=False):
+            raise Busy(f"{_WAITING} files are waiting already; send this file again later.")
         limit_s = self.limits.work_s if self.limits else None
         try:
             with self._turn:
                 if self._closed:
-                    raise UserError("The server is about to end.")
+                    raise UserError("The server is shutting down.")
                 try:
                     if not self._worker.ready:
                         self._wait_until_ready()
@@ -94,9 +96,9 @@ class Extraction:
                     extracted: Extracted = self._worker.pipe.recv()
                 except (EOFError, OSError):
                     self._replace()
-                    raise WorkerLost("Reading the file failed beyond recovery; it may be damaged.") from None
+                    raise WorkerLost("The worker died while it read the file; the file may be damaged.") from None
         finally:
-            self._places.release()
+            self._slots.release()
         if extracted.refusal:
             raise UserError(extracted.refusal)
         return extracted
@@ -107,15 +109,15 @@ class Extraction:
         with self._turn:
             self._worker.end(0)
 
-    def _started(self) -> WorkerProcess:
-        # It is not tied to its parent: Linux takes the thread that started it for that, and a server's threads end.
+    def _start_worker(self) -> WorkerProcess:
+        # Not tied to its parent's life: on Linux the parent is the thread that started it, and a server's threads end.
         work = extract_file if self.limits is None else partial(_extract_upload, self.limits)
         return WorkerProcess(partial(_prepare, self._likely, self.limits is not None), work)
 
     def _wait_until_ready(self) -> None:
         if not self._worker.pipe.poll(START_S):
             self._replace()
-            raise WorkerLost("The extractors could not be loaded in time; send the file again.")
+            raise WorkerLost(f"Loading the extractors took longer than {START_S:g} s; send the file again.")
         if refusal := self._worker.pipe.recv():
             raise UserError(refusal)
         self._worker.ready = True
@@ -123,36 +125,37 @@ class Extraction:
     def _replace(self) -> None:
         self._worker.end(0)
         if not self._closed:
-            self._worker = self._started()
+            self._worker = self._start_worker()
 
 
 def extract_file(
     path: Path, extractors: dict[str, Block], start_s: float = 0.0, end_s: float | None = None
 ) -> Extracted:
-    """The features of a span of a file of one's own, in this process and without limits."""
+    """Return the features of a span of a trusted file, in this process and without limits."""
     frames, problems = {}, {}
-    for modality, chosen in extractors.items():
+    for modality, block in extractors.items():
         try:
-            frames[modality] = extractor(chosen).extract(path, start_s, end_s)
+            frames[modality] = extractor(block).extract(path, start_s, end_s)
         except ClipError as problem:
             problems[modality] = str(problem)
-        except Exception as error:  # a codec is foreign code
+        except Exception as error:  # codecs may raise anything
             problems[modality] = f"cannot be decoded ({type(error).__name__})"
     return Extracted(frames, problems)
 
 
 def _prepare(likely: dict[str, Block], bounded: bool) -> str | None:
-    """Runs first in the worker: bound its memory and load the extractors.
+    """Initialise a worker process: limit its memory (if `bounded`) and load the extractors.
 
-    An extractor that cannot be made at all is told to a person at the terminal, and to no client of a server.
+    Return the error of an extractor that cannot be loaded. With `bounded`, in a server, raise it instead: its clients
+    must not see it.
     """
     if bounded and sys.platform == "linux":
         import resource
 
         resource.setrlimit(resource.RLIMIT_DATA, (_MEMORY, _MEMORY))
     try:
-        for chosen in likely.values():
-            extractor(chosen).warm_up()
+        for block in likely.values():
+            extractor(block).warm_up()
     except UserError as refusal:
         if bounded:
             raise
@@ -163,16 +166,18 @@ def _prepare(likely: dict[str, Block], bounded: bool) -> str | None:
 def _extract_upload(
     limits: Limits, path: Path, extractors: dict[str, Block], start_s: float, end_s: float | None
 ) -> Extracted:
-    """Runs in the worker. What goes wrong becomes a sentence, since no exception of a codec travels well."""
+    """Extract an uploaded file in the worker. Errors become text, because codec exceptions may not pickle."""
     try:
         seconds = _measured(path, limits) if end_s is None else end_s - start_s
     except ClipError as problem:
         return Extracted({}, {}, refusal=str(problem))
-    last_s = start_s + limits.seconds if end_s is None else end_s  # packets may lie about time, decoded frames not
+    last_s = (
+        start_s + limits.seconds if end_s is None else end_s
+    )  # the times of packets may be wrong; those of decoded frames are not
     extracted = extract_file(path, extractors, start_s, last_s)
     if not extracted.frames:
         why = "; ".join(f"{modality}: {reason}" for modality, reason in extracted.problems.items())
-        return Extracted({}, {}, refusal=f"The file has nothing that can be used ({why}).")
+        return Extracted({}, {}, refusal=f"The file has no usable modality ({why}).")
     return replace(extracted, seconds=seconds)
 
 
@@ -184,17 +189,20 @@ def _opened(path: Path) -> Iterator[Any]:
         with av.open(f"file:{path}", options={"protocol_whitelist": "file", "format_whitelist": FORMATS}) as container:
             yield container
     except (av.FFmpegError, UnicodeDecodeError, ValueError, MemoryError):
-        raise ClipError("The file is no mp4, mov, avi, wav, mkv or webm that can be read.") from None
+        raise ClipError("The file is not a readable mp4, mov, avi, wav, mkv or webm.") from None
 
 
 def _measured(path: Path, limits: Limits) -> float:
-    """How long a file is (seconds), by its packets and not by what its header says, before anything is decoded."""
+    """Return the length of a file in seconds, from its packets instead of its header, without decoding it.
+
+    Raises ClipError for a file beyond the limits.
+    """
     with _opened(path) as container:
         streams = [s for s in container.streams if s.type in ("audio", "video")]
         for stream in container.streams.video:
             width, height = stream.codec_context.width, stream.codec_context.height
             if width * height > limits.pixels:
-                raise ClipError(f"The pictures have {width} x {height} pixels; allowed are {limits.pixels} in all.")
+                raise ClipError(f"The frames have {width} x {height} pixels; the limit is {limits.pixels} pixels.")
         begin_s = (container.start_time or 0) / 1_000_000
         seconds = 0.0
         for packet in container.demux(streams) if streams else ():
@@ -202,5 +210,5 @@ def _measured(path: Path, limits: Limits) -> float:
                 continue
             seconds = max(seconds, float((packet.pts + (packet.duration or 0)) * packet.time_base) - begin_s)
             if seconds > limits.seconds:
-                raise ClipError(f"The clip is longer than {limits.seconds:g} s, which is allowed.")
+                raise ClipError(f"The clip is at least {seconds:.2f} s long; the limit is {limits.seconds:g} s.")
     return seconds

@@ -1,6 +1,6 @@
-"""What a logged model consists of: the checkpoint's files, a copy of this code, its inputs and its requirements.
+"""Log a checkpoint as an MLflow model: its files, a copy of this code, its signature and its requirements.
 
-Its requirements.txt is what features need; artifacts/requirements-media.txt is that and what its extractors need.
+requirements.txt is for rows with features; artifacts/requirements-media.txt adds the packages of the extractors.
 """
 
 import tempfile
@@ -14,7 +14,7 @@ from qamoe.inference import path_inputs, predict
 from qamoe.models import checkpoint
 from qamoe.models.checkpoint_config import CheckpointConfig
 
-# What a Python needs to load the model, beside its copy of the code; no search, no extractors of raw media.
+# Packages for loading the model with its copy of the code, without hyperparameter search and extractors of media.
 REQUIREMENTS = (
     "torch",
     "mlflow",
@@ -39,9 +39,9 @@ CODE = Path(__file__).parents[1]
 
 
 def requirements(config: CheckpointConfig | None = None) -> list[str]:
-    """REQUIREMENTS as installed here, and those of MEDIA for the extractors of a model.json, where one is given.
+    """Return REQUIREMENTS with the installed versions, and those of MEDIA for the extractors of a given model.json.
 
-    A local label (torch's +cpu) is no part of a version that others can install.
+    A local version label (torch's +cpu) is removed, because package indexes do not have it.
     """
     chosen = extractors_of(config).values() if config else ()
     media = {name: None for block in chosen for name in MEDIA.get(block.extractor, ())}  # type: ignore[attr-defined]
@@ -49,7 +49,7 @@ def requirements(config: CheckpointConfig | None = None) -> list[str]:
 
 
 def signature(task: TaskDescription) -> Any:
-    """The columns of qamoe.inference.predict as an MLflow signature; every input may be missing."""
+    """Return the columns of qamoe.inference.predict as an MLflow signature; every input is optional."""
     from mlflow.models import ModelSignature
     from mlflow.types.schema import AnyType, Array, ColSpec, DataType, Schema
 
@@ -66,9 +66,9 @@ def signature(task: TaskDescription) -> Any:
 
 
 def log_model(folder: Path, name: str, step: int, tags: dict[str, str]) -> str:
-    """Log a checkpoint as a loadable model of the active run; returns the id of the logged model.
+    """Log a checkpoint as a loadable model of the active run and return the id of the logged model.
 
-    `step` links it with the run's metrics of that epoch. The weights stay in their file: nothing is pickled.
+    `step` links the model with the run's metrics of that epoch. Nothing is pickled; the weights stay in their file.
     """
     import warnings
 

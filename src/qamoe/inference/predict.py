@@ -1,8 +1,7 @@
-"""Raw clips -> scores with their intervals, or classes with their probabilities, and how far each
-modality was trusted: what every way of serving calls.
+"""Predict raw clips: scores with intervals, or classes with probabilities, and the trust in each modality.
 
-Cleaning, normalising and truncation are those of the checkpoint's own training split (model.json), so that a raw
-clip meets the model as its clips of training did.
+All kinds of serving use this module. Raw clips are cleaned, standardised and truncated as the clips of the checkpoint's
+training split were (see model.json).
 """
 
 from collections.abc import Callable, Hashable
@@ -37,32 +36,32 @@ Change = Callable[[Batch], Batch]
 
 
 def numeric_columns(task: TaskDescription) -> tuple[str, ...]:
-    """The columns of numbers that a model of this task answers with: NUMBERS, or p_<class> in place of a score."""
+    """Return the numeric output columns of a task: REGRESSION_COLUMNS, or p_<class> in place of a score."""
     if is_classification(task):
         return (*(f"p_{name}" for name in task["classes"]), *RELIABILITY)
     return REGRESSION_COLUMNS
 
 
 def output_columns(task: TaskDescription) -> list[str]:
-    """The columns of `predict`, in order."""
+    """Return the columns of `predict`, in order."""
     return ["class"] * is_classification(task) + [*numeric_columns(task), "routing"]
 
 
 @torch.no_grad()
 def predict(trained: Trained, rows: pd.DataFrame, device: str = "cpu", change: Change | None = None) -> pd.DataFrame:
-    """One row of answers for each row, with the same index and the columns of `outputs`.
+    """Predict one row per clip, with the index of `rows` and the columns of `output_columns`.
 
-    `rows` has some of the columns text (str), tokens (ready ids, which win over text), audio and vision: raw frames
-    (T, D) as arrays or nested lists, with the columns that the extractor gives. None, NaN, an empty text and no
-    frames all mean that the modality is missing; a modality that the model does not know is not looked at.
+    `rows` has some of the columns text (str), tokens (ready-made ids, used instead of text), audio and vision: raw
+    frames (T, D) as arrays or nested lists, with the extractor's columns. None, NaN, an empty text and an empty list of
+    frames mean that the modality is missing. Modalities that the model does not read are ignored.
 
-    score, low_90 and high_90 are in label units and not clipped to the label's range; the interval is the conformal
-    one of the validation split. p_<class> are probabilities at the temperature of that split, class is the name of the
-    most probable one. trust is in [0, 1]; trust, r and routing (the share of each expert, summing to 1)
-    are empty where a model has none. A row's prediction depends on the rows beside it only by float rounding.
-    `change` is given the standardised frames and token ids before text is encoded (a degradation, to show what it
-    does); the keys of its draws are those of the index, as clip ids.
-    Raises UserError where a value is no such thing.
+    score, low_90 and high_90 are in label units and not clipped to the label's range; the interval is conformal, fitted
+    on the validation split. p_<class> are probabilities at the temperature of that split, and class is the most
+    probable class. trust is in [0, 1]; trust, r and routing (the share of each expert, summing to 1) are empty for a
+    model without them. Other rows change a row's prediction only by float rounding.
+
+    `change` transforms the standardised frames and token ids before text is encoded, for example to show a degradation;
+    the index values are the clip ids of its draws. Raises UserError for a value of another type or shape.
     """
     config = trained.config
     task = config["task"]
@@ -76,7 +75,7 @@ def predict(trained: Trained, rows: pd.DataFrame, device: str = "cpu", change: C
         x, mask = {}, {}
         for modality in config["modalities"]:
             x[modality], mask[modality] = (part.to(device) for part in pad([clip[modality] for clip in chunk]))
-        keys = torch.zeros(len(chunk), 2, dtype=torch.int64, device=device)  # of draws, and only a change draws
+        keys = torch.zeros(len(chunk), 2, dtype=torch.int64, device=device)  # only used by the draws of `change`
         batch = Batch(keys, x, mask, None)
         if change is not None:
             names = [clip_key(str(name)) for name in rows.index[first : first + _BATCH]]
@@ -85,15 +84,15 @@ def predict(trained: Trained, rows: pd.DataFrame, device: str = "cpu", change: C
         trust = None
         if prediction.r is not None:
             trust = trained.trust(prediction.r, torch.stack([batch.mask[m].any(1) for m in config["modalities"]], 1))
-        said = prediction_columns(prediction, config, trust)
+        predicted = prediction_columns(prediction, config, trust)
         empty = torch.full((len(chunk),), nan)
         for name, values in columns.items():
-            values.append(said.get(name, empty).double().cpu().numpy())
-        routing += said["routing"].double().cpu().tolist() if "routing" in said else [None] * len(chunk)
+            values.append(predicted.get(name, empty).double().cpu().numpy())
+        routing += predicted["routing"].double().cpu().tolist() if "routing" in predicted else [None] * len(chunk)
     answers = pd.DataFrame({name: np.concatenate(values) for name, values in columns.items()}, index=rows.index)
     if not trained.classifies:
-        reach = config["calibration"]["sigmas"]["0.9"] * np.sqrt(answers["variance"])
-        answers["low_90"], answers["high_90"] = answers["score"] - reach, answers["score"] + reach
+        half_width = config["calibration"]["sigmas"]["0.9"] * np.sqrt(answers["variance"])
+        answers["low_90"], answers["high_90"] = answers["score"] - half_width, answers["score"] + half_width
     else:
         shares = [f"p_{name}" for name in task["classes"]]
         answers[shares] = tempered(answers[shares].to_numpy(), config["calibration"]["temperature"])
@@ -104,9 +103,9 @@ def predict(trained: Trained, rows: pd.DataFrame, device: str = "cpu", change: C
 
 
 def json_answers(answers: pd.DataFrame) -> list[dict[str, Any]]:
-    """Each row of `predict` as JSON can hold it: empty is None, trust and r are by modality, p_<class> by class.
+    """Return each row of `predict` as JSON values: None if empty, trust and r by modality, p_<class> by class.
 
-    score, low_90, high_90 and variance, or label and probabilities; then trust, r and routing.
+    The keys are score, low_90, high_90 and variance, or label and probabilities; then trust, r and routing.
     """
     classes = [name for name in map(str, answers) if name.startswith("p_")]
     rows = []
@@ -124,13 +123,12 @@ def json_answers(answers: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def prepare_clips(trained: Trained, rows: pd.DataFrame) -> list[dict[str, np.ndarray]]:
-    """Rows as `predict` takes them -> each clip as its model's modalities: token ids (T,) int64 and standardised frames
-    (T, kept) float32."""
+    """Return each row of `predict` by modality: token ids (T,) int64 and standardised frames (T, kept) float32."""
     config, columns = trained.config, trained.columns
     limits = config["max_frames"]
     clips = []
     for number, cells in enumerate(rows.to_dict("records")):
-        # pandas has several ways to say that a value is missing.
+        # pandas has several missing values.
         row = {
             name: value
             for name, value in cells.items()
@@ -144,7 +142,7 @@ def prepare_clips(trained: Trained, rows: pd.DataFrame) -> list[dict[str, np.nda
             elif trained.reads_words:
                 clip["text"] = _ids(config, row, number)[: limits["text"]]
             elif "text" in row or "tokens" in row:
-                raise UserError(f"Row {number}: this model reads stored text vectors, which words cannot be made into.")
+                raise UserError(f"Row {number}: this model reads stored text vectors; leave out text and tokens.")
             else:
                 clip["text"] = np.zeros((0, len(config["stats"]["text"]["kept"])), np.float32)
         clips.append(clip)
@@ -152,7 +150,7 @@ def prepare_clips(trained: Trained, rows: pd.DataFrame) -> list[dict[str, np.nda
 
 
 def raw_frames(frames: np.ndarray, stats: FrameStats) -> np.ndarray:
-    """Standardised frames (T, kept) back to raw ones (T, D) float64; a column that was dropped is not known (NaN)."""
+    """Return standardised frames (T, kept) as raw frames (T, D) float64; dropped columns are NaN."""
     columns = Columns.from_json(stats)
     raw = np.full((len(frames), int(columns.kept.max()) + 1), np.nan)
     raw[:, columns.kept] = frames.astype(np.float64) * columns.deviation + columns.mean
@@ -171,29 +169,31 @@ def _ids(config: CheckpointConfig, row: dict[Hashable, Any], number: int) -> np.
             ids = np.asarray(tokens, np.float64)
         except (TypeError, ValueError):
             ids = np.full(1, np.nan)
-        known = config["stats"]["text"]["vocabulary"]
-        if ids.ndim != 1 or not ((ids == ids.round()) & (ids >= 0) & (ids < known)).all():
-            raise UserError(f"Row {number}: tokens must be a list of whole numbers from 0 to {known - 1}.")
+        vocabulary = config["stats"]["text"]["vocabulary"]
+        if ids.ndim != 1 or not ((ids == ids.round()) & (ids >= 0) & (ids < vocabulary)).all():
+            raise UserError(f"Row {number}: tokens must be a list of integers from 0 to {vocabulary - 1}.")
         return ids.astype(np.int64)
     if words is None:
         return np.zeros(0, np.int64)
     if not isinstance(words, str):
-        raise UserError(f"Row {number}: text is {type(words).__name__}; allowed is a string, or nothing.")
+        raise UserError(f"Row {number}: text is {type(words).__name__}; it must be a string or empty.")
     ids, _ = _tokeniser(**config["extract"]["text"]).extract(words)
     return ids.astype(np.int64)
 
 
 def _frames(value: Any, columns: Columns, where: str) -> np.ndarray:
-    """(T, D) float64; what cannot be cleaned is refused, what is only not finite is left to cleaning."""
+    """Return frames (T, D) float64. Raises UserError for other values; values that are not finite stay for cleaning."""
     needed = int(columns.kept.max(initial=-1)) + 1
     try:
         frames = np.array([np.asarray(frame, np.float64) for frame in (() if value is None else value)])
     except (TypeError, ValueError):
-        raise UserError(f"{where} is no table of numbers (frames x columns); each frame has as many columns.") from None
+        raise UserError(
+            f"{where} must be a table of numbers (frames x columns) whose frames have equally many columns."
+        ) from None
     if not len(frames):
         return np.zeros((0, needed))
     if frames.ndim != 2:
-        raise UserError(f"{where} has {frames.ndim} dimensions; allowed are 2, frames x columns.")
+        raise UserError(f"{where} has {frames.ndim} dimensions; it must have 2 (frames x columns).")
     if frames.shape[1] < needed:
         raise UserError(f"{where} has frames of {frames.shape[1]} columns; this model reads {needed}.")
     return frames

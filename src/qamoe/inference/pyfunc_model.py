@@ -1,7 +1,7 @@
-"""The registered model: the file that MLflow runs to load one (models from code), in any Python with its requirements.
+"""The registered model: the file that MLflow runs to load it (models from code), in any Python with its requirements.
 
-Nothing of qamoe is imported before the model's own copy of the code is on the path, and no weights are read before
-load_context.
+qamoe is imported only inside functions, when the model's own copy of the code is on the path. load_context reads the
+weights.
 """
 
 from pathlib import Path
@@ -14,14 +14,14 @@ from mlflow.pyfunc import PythonModel
 
 
 class SentimentModel(PythonModel):
-    """Predicts clips given as rows; qamoe.inference.predict says which columns there may be and which come back.
+    """Predicts clips given as rows; qamoe.inference.predict documents the input and output columns.
 
-    Loaded with model_config={"paths": True}, rows may name media files instead (qamoe.inference.path_inputs). A server
-    that MLflow runs cannot be loaded so: its clients would choose what files it opens.
+    With model_config={"paths": True}, rows may name media files instead (qamoe.inference.path_inputs). MLflow's server
+    refuses this setting: its clients could otherwise choose the files that it opens.
     """
 
     def load_context(self, context: Any) -> None:
-        """Load the checkpoint that was logged as artifacts."""
+        """Load the logged checkpoint."""
         from qamoe.config import settings
         from qamoe.models import checkpoint
 
@@ -30,13 +30,15 @@ class SentimentModel(PythonModel):
             from qamoe.inference.path_inputs import in_a_server
 
             if in_a_server():
-                raise MlflowException.invalid_parameter_value("A server opens no paths: leave model_config paths out.")
+                raise MlflowException.invalid_parameter_value(
+                    "A server must not open paths; load the model without model_config paths."
+                )
         settings.go_offline()
         self.device = settings.device()
         self.trained = checkpoint.load(Path(context.artifacts["config"]).parent, self.device)
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
-        """A row of scores for each row of clips; input that is refused is a client's error (400), not a server's."""
+        """Predict one row per clip. Invalid input is a client error (400), not a server error."""
         from qamoe.errors import UserError
         from qamoe.inference.predict import predict
 
@@ -54,7 +56,7 @@ class SentimentModel(PythonModel):
             return with_features(self.trained.config, rows)
         if "path" in rows and rows["path"].notna().any():
             raise UserError(
-                'A path is opened for a program that loads the model with model_config={"paths": True} alone.'
+                'The column path is only read by a program that loads the model with model_config={"paths": True}.'
             )
         return rows
 
