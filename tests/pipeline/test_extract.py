@@ -144,7 +144,9 @@ def test_a_clip_that_the_corpus_lost_is_a_problem_until_it_comes(run: Any, tmp_p
     ]
     kept.rename(lost)
     out = run(changes)
-    assert [line[1:] for line in problems(out) if line[0].startswith("dev")] == [["vision", "no face in any video frame"]]
+    assert [line[1:] for line in problems(out) if line[0].startswith("dev")] == [
+        ["vision", "no face in any video frame"]
+    ]
     assert (Store(out / "audio.arrow").lengths("frames") > 0).all()
 
 

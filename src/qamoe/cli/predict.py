@@ -22,7 +22,7 @@ _BAR = 20  # characters
 
 @dataclass(frozen=True)
 class Prediction:
-    """The prediction of one clip or window, as qamoe.inference.predict.json_answers returns it; None where there is none.
+    """The prediction of a clip or window, as qamoe.inference.predict.json_answers returns it; None where there is none.
 
     `reasons` say why a modality, or the whole "clip", could not be used.
     """
