@@ -98,7 +98,7 @@ def of_glance(out: Path) -> None:
     """The first figure of the report of `out`, an experiment's folder; specialists are not in it."""
     shown = results.read(out / "evaluate", out / "train", curves.SHOWN)
     pairs = comparisons.pairs(comparisons.resampled(shown))
-    rows = comparisons.rows(pairs, tables.error_metric(shown.cells) or "")
+    rows = comparisons.reported_pairs(pairs, tables.error_metric(shown.cells) or "")
     figure = curves.glance(shown, pairs, rows)
     assert figure is not None
     figure.savefig(DOCS / "glance.png", dpi=100)

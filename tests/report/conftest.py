@@ -1,4 +1,4 @@
-"""Results of a small evaluation as stages write them: real cells and files, predictions drawn from a known rule."""
+"""Write the results of a small evaluation in the format of the stages, with predictions from a known rule."""
 
 import json
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from qamoe.evaluation import protocol
 SLICES = ("clean", "missing", "noise", "mixed")
 SIGMAS = {"0.5": 0.67, "0.9": 1.645}
 SOURCES, CLIPS, EXPERTS = 24, 62, 8
-# Error of a model: at its best, and how much severity adds.
+# model -> error at severity 0, and increase of the error per unit of severity
 RULES = {
     "mean": (1.3, 0.0),
     "concat": (0.55, 0.80),
@@ -42,27 +42,29 @@ def clips(odd_source: str | None = None) -> pd.DataFrame:
 def predictions(
     model: str, seed: int, cells: list[protocol.Cell], present: tuple[str, ...] = MODALITIES, odd: str | None = None
 ) -> pd.DataFrame:
-    """Rows of predictions.parquet. The rule: error = best + slope * mean severity; r falls with severity."""
+    """Return rows of predictions.parquet: error = best + slope * mean severity, and r falls with severity."""
     rng = np.random.default_rng([*model.encode(), seed])
-    about = clips(odd)
+    clip_rows = clips(odd)
     hard = np.random.default_rng(9).normal(0, 0.4, CLIPS)  # the same clips are hard for every model
     best, slope = RULES[model]
     parts = []
     for cell in cells:
         for view in cell.views:
-            rows = about.assign(slice=cell.slice, cell=cell.name, draw=view.number)
+            rows = clip_rows.assign(slice=cell.slice, cell=cell.name, draw=view.number)
             severities = np.full((CLIPS, 3), cell.severity)
             if cell.slice == "mixed":
                 severities = np.random.default_rng([7, view.number]).uniform(size=(CLIPS, 3))
             for column, modality in enumerate(MODALITIES):
-                here = modality in present
-                rows[f"kind_{modality}"] = cell.kind if here else "absent"
-                rows[f"severity_{modality}"] = severities[:, column] if here else np.nan
-                rows[f"lost_{modality}"] = severities[:, column] if here else np.nan
-                rows[f"frames_{modality}"] = 20 if here else 0
+                is_present = modality in present
+                rows[f"kind_{modality}"] = cell.kind if is_present else "absent"
+                rows[f"severity_{modality}"] = severities[:, column] if is_present else np.nan
+                rows[f"lost_{modality}"] = severities[:, column] if is_present else np.nan
+                rows[f"frames_{modality}"] = 20 if is_present else 0
                 r = 0.9 - 0.4 * severities[:, column] + rng.normal(0, 0.02, CLIPS)
-                rows[f"r_{modality}"] = r if here and model in WITH_QUALITY else np.nan
-                rows[f"trust_{modality}"] = np.clip((r - 0.5) / 0.4, 0, 1) if here and model in WITH_QUALITY else np.nan
+                rows[f"r_{modality}"] = r if is_present and model in WITH_QUALITY else np.nan
+                rows[f"trust_{modality}"] = (
+                    np.clip((r - 0.5) / 0.4, 0, 1) if is_present and model in WITH_QUALITY else np.nan
+                )
             level = np.nanmean(severities, axis=1)
             error = (best + slope * level) * (rng.normal(0, 0.6, CLIPS) + hard) + 0.02 * seed
             rows["prediction"] = 0.1 if model == "mean" else rows["target"] + error
@@ -91,7 +93,7 @@ def write_run(
     trust = (
         {m: {"clean": 0.9, "fully_degraded": 0.5, "rescaled": True} for m in present} if model in WITH_QUALITY else {}
     )
-    about = {
+    model_json = {
         "model": model,
         "seed": seed,
         "task": {"kind": "regression", "low": -3.0, "high": 3.0, "classes": []},
@@ -104,7 +106,7 @@ def write_run(
         "digests": {"data": "d1f2" * 16},
         "trained_on_generated": True,
     }
-    (record / "model.json").write_text(json.dumps(about | config))
+    (record / "model.json").write_text(json.dumps(model_json | config))
     if model == "qamoe":
         write_permuted_quality(folder / "broken.parquet", rows)
     lines = [{"epoch": e, "loss": 1 / e, "losses.task": 1 / e, "valid": 0.9, "seconds": 1.5} for e in (1, 2, 3)]
@@ -112,7 +114,7 @@ def write_run(
 
 
 def write_permuted_quality(path: Path, rows: pd.DataFrame) -> None:
-    """Slice mixed with r exchanged: errors grow by a fifth, and within the cell by a tenth."""
+    """Write slice mixed with permuted r: errors grow by 20 % across draws and by 10 % within a draw."""
     mixed = rows[rows["slice"] == "mixed"]
     error = mixed["prediction"] - mixed["target"]
     parts = [
@@ -124,7 +126,7 @@ def write_permuted_quality(path: Path, rows: pd.DataFrame) -> None:
 
 @pytest.fixture(scope="session")
 def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with every sort of model, a seed each; not to be changed."""
+    """A folder with every type of model, one seed each; read only."""
     root = tmp_path_factory.mktemp("many")
     for model in RULES:
         write_run(root, model, 1)
@@ -133,7 +135,7 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with evaluate/ and train/ of mean (seed 1), concat and qamoe (seeds 1, 2, 3); not to be changed."""
+    """A folder with evaluate/ and train/ of mean (seed 1), concat and qamoe (seeds 1, 2, 3); read only."""
     root = tmp_path_factory.mktemp("results")
     for model, seeds in (("mean", (1,)), ("concat", (1, 2, 3)), ("qamoe", (1, 2, 3))):
         for seed in seeds:

@@ -1,4 +1,5 @@
 import io
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -17,76 +18,93 @@ def rows(root: Path, model: str) -> pd.DataFrame:
 
 
 def test_a_pair_is_compared_on_every_slice_that_both_have(many: Path) -> None:
-    found = pairwise.between(many / "evaluate", "qamoe", "moe")
-    assert list(found.rows) == ["clean", "missing", "noise", "mixed"]
-    assert (found.metric, found.sources) == ("mae", 24)
-    ours, theirs = (rows(many, model).query("slice == 'noise'") for model in ("qamoe", "moe"))
-    assert found.rows["noise"][:3] == pytest.approx(paired_bootstrap(ours, theirs))
+    pair = pairwise.between(many / "evaluate", "qamoe", "moe")
+    assert list(pair.rows) == ["clean", "missing", "noise", "mixed"]
+    assert (pair.metric, pair.sources) == ("mae", 24)
+    rows_a, rows_b = (rows(many, model).query("slice == 'noise'") for model in ("qamoe", "moe"))
+    assert pair.rows["noise"][:3] == pytest.approx(paired_bootstrap(rows_a, rows_b))
 
 
-def test_one_slice_or_one_cell_of_it(many: Path) -> None:
+def test_a_pair_is_compared_on_one_slice_or_one_cell(many: Path) -> None:
     assert list(pairwise.between(many / "evaluate", "qamoe", "moe", "mixed").rows) == ["mixed"]
-    found = pairwise.between(many / "evaluate", "qamoe", "moe", "noise-0.7", "corr")
-    ours, theirs = (rows(many, model).query("cell == 'noise-0.7'") for model in ("qamoe", "moe"))
-    assert found.rows["noise-0.7"][:3] == pytest.approx(paired_bootstrap(ours, theirs, "corr"))
+    pair = pairwise.between(many / "evaluate", "qamoe", "moe", "noise-0.7", "corr")
+    rows_a, rows_b = (rows(many, model).query("cell == 'noise-0.7'") for model in ("qamoe", "moe"))
+    assert pair.rows["noise-0.7"][:3] == pytest.approx(paired_bootstrap(rows_a, rows_b, "corr"))
 
 
-def test_a_part_of_a_slice_is_weighed_as_within_it(many: Path, tmp_path: Path) -> None:
-    """Of slice alone with two curves, one of them: its own trapezoid."""
+def test_a_part_of_a_slice_is_weighted_as_in_the_slice(many: Path, tmp_path: Path) -> None:
+    """Slice alone has two curves; a part with one of them is weighted by its own trapezoids."""
     for model in ("qamoe", "moe"):
-        place = tmp_path / model / "1"
-        place.mkdir(parents=True)
-        (place / "cells.parquet").write_bytes((many / "evaluate" / model / "1" / "cells.parquet").read_bytes())
+        folder = tmp_path / model / "1"
+        folder.mkdir(parents=True)
+        (folder / "cells.parquet").write_bytes((many / "evaluate" / model / "1" / "cells.parquet").read_bytes())
         curve = rows(many, model).query("slice == 'noise'")
         named = [
             curve.assign(slice="alone", cell=curve["cell"].str.replace("noise-", f"alone-{m}-noise-"))
             for m in ("text", "audio")
         ]
         named[1]["prediction"] += 1.0
-        pd.concat(named).to_parquet(place / "predictions.parquet")
-    found = pairwise.between(tmp_path, "qamoe", "moe", "alone-text-noise").rows["alone-text-noise"]
-    assert found[:3] == pytest.approx(pairwise.between(many / "evaluate", "qamoe", "moe", "noise").rows["noise"][:3])
+        pd.concat(named).to_parquet(folder / "predictions.parquet")
+    part = pairwise.between(tmp_path, "qamoe", "moe", "alone-text-noise").rows["alone-text-noise"]
+    assert part[:3] == pytest.approx(pairwise.between(many / "evaluate", "qamoe", "moe", "noise").rows["noise"][:3])
     whole = pairwise.between(tmp_path, "qamoe", "moe", "alone").rows["alone"]
     other = pairwise.between(tmp_path, "qamoe", "moe", "alone-audio").rows["alone-audio"]
-    assert whole.difference == pytest.approx((found.difference + other.difference) / 2)
+    assert whole.difference == pytest.approx((part.difference + other.difference) / 2)
 
 
 @pytest.mark.parametrize(
-    ("chosen", "message"),
+    ("chosen", "values"),
     [
-        (("qamoe", "bert"), r"No model 'bert' was evaluated in .*; there are mean, concat, moe, qamoe, oracle"),
-        (("qamoe", "moe", "swap"), "qamoe was not evaluated on 'swap'; its slices are clean, missing, noise, mixed"),
-        (("qamoe", "moe", None, "acc9"), "'acc9'; allowed are mae, mean_error"),
+        (("qamoe", "bert"), ("'bert'", "/evaluate", "mean, concat, moe, qamoe, oracle")),
+        (("qamoe", "moe", "swap"), ("qamoe", "'swap'", "clean, missing, noise, mixed")),
+        (("qamoe", "moe", None, "acc9"), ("'acc9'", "mae, mean_error")),
     ],
 )
-def test_what_is_not_there_is_refused_by_name(many: Path, chosen: tuple, message: str) -> None:
-    with pytest.raises(UserError, match=message):
+def test_unknown_models_slices_and_metrics_are_refused(many: Path, chosen: tuple, values: tuple[str, ...]) -> None:
+    with pytest.raises(UserError) as refused:
         pairwise.between(many / "evaluate", *chosen)
+    assert [value for value in values if value not in str(refused.value)] == []
 
 
 def test_different_grids_are_refused(many: Path, tmp_path: Path) -> None:
     for model in ("qamoe", "moe"):
-        place = tmp_path / model / "1"
-        place.mkdir(parents=True)
-        (place / "cells.parquet").write_bytes((many / "evaluate" / model / "1" / "cells.parquet").read_bytes())
-        own = rows(many, model)
-        own[own["draw"] < (2 if model == "moe" else 99)].to_parquet(place / "predictions.parquet")
-    with pytest.raises(UserError, match="not measured on the same"):
+        folder = tmp_path / model / "1"
+        folder.mkdir(parents=True)
+        (folder / "cells.parquet").write_bytes((many / "evaluate" / model / "1" / "cells.parquet").read_bytes())
+        predictions = rows(many, model)
+        predictions[predictions["draw"] < (2 if model == "moe" else 99)].to_parquet(folder / "predictions.parquet")
+    with pytest.raises(UserError, match="mixed"):
         pairwise.between(tmp_path, "qamoe", "moe", "mixed")
 
 
-def test_a_claim_needs_an_interval_without_0() -> None:
-    def found(low: float, high: float) -> Comparison:
-        return Comparison((low + high) / 2, low, high, 0.5, 1, 1, 1)
-
-    assert pairwise.verdict(found(-2, -1), "mae") == "better"
-    assert pairwise.verdict(found(1, 2), "mae") == "worse"
-    assert pairwise.verdict(found(1, 2), "corr") == "better"
-    assert pairwise.verdict(found(-1, 2), "mae") == ""
-    assert pairwise.verdict(found(1, 2), "mean_error") == ""
+def comparison(low: float, high: float) -> Comparison:
+    return Comparison((low + high) / 2, low, high, 0.5, 1, 1, 1)
 
 
-def test_in_a_terminal_it_fits_80_characters(many: Path) -> None:
+def test_better_or_worse_needs_an_interval_without_0() -> None:
+    assert pairwise.verdict(comparison(-2, -1), "mae") == "better"
+    assert pairwise.verdict(comparison(1, 2), "mae") == "worse"
+    assert pairwise.verdict(comparison(1, 2), "corr") == "better"
+    assert pairwise.verdict(comparison(-1, 2), "mae") == ""
+    assert pairwise.verdict(comparison(1, 2), "mean_error") == ""
+
+
+def printed(pair: pairwise.Pair) -> str:
+    screen = io.StringIO()
+    pairwise.show(pair, Console(file=screen, width=80))
+    return screen.getvalue()
+
+
+def test_a_column_that_is_empty_in_every_row_is_not_printed() -> None:
+    rows = {"missing": comparison(-1, 2), "noise": comparison(-2, 1)}
+    assert "model-a" not in printed(pairwise.Pair("model-a", "b", "mae", rows, 3)).replace("mae of model-a", "")
+    rows["noise"] = comparison(-2, -1)
+    text = printed(pairwise.Pair("model-a", "b", "mae", rows, 3))
+    assert "model-a" in text.replace("mae of model-a", "")
+    assert "better" in next(line for line in text.splitlines() if "noise" in line)
+
+
+def test_the_comparison_fits_80_characters(many: Path) -> None:
     screen = io.StringIO()
     pairwise.show(pairwise.between(many / "evaluate", "qamoe", "concat"), Console(file=screen, width=80))
     text = screen.getvalue()
@@ -97,29 +115,26 @@ def test_in_a_terminal_it_fits_80_characters(many: Path) -> None:
 
 
 def test_a_long_name_is_folded_and_hides_no_number(many: Path) -> None:
-    found = pairwise.between(many / "evaluate", "qamoe", "concat", "mixed")
-    screen = io.StringIO()
-    long = found._replace(rows={"signals-audio-dropouts-0.75": found.rows["mixed"]})
-    pairwise.show(long, Console(file=screen, width=80))
-    text = screen.getvalue()
+    pair = pairwise.between(many / "evaluate", "qamoe", "concat", "mixed")
+    text = printed(pair._replace(rows={"signals-audio-dropouts-0.75": pair.rows["mixed"]}))
     assert max(map(len, text.splitlines())) <= 80
     assert "…" not in text
-    assert all(part in text for part in pairwise.texts(found.rows["mixed"]))
+    assert all(part in text for part in pairwise.format_comparison(pair.rows["mixed"]))
 
 
 def test_the_commands_print_and_refuse(many: Path, results: Path) -> None:
     def run(*arguments: str) -> str:
-        done = CliRunner().invoke(app.app, [*arguments])
-        if isinstance(done.exception, UserError):
-            return f"refused: {done.exception}"
-        assert done.exit_code == 0, done.output
-        return done.stdout
+        command = CliRunner().invoke(app.app, [*arguments])
+        if isinstance(command.exception, UserError):
+            return f"refused: {command.exception}"
+        assert command.exit_code == 0, command.output
+        return command.stdout
 
     assert "mae of qamoe minus mae of concat" in run("compare", "qamoe", "concat", "--out", str(many))
-    assert "refused: No model 'x'" in run("compare", "qamoe", "x", "--out", str(many))
+    assert re.match("refused: .*'x'", run("compare", "qamoe", "x", "--out", str(many)))
     out = ("--out", str(results))
     assert "MAE, mixed" in run("table", *out)
     assert "| LNLN * |" in run("table", "--slice", "missing", "--peers", "mosi", "--format", "md", *out)
     assert run("table", "--format", "csv", *out).startswith("model,seeds,source,clean.mae.clean,")
     assert r"\toprule" in run("table", "--format", "latex", *out)
-    assert "refused: The published rows are averages over slice missing: add" in run("table", "--peers", "mosi", *out)
+    assert re.match("refused: .*--slice missing", run("table", "--peers", "mosi", *out))

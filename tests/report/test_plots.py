@@ -10,16 +10,16 @@ from qamoe.report.results import Results, read
 
 
 @pytest.fixture(scope="module")
-def found(results: Path) -> Results:
+def evaluated(results: Path) -> Results:
     return read(results / "evaluate", results / "train")
 
 
-def cells_by_model(found: Results) -> dict[str, pd.DataFrame]:
-    return {str(model): own for model, own in found.cells.groupby("model")}
+def cells_by_model(evaluated: Results) -> dict[str, pd.DataFrame]:
+    return {str(model): cells for model, cells in evaluated.cells.groupby("model")}
 
 
-def test_spectrum_has_a_panel_a_slice_and_a_labelled_line_a_model(found: Results) -> None:
-    figure = plots.spectrum_curve(cells_by_model(found))
+def test_spectrum_has_one_panel_per_slice_and_one_labelled_line_per_model(evaluated: Results) -> None:
+    figure = plots.spectrum_curve(cells_by_model(evaluated))
     assert [ax.get_title(loc="left") for ax in figure.axes] == ["missing", "noise"]
     assert figure.axes[0].get_ylabel() == "MAE (label units)"
     assert "η" in figure.axes[0].get_xlabel()
@@ -27,22 +27,22 @@ def test_spectrum_has_a_panel_a_slice_and_a_labelled_line_a_model(found: Results
     assert labels == ["mean", "concat", "qamoe"]
 
 
-def test_spectrum_draws_the_mean_of_the_seeds_thick(found: Results) -> None:
-    (ax,) = plots.spectrum_curve(cells_by_model(found), ["noise"]).axes
+def test_spectrum_draws_the_mean_of_the_seeds_thick(evaluated: Results) -> None:
+    (ax,) = plots.spectrum_curve(cells_by_model(evaluated), ["noise"]).axes
     thick = next(line for line in ax.lines if line.get_label() == "qamoe")
-    expected = tables.curves(found.cells).query("model == 'qamoe' and slice == 'noise'")["mae"]
+    expected = tables.curves(evaluated.cells).query("model == 'qamoe' and slice == 'noise'")["mae"]
     assert thick.get_ydata() == pytest.approx(expected.to_numpy())
     thin = [line for line in ax.lines if line.get_color() == thick.get_color() and line is not thick]
     assert len(thin) == 3
     assert all(line.get_linewidth() < thick.get_linewidth() for line in thin)
 
 
-def test_spectrum_takes_the_cells_of_one_run_as_they_are_on_disk(results: Path) -> None:
+def test_spectrum_accepts_cells_parquet_of_one_run(results: Path) -> None:
     cells = pd.read_parquet(results / "evaluate" / "qamoe" / "1" / "cells.parquet")
     assert len(plots.spectrum_curve({"qamoe": cells}).axes) == 2
 
 
-def test_at_a_glance_marks_are_full_where_a_difference_is_claimed(found: Results) -> None:
+def test_at_a_glance_fills_the_marks_of_claimed_differences(evaluated: Results) -> None:
     pairs = pd.DataFrame(
         {
             "against": ["concat", "concat", "moe"],
@@ -53,8 +53,10 @@ def test_at_a_glance_marks_are_full_where_a_difference_is_claimed(found: Results
             "claimed": [True, False, True],
         }
     )
-    cells = found.cells[found.cells["slice"] == "missing"]
-    r = tables.by_severity(found.predictions("qamoe"), "missing", "text", "r").assign(slice="missing", modality="text")
+    cells = evaluated.cells[evaluated.cells["slice"] == "missing"]
+    r = tables.by_severity(evaluated.predictions("qamoe"), "missing", "text", "r").assign(
+        slice="missing", modality="text"
+    )
     figure = plots.at_a_glance(cells, r, pairs, "mae", "qamoe")
     assert len(figure.axes) == 3
     forest = figure.axes[-1]
@@ -65,7 +67,7 @@ def test_at_a_glance_marks_are_full_where_a_difference_is_claimed(found: Results
     assert len(plots.at_a_glance(cells, r.iloc[:0], pairs, "mae", "qamoe").axes) == 2
 
 
-def test_a_model_has_one_colour_everywhere_and_grey_tells_the_known_ones_apart() -> None:
+def test_a_model_has_one_colour_and_line_styles_are_unique() -> None:
     assert plots.line("qamoe") == plots.LINES["qamoe"]
     assert plots.line("ablation-no-gate") == plots.line("ablation-no-gate")
     assert plots.line("ablation-no-gate") not in plots.LINES.values()
@@ -73,22 +75,22 @@ def test_a_model_has_one_colour_everywhere_and_grey_tells_the_known_ones_apart()
     assert len({str(style) for style in styles}) == len(styles)
 
 
-def test_trust_draws_what_there_is(found: Results) -> None:
-    r = tables.by_severity(found.predictions("qamoe"), "missing", "text", "r")
+def test_trust_draws_r_without_trust(evaluated: Results) -> None:
+    r = tables.by_severity(evaluated.predictions("qamoe"), "missing", "text", "r")
     (ax,) = plots.trust_curve("text", "missing", None, r).axes
     assert [line.get_label() for line in ax.lines] == ["reliability r"]
 
 
-def test_expert_usage_shows_the_share_of_every_expert(found: Results) -> None:
-    usage = tables.usage_by_severity(found.predictions("qamoe"), "missing")
+def test_expert_usage_shows_the_share_of_every_expert(evaluated: Results) -> None:
+    usage = tables.usage_by_severity(evaluated.predictions("qamoe"), "missing")
     figure = plots.expert_usage("missing", usage, seed=2)
     shares = figure.axes[1].collections[0].get_array()
     expected = usage[usage["seed"] == 2].filter(like="expert_").to_numpy().T
     assert np.asarray(shares) == pytest.approx(expected)
 
 
-def test_an_embedded_figure_is_an_svg_without_a_date_and_the_same_again(found: Results) -> None:
-    usage = tables.usage_by_severity(found.predictions("qamoe"), "missing")
+def test_an_embedded_figure_is_a_reproducible_svg_without_metadata(evaluated: Results) -> None:
+    usage = tables.usage_by_severity(evaluated.predictions("qamoe"), "missing")
     uris = [plots.data_uri(plots.expert_usage("missing", usage, seed=1)) for _ in range(2)]
     assert uris[0] == uris[1]
     head, body = uris[0].split(",", 1)
@@ -98,9 +100,9 @@ def test_an_embedded_figure_is_an_svg_without_a_date_and_the_same_again(found: R
     assert "<metadata>" not in svg
 
 
-def test_nothing_global_changes(found: Results) -> None:
+def test_plots_do_not_change_the_global_style(evaluated: Results) -> None:
     import matplotlib
 
     before = dict(matplotlib.rcParams)
-    plots.spectrum_curve(cells_by_model(found))
+    plots.spectrum_curve(cells_by_model(evaluated))
     assert dict(matplotlib.rcParams) == before

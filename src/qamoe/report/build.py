@@ -1,11 +1,11 @@
-"""The report: one page that stands alone, and every number on it as a file.
+"""Write the report: one self-contained HTML page, and files with every number on it.
 
-Reads what evaluate and train wrote, and tune where there was a search, opens no store and no model, and writes
-- index.html    the page: figures inside it, nothing loaded from anywhere, every string of a corpus escaped
-- summary.json  every number that the page shows, under flat names such as qamoe.missing.mae.area.mean:
+Reads the outputs of evaluate and train, and of tune after a search. Opens no store and no model. Writes
+- index.html    the page: figures are embedded, nothing is loaded, every string of a corpus is escaped
+- summary.json  every number on the page, under flat names such as qamoe.missing.mae.area.mean:
                 <model>.<slice>.<metric>.<statistic>.<mean|sd|seedN>; s03 is severity 0.3, s025 is 0.25, shares are 0..1
 - metrics.json  the few numbers of `dvc metrics show`
-- curves.csv    model, slice, severity, error (what `dvc plots` draws), then a column a metric
+- curves.csv    model, slice, severity, error (drawn by `dvc plots`), then one column per metric
 """
 
 import json
@@ -24,12 +24,12 @@ from qamoe.report.section import Numbers, Section, merged
 from qamoe.report.tables import number
 
 COMMAND = "dvc repro report"
-METRICS = ("mae", "corr", "accuracy", "macro_f1")  # in metrics.json
+METRICS = ("mae", "corr", "accuracy", "macro_f1")  # those in metrics.json
 
 
 @dataclass(frozen=True)
 class Report:
-    """The page, the numbers of summary.json, and tables.headline for a terminal."""
+    """The page, the numbers of summary.json, and the table of tables.headline."""
 
     html: str
     numbers: Numbers
@@ -38,7 +38,7 @@ class Report:
 
 @dataclass(frozen=True)
 class Written:
-    """What a terminal shows of a report: tables.headline, and the paths of the page and of summary.json."""
+    """The table of tables.headline, and the paths of the page and of summary.json."""
 
     headline: pd.DataFrame
     page: Path
@@ -48,11 +48,11 @@ class Written:
 def write(
     evaluated: Path, trained: Path, out: Path, tuned: Path | None = None, models: Collection[str] | None = None
 ) -> Written:
-    """Write the report's folder.
+    """Write the folder of the report.
 
-    evaluated, trained, tuned: artifacts/evaluate, artifacts/train, and artifacts/tune, which need not be there. out:
-    artifacts/report, replaced as a whole at the end. models: those it is about, None for all that were evaluated.
-    Raises UserError where a run is not complete.
+    evaluated, trained, tuned: artifacts/evaluate, artifacts/train and artifacts/tune; the last may be missing.
+    out: artifacts/report, replaced as a whole at the end. models: the models to show; None for all evaluated ones.
+    Raises UserError for a run with missing files.
     """
     results = read(evaluated, trained, models)
     report = build(results, tuned)
@@ -60,29 +60,29 @@ def write(
     error = tables.error_metric(results.cells)
     if error:
         curve_table.insert(3, "error", curve_table[error])
-    aside = out.with_name(f".{out.name}.{os.getpid()}")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
+    staging = out.with_name(f".{out.name}.{os.getpid()}")
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir(parents=True)
     try:
-        (aside / "index.html").write_text(report.html, encoding="utf-8")
-        (aside / "summary.json").write_text(
+        (staging / "index.html").write_text(report.html, encoding="utf-8")
+        (staging / "summary.json").write_text(
             _json({name: None if pd.isna(value) else value for name, value in report.numbers.items()})
         )
-        (aside / "metrics.json").write_text(_json(metrics(report.numbers, results.cells)))
-        curve_table.to_csv(aside / "curves.csv", index=False, float_format="%.6g")
-        _replace(out, aside)
+        (staging / "metrics.json").write_text(_json(metrics(report.numbers, results.cells)))
+        curve_table.to_csv(staging / "curves.csv", index=False, float_format="%.6g")
+        _replace(out, staging)
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(staging, ignore_errors=True)
     return Written(report.headline, out / "index.html", out / "summary.json")
 
 
-def _replace(out: Path, aside: Path) -> None:
-    """Put a finished folder in the place of an older one, which is gone only once the new one stands."""
+def _replace(out: Path, staging: Path) -> None:
+    """Replace folder `out` with the finished folder; delete the old one only after the new one is in place."""
     old = out.with_name(f".{out.name}.old.{os.getpid()}")
     if out.exists():
         out.rename(old)
     try:
-        aside.rename(out)
+        staging.rename(out)
     except OSError:
         if old.exists():
             old.rename(out)
@@ -95,7 +95,7 @@ def _json(content: Any) -> str:
 
 
 def metrics(numbers: Numbers, cells: pd.DataFrame) -> dict[str, dict[str, dict[str, float]]]:
-    """model -> slice -> metric: means over seeds of each slice's area, for `dvc metrics show|diff`."""
+    """Return model -> slice -> metric: means over seeds of each slice's area, for `dvc metrics show|diff`."""
     nested: dict[str, dict[str, dict[str, float]]] = {}
     for model, name, metric in cells[["model", "slice", "metric"]].drop_duplicates().itertuples(index=False):
         value = numbers.get(f"{model}.{name}.{metric}.area.mean")
@@ -105,26 +105,26 @@ def metrics(numbers: Numbers, cells: pd.DataFrame) -> dict[str, dict[str, dict[s
 
 
 def build(results: Results, tuned: Path | None = None) -> Report:
-    """Everything that the report says."""
+    """Compute all sections of the report and render the page."""
     cells = results.cells
     runs = tables.summaries(cells)
     headline = tables.headline(cells, runs)
     metric = tables.error_metric(cells) or ""
     resampled = comparisons.resampled(results)
     pairs = comparisons.pairs(resampled)
-    rows = comparisons.rows(pairs, metric)
+    reported = comparisons.reported_pairs(pairs, metric)
     slices = sections.slices(cells, runs)
-    no_worse = comparisons.no_worse(resampled, pairs) if metric == "mae" else Section([], {})
+    non_inferiority = comparisons.non_inferiority(resampled, pairs) if metric == "mae" else Section([], {})
     by_name: dict[str, Section[Any]] = {
         "about": sections.about(results),
-        "compared": comparisons.compared_models(pairs, rows, metric),
+        "compared": comparisons.compared_models(pairs, reported, metric),
         "matrix": comparisons.matrix(resampled, pairs, metric),
-        "no_worse": no_worse,
+        "non_inferiority": non_inferiority,
         "specialists": comparisons.specialists(results),
         "slices": slices,
         "reliability": reliability.reliability_rows(results),
         "permuted_quality": reliability.permuted_quality(results),
-        "nothing_left": reliability.nothing_left(results),
+        "all_missing": reliability.all_missing(results),
         "calibration": reliability.calibration(results, slices.numbers),
         "training": sections.training(results),
         "references": sections.references(slices.numbers),
@@ -139,15 +139,15 @@ def build(results: Results, tuned: Path | None = None) -> Report:
     ]
     context = {
         "headline": sections.headline(headline, cells),
-        "glance": curves.at_a_glance(results, curves.glance(results, pairs, rows), no_worse.context),
+        "glance": curves.at_a_glance(results, curves.glance(results, pairs, reported), non_inferiority.context),
         "groups": [group.context for group in groups],
         "family": comparisons.FAMILY,
-        "error_name": "MAE" if metric == "mae" else "Share of misses",
+        "error_name": "MAE" if metric == "mae" else "Error rate",
         "metric": tables.METRIC_NAMES.get(metric, metric),
         "margin": f"{100 * comparisons.MARGIN:g} %",
         "pair": comparisons.COMPARED,
         "resamplings": comparisons.DRAWS,
-        "gate": number(sections.WITHOUT_QUALITY_GATE, "mean_error"),
+        "without_quality_gate": number(sections.WITHOUT_QUALITY_GATE, "mean_error"),
         "notes": sections.notes(results),
         "command": COMMAND,
     }

@@ -1,4 +1,4 @@
-"""QA-MoE against every control, ablation and specialist: what the page says about differences, with their intervals."""
+"""Compare QA-MoE with every control, ablation and specialist: differences with their intervals, for the page."""
 
 import re
 from dataclasses import dataclass
@@ -8,24 +8,24 @@ import pandas as pd
 
 from qamoe.evaluation.bootstrap import DRAWS, Comparison, Resampled, compare_resampled, holm, non_inferior, resample
 from qamoe.report import tables
-from qamoe.report.pairwise import texts, verdict
+from qamoe.report.pairwise import format_comparison, verdict
 from qamoe.report.results import Results
 from qamoe.report.section import Numbers, Section
 from qamoe.report.tables import number, percent
 
-COMPARED = ("qamoe", "concat")  # the first minus the second, in full
-FAMILY = (("concat", "moe"), ("mixed", "alone"))  # named before any result was seen; Holm corrects over it
-JUDGED = ("mixed", "missing")  # where QA-MoE must be no worse than the best control
-SIGNIFICANT = 0.05  # below it, Holm's p of a member of FAMILY is a difference
-MARGIN = 0.01  # by how much of its MAE it may be worse there
-FROM = 0.3  # severity from which the clean specialist should lose
+COMPARED = ("qamoe", "concat")  # the page reports the first minus the second on every slice
+FAMILY = (("concat", "moe"), ("mixed", "alone"))  # models and slices; fixed before any result; Holm corrects over it
+NON_INFERIORITY_SLICES = ("mixed", "missing")  # where QA-MoE must be no worse than the best control
+SIGNIFICANT = 0.05  # for Holm's p of a member of FAMILY
+MARGIN = 0.01  # non-inferiority margin, relative to the MAE of the control
+FROM = 0.3  # lowest severity at which the clean specialist is expected to lose
 
 Areas = dict[tuple[str, str], Resampled]  # (model, slice) -> the error under the same draws of sources
 Pairs = dict[tuple[str, str], Comparison]  # (other model, slice)
 
 
-class Row(NamedTuple):
-    """The first of COMPARED against a model on a slice; `corrected` is Holm's p, None outside the family."""
+class ReportedPair(NamedTuple):
+    """COMPARED[0] against a model on a slice; `corrected` is Holm's p, None outside FAMILY."""
 
     against: str
     slice: str
@@ -35,7 +35,7 @@ class Row(NamedTuple):
 
 
 def resampled(results: Results) -> Areas:
-    """The error of every model on every slice, specialists apart."""
+    """Return the error of every model except the specialists on every slice."""
     metric = tables.error_metric(results.cells)
     if metric is None:
         return {}
@@ -48,7 +48,7 @@ def resampled(results: Results) -> Areas:
 
 
 def pairs(areas: Areas) -> Pairs:
-    """The first of COMPARED against every other model on every slice that both have; none where it is absent."""
+    """Compare COMPARED[0] with every other model on every slice that both have; empty if it was not evaluated."""
     first = COMPARED[0]
     return {
         (model, name): compare_resampled(areas[first, name], area, name)
@@ -57,29 +57,31 @@ def pairs(areas: Areas) -> Pairs:
     }
 
 
-def rows(pairs: Pairs, metric: str) -> list[Row]:
-    """COMPARED, a slice a row, then what else is of the family: the comparison, and its p corrected over the family."""
+def reported_pairs(pairs: Pairs, metric: str) -> list[ReportedPair]:
+    """Return the pair COMPARED on every slice, then the other members of FAMILY, each with its corrected p."""
     corrected = family(pairs)
     chosen = dict.fromkeys([*(key for key in pairs if key[0] == COMPARED[1]), *corrected])
-    return [Row(model, name, metric, pairs[model, name], corrected.get((model, name))) for model, name in chosen]
+    return [
+        ReportedPair(model, name, metric, pairs[model, name], corrected.get((model, name))) for model, name in chosen
+    ]
 
 
 def family(pairs: Pairs) -> dict[tuple[str, str], float]:
-    """Holm's p of each member of FAMILY that was measured."""
+    """Return Holm's p of each member of FAMILY that was measured."""
     members = [(model, name) for model in FAMILY[0] for name in FAMILY[1]]
     measured = [key for key in members if key in pairs and not pd.isna(pairs[key].p)]
     corrected = holm({f"{model}.{name}": pairs[model, name].p for model, name in measured})
     return {(model, name): p for key, p in corrected.items() for model, _, name in [key.partition(".")]}
 
 
-def shows(pair: Comparison, corrected: float | None) -> bool:
-    """Whether a pair shows a difference: its interval leaves out 0 and, in the family, Holm's p is small too."""
+def shows_difference(pair: Comparison, corrected: float | None) -> bool:
+    """Return whether the interval of a pair excludes 0 and, within FAMILY, Holm's p is below SIGNIFICANT."""
     return pair.claimed and (corrected is None or corrected < SIGNIFICANT)
 
 
 @dataclass(frozen=True)
-class Difference:
-    """A Row as the page prints it."""
+class DifferenceRow:
+    """A ReportedPair formatted for the page."""
 
     against: str
     slice: str
@@ -92,16 +94,16 @@ class Difference:
     verdict: str
 
 
-def compared_models(pairs: Pairs, rows: list[Row], metric: str) -> Section[list[Difference]]:
-    """The rows, and the numbers of every pair."""
+def compared_models(pairs: Pairs, reported: list[ReportedPair], metric: str) -> Section[list[DifferenceRow]]:
+    """Return the reported pairs for the page, and the numbers of every pair."""
     first = COMPARED[0]
     numbers: Numbers = {}
     for (model, name), pair in pairs.items():
         numbers |= _pair_numbers(f"comparison.{first}-{model}.{name}.{metric}", pair)
-    for row in rows:
+    for row in reported:
         if row.corrected is not None:
             numbers[f"comparison.{first}-{row.against}.{row.slice}.{metric}.p_holm"] = row.corrected
-    return Section([_difference(row) for row in rows], numbers)
+    return Section([_difference_row(row) for row in reported], numbers)
 
 
 def _pair_numbers(prefix: str, pair: Comparison) -> Numbers:
@@ -109,10 +111,10 @@ def _pair_numbers(prefix: str, pair: Comparison) -> Numbers:
     return {f"{prefix}.{name}": value for name, value in zip(names, pair, strict=True)}
 
 
-def _difference(row: Row) -> Difference:
-    difference, interval, p, ratio, ratio_interval = texts(row.pair)
-    better_or_worse = verdict(row.pair, row.metric) if shows(row.pair, row.corrected) else ""
-    return Difference(
+def _difference_row(row: ReportedPair) -> DifferenceRow:
+    difference, interval, p, ratio, ratio_interval = format_comparison(row.pair)
+    better_or_worse = verdict(row.pair, row.metric) if shows_difference(row.pair, row.corrected) else ""
+    return DifferenceRow(
         row.against,
         row.slice,
         difference,
@@ -121,17 +123,17 @@ def _difference(row: Row) -> Difference:
         corrected="" if row.corrected is None else f"{row.corrected:.3f}",
         ratio=ratio,
         ratio_interval=ratio_interval,
-        verdict=_reading(better_or_worse),
+        verdict=_result(better_or_worse),
     )
 
 
-def _reading(better_or_worse: str) -> str:
+def _result(better_or_worse: str) -> str:
     return f"{COMPARED[0]} is {better_or_worse}" if better_or_worse else "no difference shown"
 
 
 @dataclass(frozen=True)
 class MatrixCell:
-    """A value with its interval, empty where it was not measured; claimed where it is a difference."""
+    """A value with its interval; both are empty if not measured. claimed: the interval of a difference excludes 0."""
 
     value: str = ""
     interval: str = ""
@@ -146,7 +148,7 @@ class MatrixRow:
 
 @dataclass(frozen=True)
 class Matrix:
-    """A row a model and a column a slice: each one's error, and how much that of the first of COMPARED exceeds it."""
+    """One row per model, one column per slice: the error, and the error of COMPARED[0] minus it."""
 
     title: str
     slices: list[str]
@@ -155,7 +157,7 @@ class Matrix:
 
 
 def matrix(areas: Areas, pairs: Pairs, metric: str) -> Section[list[Matrix]]:
-    """Controls, and ablations where there are any."""
+    """Return the matrix of the controls, and that of the ablations if any were evaluated."""
     models = list(dict.fromkeys(model for model, _ in areas))
     slices = list(dict.fromkeys(name for _, name in areas))
     groups = (
@@ -187,13 +189,13 @@ def _error_cell(area: Resampled | None, metric: str) -> MatrixCell:
 def _difference_cell(pair: Comparison | None) -> MatrixCell:
     if pair is None:
         return MatrixCell()
-    difference, interval = texts(pair)[:2]
+    difference, interval = format_comparison(pair)[:2]
     return MatrixCell(difference, interval.replace(" to ", ", "), pair.claimed)
 
 
 @dataclass(frozen=True)
-class NoWorse:
-    """The first of COMPARED relative to the best control of a slice, as the page prints it."""
+class NonInferiorityRow:
+    """COMPARED[0] relative to the best control of a slice, formatted for the page."""
 
     slice: str
     best: str
@@ -202,11 +204,11 @@ class NoWorse:
     verdict: str
 
 
-def no_worse(areas: Areas, pairs: Pairs) -> Section[list[NoWorse]]:
-    """On the slices of JUDGED: the first of COMPARED against the control that errs least there, by MAE."""
-    lines = []
+def non_inferiority(areas: Areas, pairs: Pairs) -> Section[list[NonInferiorityRow]]:
+    """Compare COMPARED[0] with the control of the lowest MAE on each of NON_INFERIORITY_SLICES."""
+    rows = []
     numbers: Numbers = {}
-    for name in JUDGED:
+    for name in NON_INFERIORITY_SLICES:
         controls = {m: area for (m, s), area in areas.items() if s == name and tables.is_control(m) and (m, s) in pairs}
         if not controls:
             continue
@@ -214,18 +216,18 @@ def no_worse(areas: Areas, pairs: Pairs) -> Section[list[NoWorse]]:
         pair = pairs[best, name]
         relative, upper, passed = pair.ratio - 1, pair.ratio_high - 1, non_inferior(pair, MARGIN)
         verdict = "no worse" if passed else "not shown to be no worse"
-        lines.append(NoWorse(name, best, percent(relative), percent(upper), verdict))
+        rows.append(NonInferiorityRow(name, best, percent(relative), percent(upper), verdict))
         numbers |= {
             f"non_inferior.{name}": passed,
             f"non_inferior.{name}.{best}.mae.relative": relative,
             f"non_inferior.{name}.{best}.mae.upper": upper,
         }
-    return Section(lines, numbers)
+    return Section(rows, numbers)
 
 
 @dataclass(frozen=True)
 class SpecialistRow:
-    """A specialist in one cell, as the page prints it: the MAE of the first of COMPARED, its own, and their ratio."""
+    """A specialist in one cell, formatted for the page: the MAE of COMPARED[0], that of the specialist, their ratio."""
 
     model: str
     cell: str
@@ -238,7 +240,7 @@ class SpecialistRow:
 
 @dataclass(frozen=True)
 class Specialists:
-    """`mean` is the mean ratio over the `count` cells that specialists were trained in, empty where there is none."""
+    """`mean`: the mean ratio over the `count` cells that specialists were trained in, empty without such a cell."""
 
     rows: list[SpecialistRow]
     mean: str = ""
@@ -246,7 +248,7 @@ class Specialists:
 
 
 def specialists(results: Results) -> Section[Specialists]:
-    """One checkpoint against a specialist in each one's own cell; the clean specialist also in all worse ones."""
+    """Compare COMPARED[0] with each specialist in the specialist's own cell; with the clean one also in worse cells."""
     first = COMPARED[0]
     if first not in results.models or tables.error_metric(results.cells) != "mae":
         return Section(Specialists([]), {})
@@ -273,13 +275,13 @@ def specialists(results: Results) -> Section[Specialists]:
 
 
 def _specialist_row(model: str, cell: str, ours: Resampled, theirs: Resampled, pair: Comparison) -> SpecialistRow:
-    _, _, _, ratio, interval = texts(pair)
+    _, _, _, ratio, interval = format_comparison(pair)
     maes = [number(side.values[0], "mae") for side in (ours, theirs)]
-    return SpecialistRow(model, cell, maes[0], maes[1], ratio, interval, _reading(verdict(pair, "mae")))
+    return SpecialistRow(model, cell, maes[0], maes[1], ratio, interval, _result(verdict(pair, "mae")))
 
 
 def _key(cell: str) -> str:
-    """missing-0.3 -> missing-s03: names of the summary hold no dot of their own."""
+    """missing-0.3 -> missing-s03: in summary.json a dot separates the parts of a name."""
     return re.sub(r"-(\d)\.(\d)$", r"-s\1\2", cell)
 
 

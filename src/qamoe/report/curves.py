@@ -1,11 +1,11 @@
-"""The figures of the page: error, reliability, trust and experts along the spectrum."""
+"""Draw the figures of the page: error, reliability, trust and experts against severity."""
 
 from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from qamoe.report import plots, tables
-from qamoe.report.comparisons import COMPARED, FAMILY, NoWorse, Pairs, Row, shows
+from qamoe.report.comparisons import COMPARED, FAMILY, NonInferiorityRow, Pairs, ReportedPair, shows_difference
 from qamoe.report.results import Results, Seed
 from qamoe.report.section import Figures, Image, Numbers, Section
 from qamoe.report.tables import plain
@@ -13,22 +13,22 @@ from qamoe.report.tables import plain
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-SHOWN = ("mean", "concat", "moe", "qamoe", "oracle")  # in the figures of curves
-MEANINGS = {  # of slices, in a reader's words
-    "missing": "every word and frame is dropped with probability η, in all modalities alike",
-    "missing_features": "every stored frame is dropped with probability η, text vectors too; no word is",
-    "noise": "every frame is mixed with noise, and every word swapped for a random one, by λ, in all modalities alike",
-    "burst": "one block of the frames is lost, in all modalities alike",
+SHOWN = ("mean", "concat", "moe", "qamoe", "oracle")  # models in the figures of curves
+MEANINGS = {  # slice -> how its clips are degraded, for captions
+    "missing": "every word and frame is dropped with probability η, in every modality",
+    "missing_features": "every stored frame, also of text, is dropped with probability η; no word is dropped",
+    "noise": "in every modality, frames are mixed with noise of weight λ and words are replaced with probability λ",
+    "burst": "one block of frames is lost in every modality",
     "mixed": "every clip and modality has its own kind of degradation and its own severity",
     "alone": "one modality is degraded, the others are clean",
-    "swap": "a modality is another clip's, with a chance of the severity",
+    "swap": "with a probability equal to the severity, a modality is taken from another clip",
     "joint": "frames are mixed with noise and then dropped, at all pairs of five levels",
-    "subsets": "whole modalities are gone, and the model is told which",
-    "held_out": "kinds of degradation that training never saw, on audio and vision",
+    "subsets": "whole modalities are missing, and the model knows which",
+    "held_out": "audio and vision are degraded in ways that training did not use",
 }
 
 
-def _slice_in_words(name: str) -> str:
+def _slice_meaning(name: str) -> str:
     meaning = MEANINGS.get(name)
     return f"Slice {name}: {meaning}." if meaning else f"Slice {name}."
 
@@ -38,7 +38,7 @@ def _image(figure: "Figure", alt: str, caption: str = "") -> Image:
 
 
 def _curve_numbers(prefix: str, points: pd.DataFrame, column: str, end: str = "") -> Numbers:
-    """<prefix>.s03<end> and so on: a column of `points` at each of their severities."""
+    """Return <prefix>.s03<end> and so on: a column of `points` at each of their severities."""
     return {
         f"{prefix}.{tables.severity_key(severity)}{end}": plain(value)
         for severity, value in zip(points["severity"], points[column], strict=True)
@@ -46,17 +46,17 @@ def _curve_numbers(prefix: str, points: pd.DataFrame, column: str, end: str = ""
 
 
 def spectrum(results: Results) -> Section[Figures]:
-    """Figures of error against severity: a panel a graded slice, and slice mixed."""
+    """Draw error against severity: one figure per graded slice, and one for slice mixed."""
     images = []
-    by_model = {str(model): of_model for model, of_model in results.cells.groupby("model")}
-    cells = {model: of_model for model, of_model in by_model.items() if model in SHOWN} or by_model
+    by_model = {str(model): model_cells for model, model_cells in results.cells.groupby("model")}
+    cells = {model: model_cells for model, model_cells in by_model.items() if model in SHOWN} or by_model
     for name in tables.graded_slices(results.cells):
-        of_slice = {m: rows[rows["slice"] == name] for m, rows in cells.items() if name in set(rows["slice"])}
+        slice_cells = {m: rows[rows["slice"] == name] for m, rows in cells.items() if name in set(rows["slice"])}
         images.append(
             _image(
-                plots.spectrum_curve(of_slice, [name]),
-                f"Error of {', '.join(of_slice)} against severity on slice {name}",
-                f"{_slice_in_words(name)} Thick: mean over seeds; thin: each seed. From cells.parquet.",
+                plots.spectrum_curve(slice_cells, [name]),
+                f"Error of {', '.join(slice_cells)} against severity on slice {name}",
+                f"{_slice_meaning(name)} Thick: mean over seeds; thin: each seed. From cells.parquet.",
             )
         )
     errors = {}
@@ -71,20 +71,21 @@ def spectrum(results: Results) -> Section[Figures]:
             _image(
                 plots.mixed_curve(errors),
                 f"MAE of {', '.join(errors)} against mean severity on slice mixed",
-                f"{_slice_in_words('mixed')} In tenths of the mean severity; "
-                f"tenths with fewer than {tables.FEWEST} rows are left out. From predictions.parquet.",
+                f"{_slice_meaning('mixed')} Rows are binned by mean severity in steps of 0.1; "
+                f"bins with fewer than {tables.FEWEST} rows are left out. From predictions.parquet.",
             )
         )
-    text = "How the error grows as the inputs get worse. Lower and flatter is better."
+    text = "MAE against severity; lower is better."
     if tables.error_metric(results.cells) == "accuracy":
-        text = "How accuracy falls as the inputs get worse. Higher and flatter is better."
-    return Section(Figures("Along the spectrum", text, images, small=True), numbers)
+        text = "Accuracy against severity; higher is better."
+    return Section(Figures("Error by severity", text, images, small=True), numbers)
 
 
-def at_a_glance(results: Results, figure: "Figure | None", no_worse: list[NoWorse]) -> list[Image]:
-    """The figure that comes first, with what its marks mean, and the best control where it is not one of those drawn.
+def at_a_glance(results: Results, figure: "Figure | None", non_inferiority: list[NonInferiorityRow]) -> list[Image]:
+    """Return the first figure of the page with a caption that explains its marks.
 
-    no_worse: what comparisons.no_worse shows.
+    The caption also names the best control of a slice if the figure does not show it. non_inferiority: the rows of
+    comparisons.non_inferiority.
     """
     metric = tables.error_metric(results.cells)
     if figure is None or metric is None:
@@ -92,31 +93,31 @@ def at_a_glance(results: Results, figure: "Figure | None", no_worse: list[NoWors
     first = COMPARED[0]
     side = "left" if metric == "mae" else "right"
     caption = (
-        f"Thick: the mean over training seeds. Last panel: {tables.METRIC_NAMES[metric]} of {first} relative to "
-        f"another's, a slice a row, 95 % intervals over test sources; {side} of 0 {first} is the better one. "
-        "A full mark is a difference by the rules of the table below; a hollow one shows none."
+        f"Thick: mean over training seeds. Last panel: {tables.METRIC_NAMES[metric]} of {first} relative to "
+        f"that of another model, one row per slice, with 95 % intervals over test sources; {side} of 0, {first} is "
+        "better. Filled mark: a difference by the rules of the table below; hollow mark: no difference shown."
     )
-    for row in no_worse:
+    for row in non_inferiority:
         if row.best not in SHOWN:
             caption += (
-                f" Not drawn: {row.best}, the control that errs least on {row.slice} (MAE of {first} relative to "
-                f"{row.best} there: {row.relative})."
+                f" Not shown: {row.best}, the control with the lowest MAE on {row.slice} (MAE of {first} relative to "
+                f"{row.best}: {row.relative})."
             )
     return [_image(figure, f"{first} and its controls: error, reliability, differences", caption)]
 
 
-def glance(results: Results, pairs: Pairs, rows: list[Row]) -> "Figure | None":
-    """Error, reliability and differences side by side; None where there is nothing to compare.
+def glance(results: Results, pairs: Pairs, reported: list[ReportedPair]) -> "Figure | None":
+    """Draw error, reliability and differences side by side; return None without a model to compare.
 
-    pairs, rows: those of comparisons; Holm's p of the family is in rows.
+    pairs: comparisons.pairs. reported: comparisons.reported_pairs, with Holm's p of FAMILY.
     """
     metric = tables.error_metric(results.cells)
     graded = tables.graded_slices(results.cells)
     first, others = COMPARED[0], FAMILY[0]
-    corrected = {(row.against, row.slice): row.corrected for row in rows}
+    corrected = {(row.against, row.slice): row.corrected for row in reported}
     ratios = pd.DataFrame(
         {"against": m, "slice": name, "ratio": pair.ratio, "low": pair.ratio_low, "high": pair.ratio_high}
-        | {"claimed": shows(pair, corrected.get((m, name)))}
+        | {"claimed": shows_difference(pair, corrected.get((m, name)))}
         for (m, name), pair in pairs.items()
         if m in others and not pd.isna(pair.ratio)
     )
@@ -132,7 +133,7 @@ def glance(results: Results, pairs: Pairs, rows: list[Row]) -> "Figure | None":
 
 
 def _reliability(results: Results, model: str, slices: list[str]) -> pd.DataFrame:
-    """Medians of r: slice, modality, severity, median; empty where the model has no r."""
+    """Return the medians of r: slice, modality, severity, median; empty for a model without r."""
     parts = []
     for name in slices:
         predictions = results.predictions(model, name)
@@ -143,7 +144,7 @@ def _reliability(results: Results, model: str, slices: list[str]) -> pd.DataFram
 
 
 def within_slices(results: Results) -> Section[Figures]:
-    """Figures of slices that hold several curves: one a kind and set of degraded modalities."""
+    """Draw the slices that hold several curves: one figure per kind and set of degraded modalities."""
     images = []
     numbers: Numbers = {}
     metric = tables.error_metric(results.cells)
@@ -159,20 +160,20 @@ def within_slices(results: Results) -> Section[Figures]:
         figure = plots.spectrum_curve(shown, [name], title=title, kind=kind)
         images.append(_image(figure, f"Error of {', '.join(shown)} against severity, {title}"))
     text = (
-        "Where not all modalities are degraded alike, a model can lean on the better ones. Slice alone degrades one "
-        "modality and leaves the others clean; slice held_out holds kinds that training never saw. From cells.parquet."
+        "Slice alone degrades one modality and leaves the others clean. Slice held_out uses kinds of degradation that "
+        "training did not use. From cells.parquet."
     )
-    return Section(Figures("One modality at a time, and unseen kinds", text, images, small=True), numbers)
+    return Section(Figures("Single modalities and held-out degradations", text, images, small=True), numbers)
 
 
 def _model_with(results: Results, column: str) -> str | None:
-    """The model whose trust or routing is shown: qamoe, or else the last that has such a column at all."""
-    having = [m for m in results.models if results.has(m, column)]
-    return "qamoe" if "qamoe" in having else having[-1] if having else None
+    """Return the model whose trust or routing is shown: qamoe, or else the last model that has this column."""
+    models = [m for m in results.models if results.has(m, column)]
+    return "qamoe" if "qamoe" in models else models[-1] if models else None
 
 
 def trust(results: Results) -> Section[Figures]:
-    """Figures of trust and r against severity: one a slice and modality."""
+    """Draw trust and r against severity: one figure per slice and modality."""
     model = next(filter(None, (_model_with(results, f"r_{modality}") for modality in tables.MODALITIES)), None)
     if model is None:
         return Section(Figures("Trust", "", [], small=True), {})
@@ -196,15 +197,15 @@ def trust(results: Results) -> Section[Figures]:
                 )
             )
     text = (
-        f"Trust of {model} in each modality, as users see it, and the reliability r that it is made from: median over "
-        "clips and seeds, the band from the 10th to the 90th percentile. A model that knows how bad its inputs are has "
-        "curves that fall. Clips without a valid frame in the modality are left out. From predictions.parquet."
+        f"Trust of {model} in each modality, and the reliability r that trust is computed from: median over clips and "
+        "seeds, with a band from the 10th to the 90th percentile. Clips without a valid frame in the modality are left "
+        "out. From predictions.parquet."
     )
     return Section(Figures("Trust", text, images, small=True), numbers)
 
 
 def experts(results: Results) -> Section[Figures]:
-    """Figures of expert usage along the spectrum, for the seed with the best validation value."""
+    """Draw expert usage against severity for the seed with the best validation value."""
     model = _model_with(results, "routing")
     if model is None:
         return Section(Figures("Experts", "", [], small=False), {})
@@ -223,22 +224,22 @@ def experts(results: Results) -> Section[Figures]:
         images.append(
             _image(
                 plots.expert_usage(name, usage, seed),
-                f"Share of each expert of {model} along slice {name}",
-                f"Slice {name}: below, the share of the routing that each expert gets, averaged over clips; above, the "
-                "entropy of those shares. From predictions.parquet.",
+                f"Routing weight of each expert of {model} against severity on slice {name}",
+                f"Slice {name}. Bottom: mean routing weight of each expert over clips. Top: entropy of these means. "
+                "From predictions.parquet.",
             )
         )
     text = (
-        f"Which experts of {model} work at which severity, for seed {seed}, the one with the best validation value. "
-        "Experts of different seeds share nothing but a number; thin grey lines are the entropy of the other seeds."
+        f"Routing weights of {model} by severity, for seed {seed}, which has the best validation value. Expert numbers "
+        "of different seeds are not comparable, so other seeds appear only as thin grey lines of entropy."
     )
     return Section(Figures("Experts", text, images, small=False), numbers)
 
 
 def _best_seed(results: Results, model: str) -> Seed:
     runs = [run for run in results.runs if run.model == model]
-    return min(runs, key=lambda run: _nan_last(run.config.get("selection"))).seed
+    return min(runs, key=lambda run: _infinity_if_missing(run.config.get("selection"))).seed
 
 
-def _nan_last(value: float | None) -> float:
+def _infinity_if_missing(value: float | None) -> float:
     return float("inf") if value is None or pd.isna(value) else value

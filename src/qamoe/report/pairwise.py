@@ -1,5 +1,6 @@
-"""Two evaluated models against each other, slice by slice: what `qamoe compare` prints."""
+"""Compare two evaluated models slice by slice, for `qamoe compare`."""
 
+from itertools import compress
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -8,6 +9,7 @@ import pandas as pd
 from qamoe.errors import UserError
 from qamoe.evaluation.bootstrap import Comparison, compare_resampled, metrics_of, resample
 from qamoe.evaluation.metrics import lower_is_better
+from qamoe.report.console import stdout_console
 from qamoe.report.results import Results, evaluations
 
 if TYPE_CHECKING:
@@ -15,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Pair(NamedTuple):
-    """Model a against model b by one metric: a comparison a slice, or that of a part of one."""
+    """Model a against model b by one metric: one comparison per slice, or that of one part or cell."""
 
     a: str
     b: str
@@ -27,61 +29,63 @@ class Pair(NamedTuple):
 def between(evaluated: Path, a: str, b: str, name: str | None = None, metric: str | None = None) -> Pair:
     """Compare two models of artifacts/evaluate on every slice that both have, or on `name`: a slice, a part or a cell.
 
-    A part is all cells whose names begin alike, such as alone-text-noise, weighed as within their slice. metric: by
-    default mae, of classes accuracy. Raises UserError for a model or slice that is not there and for different grids.
+    A part is all cells that share a name prefix, such as alone-text-noise; its cells are weighted as in their slice.
+    metric: mae by default, accuracy for classes. Raises UserError for a model or slice that was not evaluated, and
+    for models that were evaluated on different grids.
     """
     folders = evaluations(evaluated)
     for model in (a, b):
         if model not in folders:
-            raise UserError(f"No model {model!r} was evaluated in {evaluated}; there are {', '.join(folders)}.")
+            raise UserError(f"model {model!r} was not evaluated in {evaluated}; evaluated: {', '.join(folders)}")
     results = Results(pd.DataFrame(), folders, [])
     slices = {model: _slices(results, model) for model in (a, b)}
     comparisons: dict[str, Comparison] = {}
     sources = 0
-    for label, rows in _chosen(slices, a, b, name).items():
-        ours, theirs = (results.compared(model, rows.slice, rows.cells) for model in (a, b))
-        by = metric or next(iter(metrics_of(ours)))
-        comparisons[label] = compare_resampled(resample(ours, by), resample(theirs, by), label)
-        sources = ours["source"].nunique()
+    for label, selection in _selections(slices, a, b, name).items():
+        rows_a, rows_b = (results.compared(model, selection.slice, selection.cells) for model in (a, b))
+        by = metric or next(iter(metrics_of(rows_a)))
+        comparisons[label] = compare_resampled(resample(rows_a, by), resample(rows_b, by), label)
+        sources = rows_a["source"].nunique()
     return Pair(a, b, by, comparisons, sources)
 
 
 def _slices(results: Results, model: str) -> dict[str, list[str]]:
-    """The slices of a model in their order, with their cells."""
+    """Return the slices of a model in their order, with their cells."""
     rows = results.predictions(model, columns=["slice", "cell"])[["slice", "cell"]].drop_duplicates()
     return {str(name): list(cells) for name, cells in rows.groupby("slice", sort=False)["cell"]}
 
 
-class Rows(NamedTuple):
-    """Which predictions to compare: those of a slice, or of some cells."""
+class Selection(NamedTuple):
+    """The predictions to compare: those of a slice, or of some cells."""
 
     slice: str | None = None
     cells: list[str] | None = None
 
 
-def _chosen(slices: dict[str, dict[str, list[str]]], a: str, b: str, name: str | None) -> dict[str, Rows]:
-    """What to compare, by its label. slices: model -> slice -> cells."""
+def _selections(slices: dict[str, dict[str, list[str]]], a: str, b: str, name: str | None) -> dict[str, Selection]:
+    """Return label -> predictions to compare. slices: model -> slice -> cells."""
     if name is None:
         both = [slice for slice in slices[a] if slice in slices[b]]
         if not both:
-            raise UserError(f"{a} and {b} have no slice in common: {', '.join(slices[a])}; {', '.join(slices[b])}.")
-        return {slice: Rows(slice) for slice in both}
-    chosen: list[str] = []
+            raise UserError(
+                f"{a} and {b} share no slice; slices of {a}: {', '.join(slices[a])}; of {b}: {', '.join(slices[b])}"
+            )
+        return {slice: Selection(slice) for slice in both}
+    selected: list[str] = []
     for model, by_slice in slices.items():
-        cells = [cell for of_slice in by_slice.values() for cell in of_slice]
-        chosen = [name] if name in cells else [cell for cell in cells if cell.startswith(f"{name}-")]
-        if name not in by_slice and not chosen:
-            raise UserError(f"{model} was not evaluated on {name!r}; its slices are {', '.join(by_slice)}.")
-    return {name: Rows(slice=name) if name in slices[a] else Rows(cells=chosen)}
+        cells = [cell for slice_cells in by_slice.values() for cell in slice_cells]
+        selected = [name] if name in cells else [cell for cell in cells if cell.startswith(f"{name}-")]
+        if name not in by_slice and not selected:
+            raise UserError(f"{model} was not evaluated on {name!r}; its slices: {', '.join(by_slice)}")
+    return {name: Selection(slice=name) if name in slices[a] else Selection(cells=selected)}
 
 
 def show(pair: Pair, console: "Console | None" = None) -> None:
-    """Print a pair in a terminal."""
+    """Print the comparisons of a pair as a table, without columns that are empty in every row."""
     from rich import box
-    from rich.console import Console
     from rich.table import Table
 
-    console = console or Console()
+    console = console or stdout_console()
     table = Table(
         title=f"{pair.metric} of {pair.a} minus {pair.metric} of {pair.b}",
         title_justify="left",
@@ -89,21 +93,24 @@ def show(pair: Pair, console: "Console | None" = None) -> None:
         padding=(0, 1, 0, 0),
         pad_edge=False,
     )
+    headings = ("difference", "95 % interval", "p", "ratio", "95 % interval", pair.a)
+    rows = [(*format_comparison(row), verdict(row, pair.metric)) for row in pair.rows.values()]
+    filled = [any(column) for column in zip(*rows, strict=True)]
     table.add_column("", overflow="fold")  # names of cells are long
-    for heading in ("difference", "95 % interval", "p", "ratio", "95 % interval", pair.a):
+    for heading in compress(headings, filled):
         table.add_column(heading, justify="left" if heading == pair.a else "right", no_wrap=True)
-    for name, comparison in pair.rows.items():
-        table.add_row(name, *texts(comparison), verdict(comparison, pair.metric))
+    for name, row in zip(pair.rows, rows, strict=True):
+        table.add_row(name, *compress(row, filled))
     console.print(table)
     console.print(
-        f"Paired bootstrap over {pair.sources} sources, training seeds averaged. Better or worse is said only where "
-        "the interval of the difference leaves out 0; no line is corrected for looking at several slices.",
+        f"Paired bootstrap over {pair.sources} sources, training seeds averaged. A row says better or worse only if "
+        "the interval of the difference excludes 0. Nothing is corrected for multiple comparisons.",
         highlight=False,
     )
 
 
-def texts(comparison: Comparison) -> tuple[str, str, str, str, str]:
-    """Difference, its interval, p, ratio and its interval as people read them."""
+def format_comparison(comparison: Comparison) -> tuple[str, str, str, str, str]:
+    """Return difference, its interval, p, ratio and its interval as text; empty where not defined."""
     signed = [f"{v:+.3f}".replace("-", "−") for v in comparison[:3]]
     return (
         signed[0],
@@ -115,7 +122,10 @@ def texts(comparison: Comparison) -> tuple[str, str, str, str, str]:
 
 
 def verdict(comparison: Comparison, metric: str) -> str:
-    """What may be claimed of the first model: nothing where the interval holds 0, or where nearer to 0 is better."""
+    """Return "better" or "worse" for the first model; "" if the interval includes 0, and always for mean_error.
+
+    The sign of mean_error gives no order: nearer to 0 is better.
+    """
     if metric == "mean_error" or not comparison.claimed:
         return ""
     return "better" if (comparison.high < 0) == lower_is_better(metric) else "worse"

@@ -1,7 +1,7 @@
-"""Figures of the report: one message each, the same colour and line for the same model everywhere.
+"""Draw the figures of the report; a model has the same colour and line style in every figure.
 
-Every function returns a matplotlib Figure that belongs to no window and no global state. Colours are those of
-Okabe and Ito, told apart by the colour-blind; line styles tell models apart in grey.
+Every function returns a matplotlib Figure without a window or global state. Colours are those of Okabe and Ito,
+which colour-blind readers can distinguish; line styles distinguish models in grey.
 """
 
 import base64
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-Line = tuple[str, Any]  # colour, line style
-LINES: dict[str, Line] = {
+LineStyle = tuple[str, Any]  # colour, line style
+LINES: dict[str, LineStyle] = {
     "qamoe": ("#0072B2", "-"),
     "concat": ("#D55E00", (0, (5, 2))),
     "mean": ("#666666", (0, (1, 1.5))),
@@ -29,15 +29,15 @@ LINES: dict[str, Line] = {
     "oracle": ("#CC79A7", (0, (8, 2))),
 }
 MODALITIES = {"text": "#332288", "audio": "#CC6677", "vision": "#117733"}
-OTHERS: tuple[Line, ...] = (
+OTHERS: tuple[LineStyle, ...] = (
     ("#882255", (0, (1, 1))),
     ("#A97B00", (0, (3, 1.5, 1, 1.5, 1, 1.5))),
     ("#56B4E9", (0, (2, 2))),
 )
 AXES = {
-    "missing": "share of frames missing, η",
+    "missing": "share of missing frames, η",
     "noise": "noise level, λ",
-    "missing_features": "share of feature frames missing, η",
+    "missing_features": "share of missing feature frames, η",
     "burst": "share of frames lost in one burst, s",
     "additive": "added noise, share of 2 SD",
     "desync": "shift (s)",
@@ -56,15 +56,15 @@ STYLE: dict[str, Any] = {
     "grid.color": "#E3E3E3",
     "grid.linewidth": 0.8,
     "legend.frameon": False,
-    "svg.hashsalt": "qamoe",  # the same figure is the same bytes
+    "svg.hashsalt": "qamoe",  # a fixed salt makes the SVG reproducible
 }
 PANEL = (4.5, 3.5)  # inches
 SMALL = (4.2, 3.1)
 TALL = (5.2, 4.7)
 
 
-def line(model: str) -> Line:
-    """Colour and line style of a model; one without its own gets one by its name, the same in every figure."""
+def line(model: str) -> LineStyle:
+    """Return colour and line style of a model; models outside LINES get one of OTHERS by a hash of their name."""
     return LINES.get(model) or OTHERS[zlib.crc32(model.encode()) % len(OTHERS)]
 
 
@@ -74,7 +74,7 @@ def severity_axis(name: str) -> str:
 
 @contextmanager
 def _styled() -> Iterator[None]:
-    """The style of the house for what is made inside; nothing global changes."""
+    """Apply STYLE within a with block, without a global change."""
     import matplotlib
 
     with matplotlib.rc_context(cast(Any, STYLE)):
@@ -90,13 +90,16 @@ def _figure(size: tuple[float, float], columns: int = 1, **options: Any) -> "tup
 
 
 def _curves(ax: "Axes", model: str, points: pd.DataFrame, value: str) -> None:
-    """Seeds as thin lines, their mean thick. points: seed, severity, value, and bin where severities differ."""
+    """Draw seeds as thin lines and their mean as a thick one.
+
+    points: seed, severity, `value`, and bin if the severities of the seeds differ.
+    """
     colour, style = line(model)
     seeds = points["seed"].unique()
     if len(seeds) > 1:
         for seed in seeds:
-            of_seed = points[points["seed"] == seed]
-            ax.plot(of_seed["severity"], of_seed[value], color=colour, linestyle=style, linewidth=0.8, alpha=0.45)
+            curve = points[points["seed"] == seed]
+            ax.plot(curve["severity"], curve[value], color=colour, linestyle=style, linewidth=0.8, alpha=0.45)
     key = "bin" if "bin" in points else "severity"
     mean = points.groupby(key)[["severity", value]].mean() if key == "bin" else points.groupby(key)[[value]].mean()
     x = mean["severity"] if key == "bin" else mean.index
@@ -110,22 +113,22 @@ def spectrum_curve(
     title: str | None = None,
     kind: str | None = None,
 ) -> "Figure":
-    """How each model's error grows along the spectrum, a panel a slice.
+    """Draw the error of each model against severity, one panel per slice.
 
-    cells_by_model: rows of cells.parquet by model, with a column `seed` where they hold several training
-    seeds. slices: by default every graded slice there is. metric: by default mae, or accuracy. title and kind: where
-    they are not the slice's name.
+    cells_by_model: rows of cells.parquet by model, with a column `seed` if they hold several training seeds.
+    slices: every graded slice by default. metric: mae by default, accuracy for classes. title, kind: the name of the
+    slice by default.
     """
-    together = pd.concat(
+    cells = pd.concat(
         [cells.assign(model=model, seed=cells.get("seed", 0)) for model, cells in cells_by_model.items()],
         ignore_index=True,
     )
-    metric = metric or tables.error_metric(together) or str(together["metric"].iloc[0])
-    slices = list(slices or tables.graded_slices(together))
+    metric = metric or tables.error_metric(cells) or str(cells["metric"].iloc[0])
+    slices = list(slices or tables.graded_slices(cells))
     with _styled():
         figure, panels = _figure(PANEL, columns=max(1, len(slices)), sharey=True)
         for ax, name in zip(panels, slices, strict=False):
-            _errors(ax, together[(together["slice"] == name) & (together["metric"] == metric)])
+            _errors(ax, cells[(cells["slice"] == name) & (cells["metric"] == metric)])
             ax.set(title=title or name, xlabel=severity_axis(kind or name), xlim=(0, 1))
         panels[0].set_ylabel(METRIC_AXES.get(metric, metric))
         panels[0].legend(loc="best")
@@ -133,17 +136,17 @@ def spectrum_curve(
 
 
 def _errors(ax: "Axes", cells: pd.DataFrame) -> None:
-    """A curve a model. cells: rows of one slice and metric, with columns model and seed."""
+    """Draw one curve per model. cells: rows of one slice and metric, with columns model and seed."""
     for model in sorted(cells["model"].unique(), key=tables.model_order):
         points = cells[cells["model"] == model].groupby(["seed", "severity"])["value"].mean().reset_index()
         _curves(ax, model, points, "value")
 
 
 def at_a_glance(cells: pd.DataFrame, r: pd.DataFrame, pairs: pd.DataFrame, metric: str, first: str) -> "Figure":
-    """What the report shows first: errors along a slice, r along two, and `first` against others on every slice.
+    """Draw the first figure of the report: errors on one slice, r on two, and `first` against other models.
 
-    cells: rows of cells.parquet of one slice, with columns model and seed. r: slice, modality, severity, median;
-    empty where no model has any. pairs: against, slice, ratio, low, high, claimed; a mark is full where claimed.
+    cells: rows of cells.parquet of one slice, with columns model and seed. r: slice, modality, severity, median; may
+    be empty. pairs: against, slice, ratio, low, high, claimed; claimed marks are filled.
     """
     name = str(cells["slice"].iloc[0])
     with _styled():
@@ -161,7 +164,7 @@ def at_a_glance(cells: pd.DataFrame, r: pd.DataFrame, pairs: pd.DataFrame, metri
 
 
 def _reliability(ax: "Axes", r: pd.DataFrame) -> None:
-    """Medians of r: a colour a modality, a line style a slice."""
+    """Draw the medians of r: one colour per modality, one line style per slice."""
     styles = dict(zip(r["slice"].unique(), ("-", (0, (4, 2))), strict=False))
     for (name, modality), medians in r.groupby(["slice", "modality"], sort=False):
         style = cast(Any, styles[name])
@@ -175,7 +178,7 @@ def _reliability(ax: "Axes", r: pd.DataFrame) -> None:
 
 
 def _forest(ax: "Axes", pairs: pd.DataFrame) -> None:
-    """Ratios less 1 in per cent with their intervals: a row a slice, a colour a model."""
+    """Draw ratios minus 1 in per cent with their intervals: one row per slice, one colour per model."""
     slices = list(pairs["slice"].unique())
     models = list(pairs["against"].unique())
     for number, model in enumerate(models):
@@ -189,13 +192,13 @@ def _forest(ax: "Axes", pairs: pd.DataFrame) -> None:
         ax.plot([], [], "o", color=colour, label=f"against {model}")
     ax.axvline(0, color="#555555", linewidth=1.0)
     ax.set_yticks(range(len(slices)), slices)
-    ax.set_ylim(len(slices) + 0.9, -0.6)  # the first slice on top; room for the legend under the last
+    ax.set_ylim(len(slices) + 0.9, -0.6)  # the first slice on top; space for the legend below the last
     ax.locator_params(axis="x", nbins=5)
     ax.legend(loc="lower center", ncols=2)
 
 
 def mixed_curve(errors_by_model: dict[str, pd.DataFrame]) -> "Figure":
-    """Error on slice mixed against mean severity. errors_by_model: tables.error_by_mean_severity by model."""
+    """Draw the error on slice mixed against mean severity. errors_by_model: tables.error_by_mean_severity by model."""
     with _styled():
         figure, (ax,) = _figure(PANEL)
         for model in sorted(errors_by_model, key=tables.model_order):
@@ -211,9 +214,9 @@ def mixed_curve(errors_by_model: dict[str, pd.DataFrame]) -> "Figure":
 
 
 def trust_curve(modality: str, name: str, trust: pd.DataFrame | None, r: pd.DataFrame | None) -> "Figure":
-    """How trust in one modality falls with severity: median and 10-90 % band over clips, and raw r beside it.
+    """Draw trust in one modality and r against severity: median and 10-90 % band over clips.
 
-    trust, r: tables.by_severity along slice `name`; None where the model has none.
+    trust, r: tables.by_severity of slice `name`; None for a model without it.
     """
     lines = (("trust", trust, "#0072B2", "-", 0.20), ("reliability r", r, "#8A5A00", (0, (4, 2)), 0.13))
     with _styled():
@@ -241,8 +244,8 @@ def trust_curve(modality: str, name: str, trust: pd.DataFrame | None, r: pd.Data
     return figure
 
 
-def _level(ax: Any, value: float, name: str, on_the_right: bool) -> None:
-    """A dotted line at a value, with its name above one of its ends."""
+def _reference_line(ax: Any, value: float, name: str, on_the_right: bool) -> None:
+    """Draw a dotted horizontal line with its name above one end."""
     ax.axhline(value, color="#555555", linewidth=1.0, linestyle=(0, (1, 1.5)))
     ax.annotate(
         name,
@@ -257,15 +260,15 @@ def _level(ax: Any, value: float, name: str, on_the_right: bool) -> None:
 
 
 def coverage_curve(name: str, points: pd.DataFrame, level: float) -> "Figure":
-    """Share of targets inside the interval of `level` along slice `name`, with its 95 % interval over sources.
+    """Draw the coverage of the interval of `level` against severity on slice `name`.
 
-    points: severity, value, low, high.
+    points: severity, value, low, high; low to high is the 95 % interval over sources.
     """
     from matplotlib.ticker import PercentFormatter
 
     with _styled():
         figure, (ax,) = _figure(SMALL)
-        _level(ax, level, "promised", on_the_right=True)
+        _reference_line(ax, level, "nominal", on_the_right=True)
         ax.fill_between(points["severity"], points["low"], points["high"], color="#0072B2", alpha=0.18, linewidth=0)
         ax.plot(points["severity"], points["value"], color="#0072B2", linewidth=2.2)
         ax.set(title=name, xlabel=severity_axis(name), ylabel="targets inside", xlim=(0, 1))
@@ -275,21 +278,21 @@ def coverage_curve(name: str, points: pd.DataFrame, level: float) -> "Figure":
 
 
 def expert_usage(name: str, usage: pd.DataFrame, seed: int | str) -> "Figure":
-    """Which experts work along slice `name`, for one training seed, under the entropy of every seed's usage.
+    """Draw expert usage against severity on slice `name` for one training seed, and the entropy of every seed.
 
-    Experts of two seeds have nothing in common but their number, so shares are never averaged over seeds.
+    Expert numbers of two seeds are not comparable, so shares are never averaged over seeds.
     usage: tables.usage_by_severity.
     """
     from matplotlib.figure import Figure
     from matplotlib.ticker import PercentFormatter
 
     experts = tables.experts_of(usage)
-    of_seed = usage[usage["seed"] == seed].sort_values("severity")
+    seed_usage = usage[usage["seed"] == seed].sort_values("severity")
     with _styled():
         figure = Figure(figsize=TALL, layout="constrained")
-        top, below = figure.subplots(2, 1, sharex=True, height_ratios=[1, 2.2])
-        for each, points in sorted(usage.groupby("seed"), key=lambda pair: pair[0] == seed):
-            chosen = each == seed
+        top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[1, 2.2])
+        for other_seed, points in sorted(usage.groupby("seed"), key=lambda pair: pair[0] == seed):
+            chosen = other_seed == seed
             top.plot(
                 points["severity"],
                 points["entropy"],
@@ -297,28 +300,28 @@ def expert_usage(name: str, usage: pd.DataFrame, seed: int | str) -> "Figure":
                 linewidth=2.2 if chosen else 0.9,
                 label=f"seed {seed}" if chosen else None,
             )
-        most = np.log2(len(experts))
-        top.set(title=name, ylabel="entropy (bits)", ylim=(0, most * 1.35))
-        _level(top, most, "all experts alike", on_the_right=False)
-        edges = _edges(of_seed["severity"].to_numpy())
-        mesh = below.pcolormesh(
+        highest = np.log2(len(experts))
+        top.set(title=name, ylabel="entropy (bits)", ylim=(0, highest * 1.35))
+        _reference_line(top, highest, "uniform usage", on_the_right=False)
+        edges = _edges(seed_usage["severity"].to_numpy())
+        mesh = bottom.pcolormesh(
             edges,
             np.arange(len(experts) + 1) + 0.5,
-            of_seed[experts].to_numpy().T,
+            seed_usage[experts].to_numpy().T,
             cmap="Blues",
             vmin=0,
             edgecolors="white",
             linewidth=0.6,
         )
-        below.grid(False)
-        below.set(xlabel=severity_axis(name), ylabel=f"expert (seed {seed})", yticks=range(1, len(experts) + 1))
-        below.invert_yaxis()
-        figure.colorbar(mesh, ax=below, label="share of the routing", format=PercentFormatter(1, decimals=0))
+        bottom.grid(False)
+        bottom.set(xlabel=severity_axis(name), ylabel=f"expert (seed {seed})", yticks=range(1, len(experts) + 1))
+        bottom.invert_yaxis()
+        figure.colorbar(mesh, ax=bottom, label="routing weight", format=PercentFormatter(1, decimals=0))
     return figure
 
 
 def _edges(centres: np.ndarray) -> np.ndarray:
-    """Borders of the cells of a heat map around its columns."""
+    """Return the edges of a heat map's columns from their centres."""
     if len(centres) == 1:
         return np.array([centres[0] - 0.5, centres[0] + 0.5])
     middle = (centres[1:] + centres[:-1]) / 2
@@ -326,14 +329,14 @@ def _edges(centres: np.ndarray) -> np.ndarray:
 
 
 def data_uri(figure: "Figure") -> str:
-    """The figure as an SVG inside a data: address, for an <img> that needs no file beside the page."""
-    drawn = io.BytesIO()
+    """Return the figure as an SVG in a data: URI, to embed in the page."""
+    svg = io.BytesIO()
     with _styled():
-        nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        figure.savefig(drawn, format="svg", metadata=nothing)
-    return svg_uri(drawn.getvalue())
+        no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))  # the same figure gives the same bytes
+        figure.savefig(svg, format="svg", metadata=no_metadata)
+    return svg_uri(svg.getvalue())
 
 
-def svg_uri(drawn: bytes) -> str:
-    """An SVG as a data: address."""
-    return "data:image/svg+xml;base64," + base64.b64encode(drawn).decode()
+def svg_uri(svg: bytes) -> str:
+    """Return an SVG as a data: URI."""
+    return "data:image/svg+xml;base64," + base64.b64encode(svg).decode()

@@ -1,6 +1,6 @@
-"""Whether quality is used, and whether what a model says of itself holds: reliability and calibration on the page.
+"""Build the sections on reliability and calibration of the page.
 
-r, permuted quality and coverage are QA-MoE's.
+r, permuted quality and coverage exist for QA-MoE only.
 """
 
 from collections.abc import Iterable
@@ -18,11 +18,11 @@ from qamoe.report.section import Image, Numbers, Section, merged
 from qamoe.report.tables import number, percent
 
 MODEL = "qamoe"
-LOST = "missing-1.0"  # the cell where nothing is left
+ALL_MISSING = "missing-1.0"  # the cell in which every modality is missing
 LEVEL = 0.9
-UNCERTAINTY = ("coverage_90", "calibration_error", "nll", "risk_coverage")  # of all models, a column each
+UNCERTAINTY = ("coverage_90", "calibration_error", "nll", "risk_coverage")  # one column each, for every model
 LABELS = {
-    "coverage_90": "90 % interval covers",
+    "coverage_90": "Coverage (90 %)",
     "calibration_error": "Calibration error",
     "nll": "NLL",
     "risk_coverage": "Risk-coverage area",
@@ -42,11 +42,11 @@ class ReliabilityRow:
 
 
 def reliability_rows(results: Results) -> Section[list[ReliabilityRow]]:
-    """Spearman and AUROC of r, a row a slice, kind and modality; none where no model has r."""
-    lines: list[ReliabilityRow] = []
+    """Return Spearman and AUROC of r, one row per slice, kind and modality; no row without QA-MoE."""
+    rows: list[ReliabilityRow] = []
     numbers: Numbers = {}
     if MODEL not in results.models:
-        return Section(lines, numbers)
+        return Section(rows, numbers)
     for name in (n for n in reliability.GRADED if n in results.slices_of(MODEL)):
         columns = ["clip_id", "source", "slice", "cell", "draw"]
         columns += [f"{c}_{m}" for m in tables.MODALITIES for c in ("frames", "severity", "lost", "r")]
@@ -58,7 +58,7 @@ def reliability_rows(results: Results) -> Section[list[ReliabilityRow]]:
             all_seeds = rho[rho["seed"] == "all"].iloc[0]
             auroc = _auroc(prefix, areas.loc[[where]] if where in areas.index else areas.iloc[:0])
             numbers |= _spearman_numbers(prefix, rho, all_seeds) | auroc.numbers
-            lines.append(
+            rows.append(
                 ReliabilityRow(
                     what=slice_ if kind == slice_ else f"{slice_}, {kind}",
                     modality=modality,
@@ -68,7 +68,7 @@ def reliability_rows(results: Results) -> Section[list[ReliabilityRow]]:
                     auroc=auroc.context,
                 )
             )
-    return Section(lines, numbers)
+    return Section(rows, numbers)
 
 
 def _spearman_numbers(prefix: str, rho: pd.DataFrame, all_seeds: "pd.Series[Any]") -> Numbers:
@@ -81,7 +81,7 @@ def _spearman_numbers(prefix: str, rho: pd.DataFrame, all_seeds: "pd.Series[Any]
 
 
 def _auroc(prefix: str, areas: pd.DataFrame) -> Section[list[str]]:
-    """The mean over seeds at each severity of AGAINST. areas: rows of reliability.auroc of one modality and kind."""
+    """Return the mean over seeds at each severity of AGAINST. areas: reliability.auroc of one modality and kind."""
     means = []
     numbers: Numbers = {}
     for severity in reliability.AGAINST:
@@ -95,7 +95,7 @@ def _auroc(prefix: str, areas: pd.DataFrame) -> Section[list[str]]:
 
 @dataclass(frozen=True)
 class PermutedQualityRow:
-    """The error with each clip's own r and with another one's, as the page prints it."""
+    """The error with each clip's own r and with the r of another clip, formatted for the page."""
 
     what: str
     intact: str
@@ -105,63 +105,63 @@ class PermutedQualityRow:
 
 
 def permuted_quality(results: Results) -> Section[list[PermutedQualityRow]]:
-    """Rise of the error when r is another clip's, of any draw or of the same; none without broken.parquet.
+    """Return the increase of the error when clips exchange r, across draws or within one.
 
-    The names of its numbers begin with `broken`, see evaluation/quality_permutation.py.
+    No row without broken.parquet. The names of its numbers start with `broken`, see evaluation/quality_permutation.py.
     """
-    lines: list[PermutedQualityRow] = []
+    rows: list[PermutedQualityRow] = []
     numbers: Numbers = {}
     folders = results.folders.get(MODEL, {})
     if not folders or not all((folder / PERMUTED_QUALITY).is_file() for folder in folders.values()):
-        return Section(lines, numbers)
+        return Section(rows, numbers)
     permuted = results.compared(MODEL, file=PERMUTED_QUALITY)
     intact = results.compared(MODEL, cells=list(permuted["cell"].unique()))
-    for within, words in ((False, "between clips of all draws"), (True, "between clips of one draw")):
-        one_way = permuted[permuted["within"] == within]
-        if one_way.empty:
+    for within, label in ((False, "between clips of all draws"), (True, "between clips of one draw")):
+        exchanged = permuted[permuted["within"] == within]
+        if exchanged.empty:
             continue
-        error = reliability.permuted_quality(intact, one_way)
+        error = reliability.permuted_quality(intact, exchanged)
         prefix = f"{MODEL}.broken.{'within' if within else 'across'}"
         numbers |= {f"{prefix}.{name}": value for name, value in error._asdict().items()}
-        lines.append(
+        rows.append(
             PermutedQualityRow(
-                what=words,
+                what=label,
                 intact=number(error.intact, "mae"),
                 permuted=number(error.mae, "mae"),
                 rise=percent(error.rise),
                 interval=f"{percent(error.low)} to {percent(error.high)}",
             )
         )
-    return Section(lines, numbers)
+    return Section(rows, numbers)
 
 
 @dataclass(frozen=True)
-class NothingLeft:
-    """Spread of the predictions by that of the labels, and the MAE by the mean predictor's where that was measured."""
+class AllMissing:
+    """SD of the predictions over that of the labels; MAE over that of the mean predictor, empty if not evaluated."""
 
     spread: str
     ratio: str = ""
     interval: str = ""
 
 
-def nothing_left(results: Results) -> Section[NothingLeft | None]:
-    """What a prediction still depends on when every modality is gone; None where that cell was not measured."""
+def all_missing(results: Results) -> Section[AllMissing | None]:
+    """Return how much predictions vary when every modality is missing; None if that cell was not evaluated."""
     if MODEL not in results.models or tables.error_metric(results.cells) != "mae":
         return Section(None, {})
-    if LOST not in set(results.cells.loc[results.cells["model"] == MODEL, "cell"]):
+    if ALL_MISSING not in set(results.cells.loc[results.cells["model"] == MODEL, "cell"]):
         return Section(None, {})
-    rows = results.compared(MODEL, cells=[LOST])
+    rows = results.compared(MODEL, cells=[ALL_MISSING])
     spread = reliability.spread_when_all_is_lost(rows)
     numbers: Numbers = {f"{MODEL}.lost.spread.seed{seed}": float(value) for seed, value in spread.items()}
     numbers[f"{MODEL}.lost.spread.mean"] = float(spread.mean())
     spread_text = f"{100 * spread.mean():.1f} %"
     if "mean" not in results.models:
-        return Section(NothingLeft(spread_text), numbers)
-    pair = compare(rows, results.compared("mean", cells=[LOST]))
+        return Section(AllMissing(spread_text), numbers)
+    pair = compare(rows, results.compared("mean", cells=[ALL_MISSING]))
     for end, value in zip(("", ".low", ".high"), pair[4:], strict=True):
         numbers[f"{MODEL}.lost.mae_ratio_to_mean{end}"] = value
     interval = f"{pair.ratio_low:.3f} to {pair.ratio_high:.3f}"
-    return Section(NothingLeft(spread_text, f"{pair.ratio:.3f}", interval), numbers)
+    return Section(AllMissing(spread_text, f"{pair.ratio:.3f}", interval), numbers)
 
 
 @dataclass(frozen=True)
@@ -172,7 +172,7 @@ class UncertaintyRow:
 
 @dataclass(frozen=True)
 class UncertaintyTable:
-    """Metrics of uncertainty on one slice, a row a model."""
+    """Metrics of uncertainty on one slice, one row per model."""
 
     slice: str
     columns: list[str]
@@ -181,7 +181,7 @@ class UncertaintyTable:
 
 @dataclass(frozen=True)
 class CoverageRow:
-    """The share of targets inside the interval over some cells."""
+    """The share of targets inside the interval over a set of cells."""
 
     what: str
     cells: str
@@ -197,9 +197,9 @@ class Calibration:
 
 
 def calibration(results: Results, measured: Numbers) -> Section[Calibration]:
-    """Uncertainty of every model on slice mixed, or what there is, and QA-MoE's coverage cell by cell.
+    """Return the uncertainty metrics of every model on slice mixed, and QA-MoE's coverage cell by cell.
 
-    measured: the numbers of sections.slices.
+    Without slice mixed, the first evaluated slice. measured: the numbers of sections.slices.
     """
     coverage, images = _coverage(results), _coverage_figures(results)
     context = Calibration(_uncertainty(results, measured), coverage.context, images.context)
@@ -221,7 +221,7 @@ def _uncertainty(results: Results, measured: Numbers) -> UncertaintyTable:
 
 
 def _covered(results: Results, cells: Iterable[str]) -> pd.DataFrame | None:
-    """QA-MoE's rows of some cells with the column covered; None where it predicts classes."""
+    """Return QA-MoE's rows of some cells with the column covered; None if it predicts classes."""
     sigmas: dict[Any, dict[str, float]] = {
         seed: results.config(MODEL, seed).get("calibration", {}).get("sigmas", {}) for seed in results.folders[MODEL]
     }
@@ -231,26 +231,30 @@ def _covered(results: Results, cells: Iterable[str]) -> pd.DataFrame | None:
 
 
 def _selection(results: Results) -> list[str]:
-    """The test cells of the kinds and severities by which checkpoints are chosen and intervals are fitted."""
+    """Return the test cells with the kinds and severities that select checkpoints and fit intervals on validation."""
     config = results.config(MODEL, next(iter(results.folders[MODEL])))
     chosen = (config.get("train") or {}).get("selection", {}).get("severities", {})
-    of_model = results.cells[(results.cells["model"] == MODEL) & results.cells["slice"].isin([*chosen, "clean"])]
-    wanted = {(kind if severity else "clean", round(severity, 6)) for kind, some in chosen.items() for severity in some}
-    cells = of_model.drop_duplicates("cell")[["cell", "slice", "severity"]].fillna({"severity": 0.0})
+    evaluated = results.cells[(results.cells["model"] == MODEL) & results.cells["slice"].isin([*chosen, "clean"])]
+    wanted = {
+        (kind if severity else "clean", round(severity, 6))
+        for kind, severities in chosen.items()
+        for severity in severities
+    }
+    cells = evaluated.drop_duplicates("cell")[["cell", "slice", "severity"]].fillna({"severity": 0.0})
     return [cell for cell, name, at in cells.itertuples(index=False) if (name, round(float(at), 6)) in wanted]
 
 
 def _coverage(results: Results) -> Section[list[CoverageRow]]:
-    """The share of targets in the interval, over the cells of selection and over each slice."""
-    lines: list[CoverageRow] = []
+    """Return the share of targets inside the interval, over the selection cells and over each slice."""
+    rows: list[CoverageRow] = []
     numbers: Numbers = {}
     if MODEL not in results.models:
-        return Section(lines, numbers)
-    of_model = results.cells[results.cells["model"] == MODEL]
-    slices = {name: rows["cell"].unique() for name, rows in of_model.groupby("slice")}
-    # As in a slice's summary, where blind cells weigh nothing.
-    chosen = {n: [c for c in slices[n] if not str(c).endswith(BLIND)] for n in results.slices_of(MODEL)}
-    for name, cells in ({"selection": _selection(results)} | chosen).items():
+        return Section(rows, numbers)
+    model_cells = results.cells[results.cells["model"] == MODEL]
+    slices = {name: group["cell"].unique() for name, group in model_cells.groupby("slice")}
+    # Blind cells have weight 0 in the summary of a slice as well.
+    counted = {n: [c for c in slices[n] if not str(c).endswith(BLIND)] for n in results.slices_of(MODEL)}
+    for name, cells in ({"selection": _selection(results)} | counted).items():
         covered = _covered(results, cells) if cells else None
         if covered is None:
             continue
@@ -258,18 +262,18 @@ def _coverage(results: Results) -> Section[list[CoverageRow]]:
         prefix = f"{MODEL}.coverage_90.{name}"
         numbers |= {prefix: value, f"{prefix}.low": low, f"{prefix}.high": high, f"{prefix}.cells": len(cells)}
         texts = [number(v, "coverage") for v in (value, low, high)]
-        label = "the cells of selection" if name == "selection" else name
-        lines.append(CoverageRow(label, str(len(cells)), texts[0], f"{texts[1]} to {texts[2]}"))
-    return Section(lines, numbers)
+        label = "selection cells" if name == "selection" else name
+        rows.append(CoverageRow(label, str(len(cells)), texts[0], f"{texts[1]} to {texts[2]}"))
+    return Section(rows, numbers)
 
 
 def _coverage_figures(results: Results) -> Section[list[Image]]:
-    """Coverage along each graded slice, with its interval at each severity."""
+    """Draw coverage against severity on each graded slice, with its interval at each severity."""
     images: list[Image] = []
     numbers: Numbers = {}
-    of_model = results.cells[results.cells["model"] == MODEL]
-    for name in tables.graded_slices(of_model):
-        cells = of_model.loc[of_model["slice"] == name].drop_duplicates("cell").sort_values("severity")
+    model_cells = results.cells[results.cells["model"] == MODEL]
+    for name in tables.graded_slices(model_cells):
+        cells = model_cells.loc[model_cells["slice"] == name].drop_duplicates("cell").sort_values("severity")
         covered = _covered(results, cells["cell"])
         if covered is None:
             continue
@@ -280,6 +284,6 @@ def _coverage_figures(results: Results) -> Section[list[Image]]:
             prefix = f"{MODEL}.coverage_90.{name}.{tables.severity_key(severity)}"
             numbers |= {prefix: value, f"{prefix}.low": low, f"{prefix}.high": high}
         figure = plots.coverage_curve(name, pd.DataFrame(points), LEVEL)
-        alt = f"Share of targets in the 90 % interval of {MODEL} along slice {name}"
+        alt = f"Share of targets in the 90 % interval of {MODEL} against severity on slice {name}"
         images.append(Image(plots.data_uri(figure), alt))
     return Section(images, numbers)

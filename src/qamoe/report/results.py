@@ -1,6 +1,6 @@
-"""What evaluate and train wrote about all runs: cells and records read at once, predictions a slice at a time.
+"""Read the outputs of evaluate and train: cells and records of all runs at once, predictions on demand.
 
-A slice of one model may hold a million rows, so predictions are read where they are needed and not kept.
+A slice of one model may hold a million rows, so predictions are read when needed and not kept.
 """
 
 import json
@@ -19,12 +19,12 @@ PERMUTED_QUALITY = "broken.parquet"
 CELLS = "cells.parquet"
 
 
-Seed = int | str  # a folder's name, a number where it is one
+Seed = int | str  # the name of a run's folder, as an integer if it is one
 Folders = dict[str, dict[Seed, Path]]  # model -> seed -> evaluate/<model>/<seed>
 
 
 class Run(NamedTuple):
-    """What train wrote about one run: model.json, and a line an epoch of history.jsonl."""
+    """The output of train for one run: model.json, and the lines of history.jsonl, one per epoch."""
 
     model: str
     seed: Seed
@@ -33,7 +33,7 @@ class Run(NamedTuple):
 
 
 class Results(NamedTuple):
-    """All runs: cells with model and seed in front, the folders of predictions, per run what train wrote about it."""
+    """All runs: cells with the columns model and seed, the folders of predictions, and the output of train per run."""
 
     cells: pd.DataFrame
     folders: Folders
@@ -47,7 +47,7 @@ class Results(NamedTuple):
         return list(self.cells.loc[self.cells["model"] == model, "slice"].unique())
 
     def config(self, model: str, seed: Seed) -> CheckpointConfig:
-        """model.json of one run."""
+        """Return model.json of one run."""
         return next(run.config for run in self.runs if (run.model, run.seed) == (model, seed))
 
     def predictions(
@@ -58,7 +58,10 @@ class Results(NamedTuple):
         columns: Sequence[str] | None = None,
         file: str = PREDICTIONS,
     ) -> pd.DataFrame:
-        """Rows of all seeds of a model, with a column seed: of one slice or some cells, of some columns or all."""
+        """Read the predictions of all seeds of a model, with a column seed: all, those of one slice or of some cells.
+
+        columns: those to read; None for all.
+        """
         wanted = [("slice", "==", slice)] if slice else [("cell", "in", list(cells))] if cells else None
         parts = [
             pd.read_parquet(folder / file, columns=list(columns) if columns else None, filters=wanted).assign(seed=seed)
@@ -69,7 +72,7 @@ class Results(NamedTuple):
     def compared(
         self, model: str, slice: str | None = None, cells: Sequence[str] | None = None, file: str = PREDICTIONS
     ) -> pd.DataFrame:
-        """Rows with the columns that comparisons need alone."""
+        """Read predictions as `predictions` does, only with the columns that comparisons need."""
         names = columns_of(next(iter(self.folders[model].values())) / file)
         kept = ("clip_id", "source", "slice", "cell", "draw", "target", "prediction", "variance", "within")
         return self.predictions(
@@ -77,7 +80,7 @@ class Results(NamedTuple):
         )
 
     def has(self, model: str, column: str) -> bool:
-        """Whether a model's predictions hold a column with anything in it."""
+        """Return whether the predictions of a model have this column with at least one value."""
         path = next(iter(self.folders[model].values())) / PREDICTIONS
         return column in columns_of(path) and bool(pd.read_parquet(path, columns=[column])[column].notna().any())
 
@@ -89,7 +92,7 @@ def columns_of(path: Path) -> list[str]:
 
 
 def read(evaluated: Path, trained: Path, models: Collection[str] | None = None) -> Results:
-    """Read evaluate/<model>/<seed>/ and train/<model>/<seed>/; UserError where there is nothing, or half of it."""
+    """Read evaluate/<model>/<seed>/ and train/<model>/<seed>/. Raises UserError for no runs or a missing file."""
     folders = evaluations(evaluated, models)
     runs: list[Run] = []
     for model, seeds in folders.items():
@@ -97,23 +100,27 @@ def read(evaluated: Path, trained: Path, models: Collection[str] | None = None) 
             record = trained / model / folder.name
             for needed in (folder / PREDICTIONS, record / "model.json"):
                 if not needed.is_file():
-                    raise UserError(f"{needed} is missing beside {folder / CELLS}; run the stage that writes it.")
+                    stage = "evaluate" if needed.parent == folder else "train"
+                    raise UserError(f"{needed} does not exist, but {folder / CELLS} does; run the stage {stage} again")
             history = record / "history.jsonl"
             lines = history.read_text().splitlines() if history.is_file() else []
             epochs = [json.loads(text) for text in lines if text.strip()]
             config = read_config(record)
-            assert config is not None  # it is there
+            assert config is not None  # the loop above checked the file
             runs.append(Run(model, seed, config, epochs))
     return Results(read_cells(folders), folders, runs)
 
 
 def evaluations(evaluated: Path, models: Collection[str] | None = None) -> Folders:
-    """model -> seed -> folder of every finished evaluation, of some models or of all; UserError where there is none."""
+    """Return model -> seed -> folder of every finished evaluation. Raises UserError if no evaluation is found.
+
+    models: those to include; None for all.
+    """
     runs = [f.parent for f in evaluated.glob(f"*/*/{CELLS}") if not f.parent.parent.name.startswith(".")]
     runs = [f for f in runs if models is None or f.parent.name in models]
     runs.sort(key=lambda f: (tables.model_order(f.parent.name), int(f.name) if f.name.isdigit() else 0, f.name))
     if not runs:
-        raise UserError(f"{evaluated} holds no <model>/<seed>/{CELLS}; run the stage evaluate first.")
+        raise UserError(f"no <model>/<seed>/{CELLS} in {evaluated}; run the stage evaluate first")
     folders: Folders = {}
     for folder in runs:
         seed = int(folder.name) if folder.name.isdigit() else folder.name
@@ -122,7 +129,7 @@ def evaluations(evaluated: Path, models: Collection[str] | None = None) -> Folde
 
 
 def read_cells(folders: Folders) -> pd.DataFrame:
-    """cells.parquet of every run under each other, with model and seed."""
+    """Concatenate cells.parquet of every run, with the columns model and seed."""
     return pd.concat(
         [
             pd.read_parquet(folder / CELLS).assign(model=model, seed=seed)

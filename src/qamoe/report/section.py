@@ -1,10 +1,10 @@
-"""What a section of the report returns: what the template prints, and its numbers under their names in summary.json."""
+"""Define a section of the report: a context for the template, and numbers by their names in summary.json."""
 
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 Context = TypeVar("Context")
-Numbers = dict[str, float | int | bool | None]  # name in summary.json -> value, rounded nowhere
+Numbers = dict[str, float | int | bool | None]  # name in summary.json -> unrounded value
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class Section(Generic[Context]):
 
 @dataclass(frozen=True)
 class Image:
-    """A figure of the page, inside it as a data: address."""
+    """A figure embedded in the page as a data: URI."""
 
     uri: str
     alt: str
@@ -26,7 +26,7 @@ class Image:
 
 @dataclass(frozen=True)
 class Figures:
-    """A heading, a paragraph and the figures under it, two beside each other where they are small."""
+    """A heading, a paragraph and the figures under it; small figures are laid out in columns."""
 
     title: str
     text: str
@@ -35,10 +35,10 @@ class Figures:
 
 
 def merged(*parts: Numbers) -> Numbers:
-    """The numbers of all parts. Raises ValueError for a name that two of them set."""
-    whole: Numbers = {}
+    """Merge the numbers of all parts. Raises ValueError for a name that two parts set."""
+    merged_numbers: Numbers = {}
     for numbers in parts:
-        if twice := whole.keys() & numbers.keys():
-            raise ValueError(f"summary.json: {', '.join(sorted(twice))} set by two sections; each name has one section")
-        whole |= numbers
-    return whole
+        if duplicates := merged_numbers.keys() & numbers.keys():
+            raise ValueError(f"summary.json: two sections set {', '.join(sorted(duplicates))}")
+        merged_numbers |= numbers
+    return merged_numbers

@@ -1,4 +1,4 @@
-"""What the page says in words and tables, section by section."""
+"""Build the sections of the page that consist of text and tables."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,21 +20,21 @@ FORMS = {
     "swap": "Mean over cells",
     "subsets": "Mean over the announced cells",
 }
-CURVES = ("mae", "corr", "acc7", "acc2_non0", "accuracy")  # whose values at each severity go into summary.json
-HARDEST = 10  # sources that the page lists
+CURVES = ("mae", "corr", "acc7", "acc2_non0", "accuracy")  # metrics whose value per severity is in summary.json
+HARDEST = 10  # number of sources that the page lists
 
-# Second-hand and unverified: name, what, slice, severity, metric, the paper's figure, the paper's best other.
+# Second-hand and unverified: name, label, slice, severity, metric, value of the paper, best other value in the paper.
 REFERENCES = (
     ("acc7", "Acc-7, clean", "clean", 0.0, "acc7", 0.536, 0.469),
     ("noise.acc2.s07", "Acc-2, noise λ = 0.7", "noise", 0.7, "acc2_non0", 0.877, 0.873),
     ("missing.acc7.s07", "Acc-7, 70 % missing", "missing", 0.7, "acc7", 0.305, 0.264),
 )
-WITHOUT_QUALITY_GATE = 0.359  # MAE added by leaving the quality gate out, likewise second-hand
+WITHOUT_QUALITY_GATE = 0.359  # MAE added by removing the quality gate; second-hand as well
 
 
 @dataclass(frozen=True)
 class About:
-    """The head of the page: test split, models and task; `data` is the start of the data's digest."""
+    """The head of the page: test split, models and task. data: the first characters of the data digest."""
 
     clips: int
     sources: int
@@ -46,7 +46,7 @@ class About:
 
 
 def about(results: Results) -> Section[About]:
-    """What was evaluated on what."""
+    """Describe the test split, the models and the task."""
     model = results.models[0]
     first = results.predictions(model, results.slices_of(model)[0])
     clips, sources = int(first["clip_id"].nunique()), int(first["source"].nunique())
@@ -75,12 +75,12 @@ def about(results: Results) -> Section[About]:
 
 @dataclass(frozen=True)
 class Measured:
-    """A value of the headline: mean and SD over seeds as the page prints them."""
+    """A value of the headline: mean and SD over seeds, formatted for the page."""
 
     label: str
     mean: str
     sd: str
-    undefined: bool  # every prediction was the same, and the metric is a correlation
+    undefined: bool  # a correlation of constant predictions
 
 
 @dataclass(frozen=True)
@@ -93,11 +93,11 @@ class HeadlineRow:
 class Headline:
     columns: list[str]
     rows: list[HeadlineRow]
-    undefined: bool  # whether any value is
+    undefined: bool  # whether any value is undefined
 
 
 def headline(headline: pd.DataFrame, cells: pd.DataFrame) -> Headline:
-    """tables.headline as the page prints it; its numbers are those of `slices`."""
+    """Format tables.headline for the page; `slices` gives its numbers to summary.json."""
     columns = tables.columns_of(cells)
     undefined = set(_undefined(cells))
     rows = [
@@ -120,7 +120,7 @@ def headline(headline: pd.DataFrame, cells: pd.DataFrame) -> Headline:
 
 
 def _undefined(cells: pd.DataFrame) -> dict[tuple[str, str], tuple[int, int]]:
-    """(model, slice) -> how many of its cells had a constant prediction in any seed or draw, of how many."""
+    """Return (model, slice) -> number of cells with constant predictions in any seed or draw, and number of cells."""
     flags = cells[cells["metric"] == "corr_undefined"]
     worst = flags.groupby(["model", "slice", "cell"], sort=False)["value"].max() > 0
     count = worst.groupby(["model", "slice"], sort=False).agg(["sum", "size"])
@@ -135,7 +135,7 @@ class MeanAndSd:
 
 @dataclass(frozen=True)
 class MetricRow:
-    """A metric of a slice, a value a model."""
+    """A metric of a slice, one value per model."""
 
     label: str
     values: list[MeanAndSd]
@@ -143,7 +143,7 @@ class MetricRow:
 
 @dataclass(frozen=True)
 class SliceTable:
-    """A slice's metrics; `form` says what its values are means of."""
+    """The metrics of a slice; `form` says how its values are averaged."""
 
     name: str
     form: str
@@ -152,7 +152,7 @@ class SliceTable:
 
 
 def slices(cells: pd.DataFrame, runs: pd.DataFrame) -> Section[list[SliceTable]]:
-    """Every slice's summary: tables of a row a metric and a column a model. runs: tables.summaries(cells)."""
+    """Return one table per slice: one row per metric, one column per model. runs: tables.summaries(cells)."""
     error, graded = tables.error_metric(cells), tables.graded_slices(cells)
     numbers = _slice_numbers(cells, runs, graded)
     models = list(runs["model"].unique())
@@ -171,7 +171,7 @@ def slices(cells: pd.DataFrame, runs: pd.DataFrame) -> Section[list[SliceTable]]
 
 
 def _slice_numbers(cells: pd.DataFrame, runs: pd.DataFrame, graded: list[str]) -> Numbers:
-    """Every statistic of every run and over seeds, and the graded slices' CURVES at each severity."""
+    """Return every statistic per run and over seeds, and the metrics CURVES of graded slices at each severity."""
     numbers: Numbers = {}
     for row in runs.itertuples(index=False):
         for statistic in tables.STATISTICS:
@@ -181,8 +181,10 @@ def _slice_numbers(cells: pd.DataFrame, runs: pd.DataFrame, graded: list[str]) -
             name = f"{row.model}.{row.slice}.{row.metric}.{statistic}"
             numbers |= {f"{name}.mean": plain(row.mean), f"{name}.sd": plain(row.sd)}
     for name in graded:
-        of_slice = cells[(cells["slice"] == name) & cells["metric"].isin(CURVES)]
-        per_seed = of_slice.groupby(["model", "seed", "severity", "metric"], sort=False)["value"].mean().reset_index()
+        slice_cells = cells[(cells["slice"] == name) & cells["metric"].isin(CURVES)]
+        per_seed = (
+            slice_cells.groupby(["model", "seed", "severity", "metric"], sort=False)["value"].mean().reset_index()
+        )
         for row in tables.over_seeds(per_seed, ["model", "severity", "metric"], "value").itertuples(index=False):
             at = tables.severity_key(row.severity)  # type: ignore[arg-type]
             numbers[f"{row.model}.{name}.{row.metric}.{at}.mean"] = plain(row.mean)
@@ -203,7 +205,7 @@ def _nan(value: float | None) -> float:
 
 @dataclass(frozen=True)
 class TrainingRow:
-    """A run: its validation value, the epoch that was kept and how many there were, empty where not known."""
+    """A run: its validation value, the selected epoch and the number of epochs; empty if not known."""
 
     model: str
     seed: Seed
@@ -213,7 +215,7 @@ class TrainingRow:
 
 
 def training(results: Results) -> Section[list[TrainingRow]]:
-    """Per run: the epoch that was chosen, of how many, and the validation value that chose it."""
+    """Return per run the selected epoch, the number of epochs, and the validation value of the selected epoch."""
     rows = []
     numbers: Numbers = {}
     for run in results.runs:
@@ -232,15 +234,15 @@ def training(results: Results) -> Section[list[TrainingRow]]:
     return Section(rows, numbers)
 
 
-SEARCHED = {  # plots of a study
-    "history": "Each trial's validation error, and the best so far",
-    "importances": "How much of the difference between good and other trials each parameter explains (PED-ANOVA)",
-    "slice": "Each trial's validation error against what it tried; dark trials are late ones",
+SEARCH_PLOTS = {  # name of the plot -> caption
+    "history": "Validation error of each trial, and the best so far",
+    "importances": "Importance of each parameter for reaching a good validation error (PED-ANOVA)",
+    "slice": "Validation error of each trial against each parameter; darker trials are later",
 }
 
 
 def search(tuned: Path | None) -> Section[Figures]:
-    """Optuna's plots of the search whose results lie in artifacts/tune; no figure where there was none."""
+    """Return Optuna's plots of the search in artifacts/tune; no figure without a search."""
     if tuned is None or not (tuned / "trials.csv").is_file():
         return Section(Figures("Search", "", [], small=False), {})
     trials = pd.read_csv(tuned / "trials.csv")
@@ -248,14 +250,13 @@ def search(tuned: Path | None) -> Section[Figures]:
     complete, pruned = (int(ended.get(state, 0)) for state in ("COMPLETE", "PRUNED"))
     best = plain(trials.loc[trials["state"] == "COMPLETE", "value"].min())
     text = (
-        f"{complete} trials ran to their end and {pruned} were pruned; "
-        f"the best has a validation error of {number(_nan(best), 'mae')}. "
-        "What it tried is in best_params.yaml, which nothing above was trained with until somebody accepts it."
+        f"Completed trials: {complete}; pruned trials: {pruned}; lowest validation error: {number(_nan(best), 'mae')}. "
+        "best_params.yaml holds the parameters of the best trial. Training uses them after qamoe accept-tuned."
     )
-    drawn = {name: tuned / "plots" / f"{name}.svg" for name in SEARCHED}
+    plot_files = {name: tuned / "plots" / f"{name}.svg" for name in SEARCH_PLOTS}
     images = [
-        Image(plots.svg_uri(path.read_bytes()), SEARCHED[name], f"{SEARCHED[name]}.")
-        for name, path in drawn.items()
+        Image(plots.svg_uri(path.read_bytes()), SEARCH_PLOTS[name], f"{SEARCH_PLOTS[name]}.")
+        for name, path in plot_files.items()
         if path.is_file()
     ]
     numbers: Numbers = {
@@ -268,7 +269,7 @@ def search(tuned: Path | None) -> Section[Figures]:
 
 @dataclass(frozen=True)
 class Reference:
-    """A second-hand figure of the paper beside ours."""
+    """A second-hand number of the paper, and our number for the same cell."""
 
     what: str
     paper: str
@@ -277,7 +278,7 @@ class Reference:
 
 
 def references(measured: Numbers) -> Section[list[Reference]]:
-    """The paper's second-hand figures, and ours on this corpus where the same cell is in `measured`.
+    """Return the second-hand numbers of the paper, and ours on this corpus if the same cell was evaluated.
 
     measured: the numbers of `slices`.
     """
@@ -293,7 +294,7 @@ def references(measured: Numbers) -> Section[list[Reference]]:
 
 @dataclass(frozen=True)
 class SourceRow:
-    """A source of the test split with its error, a value a model."""
+    """A source of the test split with its error, one value per model."""
 
     source: str
     clips: int
@@ -307,7 +308,7 @@ class Sources:
 
 
 def sources(results: Results) -> Section[Sources]:
-    """The sources on which the first of COMPARED errs most in slice mixed, the second beside it."""
+    """Return the sources with the highest MAE of COMPARED[0] on slice mixed, with the MAE of COMPARED[1] next to it."""
     models = [m for m in COMPARED if m in results.models] or results.models[-1:]
     errors = {}
     for model in models:
@@ -326,27 +327,27 @@ def sources(results: Results) -> Section[Sources]:
 
 
 def notes(results: Results) -> list[str]:
-    """What a reader must know before quoting a number."""
+    """Return the caveats that apply to the numbers of the page."""
     lines = []
     not_rescaled: dict[str, list[str]] = {}
     for run in results.runs:
         for modality, block in (run.config.get("trust") or {}).items():
             if isinstance(block, dict) and block.get("rescaled") is False:
                 not_rescaled.setdefault(f"{run.model}, {modality}", []).append(str(run.seed))
-    for which, seeds in not_rescaled.items():
+    for model_and_modality, seeds in not_rescaled.items():
         lines.append(
-            f"Trust is r itself, not rescaled ({which}, seed {', '.join(seeds)}): on validation the median r of "
-            "fully degraded clips was not below that of clean ones."
+            f"Trust equals r, without rescaling ({model_and_modality}, seed {', '.join(seeds)}): on validation, the "
+            "median r of fully degraded clips was not below that of clean clips."
         )
-    for (model, name), (undefined, of) in _undefined(results.cells).items():
+    for (model, name), (undefined, total) in _undefined(results.cells).items():
         lines.append(
-            f"Corr is undefined, because every prediction is the same, and counted as 0: {model}, slice {name}, "
-            f"{undefined} of {of} cells."
+            f"Corr of constant predictions is undefined and counted as 0: {model}, slice {name}, "
+            f"{undefined} of {total} cells."
         )
     single = [m for m in results.models if sum(run.model == m for run in results.runs) == 1]
     if single:
-        lines.append(f"One training seed, so no SD: {', '.join(single)}.")
-    lacking = [m for m in tables.MODALITIES if not any(results.has(model, f"severity_{m}") for model in results.models)]
-    if lacking:
-        lines.append(f"This corpus has no {' and no '.join(lacking)}: such lines are empty.")
+        lines.append(f"No SD, because of a single training seed: {', '.join(single)}.")
+    absent = [m for m in tables.MODALITIES if not any(results.has(model, f"severity_{m}") for model in results.models)]
+    if absent:
+        lines.append(f"Modalities that this corpus does not have: {', '.join(absent)}. Their rows are empty.")
     return lines

@@ -1,7 +1,7 @@
-"""Tables of the report: what cells and predictions of all runs say, as small frames.
+"""Compute the tables of the report from the cells and predictions of all runs.
 
-A run is one model and training seed. `cells` are those of every evaluate/<model>/<seed>/ under each other, with
-the columns model and seed; `predictions` are those of one model, with the column seed.
+A run is one model and training seed. `cells` is the concatenation of every evaluate/<model>/<seed>/cells.parquet,
+with the columns model and seed; `predictions` are those of one model, with the column seed.
 """
 
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -9,15 +9,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from qamoe.report.console import stdout_console
+
 if TYPE_CHECKING:
     from rich.console import Console
 
 MODALITIES = ("text", "audio", "vision")
 ORDER = ("mean", "text", "concat", "cross_attention", "tensor", "precision", "moe")
 STATISTICS = ("area", "area09", "worst", "clean")
-ERRORS = ("mae", "accuracy")  # the metric that figures show: the first that exists
+ERRORS = ("mae", "accuracy")  # figures show the first of these that was evaluated
 METRIC_NAMES = {"mae": "MAE", "accuracy": "Accuracy"}
-FEWEST = 20  # rows in a bin of mean severity, for a point of the figure
+FEWEST = 20  # minimum number of rows in a bin of mean severity
 
 
 class Column(NamedTuple):
@@ -45,7 +47,7 @@ REGRESSION = (
     Column("mixed", "mae", "area", "MAE, mixed"),
     Column("alone", "mae", "area", "MAE, alone"),
     Column("swap", "mae", "area", "MAE, swap"),
-    Column("mixed", "coverage_90", "area", "90 % interval covers, mixed"),
+    Column("mixed", "coverage_90", "area", "Coverage (90 %), mixed"),
     Column("clean", "mean_error", "clean", "Mean error, clean"),
 )
 CLASSIFICATION = (
@@ -61,30 +63,30 @@ CLASSIFICATION = (
 
 
 def is_share(metric: str) -> bool:
-    """True for metrics in [0, 1] that people read as per cent."""
+    """Return whether a metric lies in [0, 1] and is printed in per cent."""
     return metric.startswith(("acc", "f1", "macro", "weighted", "balanced_acc", "coverage"))
 
 
 def model_order(model: str) -> tuple[int, int, str]:
-    """Sort key: the controls from the simplest on, qamoe, and after it the oracle, ablations and specialists."""
+    """Return a sort key: the controls from the simplest on, then qamoe, the oracle, ablations and specialists."""
     rank = ORDER.index(model) if model in ORDER else len(ORDER)
     after = ("qamoe", "oracle", "ablation-", "specialist-")
     return (next((i + 1 for i, name in enumerate(after) if model.startswith(name)), 0), rank, model)
 
 
 def is_control(model: str) -> bool:
-    """Whether a model is one that QA-MoE is to be no worse than: oracle, ablations and specialists are not."""
+    """Return whether a model is a control; QA-MoE, the oracle, ablations and specialists are not."""
     return model_order(model)[0] == 0
 
 
 def error_metric(cells: pd.DataFrame) -> str | None:
-    """The metric that figures show of these cells, or None where they hold neither."""
+    """Return the metric that figures show: mae or accuracy; None if the cells have neither."""
     present = set(cells["metric"].unique())
     return next((metric for metric in ERRORS if metric in present), None)
 
 
 def summaries(cells: pd.DataFrame) -> pd.DataFrame:
-    """Every run's summary of every slice: model, seed, slice, metric, area, area09, worst, clean."""
+    """Summarise every slice of every run: model, seed, slice, metric, area, area09, worst, clean."""
     from qamoe.evaluation.summary import summarise
 
     parts = []
@@ -95,26 +97,26 @@ def summaries(cells: pd.DataFrame) -> pd.DataFrame:
 
 
 def experts_of(usage: pd.DataFrame) -> list[str]:
-    """The columns of usage_by_severity that are experts."""
+    """Return the columns of usage_by_severity that hold experts."""
     return [str(c) for c in usage if str(c).startswith("expert_")]
 
 
 def over_seeds(values: pd.DataFrame, by: list[str], value: str) -> pd.DataFrame:
-    """Mean and SD over training seeds of a column: the columns `by`, mean, sd (NaN for a single seed)."""
+    """Return mean and SD of a column over training seeds: the columns `by`, mean, sd (NaN for a single seed)."""
     return values.groupby(by, sort=False, dropna=False)[value].agg(mean="mean", sd="std").reset_index()
 
 
 def columns_of(cells: pd.DataFrame) -> tuple[Column, ...]:
-    """The headline's columns that these cells can fill."""
+    """Return the columns of the headline that were evaluated."""
     wanted = REGRESSION if error_metric(cells) == "mae" else CLASSIFICATION
     present = set(cells[["slice", "metric"]].drop_duplicates().itertuples(index=False, name=None))
     return tuple(c for c in wanted if (c.slice, c.metric) in present)
 
 
 def headline(cells: pd.DataFrame, runs: pd.DataFrame | None = None) -> pd.DataFrame:
-    """One row a model: model, seeds (how many), and each measure's mean `<name>` and `<name>.sd` over seeds.
+    """Return one row per model: model, number of seeds, and mean `<name>` and SD `<name>.sd` of each measure.
 
-    Names are those of summary.json without the model, such as `missing.mae.area`. runs: summaries(cells), if made.
+    Names are those of summary.json without the model, such as `missing.mae.area`. runs: summaries(cells), if known.
     """
     runs = summaries(cells) if runs is None else runs
     columns = columns_of(cells)
@@ -123,8 +125,8 @@ def headline(cells: pd.DataFrame, runs: pd.DataFrame | None = None) -> pd.DataFr
         seeds = runs[runs["model"] == model]
         row: dict[str, object] = {"model": model, "seeds": seeds["seed"].nunique()}
         for column in columns:
-            of_column = (seeds["slice"] == column.slice) & (seeds["metric"] == column.metric)
-            values = seeds.loc[of_column, column.statistic]
+            selected = (seeds["slice"] == column.slice) & (seeds["metric"] == column.metric)
+            values = seeds.loc[selected, column.statistic]
             row[column.name] = values.mean()
             row[f"{column.name}.sd"] = values.std()
         rows.append(row)
@@ -132,17 +134,17 @@ def headline(cells: pd.DataFrame, runs: pd.DataFrame | None = None) -> pd.DataFr
 
 
 def percent(share: float) -> str:
-    """A relative difference as the page prints it, with its sign."""
+    """Format a relative difference in per cent with its sign."""
     return f"{100 * share:+.1f} %".replace("-", "−")
 
 
 def plain(value: Any) -> float | None:
-    """As summary.json holds it: a float, None for NaN."""
+    """Return a value as in summary.json: a float, or None for NaN."""
     return None if pd.isna(value) else float(value)
 
 
 def number(value: float, metric: str) -> str:
-    """A value as people read it: shares in per cent, errors with three digits, nothing for NaN."""
+    """Format a value: shares in per cent, errors with three decimals, NaN as ""."""
     if pd.isna(value):
         return ""
     if is_share(metric):
@@ -152,31 +154,30 @@ def number(value: float, metric: str) -> str:
 
 
 def severity_key(severity: float) -> str:
-    """.3 -> s03, .25 -> s025: a severity within a name of the summary."""
+    """Format a severity as part of a name in summary.json: .3 -> s03, .25 -> s025."""
     hundredths = round(severity * 100)
     return f"s{hundredths // 10:02d}" if hundredths % 10 == 0 else f"s{hundredths:03d}"
 
 
 def spread(sd: float, metric: str) -> str:
-    """A standard deviation with its sign, or nothing where there is only one seed."""
+    """Format a standard deviation with ±; NaN, for a single seed, as ""."""
     if pd.isna(sd):
         return ""
     return f"± {100 * sd:.1f}" if is_share(metric) else f"± {sd:.3f}"
 
 
 def print_headline(headline: pd.DataFrame, console: "Console | None" = None) -> None:
-    """Print the headline in a terminal: a row a measure, a column a model, as many models beside each other as fit."""
-    from rich.console import Console
+    """Print the headline: one row per measure, one column per model, in several tables if the models do not fit."""
     from rich.table import Table
     from rich.text import Text
 
-    console = console or Console()
+    console = console or stdout_console()
     columns = [c for c in dict.fromkeys((*REGRESSION, *CLASSIFICATION)) if c.name in headline]
-    beside = max(1, (console.width - max((len(c.label) for c in columns), default=0) - 4) // 16)
-    for start in range(0, len(headline), beside):
+    models_per_table = max(1, (console.width - max((len(c.label) for c in columns), default=0) - 4) // 16)
+    for start in range(0, len(headline), models_per_table):
         table = Table(title=None if start else "Test split, mean ± SD over training seeds", title_justify="left")
         table.add_column("")
-        shown = [row for _, row in headline.iloc[start : start + beside].iterrows()]
+        shown = [row for _, row in headline.iloc[start : start + models_per_table].iterrows()]
         for row in shown:
             seeds = "1 seed" if row["seeds"] == 1 else f"{row['seeds']} seeds"
             table.add_column(Text(f"{row['model']}\n{seeds}"), justify="right")
@@ -192,7 +193,7 @@ def print_headline(headline: pd.DataFrame, console: "Console | None" = None) -> 
 
 
 def curves(cells: pd.DataFrame) -> pd.DataFrame:
-    """Graded slices, mean over seeds: model, slice, severity, then a column a metric."""
+    """Return the graded slices, mean over seeds: model, slice, severity, then one column per metric."""
     graded = cells[cells["slice"].isin(graded_slices(cells))].assign(severity=lambda c: c["severity"].round(6))
     per_seed = graded.groupby(["model", "seed", "slice", "severity", "metric"], sort=False)["value"].mean()
     mean = per_seed.groupby(["model", "slice", "severity", "metric"], sort=False).mean().unstack("metric")
@@ -201,13 +202,13 @@ def curves(cells: pd.DataFrame) -> pd.DataFrame:
 
 
 def graded_slices(cells: pd.DataFrame) -> list[str]:
-    """Slices that are curves: one line of cells, each with its own severity."""
+    """Return the slices that form one curve: several cells, each with its own severity."""
     shape = cells.groupby("slice", sort=False).agg(cells=("cell", "nunique"), severities=("severity", "nunique"))
     return list(shape.index[(shape["cells"] > 1) & (shape["cells"] == shape["severities"])])
 
 
 def curves_within(cells: pd.DataFrame) -> list[tuple[str, str, str]]:
-    """(slice, kind, modalities) of every curve inside a slice that is none itself, such as audio's noise in alone."""
+    """Return (slice, kind, modalities) of every curve in a slice of several curves, such as noise on audio in alone."""
     rest = cells[~cells["slice"].isin(graded_slices(cells)) & cells["severity"].notna()]
     shape = rest.groupby(["slice", "kind", "modalities"], sort=False).agg(
         cells=("cell", "nunique"), severities=("severity", "nunique")
@@ -216,15 +217,15 @@ def curves_within(cells: pd.DataFrame) -> list[tuple[str, str, str]]:
 
 
 def modalities_of(predictions: pd.DataFrame, value: str) -> list[str]:
-    """Modalities for which these predictions hold `value` (r, trust, severity) at all."""
+    """Return the modalities for which the predictions hold `value` (r, trust, severity)."""
     return [m for m in MODALITIES if f"{value}_{m}" in predictions and predictions[f"{value}_{m}"].notna().any()]
 
 
 def by_severity(predictions: pd.DataFrame, name: str, modality: str, value: str) -> pd.DataFrame:
-    """`value` (trust or r) along slice `name`: severity, median, low, high (10 and 90 % of clips), clips.
+    """Return `value` (trust or r) on slice `name`: severity, median, low, high (10 and 90 % of clips), clips.
 
-    A clip counts once a seed, with its mean over draws. Clips without a valid frame in the modality are left
-    out: their trust is 0 by definition and says nothing about severity.
+    A clip counts once per seed, with its mean over draws. Clips without a valid frame in the modality are left out:
+    their trust is 0 by definition, at any severity.
     """
     rows = predictions[(predictions["slice"] == name) & (predictions[f"frames_{modality}"] > 0)]
     severity = rows[f"severity_{modality}"].astype(float).round(6).rename("severity")
@@ -236,9 +237,9 @@ def by_severity(predictions: pd.DataFrame, name: str, modality: str, value: str)
 
 
 def usage_by_severity(predictions: pd.DataFrame, name: str) -> pd.DataFrame:
-    """Each expert's share of the routing along slice `name`: seed, severity, entropy (bits), expert_1 ...
+    """Return the mean routing weight of each expert on slice `name`: seed, severity, entropy (bits), expert_1 ...
 
-    Entropy is that of the mean usage over clips: log2 of the number of experts where all are used alike.
+    Entropy is that of the mean weights over clips; its maximum is log2 of the number of experts.
     """
     rows = predictions[(predictions["slice"] == name) & predictions["routing"].notna()]
     if rows.empty:
@@ -254,9 +255,9 @@ def usage_by_severity(predictions: pd.DataFrame, name: str) -> pd.DataFrame:
 
 
 def error_by_mean_severity(predictions: pd.DataFrame) -> pd.DataFrame:
-    """Slice `mixed` by tenths of a row's mean severity over modalities: seed, bin, severity (mean), mae, rows.
+    """Bin slice `mixed` by mean severity over modalities, in steps of 0.1: seed, bin, severity (mean), mae, rows.
 
-    The mean of several uniform draws is seldom near 0 or 1: bins with fewer than 20 rows are left out.
+    Bins with fewer than FEWEST rows are left out: the mean of several uniform draws is rarely near 0 or 1.
     """
     rows = predictions[predictions["slice"] == "mixed"]
     present = [f"severity_{m}" for m in modalities_of(rows, "severity")]
@@ -276,7 +277,7 @@ def error_by_mean_severity(predictions: pd.DataFrame) -> pd.DataFrame:
 
 
 def error_by_source(predictions: pd.DataFrame) -> pd.DataFrame:
-    """Slice `mixed`: source, clips, mae (mean over seeds), the hardest first."""
+    """Return the sources of slice `mixed`: source, clips, mae (mean over seeds), the highest first."""
     rows = predictions[predictions["slice"] == "mixed"]
     sources = rows.assign(mae=(rows["prediction"] - rows["target"]).abs()).groupby("source")
     errors = sources.agg(clips=("clip_id", "nunique"), mae=("mae", "mean")).reset_index()
