@@ -1,4 +1,4 @@
-"""What a user sees in MLflow's own pages, on a real server and in a real browser."""
+"""Open MLflow's pages on a real server in a real browser."""
 
 import json
 import urllib.parse
@@ -17,20 +17,20 @@ from tests.fixtures.browser import CHROMIUM, Tab, tab
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium, chromium-browser or google-chrome on the path"),
+    pytest.mark.skipif(CHROMIUM is None, reason="no chromium, chromium-browser or google-chrome on the path"),
 ]
-MODELS = {"qamoe": 0.0, "concat": 0.1, "mean": 0.6}  # and how much higher its errors are
+MODELS = {"qamoe": 0.0, "concat": 0.1, "mean": 0.6}  # model -> offset of its errors
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("mlflow")
 
 
 @pytest.fixture(scope="module")
-def server(place: Path, mlflow_server: Callable[[Path], AbstractContextManager[int]]) -> Iterator[str]:
+def server(folder: Path, mlflow_server: Callable[[Path], AbstractContextManager[int]]) -> Iterator[str]:
     """The address of an MLflow server with an empty store."""
-    with mlflow_server(place) as port:
+    with mlflow_server(folder) as port:
         yield f"http://127.0.0.1:{port}"
 
 
@@ -50,14 +50,14 @@ def cells(offset: float) -> pd.DataFrame:
 
 @pytest.fixture(scope="module")
 def recorded(
-    server: str, place: Path, tiny_params: Any, tiny_corpus: Callable[..., None], tiny_checkpoint: Callable[..., Path]
+    server: str, folder: Path, tiny_params: Any, tiny_corpus: Callable[..., None], tiny_checkpoint: Callable[..., Path]
 ) -> Iterator[str]:
-    """The same server with three models, recorded from their folders, and a champion."""
+    """The same server after recording three models from their folders and promoting one."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", server)
         patch.setenv("QAMOE_DEVICE", "cpu")
-        patch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "300")  # a limit for what hangs, no measure
-        patch.chdir(place)
+        patch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "300")  # generous; it only ends a request that hangs
+        patch.chdir(folder)
         out = Path("artifacts")
         tiny_corpus(out)
         digests = {"params": "p" * 64, "data": data_digest(out), "code": "c" * 64}
@@ -75,15 +75,15 @@ def recorded(
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tab]:
-    with tab(tmp_path_factory.mktemp("chromium")) as found:
-        found.size(1800, 1100)
-        yield found
+    with tab(tmp_path_factory.mktemp("chromium")) as page:
+        page.size(1800, 1100)
+        yield page
 
 
-def click(browser: Tab, what: str) -> None:
-    """Click the element that an expression finds, once it is there."""
-    browser.until(f"({what}) !== undefined && ({what}) !== null")
-    browser.run(f"({what}).click()")
+def click(browser: Tab, element: str) -> None:
+    """Wait for the element that a JavaScript expression finds, and click it."""
+    browser.until(f"({element}) !== undefined && ({element}) !== null")
+    browser.run(f"({element}).click()")
 
 
 def link(text: str) -> str:
@@ -91,11 +91,11 @@ def link(text: str) -> str:
 
 
 def follow(browser: Tab, text: str) -> None:
-    """Click a link of a description, which a browser opens in a tab of its own."""
+    """Open a link of a description, which the browser would open in a new tab."""
     browser.until(f"({link(text)}) !== undefined")
     assert browser.run(f"({link(text)}).target") == "_blank"
     address = browser.run(f"({link(text)}).href")
-    browser.open("about:blank")  # a page of its own, and not the same one at another place
+    browser.open("about:blank")  # otherwise only the fragment of the address changes and the page is not loaded
     browser.open(address)
 
 
@@ -104,7 +104,7 @@ def shows(browser: Tab, *texts: str) -> None:
         browser.until(f"document.body.innerText.includes({json.dumps(text)})")
 
 
-# Of each chart that plotly has drawn: metric, and x and y of each line by the group or run that it is of.
+# For each chart drawn by plotly, per line: the group or run, the metric, x and y.
 CHARTS = (
     "[...document.querySelectorAll('.js-plotly-plot')]"
     ".map((plot) => (plot.data || []).filter((line) => line.metricKey && line.x && line.y)"
@@ -113,7 +113,7 @@ CHARTS = (
 
 
 def curves(browser: Tab, metric: str) -> dict[str, tuple[list[float], list[float]]]:
-    """The lines of the chart of a metric, once it is drawn."""
+    """Wait for the chart of a metric and return its lines."""
     browser.until(f"{CHARTS}.some((lines) => lines[0][1] === {json.dumps(metric)})")
     drawn = json.loads(browser.run(f"JSON.stringify({CHARTS})"))
     (chart,) = (lines for lines in drawn if lines[0][1] == metric)
@@ -141,10 +141,10 @@ def test_the_comparison_of_three_runs_has_the_table_and_the_curves(recorded, bro
     import mlflow
 
     client = mlflow.MlflowClient(recorded)
-    place = client.get_experiment_by_name("qa-moe").experiment_id
-    seeds = client.search_runs([place], "tags.`qamoe.seed` = '1'")
+    experiment = client.get_experiment_by_name("qa-moe").experiment_id
+    seeds = client.search_runs([experiment], "tags.`qamoe.seed` = '1'")
     runs = {run.info.run_name: run.info.run_id for run in seeds}
-    chosen = {"runs": json.dumps(list(runs.values())), "experiments": json.dumps([place])}
+    chosen = {"runs": json.dumps(list(runs.values())), "experiments": json.dumps([experiment])}
     browser.open(f"{recorded}/#/compare-runs?{urllib.parse.urlencode(chosen, quote_via=urllib.parse.quote)}")
     shows(browser, "Comparing 3 Runs", "qamoe-seed1", "concat-seed1", "mean-seed1", "clean.mae", "missing.mae.area")
     wanted = chosen | {"metric": '"missing.mae"', "plot_metric_keys": '["missing.mae"]', "x_axis": "step"}
@@ -157,6 +157,6 @@ def test_the_comparison_of_three_runs_has_the_table_and_the_curves(recorded, bro
 
 def test_the_page_of_the_model_shows_alias_and_decision(recorded, browser):
     browser.open(f"{recorded}/#/models/qa-moe/versions/1")
-    shows(browser, "champion", "qa-moe, version 1: promoted", "beats_the_mean", "by always answering the training mean")
+    shows(browser, "champion", "qa-moe, version 1: promoted", "beats_the_mean", "predicting the training mean")
     browser.open(f"{recorded}/#/models/qa-moe")
     shows(browser, "champion", "Version 1")

@@ -1,4 +1,4 @@
-"""Runs are whole or findable as unfinished, continue instead of doubling, and never stop a training."""
+"""Test that runs are complete or marked unfinished, are continued rather than duplicated, and never stop a training."""
 
 import os
 import subprocess
@@ -23,34 +23,34 @@ def line(epoch: int) -> dict[str, Any]:
     return {"epoch": epoch, "loss": 1.0 / epoch, "losses.task": 0.5, "valid": 0.6, "seconds": 1.5}
 
 
-def runs(client: Any, wanted: str = "tags.`qamoe.seed` LIKE '%'") -> list[Any]:
-    found = client.search_runs([client.get_experiment_by_name("qa-moe").experiment_id], wanted)
-    return sorted(found, key=lambda run: run.info.start_time)
+def runs(client: Any, query: str = "tags.`qamoe.seed` LIKE '%'") -> list[Any]:
+    matches = client.search_runs([client.get_experiment_by_name("qa-moe").experiment_id], query)
+    return sorted(matches, key=lambda run: run.info.start_time)
 
 
 def git(*arguments: str, where: Path) -> None:
-    who = ["-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false"]
-    subprocess.run(["git", *who, *arguments], cwd=where, check=True, capture_output=True)
+    identity = ["-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false"]
+    subprocess.run(["git", *identity, *arguments], cwd=where, check=True, capture_output=True)
 
 
-def test_the_default_store_is_at_the_main_checkout_from_every_copy_of_it(tmp_path, monkeypatch):
+def test_every_copy_of_a_checkout_uses_the_store_of_the_main_checkout(tmp_path, monkeypatch):
     main = tmp_path.resolve() / "main"
-    inside = main / "src"
-    inside.mkdir(parents=True)
+    subfolder = main / "src"
+    subfolder.mkdir(parents=True)
     git("init", ".", where=main)
     git("commit", "--allow-empty", "-m", "first", where=main)
     git("worktree", "add", "../tree", where=main)
-    copy = main / ".dvc" / "tmp" / "exps" / "tmpabc"  # dvc exp run --temp makes a repository of its own there
+    copy = main / ".dvc" / "tmp" / "exps" / "tmpabc"  # dvc exp run --temp creates a repository in such a folder
     copy.mkdir(parents=True)
     git("init", ".", where=copy)
-    for place in (main, inside, tmp_path / "tree", copy):
-        assert main_checkout(place) == main
+    for folder in (main, subfolder, tmp_path / "tree", copy):
+        assert main_checkout(folder) == main
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.chdir(tmp_path / "tree")
     assert tracking.uri() == f"sqlite:///{main}/mlflow.db"
 
 
-def test_without_git_the_store_is_in_the_working_folder_and_the_environment_wins(tmp_path, monkeypatch):
+def test_without_git_the_store_is_in_the_working_folder_unless_the_environment_sets_it(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert main_checkout(tmp_path) == tmp_path.resolve()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://somewhere:5000")
@@ -58,7 +58,7 @@ def test_without_git_the_store_is_in_the_working_folder_and_the_environment_wins
 
 
 @pytest.mark.parametrize(
-    ("told", "shown"),
+    ("text", "masked_text"),
     [
         ("no http://ann:se%40cret@host:5000/a, sqlite:////x/a.db", "no http://***@host:5000/a, sqlite:////x/a.db"),
         ("postgresql://ann:p@ss@host/db", "postgresql://***@host/db"),
@@ -67,16 +67,19 @@ def test_without_git_the_store_is_in_the_working_folder_and_the_environment_wins
         ("http://host/path@v1 models:/qa-moe@champion", "http://host/path@v1 models:/qa-moe@champion"),
     ],
 )
-def test_credentials_are_masked(told, shown):
-    assert masked(told) == shown
+def test_credentials_are_masked(text, masked_text):
+    assert masked(text) == masked_text
 
 
-def test_a_database_is_whole_or_absent(empty_records, tmp_path, monkeypatch, tiny_params):
-    assert [path.name for path in empty_records.parent.iterdir()] == ["mlflow.db"]  # what lay there half-made is gone
+def test_a_database_is_complete_or_absent(empty_records, tmp_path, monkeypatch, tiny_params):
+    assert [path.name for path in empty_records.parent.iterdir()] == ["mlflow.db"]  # no unfinished file is left
     broken = tmp_path / "mlflow.db"
-    broken.write_bytes(b"no database, and not ours to replace")
+    broken.write_bytes(b"not a database, and not ours to replace")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{broken}")
-    with pytest.raises(UserError, match="cannot be used"), tracking.training_run(tiny_params, "qamoe", 1, DIGESTS):
+    with (
+        pytest.raises(UserError, match=f"{broken}.*MLFLOW_TRACKING_URI"),
+        tracking.training_run(tiny_params, "qamoe", 1, DIGESTS),
+    ):
         pytest.fail("training began")
 
 
@@ -92,7 +95,9 @@ def test_a_specialist_is_recorded_under_its_own_name_with_the_sizes_of_qamoe(
     assert run.data.params["model"] == name
 
 
-def test_a_training_run_holds_what_made_it_and_its_model(records, tiny_params, tiny_checkpoint, tmp_path, monkeypatch):
+def test_a_training_run_holds_its_parameters_tags_and_model(
+    records, tiny_params, tiny_checkpoint, tmp_path, monkeypatch
+):
     monkeypatch.setenv("MY_SECRET", "hush-hush")
     (tmp_path / "dvc.lock").write_text("schema: '2.0'\n")
     with tracking.training_run(tiny_params, "qamoe", 1, DIGESTS) as record:
@@ -121,13 +126,13 @@ def test_a_training_run_holds_what_made_it_and_its_model(records, tiny_params, t
     assert "hush-hush" not in repr((run.data.tags, run.data.params))
     assert str(tmp_path) not in repr((run.data.tags, run.data.params))
     model = records.get_logged_model(tags["qamoe.logged_model"])
-    assert {m.key: m.value for m in model.metrics}["loss"] == 0.5  # of the best epoch, not of the last
+    assert {m.key: m.value for m in model.metrics}["loss"] == 0.5  # the best epoch, not the last
     assert model.tags["qamoe.artifact_digest"] == checkpoint.digest(folder)
 
 
 @pytest.mark.parametrize(("error", "status"), [(KeyboardInterrupt, "KILLED"), (ValueError, "FAILED"), (None, "FAILED")])
-def test_a_stopped_training_goes_on_in_its_own_run(records, tiny_params, tiny_checkpoint, tmp_path, error, status):
-    def stopped() -> None:
+def test_a_stopped_training_continues_in_its_own_run(records, tiny_params, tiny_checkpoint, tmp_path, error, status):
+    def stopped_training() -> None:
         with tracking.training_run(tiny_params, "qamoe", 1, DIGESTS) as record:
             record.epoch(line(1))
             record.epoch(line(2))
@@ -135,13 +140,13 @@ def test_a_stopped_training_goes_on_in_its_own_run(records, tiny_params, tiny_ch
                 raise error
 
     if error is None:
-        stopped()
+        stopped_training()
     else:
         with pytest.raises(error):
-            stopped()
+            stopped_training()
     assert [run.info.status for run in runs(records)] == [status]
     with tracking.training_run(tiny_params, "qamoe", 1, DIGESTS) as record:
-        record.epoch(line(2))  # logged before the kill, and not yet in the state that was saved
+        record.epoch(line(2))  # logged before the kill, but not in the saved training state
         record.epoch(line(3))
         record.finish(tiny_checkpoint(tmp_path / "checkpoint"))
     (run,) = runs(records)
@@ -149,35 +154,33 @@ def test_a_stopped_training_goes_on_in_its_own_run(records, tiny_params, tiny_ch
     assert [m.step for m in records.get_metric_history(run.info.run_id, "valid")] == [1, 2, 3]
 
 
-def test_a_run_that_a_kill_left_running_is_continued_by_the_same_training_alone(records, tiny_params):
+def test_only_the_same_training_continues_a_run_that_a_kill_left_running(records, tiny_params):
     with pytest.raises(KeyboardInterrupt), tracking.training_run(tiny_params, "qamoe", 1, DIGESTS):
         raise KeyboardInterrupt
-    records.update_run(runs(records)[0].info.run_id, status="RUNNING")  # what kill -9 leaves
+    records.update_run(runs(records)[0].info.run_id, status="RUNNING")  # the status after kill -9
     for seed, digests in ((2, DIGESTS), (1, DIGESTS | {"params": "other"}), (1, DIGESTS)):
         with pytest.raises(ValueError, match="end"), tracking.training_run(tiny_params, "qamoe", seed, digests):
             raise ValueError("end")
     assert len(runs(records)) == 3
 
 
-def test_seeds_of_the_same_training_are_children_of_one_run_and_others_are_not(
-    records, tiny_params, tiny_checkpoint, tmp_path
-):
+def test_only_seeds_of_the_same_training_are_children_of_one_run(records, tiny_params, tiny_checkpoint, tmp_path):
     other = {"params": "o" * 64}
     for name, seed, changed in (("qamoe", 1, {}), ("qamoe", 2, {}), ("qamoe", 3, other), ("mean", 1, {})):
         folder = tmp_path / name / str(seed)
         tracking.record_training(
             records, tiny_checkpoint(folder, model=name, seed=seed, digests=DIGESTS | changed), "qa-moe"
         )
-    above = {run.info.run_id: run for run in runs(records, "tags.`qamoe.role` = 'model'")}
+    by_id = {run.info.run_id: run for run in runs(records, "tags.`qamoe.role` = 'model'")}
     parents = [run.data.tags["mlflow.parentRunId"] for run in runs(records)]
-    assert len(set(parents)) == len(above) == 3
+    assert len(set(parents)) == len(by_id) == 3
     assert parents[0] == parents[1], "seeds 1 and 2"
-    assert [above[parent].info.run_name for parent in parents] == ["qamoe", "qamoe", "qamoe", "mean"]
-    assert {run.info.status for run in above.values()} == {"FINISHED"}
-    assert not any(run.data.params or run.data.metrics for run in above.values()), "or they would count as seeds"
+    assert [by_id[parent].info.run_name for parent in parents] == ["qamoe", "qamoe", "qamoe", "mean"]
+    assert {run.info.status for run in by_id.values()} == {"FINISHED"}
+    assert not any(run.data.params or run.data.metrics for run in by_id.values()), "MLflow would average them as seeds"
 
 
-def test_a_store_that_goes_away_does_not_stop_a_training(records, tiny_params, tiny_checkpoint, tmp_path, caplog):
+def test_a_store_that_fails_does_not_stop_a_training(records, tiny_params, tiny_checkpoint, tmp_path, caplog):
     with tracking.training_run(tiny_params, "qamoe", 1, DIGESTS) as record:
         assert record.record is not None
         record.epoch(line(1))
@@ -199,12 +202,12 @@ def test_a_store_that_goes_away_does_not_stop_a_training(records, tiny_params, t
     (run,) = runs(records)
     assert run.info.status == "FAILED"
     assert [m.step for m in records.get_metric_history(run.info.run_id, "valid")] == [1, 2, 3]
-    assert tracking.record_training(records, folder, "qa-moe") == run.info.run_id  # and no second one
+    assert tracking.record_training(records, folder, "qa-moe") == run.info.run_id  # not a second run
     assert runs(records)[0].info.status == "FINISHED"
 
 
 def test_a_store_that_cannot_be_used_is_refused_before_training(tmp_path, monkeypatch, tiny_params):
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", str(tmp_path / "mlruns"))  # MLflow 3 has no file store any more
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", str(tmp_path / "mlruns"))  # MLflow 3 refuses a file store
     with (
         pytest.raises(UserError, match=r"MLFLOW_TRACKING_URI.*QAMOE_TRACKING=off"),
         tracking.training_run(tiny_params, "qamoe", 1, DIGESTS),
@@ -230,27 +233,27 @@ def test_a_folder_is_recorded_once(records, tiny_checkpoint, tmp_path):
     (run,) = runs(records)
     assert run.info.status == "FINISHED"
     assert run.data.tags["qamoe.recorded"].startswith("later")
-    assert "mlflow.source.git.commit" not in run.data.tags  # nobody knows what made it
+    assert "mlflow.source.git.commit" not in run.data.tags  # the files do not say which commit made them
     history = records.get_metric_history(run.info.run_id, "loss")
     assert [m.step for m in history] == [1, 2, 3]
     with pytest.raises(UserError, match=r"model\.json"):
         tracking.record_training(records, tmp_path, "qa-moe")
 
 
-def test_two_checkpoints_recorded_at_once_have_a_run_each(records, tiny_checkpoint, tmp_path, monkeypatch):
-    """Even where both say that they were made of the same: one begins while the other is being logged."""
-    one, other = (tiny_checkpoint(tmp_path / str(answer), answer=answer) for answer in (0.5, 0.7))
-    finish, second = tracking.Record.finish, []
+def test_two_checkpoints_recorded_at_the_same_time_have_one_run_each(records, tiny_checkpoint, tmp_path, monkeypatch):
+    """Both have the same digests, and logging the second starts before the first is finished."""
+    first, second = (tiny_checkpoint(tmp_path / str(answer), answer=answer) for answer in (0.5, 0.7))
+    finish, second_runs = tracking.Record.finish, []
 
-    def meanwhile(record: tracking.Record, folder: Path) -> None:
-        if folder == one:
-            second.append(tracking.record_training(records, other, "qa-moe"))
+    def finish_after_second(record: tracking.Record, folder: Path) -> None:
+        if folder == first:
+            second_runs.append(tracking.record_training(records, second, "qa-moe"))
         finish(record, folder)
 
-    monkeypatch.setattr(tracking.Record, "finish", meanwhile)
-    first = tracking.record_training(records, one, "qa-moe")
-    assert second != [first]
-    for folder, run in ((one, first), (other, *second)):
+    monkeypatch.setattr(tracking.Record, "finish", finish_after_second)
+    first_run = tracking.record_training(records, first, "qa-moe")
+    assert second_runs != [first_run]
+    for folder, run in ((first, first_run), (second, *second_runs)):
         assert records.get_run(run).data.tags[tracking.ARTIFACT] == checkpoint.digest(folder)
 
 
@@ -294,21 +297,21 @@ def test_an_evaluation_is_recorded_once_with_its_curves(records, tiny_checkpoint
     assert runs(records)[0].data.metrics["clean.mae"] == pytest.approx(1.55)
 
 
-def test_an_evaluation_is_not_lost_for_a_store_that_does_not_answer(tmp_path, monkeypatch, caplog, tiny_checkpoint):
+def test_an_evaluation_is_not_lost_if_the_store_does_not_answer(tmp_path, monkeypatch, caplog, tiny_checkpoint):
     folder = tiny_checkpoint(tmp_path / "train" / "qamoe" / "1")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", str(tmp_path / "mlruns"))
     tracking.record_evaluation(folder, evaluate(tmp_path / "evaluate" / "qamoe" / "1", "first"))
-    assert "qamoe record" in caplog.text
+    assert f"qamoe record {folder}" in caplog.text
 
 
-def test_the_stage_record_takes_training_folders_with_their_evaluations(records, tiny_checkpoint, tmp_path, capsys):
+def test_record_takes_training_folders_with_their_evaluations(records, tiny_checkpoint, tmp_path, capsys):
     from qamoe.pipeline import record
 
     folder = tiny_checkpoint(tmp_path / "artifacts" / "train" / "qamoe" / "1")
     evaluate(tmp_path / "artifacts" / "evaluate" / "qamoe" / "1", "first")
-    with pytest.raises(UserError, match="nowhere is no finished checkpoint"):
+    with pytest.raises(UserError, match=r"nowhere.*model\.json"):
         record.run([folder, Path("nowhere")], "qa-moe")
-    assert records.get_experiment_by_name("qa-moe") is None  # nothing half-done
+    assert records.get_experiment_by_name("qa-moe") is None  # nothing is recorded
     record.run([folder], "qa-moe")
     record.run([folder.relative_to(tmp_path)], "qa-moe")
     (run,) = runs(records)

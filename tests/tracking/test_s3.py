@@ -1,4 +1,4 @@
-"""Files on a server of S3's kind: what DVC pushes is pulled elsewhere, and MLflow's clients need its address alone."""
+"""Use an S3 server: DVC pushes and pulls files, and clients of MLflow need only the address of the MLflow server."""
 
 import os
 import subprocess
@@ -25,7 +25,7 @@ KEYS = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "hush-hush", "AWS_D
 
 @pytest.fixture
 def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The address of a server with an empty bucket qamoe, whose keys are in the environment."""
+    """The address of a server with an empty bucket qamoe; its keys are in the environment."""
     for name, value in KEYS.items():
         monkeypatch.setenv(name, value)
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
@@ -43,43 +43,43 @@ def client(address: str) -> Any:
 
 
 def names(address: str) -> list[str]:
-    """What lies in the bucket."""
-    return [found["Key"] for found in client(address).list_objects_v2(Bucket="qamoe").get("Contents", [])]
+    """Return the names in the bucket."""
+    return [entry["Key"] for entry in client(address).list_objects_v2(Bucket="qamoe").get("Contents", [])]
 
 
-def command(*arguments: str, where: Path, ends: int = 0) -> str:
-    done = subprocess.run(arguments, cwd=where, capture_output=True, text=True)
-    assert done.returncode == ends, done.stdout + done.stderr
-    return done.stdout + done.stderr
+def command(*arguments: str, where: Path, exit_code: int = 0) -> str:
+    process = subprocess.run(arguments, cwd=where, capture_output=True, text=True)
+    assert process.returncode == exit_code, process.stdout + process.stderr
+    return process.stdout + process.stderr
 
 
-def dvc(*arguments: str, where: Path, ends: int = 0) -> str:
-    return command(sys.executable, "-m", "dvc", *arguments, where=where, ends=ends)
+def dvc(*arguments: str, where: Path, exit_code: int = 0) -> str:
+    return command(sys.executable, "-m", "dvc", *arguments, where=where, exit_code=exit_code)
 
 
-def test_what_dvc_pushes_is_pulled_in_another_checkout(s3: str, tmp_path: Path) -> None:
-    here, there = tmp_path / "here", tmp_path / "there"
-    (here / "data").mkdir(parents=True)
+def test_another_checkout_pulls_the_files_that_dvc_pushed(s3: str, tmp_path: Path) -> None:
+    checkout, clone = tmp_path / "checkout", tmp_path / "clone"
+    (checkout / "data").mkdir(parents=True)
     for number in range(5):
-        (here / "data" / f"{number}.bin").write_bytes(os.urandom(10_000))
-    command("git", "init", "--quiet", ".", where=here)
-    dvc("init", "--quiet", where=here)
-    dvc("add", "data", "--quiet", where=here)
-    dvc("remote", "add", "--default", "team", "s3://qamoe/dvc", where=here)
-    dvc("remote", "modify", "team", "endpointurl", s3, where=here)
-    dvc("push", where=here)
+        (checkout / "data" / f"{number}.bin").write_bytes(os.urandom(10_000))
+    command("git", "init", "--quiet", ".", where=checkout)
+    dvc("init", "--quiet", where=checkout)
+    dvc("add", "data", "--quiet", where=checkout)
+    dvc("remote", "add", "--default", "team", "s3://qamoe/dvc", where=checkout)
+    dvc("remote", "modify", "team", "endpointurl", s3, where=checkout)
+    dvc("push", where=checkout)
     assert len(names(s3)) == 6, "five files and their list"
-    command("git", "add", "--all", where=here)
-    who = ("-c", "user.name=someone", "-c", "user.email=someone@example.org")
-    command("git", *who, "commit", "--quiet", "--message", "data", where=here)
-    command("git", "clone", "--quiet", str(here), str(there), where=tmp_path)
-    dvc("pull", where=there)
-    for path in (here / "data").iterdir():
-        assert (there / "data" / path.name).read_bytes() == path.read_bytes()
-    assert "hush-hush" not in "".join(path.read_text() for path in (here / ".dvc").glob("config*"))
+    command("git", "add", "--all", where=checkout)
+    identity = ("-c", "user.name=someone", "-c", "user.email=someone@example.org")
+    command("git", *identity, "commit", "--quiet", "--message", "data", where=checkout)
+    command("git", "clone", "--quiet", str(checkout), str(clone), where=tmp_path)
+    dvc("pull", where=clone)
+    for path in (checkout / "data").iterdir():
+        assert (clone / "data" / path.name).read_bytes() == path.read_bytes()
+    assert "hush-hush" not in "".join(path.read_text() for path in (checkout / ".dvc").glob("config*"))
 
 
-def test_a_model_on_s3_is_promoted_and_loaded_by_who_has_no_keys(
+def test_a_client_without_keys_promotes_and_loads_a_model_on_s3(
     s3: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -103,6 +103,6 @@ def test_a_model_on_s3_is_promoted_and_loaded_by_who_has_no_keys(
             runs.record_training(connect(), folder, "qa-moe")
             params = tiny_params.model_copy(update={"seeds": {"qamoe": [1]}})
             assert promote.decide(params, out).outcome == "promoted"
-            answers = mlflow.pyfunc.load_model("models:/qa-moe@champion").predict(pd.DataFrame({"text": ["a film"]}))
+            answers = mlflow.pyfunc.load_model("models:/qa-moe@champion").predict(pd.DataFrame({"text": ["a video"]}))
         assert len(answers) == 1
-        assert any(name.endswith("MLmodel") for name in names(s3)), "the server has the keys, and put it there"
+        assert any(name.endswith("MLmodel") for name in names(s3)), "the server, which has the keys, stored the model"

@@ -1,4 +1,4 @@
-"""Secrets of the machine stay where they are: in no record, artifact, log, report or error."""
+"""Test that no record, artifact, log, report or error contains a secret of the machine."""
 
 import logging
 import os
@@ -32,22 +32,22 @@ def planted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, records: Any) -> An
     """A checkout whose environment, git remote and DVC remote hold secrets; returns a client of its store."""
     for name, value in PLANTED.items():
         monkeypatch.setenv(name, value)
-    who = ["git", "-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false"]
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false"]
     for arguments in (["init", "."], ["remote", "add", "origin", REMOTE], ["commit", "--allow-empty", "-m", "first"]):
-        subprocess.run([*who, *arguments], cwd=tmp_path, check=True, capture_output=True)
+        subprocess.run([*git, *arguments], cwd=tmp_path, check=True, capture_output=True)
     (tmp_path / ".dvc").mkdir()
     (tmp_path / ".dvc/config.local").write_text("['remote \"team\"']\n    password = planted-dvc\n    url = " + REMOTE)
     return records
 
 
-def written(place: Path) -> Iterator[Path]:
-    """All files but those that hold the secrets."""
-    for path in place.rglob("*"):
-        if path.is_file() and not {".git", ".dvc"} & set(path.relative_to(place).parts):
+def written_files(folder: Path) -> Iterator[Path]:
+    """Yield all files except those in .git and .dvc, where the secrets were planted."""
+    for path in folder.rglob("*"):
+        if path.is_file() and not {".git", ".dvc"} & set(path.relative_to(folder).parts):
             yield path
 
 
-def test_what_is_recorded_promoted_and_said_holds_no_secret(
+def test_records_promotion_and_output_contain_no_secret(
     planted: Any,
     tiny_params: Any,
     tiny_corpus: Callable[..., None],
@@ -65,10 +65,10 @@ def test_what_is_recorded_promoted_and_said_holds_no_secret(
         record.epoch({"epoch": 1, "loss": 1.0, "valid": 0.5, "seconds": 1.0})
         record.finish(tiny_checkpoint(out / "train/qamoe/1", digests=digests))
     assert promote.decide(params, out).outcome == "promoted"
-    place = planted.get_experiment_by_name("qa-moe").experiment_id
-    (run,) = planted.search_runs([place], "tags.`qamoe.seed` = '1'")
-    assert len(run.data.tags["mlflow.source.git.commit"]) == 40, "it does look at the checkout"
-    files = list(written(tmp_path))
+    experiment = planted.get_experiment_by_name("qa-moe").experiment_id
+    (run,) = planted.search_runs([experiment], "tags.`qamoe.seed` = '1'")
+    assert len(run.data.tags["mlflow.source.git.commit"]) == 40, "the checkout was read"
+    files = list(written_files(tmp_path))
     assert {"mlflow.db", "model.json", "requirements.txt"} <= {path.name for path in files}
     assert [path for path in files if b"planted" in path.read_bytes()] == []
     assert "planted" not in caplog.text
@@ -78,12 +78,14 @@ def test_what_is_recorded_promoted_and_said_holds_no_secret(
 @pytest.mark.parametrize(
     "store",
     [
-        "mssql://ann:planted-store@127.0.0.1:1/mlflow",  # its driver is not there; it is not asked again and again
+        "mssql://ann:planted-store@127.0.0.1:1/mlflow",  # its driver is not installed; MLflow must not retry
         "mssql://127.0.0.1:1/mlflow?user=ann&password=planted-store",
         "nonsense://ann:planted-store@127.0.0.1:1/mlflow",
     ],
 )
-def test_a_store_that_cannot_be_used_is_named_without_its_password(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_for_an_unusable_store_names_it_without_its_password(
+    store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
     with pytest.raises(UserError) as refusal:
         connect()
@@ -92,12 +94,14 @@ def test_a_store_that_cannot_be_used_is_named_without_its_password(store: str, m
 
 
 @pytest.mark.slow
-def test_a_command_that_fails_says_no_secret(planted: Any, tmp_path: Path, tiny_corpus: Callable[..., None]) -> None:
-    """The search looks for its database, and a server for its model, at addresses that hold passwords."""
+def test_the_output_of_a_failed_command_contains_no_secret(
+    planted: Any, tmp_path: Path, tiny_corpus: Callable[..., None]
+) -> None:
+    """The addresses of the search's database and of the MLflow store contain passwords."""
     tiny_corpus(tmp_path / "artifacts")
     root = Path(__file__).parents[2]
     params = ["--params", str(root / "params.yaml")]
-    for command, also in (
+    for command, environment in (
         ([sys.executable, "-m", "qamoe", "run", "tune", *params, "--out", "artifacts"], {"QAMOE_TRACKING": "off"}),
         (
             [sys.executable, "-m", "qamoe", "serve"],
@@ -108,8 +112,10 @@ def test_a_command_that_fails_says_no_secret(planted: Any, tmp_path: Path, tiny_
             {"MLFLOW_TRACKING_URI": "http://a:planted@[::1]:1"},
         ),
     ):
-        done = subprocess.run(command, cwd=tmp_path, env=os.environ | also, capture_output=True, text=True, check=False)
-        assert done.returncode != 0
-        assert done.stderr
-        assert "Traceback" not in done.stderr
-        assert "planted" not in done.stdout + done.stderr
+        process = subprocess.run(
+            command, cwd=tmp_path, env=os.environ | environment, capture_output=True, text=True, check=False
+        )
+        assert process.returncode != 0
+        assert process.stderr
+        assert "Traceback" not in process.stderr
+        assert "planted" not in process.stdout + process.stderr

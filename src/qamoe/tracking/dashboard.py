@@ -1,7 +1,7 @@
-"""What MLflow's own page of an experiment shows first: the models side by side, along the spectrum and as a table.
+"""Set up the MLflow page of an experiment: curves by severity and a table, with the models side by side.
 
-MLflow keeps a saved view as a tag of the experiment, in the form that its page writes itself; this is the form of the
-version that pyproject.toml pins, and a test opens it in a browser.
+MLflow stores a saved view as a tag of the experiment, in an undocumented format. This module writes the format of the
+version that pyproject.toml pins; a test opens it in a browser.
 """
 
 import json
@@ -9,23 +9,23 @@ from typing import Any
 
 _VIEW = "mlflow.sharedViewState.qamoe"
 NAME = "Models along the spectrum"
-_KIND = {"mlflow.experimentKind": "custom_model_development"}  # or the page opens on traces of language models
+_KIND = {"mlflow.experimentKind": "custom_model_development"}  # otherwise the page opens on language model traces
 _NOTE = "mlflow.note.content"
-# The first of each that a run has is shown: of a regression task, or of classes.
+# Metrics of both tasks; the page hides the charts of metrics that no run has.
 CURVES = tuple(f"{name}.{metric}" for metric in ("mae", "accuracy") for name in ("missing", "noise", "burst"))
 BARS = ("mixed.mae", "clean.mae", "clean.corr", "mixed.accuracy", "clean.accuracy")
 COLUMNS = ("clean.mae", "missing.mae.area", "noise.mae.area", "mixed.mae", "clean.corr", "selection")
 
 
 def view() -> str:
-    """The saved view: runs grouped by model, means over seeds; curves over severity first, then bars."""
+    """Return the saved view: runs grouped by model, means over seeds; curves over severity first, then bars."""
     sections = [
         {"uuid": "spectrum", "name": "Spectrum", "display": True, "isReordered": True, "deleted": False},
         {"uuid": "rest", "name": "Model metrics", "display": False, "isReordered": True, "deleted": False},
         {"uuid": "system", "name": "System metrics", "display": False, "isReordered": True, "deleted": False},
     ]
     state = {
-        "searchFilter": "tags.`qamoe.seed` LIKE '%'",  # neither trials nor what seeds and trials are children of
+        "searchFilter": "tags.`qamoe.seed` LIKE '%'",  # only seeds: no trials, no parent runs
         "orderByKey": "metrics.`mixed.mae`",
         "orderByAsc": True,
         "selectedColumns": [f"metrics.`{name}`" for name in COLUMNS],
@@ -36,7 +36,7 @@ def view() -> str:
         "compareRunCharts": [*(_card("LINE", name) for name in CURVES), *(_card("BAR", name) for name in BARS)],
         "compareRunSections": sections,
     }
-    # No times: the tag is the same whenever it is written.
+    # Fixed times keep the tag constant, so it is written only once.
     return json.dumps({"name": NAME, "createdAt": 0, "updatedAt": 0, "state": json.dumps(state)})
 
 
@@ -52,17 +52,17 @@ def _card(kind: str, metric: str) -> dict[str, Any]:
 
 
 def tags(experiment: str) -> dict[str, str]:
-    """The tags of an experiment of that id."""
+    """Return the tags of the experiment with this id."""
     runs = f"#/experiments/{experiment}/runs?viewStateShareKey=qamoe"
     note = (
         f"[Curves]({runs}&compareRunsMode=CHART) and [table]({runs}) of the models, means over seeds. "
-        "`missing.mae` and its like: step is severity x 100. `.area` is the mean over severities."
+        "In curves such as `missing.mae`, the step is severity x 100. `.area` is the mean over severities."
     )
     return _KIND | {_VIEW: view(), _NOTE: note}
 
 
 def arrange(client: Any, experiment: Any) -> None:
-    """Tag an experiment so; what a person has written in its description stays."""
+    """Set the tags of an experiment, but keep a description that a user has edited."""
     for tag, value in tags(experiment.experiment_id).items():
         if experiment.tags.get(tag) != value and not (tag == _NOTE and experiment.tags.get(tag)):
             client.set_experiment_tag(experiment.experiment_id, tag, value)

@@ -1,4 +1,4 @@
-"""The MLflow store: where it is, a client of it, and how its failures read."""
+"""Connect to the MLflow store, and turn its failures into user errors."""
 
 import logging
 import os
@@ -13,29 +13,28 @@ from qamoe.errors import UserError
 from qamoe.tracking.provenance import main_checkout
 
 SQLITE = "sqlite:///"
-PARENT = "mlflow.parentRunId"  # the tag of a run by which MLflow shows it under another
+PARENT = "mlflow.parentRunId"  # tag of a child run; MLflow shows the child under this run
 
 
 def uri() -> str:
-    """Where records go: MLFLOW_TRACKING_URI, or one SQLite file at the root of the main checkout."""
+    """Return the address of the store: MLFLOW_TRACKING_URI, or one SQLite file at the root of the main checkout."""
     return settings.tracking_uri() or f"{SQLITE}{main_checkout()}/mlflow.db"
 
 
 def masked(text: str) -> str:
-    """A text without the credentials of the addresses in it: before an @, which a password may hold too, and in a
-    query."""
+    """Mask the credentials of addresses in a text: those before an @ (a password may contain one) and in a query."""
     text = re.sub(r"://[^\s/?#]*@|://[^\s/:@]+:[^\s@]*@", "://***@", text)
     return re.sub(r"([?&][^=&\s]*(?:password|secret|token|key)[^=&\s]*=)[^&\s]+", r"\1***", text, flags=re.IGNORECASE)
 
 
 def connect(advice: str = "") -> Any:
-    """An MlflowClient of the store, quiet. Raises UserError where the store does not answer."""
+    """Return an MlflowClient of the store, without its log messages. Raises UserError if the store does not answer."""
     import mlflow
     from mlflow import environment_variables as environment
 
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    # By itself MLflow tries for four minutes to reach a server that is down, at each call.
+    # MLflow's defaults retry a server that is down for four minutes at each call.
     for variable, value in (
         (environment.MLFLOW_HTTP_REQUEST_MAX_RETRIES, 2),
         (environment.MLFLOW_HTTP_REQUEST_TIMEOUT, 30),
@@ -55,8 +54,10 @@ def connect(advice: str = "") -> Any:
 
 
 def _make_database(path: Path) -> None:
-    """Make the database aside and rename it: its migrations take seconds, and a kill within them would leave a file
-    that MLflow can neither use nor repair. Whoever comes second waits."""
+    """Create the database under a temporary name, then rename it; other processes wait.
+
+    Its migrations take seconds, and a kill during them would leave a file that MLflow cannot use or repair.
+    """
     import mlflow
 
     if path.exists():
@@ -64,16 +65,15 @@ def _make_database(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with exclusive_lock():
         if not path.exists():
-            aside = path.with_name(f"{path.name}.making")
-            aside.unlink(missing_ok=True)
-            mlflow.MlflowClient(f"{SQLITE}{aside}").search_experiments(max_results=1)
-            aside.replace(path)
+            unfinished = path.with_name(f"{path.name}.making")
+            unfinished.unlink(missing_ok=True)
+            mlflow.MlflowClient(f"{SQLITE}{unfinished}").search_experiments(max_results=1)
+            unfinished.replace(path)
 
 
 @contextmanager
 def exclusive_lock() -> Iterator[None]:
-    """Keep other processes of this machine out while a store that is a file is changed in several steps; a server's
-    store has no such lock."""
+    """Lock an SQLite store against other processes of this machine; do nothing for the store of a server."""
     import fcntl
 
     if not uri().startswith(SQLITE):
@@ -81,7 +81,7 @@ def exclusive_lock() -> Iterator[None]:
         return
     folder = os.open(Path(uri().removeprefix(SQLITE)).parent, os.O_RDONLY)
     try:
-        fcntl.flock(folder, fcntl.LOCK_EX)  # ends with the process, however that ends
+        fcntl.flock(folder, fcntl.LOCK_EX)  # the system releases it when the process ends
         yield
     finally:
         os.close(folder)
@@ -89,25 +89,25 @@ def exclusive_lock() -> Iterator[None]:
 
 @contextmanager
 def store_errors_as_user_errors(advice: str = "") -> Iterator[None]:
-    """Turn a failure of the store into one sentence."""
+    """Turn a failure of the store into a UserError of one sentence, followed by `advice`."""
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 
     try:
         yield
-    except (MlflowException, SQLAlchemyError, OSError, ImportError) as error:  # the last: no driver of this database
+    except (MlflowException, SQLAlchemyError, OSError, ImportError) as error:  # ImportError: no driver for the database
         raise UserError(
             f"The records at {masked(uri())} (MLFLOW_TRACKING_URI) cannot be used: {reason(error)}{advice}."
         ) from None
 
 
 def reason(error: Exception) -> str:
-    """What an exception says, short and without credentials."""
+    """Return the message of an exception, shortened and without credentials."""
     return masked(" ".join(str(error).split())[:200]).rstrip(".") or type(error).__name__
 
 
 def experiment_id(client: Any, name: str) -> str:
-    """The experiment of that name, made where there is none. Raises UserError where it was deleted."""
+    """Return the id of an experiment, created if it does not exist. Raises UserError if it was deleted."""
     from mlflow.exceptions import MlflowException
 
     from qamoe.tracking import dashboard
@@ -118,21 +118,24 @@ def experiment_id(client: Any, name: str) -> str:
             experiment = client.get_experiment(
                 client.create_experiment(name, artifact_location=_artifact_location(name))
             )
-        except MlflowException:  # another process was first
+        except MlflowException:  # another process created it first
             experiment = client.get_experiment_by_name(name)
             if experiment is None:
                 raise
     if experiment.lifecycle_stage != "active":
         raise UserError(
-            f"Experiment {name!r} at {masked(uri())} was deleted; restore it, or choose another registry.name."
+            f"experiment {name!r} at {masked(uri())} was deleted; restore it, or change registry.name in params.yaml"
         )
     dashboard.arrange(client, experiment)
     return experiment.experiment_id
 
 
 def _artifact_location(name: str) -> str | None:
-    """Beside the database where it is a file; a server knows its own place. MLflow's default depends on the folder
-    that a process runs in, and a folder `mlruns` would make it take files for its store."""
+    """Return the folder of artifacts: next to an SQLite file, in the main checkout for other databases.
+
+    None for a server, which chooses its own. MLflow's default depends on the working folder, and a folder `mlruns`
+    would make MLflow use a file store.
+    """
     store = uri()
     if store.startswith(SQLITE):
         return (Path(store.removeprefix(SQLITE)).resolve().parent / "mlartifacts" / name).as_uri()
@@ -142,22 +145,25 @@ def _artifact_location(name: str) -> str | None:
 
 
 def find(client: Any, **tags: str) -> Any | None:
-    """The newest run, of any experiment, that has these tags (`a__b` stands for `a.b`), or None."""
-    everywhere = [experiment.experiment_id for experiment in client.search_experiments()]
-    wanted = " and ".join(f"tags.`{name.replace('__', '.')}` = '{value}'" for name, value in tags.items())
-    runs = client.search_runs(everywhere, wanted, max_results=1, order_by=["attributes.start_time DESC"])
+    """Return the newest run of any experiment that has these tags, or None. `a__b` means the tag `a.b`."""
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    query = " and ".join(f"tags.`{name.replace('__', '.')}` = '{value}'" for name, value in tags.items())
+    runs = client.search_runs(experiments, query, max_results=1, order_by=["attributes.start_time DESC"])
     return runs[0] if runs else None
 
 
 def one_run(client: Any, experiment: str, name: str, tags: dict[str, str], further: dict[str, str]) -> tuple[str, bool]:
-    """The run that others are children of: the oldest of an experiment with these tags, made with `further` where there
-    is none, and whether it was made now. Where two machines make one at once, both take the first one's."""
+    """Return the oldest run of an experiment with these tags, and whether this call created it.
+
+    The run serves as a parent run. A new run also gets the tags `further`. If two machines create one at the same
+    time, both use the older one.
+    """
 
     def oldest() -> list[str]:
-        runs = client.search_runs([experiment], wanted, max_results=1, order_by=["attributes.start_time ASC"])
+        runs = client.search_runs([experiment], query, max_results=1, order_by=["attributes.start_time ASC"])
         return [run.info.run_id for run in runs]
 
-    wanted = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
+    query = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
     if runs := oldest():
         return runs[0], False
     with exclusive_lock():

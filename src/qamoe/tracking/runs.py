@@ -1,8 +1,8 @@
-"""Training runs and evaluations in MLflow: logged while they happen, or later from their plain files.
+"""Record training runs and evaluations in MLflow: live, or later from their files.
 
-A run is found by the tag qamoe.artifact_digest, which is set last: a run that has it is whole. The plain files are
-the result and MLflow is its record, so a store that goes away while training only costs the record, which
-`qamoe record FOLDER` makes up for; a store that does not answer before training begins is refused.
+The tag qamoe.artifact_digest identifies a run. It is set last, so a run that has it is complete. The files are the
+result; MLflow only records it. A store that does not answer before training is an error. If it fails during training,
+training continues, and `qamoe record FOLDER` records the result later.
 """
 
 import importlib.util
@@ -41,20 +41,20 @@ log = logging.getLogger("qamoe")
 ARTIFACT = "qamoe.artifact_digest"
 EVALUATED = "qamoe.evaluated_digest"
 MODEL_ID = "qamoe.logged_model"
-_LATER = "qamoe.recorded_digest"  # tag of a run that is logged from files: of which checkpoint
+_LATER = "qamoe.recorded_digest"  # tag of a run that is logged from files: the digest of its checkpoint
 _NOTE = "mlflow.note.content"
-_SEEDS = "The runs under this one are its seeds, of the same parameters, data and code."
-EVALUATION = "evaluate"  # the folder of a run's artifacts
-# By itself MLflow names the file that was started, with its path on this machine.
+_SEEDS = "The child runs are the training seeds, with the same parameters, data and code."
+EVALUATION = "evaluate"  # folder in the artifacts of a run
+# MLflow's default source name would reveal a path on this machine.
 _SOURCE = {"mlflow.source.name": "qamoe.pipeline.train", "mlflow.source.type": "LOCAL"}
-_MOST_METRICS = 1000  # of one log_batch
+_MOST_METRICS = 1000  # MLflow's limit for one log_batch
 _LONGEST_PARAM = 6000
 _SYSTEM_SECONDS = 5
-_WITHOUT = "; QAMOE_TRACKING=off trains without them"
+_WITHOUT = "; QAMOE_TRACKING=off trains without records"
 
 
 class Record:
-    """One run being written. Its methods raise what MLflow raises; `training_run` decides what that costs."""
+    """Write one run. Its methods pass on MLflow's exceptions; `training_run` handles them."""
 
     def __init__(self, client: Any, run_id: str) -> None:
         self.client = client
@@ -63,7 +63,7 @@ class Record:
         self.finished = False
 
     def lines(self, lines: list[dict[str, Any]], times: list[int]) -> None:
-        """Epochs that the run does not have yet: every number by its name, at step epoch; times in milliseconds."""
+        """Log the epochs that the run does not have yet: each number of a line under its key; times in milliseconds."""
         new = [(line, at) for line, at in zip(lines, times, strict=True) if line["epoch"] not in self.known]
         self.log([(key, value, line["epoch"], at) for line, at in new for key, value in line.items() if key != "epoch"])
         self.known |= {line["epoch"] for line, _ in new}
@@ -71,7 +71,7 @@ class Record:
     def log(
         self, rows: Sequence[tuple[str, object, int, int]], tags: dict[str, str] | None = None, model: Any = None
     ) -> None:
-        """Metrics (name, value, step, milliseconds) in as few calls as MLflow allows, tags with the last of them."""
+        """Log metrics (name, value, step, milliseconds) in as few calls as MLflow allows, and tags with the last."""
         from mlflow.entities import Metric, RunTag
 
         metrics = [
@@ -85,7 +85,7 @@ class Record:
             self.client.log_batch(self.run_id, metrics=chunk, tags=last)
 
     def finish(self, folder: Path) -> None:
-        """The checkpoint as a loadable model, its selection value, and last the digest that the run is found by."""
+        """Log the checkpoint as a loadable model, its selection value, and last the digest that identifies the run."""
         from qamoe.inference.model_package import log_model
         from qamoe.models import checkpoint
 
@@ -105,7 +105,7 @@ def milliseconds() -> int:
 
 
 def _note(config: CheckpointConfig) -> str:
-    """What a person reads first in the run's page."""
+    """Return the description of a run, which MLflow shows at the top of its page."""
     about = config["stats"]["about"]
     corpus = ", ".join(f"{key} {value}" for key, value in about.items() if isinstance(value, str | int | float))
     lines = [
@@ -114,48 +114,48 @@ def _note(config: CheckpointConfig) -> str:
         _calibrated(config["calibration"]),
     ]
     if config["trained_on_generated"]:
-        lines.append("Trained on generated clips: it says nothing about real people.")
+        lines.append("Trained on generated clips; not validated on recordings of people.")
     return "\n\n".join(lines)
 
 
 def _calibrated(calibration: Calibration) -> str:
     if "temperature" in calibration:
         return f"Class logits are divided by {calibration['temperature']:.2f} (temperature, validation)."
-    return f"A 90 % interval reaches {calibration['sigmas']['0.9']:.2f} sigma (split-conformal, validation)."
+    return f"Half-width of the 90 % interval: {calibration['sigmas']['0.9']:.2f} sigma (split-conformal, validation)."
 
 
 def flat(values: Any, prefix: str = "") -> dict[str, str]:
-    """Nested mappings as dotted names, the same as `dvc exp run -S` takes; lists as JSON."""
+    """Flatten nested mappings to dotted names, as in `dvc exp run -S`; lists become JSON."""
     if isinstance(values, dict):
         return {k: v for name, value in values.items() for k, v in flat(value, f"{prefix}.{name}".lstrip(".")).items()}
     return {prefix: (values if isinstance(values, str) else json.dumps(values))[:_LONGEST_PARAM]}
 
 
 def _begin(client: Any, experiment: str, config: ParametersConfig, tags: dict[str, str]) -> str:
-    """The unfinished run of this training, whatever ended it, or else a new one with all that is known before it."""
+    """Return the unfinished run of this training, or create one with its parameters and tags."""
     from mlflow.entities import Param
 
     name, seed, digests = config["model"], config["seed"], config["digests"]
-    shared = {"qamoe.model": name} | {f"qamoe.{what}_digest": value for what, value in digests.items()}
+    shared = {"qamoe.model": name} | {f"qamoe.{part}_digest": value for part, value in digests.items()}
     identity = shared | {"qamoe.seed": str(seed)}
-    # Two people may train the same thing at once: only this machine's and folder's own run is continued.
+    # The same training may run on another machine or in another folder at the same time; never continue that run.
     identity["qamoe.place"] = parameters.digest(platform.node(), str(Path.cwd()))
     experiment_number = experiment_id(client, experiment)
-    wanted = " and ".join(f"tags.`{key}` = '{value}'" for key, value in identity.items())
+    query = " and ".join(f"tags.`{key}` = '{value}'" for key, value in identity.items())
     unfinished = client.search_runs(
-        [experiment_number], f"{wanted} and attributes.status != 'FINISHED'", order_by=["attributes.start_time DESC"]
+        [experiment_number], f"{query} and attributes.status != 'FINISHED'", order_by=["attributes.start_time DESC"]
     )
     for run in unfinished:
-        # One that is being logged from other files is another checkpoint's, whatever both say they were made of.
+        # A run that is logged from the files of another checkpoint may have the same parameters and data.
         if run.data.tags.get(_LATER, tags.get(_LATER)) == tags.get(_LATER):
             return run.info.run_id
-    above, created = one_run(
+    parent, created = one_run(
         client, experiment_number, name, shared | {"qamoe.role": "model"}, _SOURCE | {_NOTE: _SEEDS} | tags
     )
     if created:
-        client.set_terminated(above, "FINISHED")
+        client.set_terminated(parent, "FINISHED")
     run = client.create_run(
-        experiment_number, tags=_SOURCE | identity | tags | {PARENT: above}, run_name=f"{name}-seed{seed}"
+        experiment_number, tags=_SOURCE | identity | tags | {PARENT: parent}, run_name=f"{name}-seed{seed}"
     )
     models = {part: config["models"][part] for part in ("encoders", family(name))}
     values = flat(
@@ -174,9 +174,9 @@ def _begin(client: Any, experiment: str, config: ParametersConfig, tags: dict[st
 
 @contextmanager
 def _active(record: Record, system_metrics: bool) -> Iterator[None]:
-    """Make a run the active one of this thread, as log_model wants it, and say how it ended.
+    """Make a run the active run of this thread, which log_model requires, and record how it ended.
 
-    It is FINISHED only with its checkpoint in it; what was left unfinished can be gone on with later.
+    Its status is FINISHED only if it holds its checkpoint; an unfinished run can be continued later.
     """
     import mlflow
 
@@ -195,51 +195,54 @@ def _active(record: Record, system_metrics: bool) -> Iterator[None]:
         try:
             mlflow.end_run(status)
         except Exception as error:
-            log.warning("the end of run %s was not recorded: %s", record.run_id, reason(error))
+            log.warning("the final status of run %s was not recorded: %s", record.run_id, reason(error))
 
 
 class Training:
-    """What a training calls: `epoch` with each line of its history, `finish` with its folder. Neither ever raises."""
+    """Record one training: call `epoch` with each line of its history, then `finish` with its folder.
+
+    Neither method raises if the store fails. record: None records nothing.
+    """
 
     def __init__(self, record: Record | None) -> None:
         self.record = record
-        self.waiting: list[tuple[dict[str, Any], int]] = []
-        self.said = False
+        self.pending: list[tuple[dict[str, Any], int]] = []
+        self.warned = False
 
     def epoch(self, line: dict[str, Any]) -> None:
-        """Log one flat line; what a store does not take is kept for the next one."""
+        """Log one flat line; keep it for the next call if the store fails."""
         if self.record is None:
             return
-        self.waiting.append((line, milliseconds()))
+        self.pending.append((line, milliseconds()))
         try:
-            self.record.lines([line for line, _ in self.waiting], [at for _, at in self.waiting])
-            self.waiting = []
+            self.record.lines([line for line, _ in self.pending], [at for _, at in self.pending])
+            self.pending = []
         except Exception as error:
-            if not self.said:
-                log.warning("the records do not answer, training goes on: %s", reason(error))
-            self.said = True
+            if not self.warned:
+                log.warning("the MLflow store does not answer, training continues: %s", reason(error))
+            self.warned = True
 
     def finish(self, folder: Path) -> None:
         """Log the finished checkpoint."""
         if self.record is None:
             return
         try:
-            self.record.lines([line for line, _ in self.waiting], [at for _, at in self.waiting])
+            self.record.lines([line for line, _ in self.pending], [at for _, at in self.pending])
             self.record.finish(folder)
         except Exception as error:
             _not_recorded(folder, error)
 
 
 def _not_recorded(folder: Path, error: Exception) -> None:
-    log.warning("%s is not recorded (%s); later: qamoe record %s", folder, reason(error), folder)
+    log.warning("%s was not recorded (%s); to record it later: qamoe record %s", folder, reason(error), folder)
 
 
 @contextmanager
 def training_run(params: Params, name: str, seed: int, digests: dict[str, str]) -> Iterator[Training]:
-    """Record one training while it runs; a training that was killed goes on in the run that it had.
+    """Record one training while it runs; a training that was killed continues in its own run.
 
-    The run ends FINISHED, FAILED after an exception, KILLED after Ctrl-C. With QAMOE_TRACKING=off nothing is
-    recorded and MLflow is not imported. Raises UserError, before anything is trained, where the store does not answer.
+    The run ends FINISHED, FAILED after an exception, or KILLED after Ctrl-C. With QAMOE_TRACKING=off nothing is
+    recorded and MLflow is not imported. Raises UserError before training if the store does not answer.
     """
     if settings.untracked():
         yield Training(None)
@@ -255,30 +258,33 @@ def training_run(params: Params, name: str, seed: int, digests: dict[str, str]) 
 
 
 def record_training(client: Any, folder: Path, experiment: str) -> str:
-    """The run of a finished checkpoint, logged from its files where there is none yet; returns the run's id."""
+    """Return the run id of a finished checkpoint; log the run from its files if it does not exist.
+
+    Raises UserError for a folder without a finished checkpoint.
+    """
     from qamoe.models import checkpoint
 
     config = checkpoint.read_config(folder)
     if config is None:
-        raise UserError(f"There is no finished checkpoint in {folder}: {checkpoint.CONFIG} is missing.")
+        raise UserError(f"no finished checkpoint in {folder}: {checkpoint.CONFIG} does not exist")
     digest = checkpoint.digest(folder)
-    found = find(client, qamoe__artifact_digest=digest)
-    if found is not None:
-        return found.info.run_id
+    existing = find(client, qamoe__artifact_digest=digest)
+    if existing is not None:
+        return existing.info.run_id
     lines = [json.loads(line) for line in (folder / checkpoint.HISTORY).read_text().splitlines()]
     later = {"qamoe.recorded": "later, from its files", _LATER: digest}
     record = Record(client, _begin(client, experiment, config, later))
     ended = (folder / checkpoint.CONFIG).stat().st_mtime
     with _active(record, system_metrics=False):
-        record.lines(lines, [round(1000 * ended)] * len(lines))  # nobody has written down when an epoch ended
+        record.lines(lines, [round(1000 * ended)] * len(lines))  # the files do not hold the end of each epoch
         record.finish(folder)
     return record.run_id
 
 
 def record_evaluation(folder: Path, evaluated: Path, experiment: str = "qa-moe") -> None:
-    """Record what `evaluate` wrote about a checkpoint; without records, or with QAMOE_TRACKING=off, it only goes on.
+    """Record the output of `evaluate` for a checkpoint; only warn if the store fails.
 
-    `experiment` is where a checkpoint that has no run yet gets one.
+    With QAMOE_TRACKING=off nothing is recorded. experiment: where to create the run of a checkpoint that has none.
     """
     if settings.untracked():
         return
@@ -289,7 +295,7 @@ def record_evaluation(folder: Path, evaluated: Path, experiment: str = "qa-moe")
 
 
 def log_evaluation(client: Any, folder: Path, evaluated: Path, experiment: str) -> bool:
-    """The spectrum as metrics, table and figure, in the run of its checkpoint; False where it is there already."""
+    """Log an evaluation as metrics, tables and a figure in the run of its checkpoint; return False if it was logged."""
     import pandas as pd
 
     from qamoe.evaluation.summary import summarise
@@ -320,14 +326,15 @@ def _draw(cells: Any, model: str, path: Path) -> None:
 
 
 def spectrum_metrics(cells: Any, summary: Any) -> list[tuple[str, float, int]]:
-    """(name, value, step): `missing.mae` at step 100 x severity, `missing.mae.area`, `clean.mae`, `mixed.mae`."""
+    """Return (name, value, step), such as `missing.mae` at step 100 x severity, `missing.mae.area` and `mixed.mae`."""
     means = cells.groupby(["slice", "metric", "severity"], dropna=False, sort=False)["value"].mean()
     rows = []
     for (name, metric, severity), value in means.items():
         rows.append((f"{name}.{metric}", float(value), 0 if math.isnan(severity) else round(100 * severity)))
     for line in summary.to_dict("records"):
-        if not math.isnan(line["area09"]):  # a curve; the other slices are one number, which they have
+        if not math.isnan(line["area09"]):  # only curves have an area; other slices are a single value
             rows += [
-                (f"{line['slice']}.{line['metric']}.{what}", line[what], 0) for what in ("area", "area09", "worst")
+                (f"{line['slice']}.{line['metric']}.{statistic}", line[statistic], 0)
+                for statistic in ("area", "area09", "worst")
             ]
     return rows

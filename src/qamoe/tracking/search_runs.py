@@ -1,4 +1,4 @@
-"""A search in MLflow: a parent run a study, a child run a trial, found again after whatever ended the search."""
+"""Record a search in MLflow: one parent run per study and one child run per trial, which a restarted search reuses."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -14,14 +14,14 @@ from qamoe.tracking.runs import Record, flat, log, milliseconds
 
 _STUDY, _TRIAL = "qamoe.study", "qamoe.trial"
 _SOURCE = {"mlflow.source.name": "qamoe.pipeline.tune", "mlflow.source.type": "LOCAL"}
-_WITHOUT = "; QAMOE_TRACKING=off searches without them"
-_ENDS = {"COMPLETE": "FINISHED", "PRUNED": "FINISHED", "FAIL": "KILLED"}  # of Optuna's states
+_WITHOUT = "; QAMOE_TRACKING=off searches without records"
+_STATUS = {"COMPLETE": "FINISHED", "PRUNED": "FINISHED", "FAIL": "KILLED"}  # Optuna's state -> MLflow's status
 
 
 def parent_run(params: Params, study: str) -> str | None:
-    """The run of a study, made where there is none; None with QAMOE_TRACKING=off.
+    """Return the run of a study, created if it does not exist; None with QAMOE_TRACKING=off.
 
-    Raises UserError, before any trial, where the store does not answer.
+    Raises UserError before any trial if the store does not answer.
     """
     if settings.untracked():
         return None
@@ -43,9 +43,10 @@ def _log_params(client: Any, run: str, values: dict[str, Any]) -> None:
 
 @contextmanager
 def trial_run(parent: str | None, params: Params, number: int) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """Record one trial while it runs: yields what takes the line of an epoch. A store that goes away costs the record.
+    """Record one trial while it runs; yield a function that takes the line of each epoch.
 
-    What ends the block early (a pruned trial, a failure) leaves the run to `finish`, which asks the study.
+    If the store fails, the trial continues without a record. `finish` sets the status of the run, also after a pruned
+    trial or a failure.
     """
     if parent is None:
         yield lambda line: None
@@ -53,15 +54,15 @@ def trial_run(parent: str | None, params: Params, number: int) -> Iterator[Calla
     lines: list[tuple[dict[str, Any], int]] = []
     client, run = connect(), None
     try:
-        above = client.get_run(parent)
-        tags = _SOURCE | {PARENT: parent, _STUDY: above.data.tags[_STUDY], _TRIAL: str(number)}
-        run = client.create_run(above.info.experiment_id, tags=tags, run_name=f"trial-{number}").info.run_id
+        study = client.get_run(parent)
+        tags = _SOURCE | {PARENT: parent, _STUDY: study.data.tags[_STUDY], _TRIAL: str(number)}
+        run = client.create_run(study.info.experiment_id, tags=tags, run_name=f"trial-{number}").info.run_id
         common = params.train.common
         parameters: dict[str, Any] = {"train": {"common": {"lr": common.lr, "weight_decay": common.weight_decay}}}
         parameters["models"] = {"encoders": {"dropout": params.models.encoders.dropout}}
         _log_params(client, run, parameters)
     except Exception as error:
-        log.warning("trial %d is not recorded: %s", number, reason(error))
+        log.warning("trial %d was not recorded: %s", number, reason(error))
     try:
         yield lambda line: lines.append((line, milliseconds()))
     finally:
@@ -69,25 +70,25 @@ def trial_run(parent: str | None, params: Params, number: int) -> Iterator[Calla
             try:
                 Record(client, run).lines([line for line, _ in lines], [at for _, at in lines])
             except Exception as error:
-                log.warning("trial %d is recorded in part: %s", number, reason(error))
+                log.warning("trial %d was recorded only in part: %s", number, reason(error))
 
 
 def finish(parent: str | None, trials: list[dict[str, Any]], best: dict[str, float], value: float) -> None:
-    """Say how each trial ended, also one whose worker was killed, and what the study found."""
+    """Record the final state of each trial, also of one whose worker was killed, and the best trial."""
     if parent is None:
         return
     client = connect(_WITHOUT)
     with store_errors_as_user_errors(_WITHOUT):
-        above = client.get_run(parent)
-        experiment, known = above.info.experiment_id, {str(trial["number"]): trial for trial in trials}
+        experiment = client.get_run(parent).info.experiment_id
+        by_number = {str(trial["number"]): trial for trial in trials}
         for run in client.search_runs([experiment], f"tags.`{PARENT}` = '{parent}'", max_results=5000):
-            trial = known.get(run.data.tags.get(_TRIAL, ""))
+            trial = by_number.get(run.data.tags.get(_TRIAL, ""))
             if trial is None or run.info.status != "RUNNING":
                 continue
             client.set_tag(run.info.run_id, "qamoe.state", trial["state"])
             if trial["value"] is not None and math.isfinite(trial["value"]):
                 client.log_metric(run.info.run_id, "selection", trial["value"])
-            client.set_terminated(run.info.run_id, _ENDS.get(trial["state"], "KILLED"))
+            client.set_terminated(run.info.run_id, _STATUS.get(trial["state"], "KILLED"))
         now = milliseconds()
         Record(client, parent).log([("selection", value, 0, now), *((f"best.{k}", v, 0, now) for k, v in best.items())])
         client.set_terminated(parent, "FINISHED")
