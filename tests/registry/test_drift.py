@@ -1,5 +1,6 @@
-"""Drift: usual clips raise no alarm although clips of a source are alike, and damage raises one."""
+"""Test that drift raises an alarm for degraded clips, but not for usual clips of new sources."""
 
+import re
 from typing import Any
 
 import numpy as np
@@ -12,14 +13,14 @@ TEXT = {"unk": 100, "special": [0, 101, 102], "vocabulary": 200, "frequencies": 
 
 
 def sources(count: int, random: np.random.Generator, clips: int = 8, shift: float = 0.0) -> pd.DataFrame:
-    """Clips of speakers who differ as much as their clips do."""
+    """Return clips whose variance between speakers equals the variance within a speaker."""
     speaker = random.standard_normal((count, 1, 4))
     values = (speaker + random.standard_normal((count, clips, 4)) + shift).reshape(-1, 4)
-    made = pd.DataFrame(values, columns=["audio.level", "audio.change", "vision.level", "text.rarity"])
-    return made.assign(**{SOURCE: np.repeat([f"s{i}" for i in range(count)], clips)})
+    described = pd.DataFrame(values, columns=["audio.level", "audio.change", "vision.level", "text.rarity"])
+    return described.assign(**{SOURCE: np.repeat([f"s{i}" for i in range(count)], clips)})
 
 
-def test_inputs_are_described_as_the_docstring_says() -> None:
+def test_describe_computes_the_documented_features() -> None:
     stats = {"modalities": ["text", "audio"], "text": TEXT}
     x = np.array([[1.0, -1.0], [0.0, 2.0]], np.float32)
     clips = [
@@ -27,9 +28,9 @@ def test_inputs_are_described_as_the_docstring_says() -> None:
         {"text": np.zeros(0, np.int64), "audio": x[:1]},
         {"text": np.array([101, 102]), "audio": x[:0]},
     ]
-    made = describe(clips, stats)
-    assert list(made) == columns(["text", "audio"])
-    first, second, third = (made.iloc[i].to_dict() for i in range(3))
+    described = describe(clips, stats)
+    assert list(described) == columns(["text", "audio"])
+    first, second, third = (described.iloc[i].to_dict() for i in range(3))
     common, rare = -np.log(8 / 208), -np.log(1 / 208)
     assert first["text.rarity"] == pytest.approx((2 * common + rare) / 3)
     assert first["text.unknown"] == pytest.approx(1 / 3)
@@ -38,18 +39,18 @@ def test_inputs_are_described_as_the_docstring_says() -> None:
     assert first["audio.absent"] == 0
     assert (second["text.absent"], third["audio.absent"]) == (1, 1)
     assert np.isnan([second["text.length"], second["audio.change"], third["audio.level"], third["text.rarity"]]).all()
-    assert third["text.length"] == 0, "CLS and SEP are no words"
+    assert third["text.length"] == 0, "CLS and SEP do not count"
 
 
-def test_reliability_of_what_is_absent_is_left_out() -> None:
+def test_reliability_of_an_absent_modality_is_left_out() -> None:
     described = pd.DataFrame({"audio.absent": [0.0, 1.0], "text.absent": [0.0, 0.0]})
-    found = with_reliability(described, pd.DataFrame({"r_audio": [0.7, 0.9], "r_text": [np.nan, np.nan]}))
-    assert found["audio.r"].tolist() == [0.7, pytest.approx(np.nan, nan_ok=True)]
-    assert "text.r" not in found, "a model without it"
+    extended = with_reliability(described, pd.DataFrame({"r_audio": [0.7, 0.9], "r_text": [np.nan, np.nan]}))
+    assert extended["audio.r"].tolist() == [0.7, pytest.approx(np.nan, nan_ok=True)]
+    assert "text.r" not in extended, "the model has no r for text"
 
 
-def test_clips_of_new_sources_like_the_old_ones_raise_no_alarm() -> None:
-    """A test that took clips as independent would alarm here nearly always: the last line."""
+def test_new_sources_of_the_same_distribution_raise_no_alarm() -> None:
+    """A test that treats clips as independent raises many alarms here, as `naive` counts."""
     from scipy.stats import ks_2samp
 
     alarms = naive = 0
@@ -64,15 +65,16 @@ def test_clips_of_new_sources_like_the_old_ones_raise_no_alarm() -> None:
 
 
 @pytest.mark.parametrize("count", [4, 40])
-def test_damage_is_an_alarm_that_names_what_changed(count: int) -> None:
+def test_degradation_raises_an_alarm_that_names_the_feature(count: int) -> None:
     random = np.random.default_rng(1)
     reference, new = sources(24, random), sources(count, random)
     new["audio.change"] += 6
-    found = drift(reference, new)
-    assert found.alarm
-    assert found.p == pytest.approx(0.002)
-    assert found.sentence.startswith(f"drift: ALARM by {8 * count} clips (p 0.002): audio.change ")
-    assert found.features.set_index("feature")["p"].drop("audio.change").min() > 0.01
+    result = drift(reference, new)
+    assert result.alarm
+    assert result.p == pytest.approx(0.002)
+    assert re.match(rf"drift: ALARM .*\b{8 * count} clips.*p 0\.002.*audio\.change ", result.sentence)
+    assert "text.rarity" not in result.sentence
+    assert result.features.set_index("feature")["p"].drop("audio.change").min() > 0.01
 
 
 def test_a_missing_modality_is_drift() -> None:
@@ -94,9 +96,10 @@ def none(reference: pd.DataFrame, new: pd.DataFrame) -> Any:
     return reference, new.head(0)
 
 
-@pytest.mark.parametrize("less", [few_clips, few_sources, none])
-def test_too_few_clips_say_nothing(less: Any) -> None:
+@pytest.mark.parametrize("reduce", [few_clips, few_sources, none])
+def test_too_few_clips_or_sources_are_not_tested(reduce: Any) -> None:
     random = np.random.default_rng(3)
-    found = drift(*less(sources(24, random), sources(6, random, shift=9.0)))
-    assert (found.p, found.alarm) == (None, False)
-    assert "too few clips to say" in found.sentence
+    reference, new = reduce(sources(24, random), sources(6, random, shift=9.0))
+    result = drift(reference, new)
+    assert (result.p, result.alarm) == (None, False)
+    assert f"not tested, {len(new)} new clips" in result.sentence

@@ -1,13 +1,16 @@
-"""Which champion a candidate is held against, and when a decision stands; see also tests/pipeline/test_promote.py."""
+"""Test which champions a candidate can be compared with, and the gate_key; see also tests/pipeline/test_promote.py."""
+
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from qamoe.errors import UserError
-from qamoe.registry import registry
+from qamoe.registry import registry, versions
 from qamoe.registry.registry import Champion
+from qamoe.tracking.runs import record_training
 
 
-def test_another_corpus_is_refused_by_name():
+def test_a_champion_of_another_corpus_is_refused():
     config = {
         "stats": {"about": {"corpus": "a"}},
         "task": {"kind": "regression"},
@@ -15,16 +18,41 @@ def test_another_corpus_is_refused_by_name():
         "extract": {},
     }
     registry.same_corpus(config, config, "qa-moe", "1")
-    for changed in (
-        {"stats": {"about": {"corpus": "b"}}},
-        {"inputs": {"text": 384, "audio": 2}},
-        {"task": {"kind": "other"}},
+    for key, changed in (
+        ("stats.about", {"stats": {"about": {"corpus": "b"}}}),
+        ("inputs", {"inputs": {"text": 384, "audio": 2}}),
+        ("task", {"task": {"kind": "other"}}),
     ):
-        with pytest.raises(UserError, match=r"champion of qa-moe \(version 1\).*registry\.name"):
+        with pytest.raises(UserError, match=rf"qa-moe \(version 1\).*\({key} .*registry\.name"):
             registry.same_corpus(config, config | changed, "qa-moe", "1")
 
 
-def test_a_gate_is_another_one_when_anything_it_depends_on_is(tiny_params):
+def test_listed_versions_have_a_date_and_their_aliases(records, tiny_checkpoint, tmp_path):
+    run = records.get_run(record_training(records, tiny_checkpoint(tmp_path / "1"), "qa-moe"))
+    registry._register(records, "qa-moe", run)
+    records.set_registered_model_alias("qa-moe", "champion", "1")
+    (row,) = versions.listed(records, "qa-moe")
+    assert (row.version, row.aliases, row.model, row.seed) == ("1", "champion", "qamoe", "1")
+    registered = datetime.strptime(row.registered, "%Y-%m-%d %H:%M").replace(tzinfo=UTC)
+    assert abs(datetime.now(UTC) - registered) < timedelta(minutes=10)
+
+
+def test_the_table_of_versions_is_not_cut_in_a_pipe(records, tiny_checkpoint, tmp_path, monkeypatch, capsys):
+    run = records.get_run(record_training(records, tiny_checkpoint(tmp_path / "1"), "qa-moe"))
+    registry._register(records, "qa-moe", run)
+    monkeypatch.setattr(versions, "connect", lambda: records)
+    for number in range(40):
+        records.set_registered_model_alias("qa-moe", f"alias-{number}", "1")
+    versions.show("qa-moe")
+    text = capsys.readouterr().out
+    assert "qa-moe" in text.splitlines()[0]
+    assert "test split" in text.splitlines()[0]
+    assert all(column in text for column in versions.VersionRow._fields)
+    assert "…" not in text
+    assert ", ".join(sorted(f"alias-{number}" for number in range(40))) in text
+
+
+def test_the_gate_key_depends_on_clips_protocol_parameters_and_champion(tiny_params):
     block = tiny_params.registry
     first = registry.gate_key("clips", 1, block, None)
     assert first == registry.gate_key("clips", 1, block, None)

@@ -34,8 +34,7 @@ def run(params: Params, out: Path) -> None:
     from qamoe.data.arrow_store import Store
     from qamoe.dataset.degraded_split import feature_sizes
     from qamoe.evaluation.protocol import PROTOCOL
-    from qamoe.registry import champion as records
-    from qamoe.registry import registry
+    from qamoe.registry import champion_evaluations, registry
     from qamoe.tracking.mlflow_store import connect, store_errors_as_user_errors
 
     stats = read_stats(out)
@@ -52,7 +51,7 @@ def run(params: Params, out: Path) -> None:
     about = {"test_digest": file_digest(test), "test_clips": str(len(store)), "protocol": str(PROTOCOL)}
     digest = parameters.digest(champion.digest, about, params.evaluate, code_digest("qamoe.pipeline.evaluate_champion"))
     with store_errors_as_user_errors():
-        measured = records.known(client, digest)
+        measured = champion_evaluations.existing_run(client, digest)
     title = f"version {champion.version} of {name} on {len(store)} test clips"
     if measured is not None:
         print(f"{title}; measured before\nrun: {measured}", flush=True)
@@ -62,7 +61,7 @@ def run(params: Params, out: Path) -> None:
         theirs = fetched(name, champion.version, ours, Path(temporary))
         cells = _cells(params, stats, theirs, store, Path(temporary))
     with store_errors_as_user_errors():
-        run_id = records.record(client, name, champion, digest, cells, about)
+        run_id = champion_evaluations.record(client, name, champion, digest, cells, about)
     print(title)
     for line in _headline(cells):
         print(line)

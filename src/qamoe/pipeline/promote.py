@@ -48,7 +48,7 @@ def decide(params: Params, out: Path, dry: bool = False) -> "Decision":
     from qamoe.evaluation.protocol import PROTOCOL
     from qamoe.models import checkpoint
     from qamoe.registry import registry
-    from qamoe.registry.gate import Evidence
+    from qamoe.registry.gate import GateMeasurements
     from qamoe.tracking.mlflow_store import connect, exclusive_lock, store_errors_as_user_errors
     from qamoe.tracking.runs import record_training
 
@@ -69,7 +69,7 @@ def decide(params: Params, out: Path, dry: bool = False) -> "Decision":
     gate_digest = file_digest(store.path)
     key = registry.gate_key(gate_digest, PROTOCOL, params.registry, against)
     with store_errors_as_user_errors():
-        decision = registry.settled(client, name, checkpoint.digest(folder), key, against)
+        decision = registry.existing_decision(client, name, checkpoint.digest(folder), key, against)
     if decision is not None:
         return decision
     with tempfile.TemporaryDirectory() as temporary:
@@ -77,7 +77,7 @@ def decide(params: Params, out: Path, dry: bool = False) -> "Decision":
         if against is not None:
             rivals.append(fetched(name, against.version, config, Path(temporary)))
         rows = _measured(params, stats, rivals, store, Path(temporary))
-    evidence = Evidence(
+    measurements = GateMeasurements(
         config,
         rows[0],
         rows[1] if against else None,
@@ -89,12 +89,12 @@ def decide(params: Params, out: Path, dry: bool = False) -> "Decision":
     )
     if dry:
         print("dry run: nothing is registered or recorded, and no registered model asked whether it predicts the same")
-        return registry.foretold(evidence)
+        return registry.dry_run(measurements)
     data = registry.GateData(PROTOCOL, config["digests"]["data"], gate_digest)
     with store_errors_as_user_errors():
         run_id = record_training(client, folder, name)
         registry.keep_reference(client, run_id, reference_of(rivals[0], out))
-        decision = registry.submit(client, name, run_id, evidence, key, against, data)
+        decision = registry.submit(client, name, run_id, measurements, key, against, data)
     if decision.outcome == "overtaken":
         print(f"another candidate became champion of {name} meanwhile: once more, against it")
         return decide(params, out)

@@ -1,4 +1,4 @@
-"""What was measured of the champion since it was promoted: runs below its training run, and tags of its version."""
+"""Record evaluations of the champion after its promotion: child runs of its training run, and tags of its version."""
 
 import tempfile
 from pathlib import Path
@@ -12,12 +12,12 @@ from qamoe.tracking.runs import EVALUATION, Record, milliseconds, spectrum_metri
 if TYPE_CHECKING:
     import pandas as pd
 
-_EVENT = "qamoe.champion_evaluation"  # a digest of the champion, the test split and how it was measured
+_EVENT = "qamoe.champion_evaluation"  # tag of a run: a digest of the champion, the test split and the protocol
 _TAG = "qamoe.today."
 
 
-def known(client: Any, digest: str) -> str | None:
-    """The run of a measurement that is complete, or None."""
+def existing_run(client: Any, digest: str) -> str | None:
+    """Return the run id of a complete evaluation with this digest, or None."""
     run = find(client, **{_EVENT.replace(".", "__"): digest})
     return run.info.run_id if run is not None else None
 
@@ -25,9 +25,10 @@ def known(client: Any, digest: str) -> str | None:
 def record(
     client: Any, name: str, champion: Champion, digest: str, cells: "pd.DataFrame", about: dict[str, str]
 ) -> str:
-    """Log the cells as metrics, tables and a figure in a child of the champion's training run; returns the new run.
+    """Log cells as metrics, tables and a figure in a child of the champion's training run; return the id of the child.
 
-    The version's tags qamoe.today.* hold the newest headline. The digest is set last: a run that has it is whole.
+    The tags qamoe.today.* of the version hold the newest headline. The digest is set last: a run that has it is
+    complete.
     """
     from qamoe.evaluation.summary import summarise
     from qamoe.report import plots, tables

@@ -1,8 +1,8 @@
-"""The rules of the gate: what a candidate must show on the gate split before it becomes champion.
+"""Define the rules of the promotion gate, which a candidate must pass on the gate split to become champion.
 
-A rule is one function of the evidence, named in NUMBERS or CLASSES, by the task that it judges. Its verdict says the
-name under which it is recorded (the tag qamoe.rule.<name> of a version), which stays when a function is renamed. What
-is done with the verdicts is in registry/registry.py.
+A rule is a function of the measurements, listed in REGRESSION_RULES or CLASSIFICATION_RULES. Its verdict has the name
+under which it is recorded (tag qamoe.rule.<name> of a version); that name stays the same if the function is renamed.
+registry/registry.py applies the verdicts.
 """
 
 from collections.abc import Callable
@@ -15,15 +15,15 @@ from qamoe.config.task import is_classification
 from qamoe.models.checkpoint_config import CheckpointConfig
 from qamoe.tracking.mlflow_store import reason
 
-SAME = 1e-5  # label units, or probability: how far the registered model may be from the evaluated one
+SAME = 1e-5  # largest difference between registered and evaluated model, in label units or as a probability
 
 
 @dataclass(frozen=True)
-class Evidence:
-    """What was measured on the gate split, rows as in predictions.parquet: slices clean and mixed, and beside a
-    champion missing and noise too.
+class GateMeasurements:
+    """Predictions of candidate and champion on the gate split, and the limits of the rules.
 
-    `clips` are a few raw clips by clip id, as the registered model takes them.
+    candidate, champion: rows of predictions.parquet of the slices clean and mixed, and with a champion also missing
+    and noise. clips: a few raw clips by clip id, as input of the registered model.
     """
 
     config: CheckpointConfig
@@ -39,7 +39,7 @@ class Evidence:
         return rows[rows["slice"] == "mixed"]
 
     def calibrated(self, rows: pd.DataFrame) -> pd.DataFrame:
-        """The candidate's rows with its class probabilities at its temperature."""
+        """Return rows of the candidate with the temperature applied to its class probabilities."""
         from qamoe.evaluation.metrics import classes_of
         from qamoe.models.calibration import tempered
 
@@ -48,13 +48,13 @@ class Evidence:
         return rows.assign(**dict(zip(names, shares.T, strict=True)))
 
     @property
-    def of_classes(self) -> bool:
+    def classification(self) -> bool:
         return is_classification(self.config["task"])
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What one rule found."""
+    """The result of one rule."""
 
     rule: str
     passed: bool
@@ -63,148 +63,155 @@ class Verdict:
 
 
 Predict = Callable[[pd.DataFrame], pd.DataFrame]
-Rule = Callable[[Evidence, Predict], Verdict]
+Rule = Callable[[GateMeasurements, Predict], Verdict]
 
 
-def predicts_the_same(evidence: Evidence, registered: Predict) -> Verdict:
-    """The registered model predicts what the evaluated checkpoint predicted."""
-    clean = evidence.candidate[evidence.candidate["slice"] == "clean"].set_index("clip_id")
-    expected = clean.loc[evidence.clips.index]
-    columns = {"score": "prediction", "variance": "variance"}  # theirs: ours
-    if evidence.of_classes:
-        expected = evidence.calibrated(expected)
+def predicts_the_same(measurements: GateMeasurements, registered: Predict) -> Verdict:
+    """Require that the registered model predicts the same as the evaluated checkpoint."""
+    clean = measurements.candidate[measurements.candidate["slice"] == "clean"].set_index("clip_id")
+    expected = clean.loc[measurements.clips.index]
+    columns = {"score": "prediction", "variance": "variance"}  # column of the registered model: evaluated column
+    if measurements.classification:
+        expected = measurements.calibrated(expected)
         columns = {name: name for name in map(str, expected) if name.startswith("p_")}
     try:
-        answers = registered(evidence.clips)
-    except Exception as error:  # whatever the matter is, such a model serves nobody
+        answers = registered(measurements.clips)
+    except Exception as error:  # a model that fails in any way must not be promoted
         return Verdict("predicts_the_same", False, {}, f"the registered model cannot be used: {reason(error)}")
-    apart = max(
+    difference = max(
         float(np.abs(answers[theirs].to_numpy() - expected[ours].to_numpy()).max()) for theirs, ours in columns.items()
     )
-    passed = apart <= SAME  # False for NaN too
-    sentence = f"on {len(expected)} clips the registered model is {apart:.1e} from the evaluated one, at most {SAME:g}"
-    return Verdict("predicts_the_same", passed, {"difference": apart, "clips": len(expected)}, sentence)
+    passed = difference <= SAME  # False for NaN too
+    sentence = (
+        f"registered and evaluated model differ by {difference:.1e} on {len(expected)} clips; the limit is {SAME:g}"
+    )
+    return Verdict("predicts_the_same", passed, {"difference": difference, "clips": len(expected)}, sentence)
 
 
-def beats_the_mean(evidence: Evidence, registered: Predict) -> Verdict:
-    """Without a champion: a lower error on slice mixed than always answering the training mean."""
-    rows = evidence.mixed(evidence.candidate)
+def beats_the_mean(measurements: GateMeasurements, registered: Predict) -> Verdict:
+    """Without a champion, require a lower MAE on slice mixed than that of predicting the training mean."""
+    rows = measurements.mixed(measurements.candidate)
     mae = float((rows["prediction"] - rows["target"]).abs().mean())
-    mean = float((evidence.config["target_mean"] - rows["target"]).abs().mean())
-    sentence = f"MAE {mae:.4f} on mixed, {mean:.4f} by always answering the training mean"
+    mean = float((measurements.config["target_mean"] - rows["target"]).abs().mean())
+    sentence = f"MAE {mae:.4f} on mixed; predicting the training mean gives {mean:.4f}"
     return Verdict("beats_the_mean", mae < mean, {"mae": mae, "mean_mae": mean}, sentence)
 
 
-def beats_the_champion(evidence: Evidence, registered: Predict) -> Verdict:
-    """A lower error on slice mixed than the champion's, beyond the paired 95 % interval over sources."""
+def beats_the_champion(measurements: GateMeasurements, registered: Predict) -> Verdict:
+    """Require a lower MAE on slice mixed than the champion's: the paired 95 % interval over sources is below 0."""
     from qamoe.evaluation.bootstrap import paired_bootstrap
 
-    assert evidence.champion is not None
-    ours, theirs = evidence.mixed(evidence.candidate), evidence.mixed(evidence.champion)
+    assert measurements.champion is not None
+    ours, theirs = measurements.mixed(measurements.candidate), measurements.mixed(measurements.champion)
     maes = [float((rows["prediction"] - rows["target"]).abs().mean()) for rows in (ours, theirs)]
     difference, low, high = paired_bootstrap(ours, theirs)
     numbers = {"mae": maes[0], "champion_mae": maes[1], "difference": difference, "low": low, "high": high}
     numbers["sources"] = ours["source"].nunique()
     sentence = (
-        f"MAE {maes[0]:.4f} on mixed, the champion's {maes[1]:.4f}: difference {difference:+.4f}, "
-        f"95 % interval {low:+.4f} to {high:+.4f} over {numbers['sources']} sources; it must lie below 0"
+        f"MAE {maes[0]:.4f} on mixed, champion {maes[1]:.4f}: difference {difference:+.4f}, "
+        f"95 % interval {low:+.4f} to {high:+.4f} over {numbers['sources']} sources; it must be below 0"
     )
     return Verdict("beats_the_champion", high < 0, numbers, sentence)
 
 
-def keeps_every_slice(evidence: Evidence, registered: Predict) -> Verdict:
-    """On no other slice much worse than the champion: error, of classes the share of misses, within the tolerance."""
-    assert evidence.champion is not None
-    numbers: dict[str, float] = {"tolerance": evidence.tolerance}
+def keeps_every_slice(measurements: GateMeasurements, registered: Predict) -> Verdict:
+    """Require an error close to the champion's on every slice except mixed.
+
+    The error is the MAE with a relative tolerance, or for classes the error rate with an absolute tolerance.
+    """
+    assert measurements.champion is not None
+    numbers: dict[str, float] = {"tolerance": measurements.tolerance}
     costs, passed = [], True
-    for name in evidence.candidate["slice"].unique():
+    for name in measurements.candidate["slice"].unique():
         if name == "mixed":
             continue
         ours, theirs = (
-            _cost(evidence, rows[rows["slice"] == name]) for rows in (evidence.candidate, evidence.champion)
+            _cost(measurements, rows[rows["slice"] == name]) for rows in (measurements.candidate, measurements.champion)
         )
         numbers |= {name: ours, f"champion_{name}": theirs}
-        most = theirs + evidence.tolerance * (1.0 if evidence.of_classes else theirs)
-        passed = passed and ours <= most
-        costs.append(f"{name} {ours:.4f}, allowed {most:.4f}")
-    what = "misses" if evidence.of_classes else "MAE"
-    sentence = f"{what} by slice: {'; '.join(costs)} ({evidence.tolerance:.0%} above the champion's)"
+        limit = theirs + measurements.tolerance * (1.0 if measurements.classification else theirs)
+        passed = passed and ours <= limit
+        costs.append(f"{name} {ours:.4f}, limit {limit:.4f}")
+    metric = "error rate" if measurements.classification else "MAE"
+    sentence = f"{metric} by slice: {'; '.join(costs)} ({measurements.tolerance:.0%} above the champion's)"
     return Verdict("keeps_every_slice", passed, numbers, sentence)
 
 
-def _cost(evidence: Evidence, rows: pd.DataFrame) -> float:
-    """The error of one slice, its cells weighed as in the slice's summary."""
+def _cost(measurements: GateMeasurements, rows: pd.DataFrame) -> float:
+    """Return the error of one slice, with its cells weighted as in the slice's summary."""
     from qamoe.evaluation.bootstrap import weights
 
     gap = (rows["prediction"] - rows["target"]).abs()
-    by_cell = ((gap > 0) if evidence.of_classes else gap).groupby(rows["cell"]).mean()
+    by_cell = ((gap > 0) if measurements.classification else gap).groupby(rows["cell"]).mean()
     return float((by_cell * weights(rows)).sum())
 
 
-def covers_90(evidence: Evidence, registered: Predict) -> Verdict:
-    """The calibrated 90 % intervals hold about that share of the targets of slice mixed."""
-    rows = evidence.mixed(evidence.candidate)
-    reach = evidence.config["calibration"]["sigmas"]["0.9"] * np.sqrt(rows["variance"])
+def covers_90(measurements: GateMeasurements, registered: Predict) -> Verdict:
+    """Require that the calibrated 90 % intervals cover about 90 % of the targets of slice mixed."""
+    rows = measurements.mixed(measurements.candidate)
+    reach = measurements.config["calibration"]["sigmas"]["0.9"] * np.sqrt(rows["variance"])
     coverage = float(((rows["prediction"] - rows["target"]).abs() <= reach).mean())
-    low, high = evidence.coverage_90
-    sentence = f"90 % intervals hold {coverage:.1%} of the targets on mixed, allowed are {low:.0%} to {high:.0%}"
+    low, high = measurements.coverage_90
+    sentence = f"90 % intervals cover {coverage:.1%} of the targets on mixed; allowed: {low:.0%} to {high:.0%}"
     return Verdict("covers_90", low <= coverage <= high, {"coverage": coverage, "low": low, "high": high}, sentence)
 
 
-def beats_the_frequencies(evidence: Evidence, registered: Predict) -> Verdict:
-    """Of classes, without a champion: a smaller -log likelihood on slice mixed than the training frequencies have."""
+def beats_the_frequencies(measurements: GateMeasurements, registered: Predict) -> Verdict:
+    """For classes without a champion, require a lower NLL on slice mixed than that of the training frequencies."""
     from qamoe.evaluation.metrics import classes_of
     from qamoe.models.heads import LEAST_SHARE
 
-    rows = evidence.calibrated(evidence.mixed(evidence.candidate))
+    rows = measurements.calibrated(measurements.mixed(measurements.candidate))
     target = rows["target"].to_numpy(int)
-    of_target = rows[classes_of(rows)].to_numpy(float)[np.arange(len(rows)), target]
-    shares = np.array(evidence.config["class_shares"]).clip(LEAST_SHARE)
+    predicted = rows[classes_of(rows)].to_numpy(float)[np.arange(len(rows)), target]
+    shares = np.array(measurements.config["class_shares"]).clip(LEAST_SHARE)
     frequencies = (shares / shares.sum())[target]
-    nll, theirs = (float(-np.log(shares.clip(1e-12)).mean()) for shares in (of_target, frequencies))
-    sentence = f"NLL {nll:.4f} on mixed, {theirs:.4f} by always answering the training frequencies"
-    return Verdict("beats_the_frequencies", nll < theirs, {"nll": nll, "frequencies_nll": theirs}, sentence)
+    nll, frequencies_nll = (float(-np.log(p.clip(1e-12)).mean()) for p in (predicted, frequencies))
+    numbers = {"nll": nll, "frequencies_nll": frequencies_nll}
+    sentence = f"NLL {nll:.4f} on mixed; predicting the training frequencies gives {frequencies_nll:.4f}"
+    return Verdict("beats_the_frequencies", nll < frequencies_nll, numbers, sentence)
 
 
-def beats_champion_accuracy(evidence: Evidence, registered: Predict) -> Verdict:
-    """Of classes: a higher accuracy on slice mixed than the champion's, beyond the paired interval over sources."""
+def beats_champion_accuracy(measurements: GateMeasurements, registered: Predict) -> Verdict:
+    """For classes, require a higher accuracy on slice mixed than the champion's: the paired interval is above 0."""
     from qamoe.evaluation.bootstrap import paired_bootstrap
 
-    assert evidence.champion is not None
-    ours, theirs = evidence.mixed(evidence.candidate), evidence.mixed(evidence.champion)
+    assert measurements.champion is not None
+    ours, theirs = measurements.mixed(measurements.candidate), measurements.mixed(measurements.champion)
     shares = [float((rows["prediction"] == rows["target"]).mean()) for rows in (ours, theirs)]
     difference, low, high = paired_bootstrap(ours, theirs, "accuracy")
     numbers = {"accuracy": shares[0], "champion_accuracy": shares[1], "difference": difference, "low": low}
     numbers |= {"high": high, "sources": ours["source"].nunique()}
     sentence = (
-        f"accuracy {shares[0]:.1%} on mixed, the champion's {shares[1]:.1%}: difference {difference:+.4f}, "
-        f"95 % interval {low:+.4f} to {high:+.4f} over {numbers['sources']} sources; it must lie above 0"
+        f"accuracy {shares[0]:.1%} on mixed, champion {shares[1]:.1%}: difference {difference:+.4f}, "
+        f"95 % interval {low:+.4f} to {high:+.4f} over {numbers['sources']} sources; it must be above 0"
     )
     return Verdict("hits_more", low > 0, numbers, sentence)
 
 
-def is_calibrated(evidence: Evidence, registered: Predict) -> Verdict:
-    """Of classes: confidence is about the share of hits on slice mixed."""
+def is_calibrated(measurements: GateMeasurements, registered: Predict) -> Verdict:
+    """For classes, require a low calibration error on slice mixed."""
     from qamoe.evaluation.metrics import classes_of, classification
 
-    rows = evidence.calibrated(evidence.mixed(evidence.candidate))
+    rows = measurements.calibrated(measurements.mixed(measurements.candidate))
     error = classification(rows[classes_of(rows)].to_numpy(float), rows["target"].to_numpy())["calibration_error"]
-    most = evidence.calibration_error
-    sentence = f"calibration error {error:.4f} on mixed, allowed is at most {most:g}"
-    return Verdict("is_calibrated", error <= most, {"calibration_error": error, "most": most}, sentence)
+    limit = measurements.calibration_error
+    sentence = f"calibration error {error:.4f} on mixed; the limit is {limit:g}"
+    return Verdict("is_calibrated", error <= limit, {"calibration_error": error, "most": limit}, sentence)
 
 
-# By whether there is a champion.
-NUMBERS = {
+# Whether a champion exists -> rules.
+REGRESSION_RULES = {
     False: (predicts_the_same, beats_the_mean, covers_90),
     True: (predicts_the_same, beats_the_champion, keeps_every_slice, covers_90),
 }
-CLASSES = {
+CLASSIFICATION_RULES = {
     False: (predicts_the_same, beats_the_frequencies, is_calibrated),
     True: (predicts_the_same, beats_champion_accuracy, keeps_every_slice, is_calibrated),
 }
 
 
-def rules(evidence: Evidence) -> tuple[Rule, ...]:
-    """Those that judge this evidence: by its task, and by whether there is a champion."""
-    return (CLASSES if evidence.of_classes else NUMBERS)[evidence.champion is not None]
+def rules(measurements: GateMeasurements) -> tuple[Rule, ...]:
+    """Return the rules for the task, with or without a champion."""
+    by_champion = CLASSIFICATION_RULES if measurements.classification else REGRESSION_RULES
+    return by_champion[measurements.champion is not None]

@@ -1,7 +1,7 @@
-"""A registered version that lies on this machine, found without MLflow, whose import takes longer than all the rest.
+"""Find a registered version on this machine without importing MLflow, which takes most of the start-up time.
 
-Only where the store is an SQLite file and the version's files are in a folder; everywhere else, and wherever anything
-is not as expected, the answer is None and MLflow is asked, which also says what is wrong.
+This works if the store is an SQLite file and the files of the version are in a local folder. Otherwise, and on
+anything unexpected, return None; the caller then uses MLflow, which also reports errors.
 """
 
 import sqlite3
@@ -12,7 +12,7 @@ from urllib.parse import quote, unquote, urlsplit
 from qamoe.config.params import registry_name
 from qamoe.tracking.mlflow_store import SQLITE, uri
 
-# MLflow's own tables, as of the version that pyproject.toml asks for. Versions of other workspaces are MLflow's affair.
+# The tables of the MLflow version that pyproject.toml pins. Stores with several workspaces are left to MLflow.
 _VERSION = """
     SELECT version, COALESCE(NULLIF(storage_location, ''), source) FROM model_versions
     WHERE name = :name AND current_stage <> 'Deleted_Internal'
@@ -29,15 +29,15 @@ def champion_address(params: Path) -> str:
 
 
 def version_and_folder(name: str, version: str | None, alias: str | None) -> tuple[str, Path] | None:
-    """The version of this number, or else of this alias, and the folder of its checkpoint; None: ask MLflow."""
+    """Return a version and the folder of its checkpoint, by number or else by alias; None if MLflow must be used."""
     if not uri().startswith(SQLITE):
         return None
     database = f"file:{quote(uri().removeprefix(SQLITE))}?mode=ro"
-    wanted = {"name": name, "version": None if version is None else int(version), "alias": alias}
+    parameters = {"name": name, "version": None if version is None else int(version), "alias": alias}
     try:
         with closing(sqlite3.connect(database, uri=True)) as store:
-            row = store.execute(_VERSION, wanted).fetchone()
-    except (sqlite3.Error, OverflowError):  # OverflowError: a version of more digits than a table holds
+            row = store.execute(_VERSION, parameters).fetchone()
+    except (sqlite3.Error, OverflowError):  # OverflowError: the version number exceeds 64 bits
         return None
     if row is None:
         return None

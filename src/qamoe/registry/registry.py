@@ -1,10 +1,10 @@
-"""The registered model: a candidate becomes challenger, passes the gate or not, and becomes champion or not.
+"""Register a candidate as challenger, apply the promotion gate, and move the champion alias.
 
-The gate's rules are in registry/gate.py. Every decision is kept with its reasons: as tags and description of the model
-version, and as promote/<gate>.json and .md in the run of the candidate.
+registry/gate.py defines the rules. Each decision is recorded with its reasons: as tags and description of the model
+version, and as promote/<key>.json and .md in the run of the candidate, where <key> is the gate_key.
 
-A kill may come between any two steps. The record says `promoting` until the aliases have moved, and `finish` ends what
-was begun: each promotion and rollback calls it first.
+A kill may happen between any two steps. The record says `promoting` until the aliases have moved. `finish` completes
+an interrupted promotion or rollback; each promotion and rollback calls it first.
 """
 
 import json
@@ -19,20 +19,20 @@ import pandas as pd
 from qamoe.config import params as parameters
 from qamoe.config.params import Registry
 from qamoe.errors import UserError
-from qamoe.registry.gate import Evidence, Verdict, predicts_the_same, rules
+from qamoe.registry.gate import GateMeasurements, Verdict, predicts_the_same, rules
 from qamoe.tracking.mlflow_store import exclusive_lock
 from qamoe.tracking.runs import ARTIFACT, MODEL_ID
 
 CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
 REFERENCE = "reference.parquet"
 ROLLED_BACK = "qamoe.rolled_back"  # tag of a version: when it was rolled back
-_GATE = "qamoe.gate."  # tag of a version: what was decided about it at one gate
-_PROMOTING = "qamoe.promoting"  # tag of a version: the gate that let it pass, until all aliases have moved
+_GATE = "qamoe.gate."  # prefix of a tag of a version: the decision for one gate_key
+_PROMOTING = "qamoe.promoting"  # tag of a version that passed: its gate_key, until all aliases have moved
 
 
 @dataclass(frozen=True)
 class Champion:
-    """A registered version, the checkpoint in it, and the MLflow run that it came from."""
+    """A registered version, the digest of its checkpoint, and the MLflow run that it came from."""
 
     version: str
     digest: str
@@ -41,7 +41,10 @@ class Champion:
 
 @dataclass(frozen=True)
 class Decision:
-    """promoted, refused, unchanged or overtaken (another became champion meanwhile), about which version, and why."""
+    """The outcome for a version and its reasons.
+
+    outcome: promoted, refused, unchanged, or overtaken (another version became champion in the meantime).
+    """
 
     outcome: str
     version: str | None
@@ -52,7 +55,7 @@ class Decision:
 
 @dataclass(frozen=True)
 class GateData:
-    """What a decision was measured on: the protocol's version, digests of the data and of the gate split."""
+    """The data behind a decision: version of the protocol, digests of the data and of the gate split."""
 
     protocol: int
     data_digest: str
@@ -81,7 +84,7 @@ class RuleRecord(TypedDict):
 
 
 class DecisionRecord(TypedDict):
-    """promote/<gate>.json in the run of a candidate; `at` is the time in UTC, clips and sources those of the split."""
+    """promote/<key>.json in the run of a candidate; at: time in UTC; clips, sources: their numbers in the split."""
 
     decision: str
     at: str
@@ -99,39 +102,41 @@ class DecisionRecord(TypedDict):
 
 
 def champion(client: Any, name: str) -> Champion | None:
-    """Who answers to models:/name@champion now, or None."""
+    """Return the version behind models:/name@champion, or None. Raises UserError for one without the tag ARTIFACT."""
     from mlflow.exceptions import MlflowException
 
     try:
         version = client.get_model_version_by_alias(name, CHAMPION)
     except MlflowException as error:
-        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):  # no such model; no such alias
+        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):  # unknown model; unknown alias
             return None
         raise
     digest = version.tags.get(ARTIFACT)
     if digest is None:
-        raise UserError(f"Version {version.version} of {name} has no tag {ARTIFACT}; it was not registered by promote.")
+        raise UserError(f"version {version.version} of {name} has no tag {ARTIFACT}; promote did not register it")
     return Champion(str(version.version), digest, version.run_id)
 
 
 def fetch(name: str, version: str, folder: Path) -> Path:
-    """Download the checkpoint of a registered version; returns the folder of its files."""
+    """Download the checkpoint of a registered version; return the folder of its files."""
     import mlflow
 
     return Path(mlflow.artifacts.download_artifacts(f"models:/{name}/{version}/artifacts", dst_path=str(folder)))
 
 
 def same_corpus(ours: Mapping[str, Any], theirs: Mapping[str, Any], name: str, version: str) -> None:
-    """Refuse a champion whose model.json tells of another corpus, task or features than the candidate's."""
+    """Raise UserError if candidate (`ours`) and champion (`theirs`) differ in corpus, task or features."""
     compared = [
-        (what, _get(theirs, what), _get(ours, what))
-        for what in ("stats.about", "task", "inputs", "extract.text", "extract.audio", "extract.vision")
+        (key, _get(theirs, key), _get(ours, key))
+        for key in ("stats.about", "task", "inputs", "extract.text", "extract.audio", "extract.vision")
     ]
-    different = [f"{what} {a} instead of {b}" for what, a, b in compared if a != b]
+    different = [
+        f"{key} is {champion}, not {candidate}" for key, champion, candidate in compared if champion != candidate
+    ]
     if different:
         raise UserError(
-            f"The champion of {name} (version {version}) was trained on another corpus ({'; '.join(different)}); "
-            "each corpus has a registry.name of its own."
+            f"the champion of {name} (version {version}) was trained on another corpus ({'; '.join(different)}); "
+            "set a different registry.name in params.yaml for each corpus"
         )
 
 
@@ -143,23 +148,29 @@ def _get(config: Mapping[str, Any], dotted: str) -> Any:
 
 
 def gate_key(split_digest: str, protocol: int, registry: Registry, against: Champion | None) -> str:
-    """All that a decision depends on beside the candidate: champion, clips, protocol and the gate's own parameters."""
+    """Return a key of everything except the candidate that a decision depends on.
+
+    That is the champion, the clips, the protocol and the parameters of the promotion gate.
+    """
     return parameters.digest(split_digest, protocol, registry, against.digest if against else None)[:16]
 
 
-def settled(client: Any, name: str, digest: str, key: str, against: Champion | None) -> Decision | None:
-    """The decision where there is nothing to decide: the candidate is champion, or was refused at the same gate."""
+def existing_decision(client: Any, name: str, digest: str, key: str, against: Champion | None) -> Decision | None:
+    """Return a decision that already exists, or None.
+
+    It exists if the candidate is the champion, was rolled back, or was refused under the same gate_key.
+    """
     if against is not None and digest == against.digest:
-        already = f"this checkpoint is the champion (version {against.version})"
-        return Decision("unchanged", against.version, (already,), run=against.run)
+        reason = f"this checkpoint is the champion (version {against.version})"
+        return Decision("unchanged", against.version, (reason,), run=against.run)
     version = _version_of(client, name, digest)
     if version is not None and ROLLED_BACK in version.tags:
-        before = f"version {version.version} was rolled back at {version.tags[ROLLED_BACK]}; `qamoe rollback` undoes it"
-        return Decision("unchanged", str(version.version), (before,), run=version.run_id)
+        reason = f"version {version.version} was rolled back at {version.tags[ROLLED_BACK]}; `qamoe rollback` undoes it"
+        return Decision("unchanged", str(version.version), (reason,), run=version.run_id)
     if version is not None and version.tags.get(_GATE + key) == "refused":
-        before = f"version {version.version} was refused before against the same champion, clips and protocol"
+        reason = f"version {version.version} was refused before against the same champion, clips and protocol"
         return Decision(
-            "unchanged", str(version.version), (before, *_recorded_reasons(version.tags)), run=version.run_id
+            "unchanged", str(version.version), (reason, *_recorded_reasons(version.tags)), run=version.run_id
         )
     return None
 
@@ -175,7 +186,7 @@ def _version_of(client: Any, name: str, digest: str) -> Any | None:
 
 
 def keep_reference(client: Any, run_id: str, reference: pd.DataFrame) -> None:
-    """Keep what a candidate's clips are like in its training run: registry/drift.py compares new ones with it."""
+    """Store the description of a candidate's clips in its training run, for the comparison in registry/drift.py."""
     import tempfile
 
     with tempfile.TemporaryDirectory() as folder:
@@ -184,7 +195,7 @@ def keep_reference(client: Any, run_id: str, reference: pd.DataFrame) -> None:
 
 
 def reference(client: Any, name: str, version: str, folder: Path) -> pd.DataFrame | None:
-    """What `keep_reference` kept of a version; None where nothing was, as of one registered by hand."""
+    """Return the reference that `keep_reference` stored; None for a version without one."""
     from mlflow.exceptions import MlflowException
 
     run = client.get_model_version(name, version).run_id
@@ -196,27 +207,33 @@ def reference(client: Any, name: str, version: str, folder: Path) -> pd.DataFram
 
 
 def submit(
-    client: Any, name: str, run_id: str, evidence: Evidence, key: str, against: Champion | None, data: GateData
+    client: Any,
+    name: str,
+    run_id: str,
+    measurements: GateMeasurements,
+    key: str,
+    against: Champion | None,
+    data: GateData,
 ) -> Decision:
-    """Register the checkpoint of a run, alias it challenger, ask every rule, record the answer, and move the aliases.
+    """Register the checkpoint of a run as challenger, apply every rule, record the decision, and move the aliases.
 
-    `data` goes into the record. Whatever stops this half-way, `finish` and calling it
-    again bring it to its end: a version is registered once, and champion moves before previous. Where another has
-    become champion since `against` was measured, nothing moves and the outcome is `overtaken`.
+    data: stored in the record. After an interruption, `finish` and a second call complete the promotion: a version is
+    registered once, and champion moves before previous. If another version became champion since `against` was
+    measured, no alias moves and the outcome is `overtaken`.
     """
     import mlflow
 
     run = client.get_run(run_id)
     version = _register(client, name, run)
-    with exclusive_lock():  # MLflow looks for the alias and then adds it: two at once both would
+    with exclusive_lock():  # MLflow checks for the alias before adding it, so two processes could both add it
         client.set_registered_model_alias(name, CHALLENGER, version)
 
     def registered(clips: pd.DataFrame) -> pd.DataFrame:
         return mlflow.pyfunc.load_model(f"models:/{name}/{version}").predict(clips)
 
-    verdicts = tuple(rule(evidence, registered) for rule in rules(evidence))
-    decision = _decided(verdicts, version, run_id)
-    record = _record(name, version, run, evidence, against, data, decision)
+    verdicts = tuple(rule(measurements, registered) for rule in rules(measurements))
+    decision = _decision(verdicts, version, run_id)
+    record = _record(name, version, run, measurements, against, data, decision)
     if decision.outcome == "refused":
         _write(client, record, key)
         return decision
@@ -231,8 +248,10 @@ def submit(
 
 
 def finish(client: Any, name: str) -> str | None:
-    """End a promotion or rollback that was killed half-way; returns the version that a rollback left for another, or
-    None where no rollback had to be ended."""
+    """Complete an interrupted promotion or rollback.
+
+    Returns the version that a completed rollback replaced, or None if no rollback was interrupted.
+    """
     from mlflow.exceptions import MlflowException
 
     try:
@@ -241,48 +260,48 @@ def finish(client: Any, name: str) -> str | None:
         if error.error_code == "RESOURCE_DOES_NOT_EXIST":
             return None
         raise
-    now = aliases.get(CHAMPION)
-    if now is None:
+    current = aliases.get(CHAMPION)
+    if current is None:
         return None
-    version = client.get_model_version(name, now)
+    version = client.get_model_version(name, current)
     if _PROMOTING in version.tags:
         key = version.tags[_PROMOTING]
         _complete(client, {**_read(client, version.run_id, key), "decision": "promoted"}, key)
         return None
-    left = None
-    if aliases.get(PREVIOUS) == now:  # of a rollback's two aliases one has moved
-        rolled = [v for v in client.search_model_versions(f"name = '{name}'") if ROLLED_BACK in v.tags]
-        rolled = [v for v in rolled if str(v.version) != now]
-        if rolled:
-            left = str(max(rolled, key=lambda v: (v.tags[ROLLED_BACK], int(v.version))).version)
-            client.set_registered_model_alias(name, PREVIOUS, left)
+    replaced = None
+    if aliases.get(PREVIOUS) == current:  # only the first of the two aliases of a rollback has moved
+        rolled_back = [v for v in client.search_model_versions(f"name = '{name}'") if ROLLED_BACK in v.tags]
+        rolled_back = [v for v in rolled_back if str(v.version) != current]
+        if rolled_back:
+            replaced = str(max(rolled_back, key=lambda v: (v.tags[ROLLED_BACK], int(v.version))).version)
+            client.set_registered_model_alias(name, PREVIOUS, replaced)
     if ROLLED_BACK in version.tags:
-        client.delete_model_version_tag(name, now, ROLLED_BACK)
-    return left
+        client.delete_model_version_tag(name, current, ROLLED_BACK)
+    return replaced
 
 
 def _complete(client: Any, record: DecisionRecord, key: str) -> None:
-    """What is left to do once champion has moved: the other aliases, and last the record that says so."""
-    name, version, before = record["name"], record["version"], record["champion"]
-    if before:
-        client.set_registered_model_alias(name, PREVIOUS, before["version"])
+    """Complete a promotion after champion has moved: move the other aliases, and write the final record last."""
+    name, version, previous = record["name"], record["version"], record["champion"]
+    if previous:
+        client.set_registered_model_alias(name, PREVIOUS, previous["version"])
     if str(client.get_registered_model(name).aliases.get(CHALLENGER)) == version:
         client.delete_registered_model_alias(name, CHALLENGER)
     _write(client, record, key)
     client.delete_model_version_tag(name, version, _PROMOTING)
 
 
-def foretold(evidence: Evidence) -> Decision:
-    """What the rules say of a candidate that is registered nowhere: all but the one that asks the registered model."""
+def dry_run(measurements: GateMeasurements) -> Decision:
+    """Apply the rules to a candidate that is not registered, except the rule that needs the registered model."""
 
-    def nobody(clips: pd.DataFrame) -> pd.DataFrame:
-        raise UserError("Nothing is registered in a dry run.")
+    def not_registered(clips: pd.DataFrame) -> pd.DataFrame:
+        raise UserError("a dry run registers no model")
 
-    without_model = [rule for rule in rules(evidence) if rule is not predicts_the_same]
-    return _decided(tuple(rule(evidence, nobody) for rule in without_model), None, None)
+    without_model = [rule for rule in rules(measurements) if rule is not predicts_the_same]
+    return _decision(tuple(rule(measurements, not_registered) for rule in without_model), None, None)
 
 
-def _decided(verdicts: tuple[Verdict, ...], version: str | None, run_id: str | None) -> Decision:
+def _decision(verdicts: tuple[Verdict, ...], version: str | None, run_id: str | None) -> Decision:
     reasons = tuple(_reason(_rule_record(verdict)) for verdict in verdicts)
     outcome = "promoted" if all(verdict.passed for verdict in verdicts) else "refused"
     return Decision(outcome, version, reasons, verdicts, run_id)
@@ -301,7 +320,7 @@ def _register(client: Any, name: str, run: Any) -> str:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
     tags = {tag: run.data.tags[tag] for tag in (ARTIFACT, MODEL_ID, "qamoe.model", "qamoe.seed")}
-    # By the logged model's id: a run's name could mean another step of it.
+    # The id of the logged model is unique; a run may hold models of several steps.
     source = f"models:/{run.data.tags[MODEL_ID]}"
     created = client.create_model_version(name, source, run.info.run_id, tags, model_id=run.data.tags[MODEL_ID])
     return str(created.version)
@@ -311,12 +330,12 @@ def _record(
     name: str,
     version: str,
     run: Any,
-    evidence: Evidence,
+    measurements: GateMeasurements,
     against: Champion | None,
     data: GateData,
     decision: Decision,
 ) -> DecisionRecord:
-    rows = evidence.candidate
+    rows = measurements.candidate
     return {
         "decision": decision.outcome,
         "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -324,13 +343,13 @@ def _record(
         "version": version,
         "candidate": {
             "digest": run.data.tags[ARTIFACT],
-            "model": evidence.config["model"],
-            "seed": evidence.config["seed"],
-            "selection": evidence.config["selection"],
+            "model": measurements.config["model"],
+            "seed": measurements.config["seed"],
+            "selection": measurements.config["selection"],
             "run": run.info.run_id,
         },
         "champion": {"version": against.version, "digest": against.digest, "run": against.run} if against else None,
-        "split": evidence.split,
+        "split": measurements.split,
         "clips": rows["clip_id"].nunique(),
         "sources": rows["source"].nunique(),
         "protocol": data.protocol,
@@ -350,7 +369,7 @@ def _rule_record(verdict: Verdict) -> RuleRecord:
 
 
 def _write(client: Any, record: DecisionRecord, key: str) -> None:
-    """Record a decision, or anew what has become of it."""
+    """Record a decision, or replace its earlier record."""
     run, name, version = record["candidate"]["run"], record["name"], record["version"]
     page, against = markdown(record), record["champion"]
     client.log_text(run, json.dumps(record, indent=1, default=float), f"promote/{key}.json")
@@ -360,13 +379,13 @@ def _write(client: Any, record: DecisionRecord, key: str) -> None:
     tags |= {"qamoe.protocol": str(record["protocol"]), "qamoe.data_digest": record["data_digest"]}
     tags |= {"qamoe.gate_digest": record["gate_digest"], "qamoe.split": record["split"]}
     tags["qamoe.champion_digest"] = against["digest"] if against else "none"
-    tags |= {"qamoe.decision": record["decision"], _GATE + key: record["decision"]}  # last: what makes it settled
+    tags |= {"qamoe.decision": record["decision"], _GATE + key: record["decision"]}  # last: existing_decision reads it
     for tag, value in tags.items():
         client.set_model_version_tag(name, version, tag, value)
 
 
 def _read(client: Any, run: str, key: str) -> DecisionRecord:
-    """What `_write` wrote."""
+    """Read the record that `_write` wrote."""
     import tempfile
 
     with tempfile.TemporaryDirectory() as folder:
@@ -378,16 +397,18 @@ def _reason(rule: RuleRecord) -> str:
 
 
 def markdown(record: DecisionRecord) -> str:
-    """A decision as a page: the outcome, what stood against what, and a line a rule."""
+    """Return a decision as Markdown: the outcome, candidate and champion, and one line per rule."""
     theirs = record["champion"]
-    seen = f"{record['clips']} clips of {record['sources']} sources of split {record['split']}"
+    data = f"{record['clips']} clips of {record['sources']} sources of split {record['split']}"
     lines = [
         f"**{record['name']}, version {record['version']}: {record['decision']}** ({record['at']})",
         f"{record['candidate']['model']}, seed {record['candidate']['seed']}, against "
         + (f"the champion, version {theirs['version']}" if theirs else "no champion")
-        + f", on {seen}.",
+        + f", on {data}.",
     ]
     if record["split"] != "gate":
-        lines.append("This corpus has no gate split, so the split that chose the checkpoint judged it too.")
+        lines.append(
+            f"This corpus has no gate split. Split {record['split']}, which selected the checkpoint, was used."
+        )
     rules = [f"- {'passed' if r['passed'] else 'FAILED'} `{r['rule']}`: {r['sentence']}" for r in record["rules"]]
     return "\n\n".join([*lines, "\n".join(rules)]) + "\n"
