@@ -1,4 +1,4 @@
-"""Over HTTP a clip is answered as by the registered model, and everything else is refused in one sentence."""
+"""Test that the server answers as the registered model does, and refuses invalid requests in one sentence."""
 
 import base64
 import gzip
@@ -26,7 +26,7 @@ from tests.fixtures.served import WORDS, Server, running
 
 DRAWS = np.random.default_rng(3)
 CLIPS: list[dict[str, Any]] = [
-    {"text": "a lovely film", "audio": DRAWS.normal(5, 2, (7, 3)), "vision": DRAWS.normal(0.1, 0.3, (2, 2))},
+    {"text": "a lovely video", "audio": DRAWS.normal(5, 2, (7, 3)), "vision": DRAWS.normal(0.1, 0.3, (2, 2))},
     {"audio": DRAWS.normal(5, 2, (90, 3))},
     {"tokens": [101, 2204, 102], "vision": DRAWS.normal(0.1, 0.3, (5, 2))},
     {},
@@ -43,7 +43,7 @@ def sent(clip: dict[str, Any]) -> dict[str, Any]:
 
 
 def rows(clips: list[dict[str, Any]]) -> pd.DataFrame:
-    """What the same clips are to the pyfunc; float32, as they were sent."""
+    """Return the same clips as input of the pyfunc, in float32 as in the request."""
     columns = {name: [clip.get(name) for clip in clips] for name in ("text", "tokens", "audio", "vision")}
     for name in ("audio", "vision"):
         columns[name] = [None if frames is None else frames.astype(np.float32) for frames in columns[name]]
@@ -51,7 +51,9 @@ def rows(clips: list[dict[str, Any]]) -> pd.DataFrame:
 
 
 @pytest.mark.parametrize(("model", "experts"), [("concat", None), ("moe", 8)])
-def test_what_is_said_of_a_model_is_its_own(tiny_checkpoint: Any, tmp_path: Path, model: str, experts: Any) -> None:
+def test_the_server_reports_the_experts_of_its_model(
+    tiny_checkpoint: Any, tmp_path: Path, model: str, experts: Any
+) -> None:
     served = open_model("", tiny_checkpoint(tmp_path / model / "1", model=model))
     assert Service(lambda: served, None, Limits()).about().experts == experts
 
@@ -74,7 +76,7 @@ def tone(path: Path, seconds: float, samples: np.ndarray) -> bytes:
     return path.read_bytes()
 
 
-def film_of(path: Path, width: int, height: int) -> bytes:
+def black_video(path: Path, width: int, height: int) -> bytes:
     import av
 
     with av.open(str(path), "w") as container:
@@ -114,83 +116,81 @@ def test_the_champion_is_served_and_reload_follows_a_rollback(records, tiny_chec
             assert_equal(server.ask("POST", "/predict", clips)[1]["clips"], pyfunc.predict(rows(CLIPS)))
             if version == "2":
                 versions.rollback("qa-moe")
-                assert server.ask("GET", "/healthz")[1]["model"] == "qa-moe version 2 (champion)", "until it is told"
+                assert server.ask("GET", "/healthz")[1]["model"] == "qa-moe version 2 (champion)", "before a reload"
         records.delete_registered_model_alias("qa-moe", "champion")
-        status, answer = server.ask("POST", "/reload")
-        assert (status, answer) == (503, {"error": "The model cannot be loaded; the one before answers on."})
+        assert server.ask("POST", "/reload")[0] == 503
         assert server.ask("GET", "/healthz")[1]["model"] == "qa-moe version 1 (champion)"
 
 
-def test_a_film_is_extracted_once_and_then_answered_with_any_words_and_damage(server, film, checkpoint_folder):
+def test_a_video_is_extracted_once_and_then_predicted_with_any_text_and_degradation(server, film, checkpoint_folder):
     from qamoe.inference.extraction_worker import extract_file
 
     status, clip = server.ask("POST", "/clips", film.read_bytes())
     assert status == 201
     assert clip["frames"] == {"audio": 29, "vision": 8}
     assert clip["seconds"] == pytest.approx(1.5, abs=0.1)
-    place = f"/clips/{clip['id']}/predict"
-    _, clean = server.ask("POST", place, {"text": "a lovely film"})
+    path = f"/clips/{clip['id']}/predict"
+    _, clean = server.ask("POST", path, {"text": "a lovely video"})
     served = open_model("", checkpoint_folder)
     frames = extract_file(film, served.extractors).frames
-    columns = {"text": "a lovely film", **frames}
+    columns = {"text": "a lovely video", **frames}
     one = pd.DataFrame({name: pd.Series([value], dtype=object) for name, value in columns.items()})
     assert_equal([clean], served.predict(one))
 
-    def degraded(**damage: Any) -> dict[str, Any]:
-        return server.ask("POST", place, {"text": "a lovely film", "degrade": damage})[1]
+    def degraded(**degradations: Any) -> dict[str, Any]:
+        return server.ask("POST", path, {"text": "a lovely video", "degrade": degradations})[1]
 
     assert degraded(audio={"kind": "noise", "severity": 0}) == clean
     assert degraded() == clean
-    seen = {clean["score"]}
+    scores = {clean["score"]}
     for modality in ("text", "audio", "vision"):
         for kind in ("missing", "noise"):
             answer = degraded(**{modality: {"kind": kind, "severity": 1}})
-            assert answer["score"] not in seen
-            seen.add(answer["score"])
-    # The same film sent again has other ids and the same draws.
+            assert answer["score"] not in scores
+            scores.add(answer["score"])
+    # A second upload of the same video has another id and the same draws.
     half = degraded(audio={"kind": "noise", "severity": 0.5})
-    again = server.ask("POST", "/clips", film.read_bytes())[1]["id"]
-    assert again != clip["id"]
-    body = {"text": "a lovely film", "degrade": {"audio": {"kind": "noise", "severity": 0.5}}}
-    assert server.ask("POST", f"/clips/{again}/predict", body)[1] == half
+    second_id = server.ask("POST", "/clips", film.read_bytes())[1]["id"]
+    assert second_id != clip["id"]
+    body = {"text": "a lovely video", "degrade": {"audio": {"kind": "noise", "severity": 0.5}}}
+    assert server.ask("POST", f"/clips/{second_id}/predict", body)[1] == half
     assert half["score"] != clean["score"]
 
 
-def test_a_sound_file_is_a_clip_without_a_face(server, tmp_path, voice):
+def test_an_audio_file_is_a_clip_without_vision(server, tmp_path, voice):
     status, clip = server.ask("POST", "/clips", tone(tmp_path / "tone.wav", 1.0, voice))
     assert (status, clip["frames"]) == (201, {"audio": 19, "vision": 0})
-    assert clip["problems"] == {"vision": "no video stream"}
+    assert set(clip["problems"]) == {"vision"}
     status, answer = server.ask("POST", f"/clips/{clip['id']}/predict", {})
     assert status == 200
     assert answer["trust"]["text"] == answer["trust"]["vision"] == 0
 
 
 def test_samples_come_from_the_test_split_by_label_and_are_extracted_once(server):
-    _, offered = server.ask("GET", "/samples")
-    assert [(s["text"], s["label"]) for s in offered] == [("a dull film", -2.0), (WORDS, 1.5)]
+    _, samples = server.ask("GET", "/samples")
+    assert [(s["text"], s["label"]) for s in samples] == [("a dull film", -2.0), (WORDS, 1.5)]
     first, second = (server.ask("POST", "/samples/0", {})[1] for _ in range(2))
     assert first == second
     assert first["seconds"] == pytest.approx(1.2)
     status, media = server.raw("GET", "/samples/1/media", Range="bytes=0-9")
     assert (status, len(media)) == (206, 10)
-    assert server.ask("POST", "/samples/2", {}) == (
-        404,
-        {"error": "There is no such sample; there are 2, numbered from 0."},
-    )
+    status, answer = server.ask("POST", "/samples/2", {})
+    assert status == 404
+    assert re.search(r"\b2\b.*from 0", answer["error"])
 
 
-def test_the_page_and_the_description_name_no_address_outside(server):
+def test_the_page_and_the_api_description_contain_no_external_address(server):
     for path, name in (("/", "index.html"), ("/docs", "docs.html")):
         status, page = server.raw("GET", path)
         assert (status, page.decode()) == (200, (PAGE / name).read_text())
         assert re.findall(rb"(?:https?:)?//[a-z0-9.-]+\.[a-z]+", page) == []
-    status, described = server.ask("GET", "/openapi.json")
+    status, api = server.ask("GET", "/openapi.json")
     assert status == 200
-    assert set(described["paths"]) == {
+    assert set(api["paths"]) == {
         "/healthz", "/model", "/reload", "/predict", "/clips", "/clips/{clip_id}/predict",
         "/samples", "/samples/{number}", "/samples/{number}/media",
     }  # fmt: skip
-    fields = {name for schema in described["components"]["schemas"].values() for name in schema.get("properties", {})}
+    fields = {name for schema in api["components"]["schemas"].values() for name in schema.get("properties", {})}
     assert "severity" in fields
     assert not fields & {"path", "url", "uri", "file", "folder", "address"}
 
@@ -199,7 +199,7 @@ SECRET = "s3cr3t-of-the-sender"
 
 
 def bad_requests(film: bytes) -> dict[str, tuple[int, str, str, Any]]:
-    """Name -> expected status, method, path, body."""
+    """Return name -> expected status, method, path, body."""
     frames = packed(np.ones((2, 3), np.float32))
     clip = f"/clips/{UNKNOWN}/predict"
 
@@ -207,9 +207,9 @@ def bad_requests(film: bytes) -> dict[str, tuple[int, str, str, Any]]:
         return "POST", "/predict", {"clips": [clip]}
 
     return {
-        "no json": (422, "POST", "/predict", SECRET.encode()),
+        "not json": (422, "POST", "/predict", SECRET.encode()),
         "half of a json": (422, "POST", "/predict", b'{"clips": ['),
-        "no utf-8": (400, "POST", "/predict", b'{"clips": "\xff\xfe"}'),
+        "not utf-8": (400, "POST", "/predict", b'{"clips": "\xff\xfe"}'),
         "deep": (400, "POST", "/predict", b"[" * 200_000),
         "zipped": (400, "POST", "/predict", gzip.compress(b'{"clips": [{"text": "' + b"a" * (50 << 20) + b'"}]}')),
         "a zipped file": (422, "POST", "/clips", gzip.compress(bytes(50 << 20))),
@@ -227,7 +227,7 @@ def bad_requests(film: bytes) -> dict[str, tuple[int, str, str, Any]]:
         "tokens that are words": (422, *one(tokens=[SECRET])),
         "tokens unknown": (422, *one(tokens=[101, 99_999_999])),
         "tokens negative": (422, *one(tokens=[-1])),
-        "no base64": (422, *one(audio={"shape": [1, 3], "float32": "?" * 16})),
+        "not base64": (422, *one(audio={"shape": [1, 3], "float32": "?" * 16})),
         "fewer bytes": (422, *one(audio=frames | {"shape": [3, 3]})),
         "a shape of one": (422, *one(audio=frames | {"shape": [6]})),
         "a negative shape": (422, *one(audio=frames | {"shape": [-2, -3]})),
@@ -245,10 +245,10 @@ def bad_requests(film: bytes) -> dict[str, tuple[int, str, str, Any]]:
         "no page": (404, "GET", f"/{SECRET}", None),
         "another method": (405, "DELETE", "/predict", None),
         "an empty file": (400, "POST", "/clips", b""),
-        "no media": (422, "POST", "/clips", SECRET.encode() * 50),
+        "not media": (422, "POST", "/clips", SECRET.encode() * 50),
         "a playlist": (422, "POST", "/clips", b"#EXTM3U\n#EXTINF:1,\nfile:///etc/passwd\n#EXT-X-ENDLIST\n"),
         "a list of files": (422, "POST", "/clips", b"ffconcat version 1.0\nfile /etc/passwd\n"),
-        "half a film": (422, "POST", "/clips", film[: len(film) // 3]),
+        "half a video": (422, "POST", "/clips", film[: len(film) // 3]),
         "a large file": (413, "POST", "/clips", bytes(2 << 20)),
         "a large json": (413, "POST", "/predict", b'{"clips": [{"text": "' + b"a" * (2 << 20) + b'"}]}'),
     }  # fmt: skip
@@ -263,43 +263,43 @@ def assert_refused(server: Server, status: int, method: str, path: str, body: An
     assert "Traceback" not in text
 
 
-def test_what_cannot_be_used_is_refused_in_one_sentence(server, film):
+def test_invalid_requests_are_refused_in_one_sentence(server, film):
     for name, request in bad_requests(film.read_bytes()).items():
         assert_refused(server, *request, name=name)
     assert server.ask("GET", "/healthz")[0] == 200
 
 
 def test_two_hundred_seeded_malformed_requests_leave_the_server_up(server, film):
-    """A clip that was right, with a value of another kind put in somewhere."""
+    """Each request is a valid clip in which one value is replaced by an invalid one."""
     chance = random.Random(14)
     audio = packed(np.ones((4, 3), np.float32))
-    good = {"text": "a film", "tokens": [101, 102], "audio": audio, "vision": packed(np.ones((2, 2)))}
-    anywhere = [5, -1, True, {}, [[1]], [None], {"shape": [1]}, 1e308, float("nan"), 10**400]
-    strange = {
-        "text": [*anywhere, "\ud800" * 3, "x" * 20_000],
-        "tokens": [*anywhere, "file:///etc/passwd", [1.5], [10**30], [30_522], [0] * 600],
+    good = {"text": "a video", "tokens": [101, 102], "audio": audio, "vision": packed(np.ones((2, 2)))}
+    invalid = [5, -1, True, {}, [[1]], [None], {"shape": [1]}, 1e308, float("nan"), 10**400]
+    invalid_by_field = {
+        "text": [*invalid, "\ud800" * 3, "x" * 20_000],
+        "tokens": [*invalid, "file:///etc/passwd", [1.5], [10**30], [30_522], [0] * 600],
         "audio": [
-            *anywhere,
+            *invalid,
             "file:///etc/passwd",
             [],
             packed(np.full((1, 3), np.nan)),
             audio | {"url": "http://passwd"},
         ],
         "vision": [
-            *anywhere,
+            *invalid,
             "../passwd",
             packed(np.ones((3, 1), np.float32)),
             packed(np.ones((2, 2))) | {"shape": [2]},
         ],
-        "shape": [*anywhere, "4,3", [4], [4, 3, 1], [3, 3], [-4, -3], [4.5, 3], [2**40, 2**40]],
-        "float32": [*anywhere, "", "?", "A", "AAAA", "/etc/passwd"],
+        "shape": [*invalid, "4,3", [4], [4, 3, 1], [3, 3], [-4, -3], [4.5, 3], [2**40, 2**40]],
+        "float32": [*invalid, "", "?", "A", "AAAA", "/etc/passwd"],
     }
-    whole = bad_requests(film.read_bytes())
-    for name in chance.choices(sorted(set(whole) - {"a large file", "a large json"}), k=60):
-        assert_refused(server, *whole[name], name=name)
+    requests = bad_requests(film.read_bytes())
+    for name in chance.choices(sorted(set(requests) - {"a large file", "a large json"}), k=60):
+        assert_refused(server, *requests[name], name=name)
     for _ in range(200):
-        field = chance.choice(list(strange))
-        value = chance.choice(strange[field])
+        field = chance.choice(list(invalid_by_field))
+        value = chance.choice(invalid_by_field[field])
         clip = good | ({field: value} if field in good else {"audio": audio | {field: value}})
         status, content = server.raw("POST", "/predict", {"clips": [clip]})
         text = content.decode()
@@ -308,7 +308,7 @@ def test_two_hundred_seeded_malformed_requests_leave_the_server_up(server, film)
         assert text.endswith('."}')
         assert not any(word in text for word in ("Traceback", "passwd", "1e308", "xxxx"))
     media = film.read_bytes()
-    for _ in range(5):  # a film is more robust: a damaged one may well be read
+    for _ in range(5):  # some damaged videos can still be read
         damaged = bytearray(media)
         for _ in range(200):
             damaged[chance.randrange(len(damaged))] = chance.randrange(256)
@@ -316,67 +316,69 @@ def test_two_hundred_seeded_malformed_requests_leave_the_server_up(server, film)
     assert server.ask("POST", "/predict", {"clips": [sent(CLIPS[0])]})[0] == 200
 
 
-def test_long_and_large_films_are_refused_before_they_are_decoded(server, tmp_path, voice):
+def test_clips_that_are_too_long_or_too_large_are_refused_before_decoding(server, tmp_path, voice):
     long = tone(tmp_path / "long.wav", 6.0, voice)
     status, answer = server.ask("POST", "/clips", long)
     assert status == 422
-    assert re.search(r"\b[45]\.\d+ s .*\b4 s\b", answer["error"])
-    status, answer = server.ask("POST", "/clips", film_of(tmp_path / "large.mp4", 1280, 720))
+    assert re.search(r"\b4 s\b", answer["error"])
+    status, answer = server.ask("POST", "/clips", black_video(tmp_path / "large.mp4", 1280, 720))
     assert status == 422
     assert re.search(r"1280 x 720.*307200", answer["error"])
-    status, answer = server.ask("POST", "/clips", film_of(tmp_path / "dark.mp4", 64, 64))
+    status, answer = server.ask("POST", "/clips", black_video(tmp_path / "dark.mp4", 64, 64))
     assert status == 422
-    assert "audio: no audio stream; vision: no face in any video frame" in answer["error"]
+    assert re.search("audio: .*vision: .*face", answer["error"])
     status, answer = server.ask("POST", "/clips", b"--x\r\n", **{"Content-Type": "multipart/form-data; boundary=x"})
-    assert (status, answer) == (415, {"error": "Send the file itself as the body, not a form."})
+    assert status == 415
+    assert "form" in answer["error"]
 
 
-def test_a_body_without_a_length_is_bounded_too(server):
+def test_a_body_without_a_length_is_limited_too(server):
     def chunks() -> Iterator[bytes]:
         for _ in range(40):
             yield bytes(1 << 16)
 
     status, answer = server.ask("POST", "/clips", chunks())
-    assert (status, answer) == (413, {"error": "The body is too large; allowed are 1 MiB."})
+    assert status == 413
+    assert "1 MiB" in answer["error"]
 
 
-def test_pages_of_other_sites_may_not_ask(server):
+def test_requests_from_pages_of_other_sites_are_refused(server):
     body = {"clips": [{}]}
     assert server.ask("POST", "/predict", body, Origin="http://example.org")[0] == 403
     assert server.ask("POST", "/predict", body, Origin="null")[0] == 403
     assert server.ask("POST", "/predict", body, Origin=f"http://127.0.0.1:{server.port}")[0] == 200
 
 
-def test_formats_of_uploads_are_those_that_a_corpus_may_have():
-    from qamoe.media.decode import FORMATS as OF_A_CORPUS
+def test_upload_formats_are_a_subset_of_corpus_formats():
+    from qamoe.media import decode
 
-    assert set(FORMATS.split(",")) < set(OF_A_CORPUS.split(","))
+    assert set(FORMATS.split(",")) < set(decode.FORMATS.split(","))
     assert not {"hls", "concat", "dash"} & set(FORMATS.split(","))
 
 
 @pytest.mark.slow
-def test_a_file_that_takes_too_long_costs_itself_alone(film):
+def test_a_file_that_takes_too_long_does_not_affect_the_next_one(film):
     from qamoe.config.extractor_settings import EgemapsSettings
     from qamoe.errors import UserError
 
     extractors = {"audio": EgemapsSettings(extractor="egemaps", rate=20)}
-    hurried = Extraction(Limits(work_s=0.001), extractors)
+    extraction = Extraction(Limits(work_s=0.001), extractors)
     try:
-        with pytest.raises(UserError, match=r"took longer than 0.001 s"):
-            hurried.extract(film, extractors)
-        hurried.limits = Limits()
-        found = hurried.extract(film, extractors).frames["audio"]
+        with pytest.raises(UserError, match=r"0\.001 s"):
+            extraction.extract(film, extractors)
+        extraction.limits = Limits()
+        frames = extraction.extract(film, extractors).frames["audio"]
     finally:
-        hurried.close()
-    unhurried = Extraction(Limits(), extractors)
+        extraction.close()
+    unlimited = Extraction(Limits(), extractors)
     try:
-        np.testing.assert_array_equal(found, unhurried.extract(film, extractors).frames["audio"])
+        np.testing.assert_array_equal(frames, unlimited.extract(film, extractors).frames["audio"])
     finally:
-        unhurried.close()
+        unlimited.close()
 
 
 @pytest.mark.slow
-def test_a_worker_that_dies_has_a_successor(film):
+def test_a_killed_worker_is_replaced(film):
     from qamoe.config.extractor_settings import EgemapsSettings
     from qamoe.errors import UserError
 
@@ -387,7 +389,7 @@ def test_a_worker_that_dies_has_a_successor(film):
         first = extraction.extract(film, extractors)
         (worker,) = set(multiprocessing.active_children()) - before
         os.kill(worker.pid, signal.SIGKILL)
-        with pytest.raises(UserError, match="beyond recovery"):
+        with pytest.raises(UserError):
             extraction.extract(film, extractors)
         assert np.array_equal(extraction.extract(film, extractors).frames["audio"], first.frames["audio"])
     finally:
@@ -396,15 +398,15 @@ def test_a_worker_that_dies_has_a_successor(film):
 
 
 @pytest.mark.slow
-def test_a_thousand_requests_of_eight_clients_are_answered_as_in_a_batch(server, checkpoint_folder):
+def test_a_thousand_requests_of_eight_clients_get_the_same_answers_as_a_batch(server, checkpoint_folder):
     expected = predict(checkpoint.load(checkpoint_folder), rows(CLIPS))
 
     def client(number: int) -> int:
         for i in range(125):
-            which = (number + i) % len(CLIPS)
-            status, answer = server.ask("POST", "/predict", {"clips": [sent(CLIPS[which])]})
+            index = (number + i) % len(CLIPS)
+            status, answer = server.ask("POST", "/predict", {"clips": [sent(CLIPS[index])]})
             assert status == 200
-            assert_equal(answer["clips"], expected.iloc[[which]])
+            assert_equal(answer["clips"], expected.iloc[[index]])
         return 125
 
     with ThreadPoolExecutor(8) as pool:

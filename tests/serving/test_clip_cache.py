@@ -1,4 +1,4 @@
-"""What a server keeps is bounded, and what it offers is chosen from the test split."""
+"""Test that the cache of clips is limited, and that samples come from the test split."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ def clip(key: str, values: int = 10) -> CachedClip:
     return CachedClip(key, Extracted({"audio": np.zeros((values, 1), np.float32)}, {}))
 
 
-def test_the_longest_unused_clip_makes_room():
+def test_the_least_recently_used_clip_is_dropped():
     clips = ClipCache(most=2)
     first, second = clips.put(clip("1")), clips.put(clip("2"))
     assert clips.get(first) is not None
@@ -23,14 +23,14 @@ def test_the_longest_unused_clip_makes_room():
     assert len(clips) == 2
 
 
-def test_bytes_are_bounded_and_the_newest_always_stays():
+def test_bytes_are_limited_and_the_newest_clip_stays():
     clips = ClipCache(most=9, most_bytes=100)
     small, large = clips.put(clip("1", 10)), clips.put(clip("2", 500))
     assert clips.get(small) is None
     assert clips.get(large) is not None
 
 
-def test_ids_are_long_and_never_the_same():
+def test_ids_are_long_and_unique():
     clips = ClipCache(most=1000)
     ids = {clips.put(clip("same")) for _ in range(200)}
     assert len(ids) == 200
@@ -43,7 +43,7 @@ def test_samples_need_a_corpus(tmp_path):
         samples(tmp_path, TASK)
 
 
-def test_one_clip_a_source_from_low_to_high_labels(tmp_path):
+def test_samples_are_one_clip_per_source_from_low_to_high_labels(tmp_path):
     (tmp_path / "a.wav").write_bytes(b"")
     lines = ["clip_id,source,path,start_s,end_s,text,label,split"]
     lines += [f"c{s}-{i},s{s},a.wav,,,words,{s / 10},test" for s in range(20) for i in range(2)]

@@ -1,4 +1,4 @@
-"""The page in a real browser: by keyboard, on a phone's width, with clips of the server and of one's own."""
+"""Test the page in a real browser: with the keyboard, at the width of a phone, with samples and uploaded clips."""
 
 import json
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from tests.fixtures.served import WORDS, Server
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium, chromium-browser or google-chrome on the path"),
+    pytest.mark.skipif(CHROMIUM is None, reason="no chromium, chromium-browser or google-chrome on the path"),
 ]
 READY = "clip !== null && document.getElementById('score').textContent !== '–' && !asking"
 RIGHT, TAB = ("ArrowRight", 39), ("Tab", 9)
@@ -19,13 +19,13 @@ RIGHT, TAB = ("ArrowRight", 39), ("Tab", 9)
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tab]:
-    with tab(tmp_path_factory.mktemp("chromium")) as found:
-        yield found
+    with tab(tmp_path_factory.mktemp("chromium")) as page:
+        yield page
 
 
 @pytest.fixture
 def page(browser: Tab, server: Server) -> Iterator[Tab]:
-    """The page with its first sample in use; afterwards it must have asked this server alone and not complained."""
+    """The page with its first sample; afterwards check that it contacted only this server and logged no error."""
     browser.asked.clear()
     browser.complaints.clear()
     browser.size(1280, 900)
@@ -42,7 +42,7 @@ def text(page: Tab, name: str) -> str:
 
 
 def state(page: Tab) -> str:
-    """Everything that a slider is to move."""
+    """Return everything that a slider changes: score, interval, trust and routing weights."""
     return page.run(
         "JSON.stringify([document.getElementById('score').textContent, document.getElementById('band').style.cssText,"
         "[...document.querySelectorAll('[role=meter]')].map((m) => [m.ariaValueText, m.firstChild.style.width]),"
@@ -93,7 +93,7 @@ def test_tab_reaches_every_control_and_each_has_a_name(page):
     page.until("document.getElementById('spoken').textContent.includes('Trust: Text')")
 
 
-def test_words_with_markup_are_shown_as_text(page):
+def test_markup_in_a_text_is_not_interpreted(page):
     page.run("document.querySelectorAll('#samples button')[1].click()")
     page.until(f"{READY} && document.getElementById('words').value.startsWith('a lovely')")
     assert page.run("document.getElementById('words').value") == WORDS
@@ -101,7 +101,7 @@ def test_words_with_markup_are_shown_as_text(page):
     assert WORDS in text(page, "samples")
 
 
-def test_a_clip_of_ones_own_is_played_and_scored(page, film):
+def test_an_uploaded_clip_is_played_and_scored(page, film):
     before = state(page)
     root = page.call("DOM.getDocument")["root"]["nodeId"]
     node = page.call("DOM.querySelector", nodeId=root, selector="#file")["nodeId"]
@@ -111,26 +111,26 @@ def test_a_clip_of_ones_own_is_played_and_scored(page, film):
     assert page.run("document.getElementById('text-severity').disabled")
     assert state(page) != before
     assert page.run("document.querySelector('[role=meter]').ariaValueText") == "missing"
-    page.run("document.getElementById('words').value = 'a lovely film'")
+    page.run("document.getElementById('words').value = 'a lovely video'")
     page.run("document.getElementById('words').dispatchEvent(new Event('input'))")
     page.until("!asking && !document.getElementById('text-severity').disabled")
 
 
-def test_a_file_that_is_no_clip_is_refused_in_words(page, tmp_path: Path):
-    (tmp_path / "notes.mp4").write_text("no film at all")
+def test_a_file_without_media_is_refused_with_a_message(page, tmp_path: Path):
+    (tmp_path / "notes.mp4").write_text("not a video")
     root = page.call("DOM.getDocument")["root"]["nodeId"]
     node = page.call("DOM.querySelector", nodeId=root, selector="#file")["nodeId"]
     page.call("DOM.setFileInputFiles", nodeId=node, files=[str(tmp_path / "notes.mp4")])
     page.until("document.getElementById('problem').textContent !== ''")
     assert "mp4, mov, avi, wav" in text(page, "problem")
     assert text(page, "score") == "–"
-    # The browser logs the status of the refusal, and that it cannot play this.
+    # The browser logs the status code, and that it cannot play the file.
     page.complaints[:] = [c for c in page.complaints if "422" not in c and "blob:" not in c]
 
 
-def test_a_clip_that_the_server_let_go_is_sent_again(page, server):
+def test_a_clip_that_the_server_dropped_is_sent_again(page, server):
     before = state(page)
-    server.service.clips._kept.clear()
+    server.service.clips._cached.clear()
     page.run("follow()")
     page.until("!asking")
     assert state(page) == before
@@ -149,10 +149,10 @@ def test_it_fits_a_phone(page, server):
     )
     assert json.loads(small) == []
     page.run("document.getElementById('vision-severity').scrollIntoView({block: 'center'})")
-    assert page.run("document.getElementById('score').getBoundingClientRect().top") >= 0  # in view beside the sliders
+    assert page.run("document.getElementById('score').getBoundingClientRect().top") >= 0  # visible next to the sliders
 
 
-def test_the_description_lists_every_path(browser, server):
+def test_the_api_page_lists_every_path(browser, server):
     browser.open(f"http://127.0.0.1:{server.port}/docs")
     browser.until("document.getElementById('list').getAttribute('aria-busy') === 'false'")
     heads = browser.run("[...document.querySelectorAll('h2')].map((h) => h.textContent)")

@@ -1,7 +1,7 @@
-"""`qamoe serve`: the prediction code of the registered model over HTTP, and a page to see what it does.
+"""Serve a model over HTTP, with a web page to try it, for `qamoe serve`.
 
-No request names a path or an address: media come as bytes, models are those that the server was started with. What
-cannot be used is refused with a status code and {"error": one sentence}, which never repeats what was sent.
+A request cannot name a path or an address: media are sent as bytes, and the model is set when the server starts. An
+invalid request gets a status code and {"error": one sentence}; the sentence never repeats the content of the request.
 """
 
 import logging
@@ -32,7 +32,7 @@ from qamoe.files import file_digest
 from qamoe.inference.extraction_worker import Busy, Extraction, Limits
 from qamoe.serving import schemas
 from qamoe.serving.clip_cache import CachedClip, ClipCache, samples
-from qamoe.serving.middleware import Guard
+from qamoe.serving.middleware import RequestGuard
 from qamoe.serving.model_loader import Served, open_model
 
 PAGE = Path(__file__).parent / "page"
@@ -40,41 +40,43 @@ log = logging.getLogger("qamoe")
 _REFUSALS: dict[int | str, dict[str, Any]] = {
     code: {"model": schemas.Error} for code in (400, 403, 404, 409, 413, 415, 422, 503)
 }
-# What starlette and fastapi say by themselves, as sentences.
+# Messages of starlette and fastapi -> sentences.
 _FRAMEWORK = {
-    "Not Found": "There is no such page; /docs lists what there is.",
-    "Method Not Allowed": "This page knows no such method.",
+    "Not Found": "This path does not exist; /docs lists all paths.",
+    "Method Not Allowed": "This path does not accept this method; /docs lists the methods.",
     "There was an error parsing the body": "The body cannot be read as JSON.",
 }
 ClipId = Annotated[str, InPath(max_length=64)]
 
 
 class Service:
-    """The state behind the routes: the model in use, clips that are kept, samples and the extracting process."""
+    """The state behind the routes: the model, the cached clips, the samples and the extraction process."""
 
     def __init__(self, load: Callable[[], Served], folder: Path | None, limits: Limits) -> None:
         self.load, self.limits = load, limits
         self.served = self._loaded()
         self.samples = samples(folder, self.served.trained.config["task"])
         self.clips = ClipCache()
-        self._of_sample: dict[int, str] = {}
+        self._sample_ids: dict[int, str] = {}
         self._predicting = threading.BoundedSemaphore(settings.workers())
         self._loading = threading.Lock()
         self.extraction: Extraction | None = None
 
-    def predict(self, rows: pd.DataFrame, damage: dict[str, tuple[str, float]] | None = None) -> list[schemas.Either]:
+    def predict(
+        self, rows: pd.DataFrame, degradations: dict[str, tuple[str, float]] | None = None
+    ) -> list[schemas.Either]:
         with self._predicting:
-            return schemas.answers(self.served.predict(rows, damage))
+            return schemas.answers(self.served.predict(rows, degradations))
 
     def reload(self) -> None:
-        """Load the model anew and put it in the place of the old one, which answers until then."""
+        """Load the model again and replace the current one, which answers until then."""
         if not self._loading.acquire(blocking=False):
-            raise HTTPException(409, "The model is being loaded already.")
+            raise HTTPException(409, "Another request is already loading the model.")
         try:
             self.served = self._loaded()
-        except UserError as refusal:  # its reason may name a path of this machine
-            log.warning("reload: %s", refusal)
-            raise HTTPException(503, "The model cannot be loaded; the one before answers on.") from None
+        except UserError as error:  # its message may name a path of this machine
+            log.warning("reload: %s", error)
+            raise HTTPException(503, "The model cannot be loaded; the previous model stays in use.") from None
         finally:
             self._loading.release()
 
@@ -84,54 +86,56 @@ class Service:
         return served
 
     def extract(self, path: Path, start_s: float = 0.0, end_s: float | None = None) -> str:
-        """Extract a file and keep its features; returns their id."""
+        """Extract the features of a file and cache them; return their id."""
         extractors = self.served.extractors
         if self.extraction is None or not extractors:
-            raise HTTPException(409, "This model knows no media; send it features.")
+            raise HTTPException(
+                409, "This model was trained on ready-made features and cannot read media files; send features."
+            )
         key = f"{file_digest(path)} {start_s!r} {end_s!r}"
         return self.clips.put(CachedClip(key, self.extraction.extract(path, extractors, start_s, end_s)))
 
     def sample(self, number: int) -> MediaSpan:
-        """The sample of that number. Raises HTTPException where there is none."""
+        """Return a sample by its number. Raises HTTPException for an unknown number."""
         if not 0 <= number < len(self.samples):
-            raise HTTPException(404, f"There is no such sample; there are {len(self.samples)}, numbered from 0.")
+            raise HTTPException(404, f"This sample does not exist; there are {len(self.samples)}, numbered from 0.")
         return self.samples[number][0]
 
     def label(self, label: float) -> float | str:
-        """A label as people know it: a number, or the name of a class."""
+        """Return a label as a number, or as the name of a class."""
         task = self.served.trained.config["task"]
         return task["classes"][int(label)] if is_classification(task) else label
 
     def upload_of(self, number: int) -> schemas.Upload:
-        """A sample's features under an id, extracted at its first use only."""
+        """Return the features of a sample under an id; extract them at the first use."""
         clip = self.sample(number)
-        clip_id = self._of_sample.get(number, "")
+        clip_id = self._sample_ids.get(number, "")
         if self.clips.get(clip_id) is None:
-            clip_id = self._of_sample[number] = self.extract(clip.path, clip.start_s, clip.end_s)
+            clip_id = self._sample_ids[number] = self.extract(clip.path, clip.start_s, clip.end_s)
         return self.uploaded(clip_id)
 
     def uploaded(self, clip_id: str) -> schemas.Upload:
-        extracted = self.kept(clip_id).extracted
+        extracted = self.cached(clip_id).extracted
         counts = {m: len(extracted.frames.get(m, ())) for m in self.served.extractors}
         return schemas.Upload(id=clip_id, seconds=extracted.seconds, frames=counts, problems=extracted.problems)
 
-    def kept(self, clip_id: str) -> CachedClip:
-        """The clip of that id. Raises HTTPException where it is not, or no more, there."""
+    def cached(self, clip_id: str) -> CachedClip:
+        """Return a cached clip by its id. Raises HTTPException if it is not in the cache."""
         clip = self.clips.get(clip_id)
         if clip is None:
-            raise HTTPException(404, "There is no clip of that id; it may have made room for others: send it again.")
+            raise HTTPException(404, "No clip has this id; the server may have dropped it. Send the clip again.")
         return clip
 
     def about(self) -> schemas.About:
         served, config = self.served, self.served.trained.config
         task = config["task"]
         classes = task["classes"] if is_classification(task) else []
-        stats, streams = config["stats"], [m for m in config["modalities"] if m != "text"]
+        stats, frame_modalities = config["stats"], [m for m in config["modalities"] if m != "text"]
         return schemas.About(
             name=served.name,
             digest=served.digest,
             modalities=config["modalities"],
-            columns={m: max(frame_stats(stats, m)["kept"]) + 1 for m in streams},
+            columns={m: max(frame_stats(stats, m)["kept"]) + 1 for m in frame_modalities},
             low=None if classes else task["low"],
             high=None if classes else task["high"],
             classes=classes,
@@ -144,7 +148,7 @@ class Service:
 
 
 def application(service: Service) -> FastAPI:
-    """The routes around a service."""
+    """Return the application with all routes of a service."""
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -156,10 +160,10 @@ def application(service: Service) -> FastAPI:
 
     app = FastAPI(
         title="qamoe", version="1", lifespan=lifespan, docs_url=None, redoc_url=None, responses=_REFUSALS,
-        description="Sentiment with an interval, or a class with probabilities, and how far each modality was trusted.",
+        description="Predicts a score with an interval, or a class with probabilities, and the trust in each modality.",
     )  # fmt: skip
-    app.add_middleware(Guard, limits=service.limits)
-    _refusals(app)
+    app.add_middleware(RequestGuard, limits=service.limits)
+    _error_handlers(app)
     _pages(app)
     _model_routes(app, service)
     _clip_routes(app, service)
@@ -170,23 +174,23 @@ def application(service: Service) -> FastAPI:
 def _model_routes(app: FastAPI, service: Service) -> None:
     @app.get("/healthz")
     def healthz() -> dict[str, str]:
-        """Whether the server answers, and with which model."""
+        """Report that the server is running, and its model."""
         return {"status": "ok", "model": service.served.name, "digest": service.served.digest}
 
     @app.get("/model")
     def model() -> schemas.About:
-        """What is served, and what it takes."""
+        """Describe the model, its inputs and its limits."""
         return service.about()
 
     @app.post("/reload")
     def reload() -> schemas.About:
-        """Load the model anew from where the server was told to at its start (after a promotion or a rollback)."""
+        """Load the model again, such as after a promotion or rollback. The source is set at the start of the server."""
         service.reload()
         return service.about()
 
     @app.post("/predict")
     def predict(request: schemas.PredictRequest) -> schemas.Answers:
-        """Predict clips given as words and raw features; any modality may be left out."""
+        """Predict clips from text and raw features; any modality may be left out."""
         return schemas.Answers(clips=service.predict(request.rows()))
 
 
@@ -195,7 +199,7 @@ def _clip_routes(app: FastAPI, service: Service) -> None:
 
     @app.post("/clips", status_code=201, openapi_extra={"requestBody": {"required": True, "content": media}})
     async def upload(request: Request) -> schemas.Upload:
-        """Send a film or a sound file as the body; its features are kept for a while under the id that comes back."""
+        """Upload a video or audio file as the body. The server caches its features under the returned id."""
         if request.headers.get("content-type", "").startswith("multipart/"):
             raise HTTPException(415, "Send the file itself as the body, not a form.")
         with tempfile.TemporaryDirectory(prefix="qamoe-") as folder:
@@ -204,13 +208,13 @@ def _clip_routes(app: FastAPI, service: Service) -> None:
                 async for chunk in request.stream():
                     file.write(chunk)
             if not path.stat().st_size:
-                raise HTTPException(400, "The body is empty; send a film or a sound file.")
+                raise HTTPException(400, "The body is empty; send a video or audio file.")
             return service.uploaded(await run_in_threadpool(service.extract, path))
 
     @app.post("/clips/{clip_id}/predict")
     def predict_clip(clip_id: ClipId, request: schemas.ClipRequest) -> schemas.Either:
-        """Predict a clip that was sent before, with words to go with it, as it is or degraded."""
-        clip = service.kept(clip_id)
+        """Predict an uploaded clip with a text, clean or degraded."""
+        clip = service.cached(clip_id)
         row = {"text": request.text, "tokens": request.tokens, **clip.extracted.frames}
         columns = {name: pd.Series([value], [clip.key], object) for name, value in row.items()}
         return service.predict(pd.DataFrame(columns), request.degrade.by_modality())[0]
@@ -219,7 +223,7 @@ def _clip_routes(app: FastAPI, service: Service) -> None:
 def _sample_routes(app: FastAPI, service: Service) -> None:
     @app.get("/samples")
     def list_samples() -> list[schemas.Sample]:
-        """Clips to try it with, if the server was started with some."""
+        """List the sample clips, if the server was started with any."""
         return [
             schemas.Sample(number=i, text=span.text, label=service.label(label), start_s=span.start_s, end_s=span.end_s)
             for i, (span, label) in enumerate(service.samples)
@@ -227,12 +231,12 @@ def _sample_routes(app: FastAPI, service: Service) -> None:
 
     @app.post("/samples/{number}", status_code=201)
     def use_sample(number: int) -> schemas.Upload:
-        """The same as sending this sample as a clip."""
+        """Use a sample as if it had been uploaded."""
         return service.upload_of(number)
 
     @app.get("/samples/{number}/media", response_class=FileResponse)
     def sample_media(number: int) -> FileResponse:
-        """The sample's film or sound, to be played."""
+        """Return the video or audio file of a sample."""
         return FileResponse(service.sample(number).path)
 
 
@@ -245,7 +249,7 @@ def _pages(app: FastAPI) -> None:
     show("/docs", "docs.html")
 
 
-def _refusals(app: FastAPI) -> None:
+def _error_handlers(app: FastAPI) -> None:
     def answer(status: int, sentence: str, headers: dict[str, str] | None = None) -> JSONResponse:
         return JSONResponse({"error": sentence}, status, headers)
 
@@ -254,9 +258,9 @@ def _refusals(app: FastAPI) -> None:
         return answer(422, _sentence(error.errors()[0]))
 
     @app.exception_handler(UserError)
-    def refused(_: Request, refusal: UserError) -> JSONResponse:
-        busy = isinstance(refusal, Busy)
-        return answer(503 if busy else 422, str(refusal), {"Retry-After": "10"} if busy else None)
+    def refused(_: Request, error: UserError) -> JSONResponse:
+        busy = isinstance(error, Busy)
+        return answer(503 if busy else 422, str(error), {"Retry-After": "10"} if busy else None)
 
     @app.exception_handler(HTTPException)
     def http(_: Request, error: HTTPException) -> JSONResponse:
@@ -272,40 +276,42 @@ def _refusals(app: FastAPI) -> None:
 
 
 def _sentence(error: dict[str, Any]) -> str:
-    """What pydantic found, without what was sent."""
+    """Turn an error of pydantic into a sentence without the content of the request."""
     if error["type"] == "json_invalid":
-        return "The body is no valid JSON."
+        return "The body is not valid JSON."
     location = error["loc"][:-1] if error["type"] == "extra_forbidden" else error["loc"]
     where = ".".join(str(part) for part in location if part != "body") or "The body"
     if error["type"] == "extra_forbidden":
-        return f"{where} has a key that is not known; /docs lists those that are."
-    what = error["msg"].removeprefix("Value error, ")
-    return f"{where}: {what[0].lower()}{what[1:]}."
+        return f"{where} has an unknown key; /docs lists the known keys."
+    message = error["msg"].removeprefix("Value error, ")
+    return f"{where}: {message[0].lower()}{message[1:]}."
 
 
 def serve(model: str, folder: Path | None, clips: Path | None, host: str, port: int, limits: Limits) -> None:
-    """Serve until Ctrl-C. Raises UserError where the port is taken or the model cannot be loaded."""
+    """Serve until Ctrl-C. Raises UserError if the port is in use or the model cannot be loaded."""
     import torch
     import uvicorn
 
-    torch.set_num_threads(1)  # the work on one clip is too small to share; clips are predicted side by side instead
-    opened = _listening(host, port)
+    torch.set_num_threads(1)  # one clip is too little work for several threads; clips are predicted in parallel instead
+    listener = _listening(host, port)
     service = Service(lambda: open_model(model, folder), clips, limits)
     config = uvicorn.Config(application(service), log_level="warning", access_log=False, server_header=False)
-    shown = f"[{host}]" if ":" in host else host
-    print(f"{service.served.name} at http://{shown}:{opened.getsockname()[1]} (Ctrl-C ends it)", flush=True)
-    uvicorn.Server(config).run(sockets=[opened])
+    shown_host = f"[{host}]" if ":" in host else host
+    print(
+        f"{service.served.name} at http://{shown_host}:{listener.getsockname()[1]} (press Ctrl-C to stop)", flush=True
+    )
+    uvicorn.Server(config).run(sockets=[listener])
 
 
 def _listening(host: str, port: int) -> socket.socket:
-    # Named as TCP: asyncio sends at once only on such, and an answer's body would wait 40 ms for its head's receipt.
+    # asyncio sets TCP_NODELAY only if the protocol is given. Without it, the body of a response is sent 40 ms late.
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    opened = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        opened.bind((host, port))
-        opened.listen(128)
+        listener.bind((host, port))
+        listener.listen(128)
     except OSError as error:
-        opened.close()
-        raise UserError(f"{host}:{port} cannot be listened on: {error.strerror}; choose another --port.") from None
-    return opened
+        listener.close()
+        raise UserError(f"cannot listen on {host}:{port}: {error.strerror}; choose another --port") from None
+    return listener

@@ -1,4 +1,4 @@
-"""Clips that a server keeps: features of uploads under ids that cannot be guessed, and the samples it offers."""
+"""Cache the features of uploaded clips under ids that cannot be guessed, and choose the sample clips of a server."""
 
 import secrets
 import threading
@@ -18,7 +18,7 @@ _SAMPLES = 6
 
 @dataclass(frozen=True)
 class CachedClip:
-    """Raw features of one clip. `key` stands for its content in every draw, so that the same clip degrades alike."""
+    """Raw features of one clip. key: identifies its content; the same clip is always degraded in the same way."""
 
     key: str
     extracted: Extracted
@@ -29,44 +29,46 @@ class CachedClip:
 
 
 class ClipCache:
-    """At most `most` clips and `most_bytes` of features; whoever comes in makes the longest unused ones go."""
+    """A least-recently-used cache of at most `most` clips and `most_bytes` of features; it always keeps the newest."""
 
     def __init__(self, most: int = MOST_CLIPS, most_bytes: int = MOST_BYTES) -> None:
         self._most, self._most_bytes = most, most_bytes
-        self._kept: OrderedDict[str, CachedClip] = OrderedDict()
+        self._cached: OrderedDict[str, CachedClip] = OrderedDict()
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
-        return len(self._kept)
+        return len(self._cached)
 
     def put(self, clip: CachedClip) -> str:
-        """Keep a clip; returns its id."""
+        """Cache a clip; return its id."""
         clip_id = secrets.token_urlsafe(18)
         with self._lock:
-            self._kept[clip_id] = clip
-            while len(self._kept) > 1 and not self._fits():
-                self._kept.popitem(last=False)
+            self._cached[clip_id] = clip
+            while len(self._cached) > 1 and not self._fits():
+                self._cached.popitem(last=False)
         return clip_id
 
     def get(self, clip_id: str) -> CachedClip | None:
-        """The clip of that id, or None; it then counts as used."""
+        """Return a clip by its id, or None; this counts as a use."""
         with self._lock:
-            if clip_id in self._kept:
-                self._kept.move_to_end(clip_id)
-            return self._kept.get(clip_id)
+            if clip_id in self._cached:
+                self._cached.move_to_end(clip_id)
+            return self._cached.get(clip_id)
 
     def _fits(self) -> bool:
-        return len(self._kept) <= self._most and sum(c.size for c in self._kept.values()) <= self._most_bytes
+        return len(self._cached) <= self._most and sum(c.size for c in self._cached.values()) <= self._most_bytes
 
 
 def samples(folder: Path | None, task: TaskDescription) -> list[tuple[MediaSpan, float]]:
-    """A few clips of a folder of raw clips with their labels, from low to high: of different sources, and of the test
-    split where there is one. Raises UserError for a folder that is no corpus."""
+    """Choose a few clips of a corpus with their labels, from low to high labels and from different sources.
+
+    They come from the test split if the corpus has one. Raises UserError for a folder without a corpus.
+    """
     if folder is None:
         return []
-    every = manifest.read(folder, Task.model_validate(task)).clips
-    offered = [clip for clip in every if clip.split == "test"] or every
-    by_source = {clip.source: clip for clip in sorted(offered, key=lambda clip: clip.clip_id, reverse=True)}
+    all_clips = manifest.read(folder, Task.model_validate(task)).clips
+    candidates = [clip for clip in all_clips if clip.split == "test"] or all_clips
+    by_source = {clip.source: clip for clip in sorted(candidates, key=lambda clip: clip.clip_id, reverse=True)}
     ordered = sorted(by_source.values(), key=lambda clip: (clip.label, clip.clip_id))
     count = min(_SAMPLES, len(ordered))
     chosen = [ordered[i * (len(ordered) - 1) // max(1, count - 1)] for i in range(count)]

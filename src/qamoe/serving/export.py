@@ -1,7 +1,7 @@
-"""A model as one file that torch alone reads (torch.export, .pt2): raw clips in, scores out, no code of ours.
+"""Export a model as one .pt2 file (torch.export) that maps raw clips to scores and needs only torch.
 
-ONNX would serve other runtimes too, at the price of three more packages; this needs none beside torch. Our decision.
-Whoever calls it pads the clips of a batch and says by masks which frames are there.
+ONNX would support other runtimes but needs three more packages. Our decision. The caller pads the clips of a batch and
+marks valid frames with masks.
 """
 
 from dataclasses import replace
@@ -21,7 +21,7 @@ from qamoe.models.checkpoint_config import CheckpointConfig
 from qamoe.models.heads import prediction_columns
 
 SUFFIX = ".pt2"
-_EXAMPLE = {"text": 17, "audio": 23, "vision": 13}  # tokens and frames of the clips that the model is traced with
+_EXAMPLE = {"text": 17, "audio": 23, "vision": 13}  # tokens and frames of the clips for tracing
 
 
 class _Standardise(nn.Module):
@@ -43,41 +43,43 @@ class _Standardise(nn.Module):
 
 
 class Exported(nn.Module):
-    """What the file computes: inputs by modality, in the order of `inputs`, then their masks -> outputs of `predict`.
+    """The exported computation: inputs and masks by modality -> outputs of qamoe.inference.predict.
 
-    text is token ids (B, T) int64, audio and vision raw frames (B, T, D) float32 of `columns_read` columns or more, a
-    mask (B, T) bool; a clip without a frame in a modality has a mask that is False throughout. Outputs by name are
-    those of qamoe.inference.predict but `class`, (B,)
-    float32 each and routing (B, E).
+    Inputs: text is token ids (B, T) int64; audio and vision are raw frames (B, T, D) float32 with at least
+    `columns_read` columns; a mask is (B, T) bool. The mask of a missing modality is all False. Outputs, by name: those
+    of qamoe.inference.predict without `class`, each (B,) float32, and routing (B, E).
     """
 
     def __init__(self, trained: Trained) -> None:
         super().__init__()
-        self.model, self.trained = trained.model, [trained]  # in a list, so that no module is registered twice
+        self.model, self.trained = trained.model, [trained]  # the list keeps torch from registering the model twice
         self.modalities: list[str] = trained.config["modalities"]
-        streams = [m for m in self.modalities if m != "text"]
+        frame_modalities = [m for m in self.modalities if m != "text"]
         stats = trained.config["stats"]
-        self.standardise = nn.ModuleDict({m: _Standardise(Columns.from_json(frame_stats(stats, m))) for m in streams})
+        self.standardise = nn.ModuleDict(
+            {m: _Standardise(Columns.from_json(frame_stats(stats, m))) for m in frame_modalities}
+        )
         frozen = trained.frozen_encoder if "text" in self.modalities else None
         self.encoder = None if frozen is None else text_encoder_frozen.module(frozen, "cpu")
 
     def forward(self, x: dict[str, Tensor], mask: dict[str, Tensor]) -> dict[str, Tensor]:
         vectors = {}
         for modality, encode in self.model.encode.encoders.items():
-            frames, here = x[modality], mask[modality]
+            frames, valid = x[modality], mask[modality]
             if modality != "text":
-                frames = self.standardise[modality](frames) * here[..., None]
+                frames = self.standardise[modality](frames) * valid[..., None]
             elif self.encoder is not None:
-                first = torch.cat([here[:, :1] | ~here.any(1, keepdim=True), here[:, 1:]], 1)
-                states = self.encoder(input_ids=frames, attention_mask=first.long()).last_hidden_state
-                frames = states * here[..., None]
+                # Attention needs at least one token; a clip without text attends to the first.
+                attended = torch.cat([valid[:, :1] | ~valid.any(1, keepdim=True), valid[:, 1:]], 1)
+                states = self.encoder(input_ids=frames, attention_mask=attended.long()).last_hidden_state
+                frames = states * valid[..., None]
             elif self.model.encode.reader is not None:
-                frames, here = self.model.encode.reader(frames, here)
-            # Frames that are not there: one or two alone would be cases of their own.
-            behind = 2 * int(encode.stride)  # type: ignore[arg-type]
-            frames, here = F.pad(frames, (0, 0, 0, behind)), F.pad(here, (0, behind))
-            vectors[modality] = encode(frames, here)
-        clips = next(iter(mask.values())).shape[0]  # len would fix it
+                frames, valid = self.model.encode.reader(frames, valid)
+            # Padding avoids lengths of 1 and 2, which the tracer would treat as special cases.
+            padding = 2 * int(encode.stride)  # type: ignore[arg-type]
+            frames, valid = F.pad(frames, (0, 0, 0, padding)), F.pad(valid, (0, padding))
+            vectors[modality] = encode(frames, valid)
+        clips = next(iter(mask.values())).shape[0]  # len() would make it a constant of the exported program
         result = self.model.fuse(self.model.encode.together(vectors, clips))
         (trained,) = self.trained
         calibration = trained.config["calibration"]
@@ -89,18 +91,18 @@ class Exported(nn.Module):
             trust = trained.trust(result.r, torch.stack([mask[m].any(1) for m in self.modalities], 1))
         columns = prediction_columns(result, trained.config, trust)
         if "score" in columns:
-            reach = calibration["sigmas"]["0.9"] * columns["variance"].sqrt()
-            columns |= {"low_90": columns["score"] - reach, "high_90": columns["score"] + reach}
+            half_width = calibration["sigmas"]["0.9"] * columns["variance"].sqrt()
+            columns |= {"low_90": columns["score"] - half_width, "high_90": columns["score"] + half_width}
         return columns
 
 
 def columns_read(config: CheckpointConfig, modality: str) -> int:
-    """How many columns raw frames must have at least; what stands behind is not looked at."""
+    """Return the minimum number of columns of raw frames; the model ignores further columns."""
     return int(max(frame_stats(config["stats"], modality)["kept"])) + 1
 
 
 def example(config: CheckpointConfig, clips: int = 5) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Inputs and masks of made-up clips, as the exported model of a model.json takes them."""
+    """Return inputs and masks of dummy clips for the exported model of a model.json."""
     x, mask = {}, {}
     for modality in config["modalities"]:
         length = min(_EXAMPLE[modality], config["max_frames"][modality])
@@ -114,26 +116,26 @@ def example(config: CheckpointConfig, clips: int = 5) -> tuple[dict[str, Tensor]
 
 @torch.no_grad()
 def export(trained: Trained, path: Path) -> None:
-    """Write a model as `path`, which ends in .pt2. Raises UserError for a model that cannot be written so."""
+    """Export a model to `path`. Raises UserError for a suffix other than .pt2 or a model of stored text vectors."""
     from torch.export import Dim
 
     if path.suffix != SUFFIX:
-        raise UserError(f"{path} is no name of an exported model; allowed is one that ends in {SUFFIX}.")
+        raise UserError(f"cannot export to {path}: the file name must end in {SUFFIX}")
     if "text" in trained.config["modalities"] and text_is_vectors(trained.config["stats"]):
-        raise UserError("The model reads stored text vectors, which no file can make of words: train it on words.")
+        raise UserError("the model reads stored text vectors and cannot be exported; train it on token ids instead")
     x, mask = example(trained.config)
     clips = Dim("clips", min=1, max=1 << 16)
     limits = trained.config["max_frames"]
     times = {m: Dim(f"{m}_frames", min=1, max=limits[m]) for m in x}
     masks = {m: {0: clips, 1: times[m]} for m in x}
     frames = {
-        m: of if m == "text" else of | {2: Dim(f"{m}_columns", min=columns_read(trained.config, m), max=1 << 16)}
-        for m, of in masks.items()
+        m: sizes if m == "text" else sizes | {2: Dim(f"{m}_columns", min=columns_read(trained.config, m), max=1 << 16)}
+        for m, sizes in masks.items()
     }
-    was = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # one fused operator that would hold the batch size
+    fastpath_was_enabled = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # its fused operator would fix the batch size
     try:
-        # Lengths after a stride are equal for reasons that the tracer cannot see; it checks them in each call instead.
+        # The tracer cannot prove that lengths after a stride are equal, so the program checks them at run time.
         program = torch.export.export(
             Exported(trained).eval().requires_grad_(False),
             (x, mask),
@@ -141,6 +143,6 @@ def export(trained: Trained, path: Path) -> None:
             prefer_deferred_runtime_asserts_over_guards=True,
         )
     finally:
-        torch.backends.mha.set_fastpath_enabled(was)
-    with atomic_write(path) as aside, aside.open("wb") as file:
+        torch.backends.mha.set_fastpath_enabled(fastpath_was_enabled)
+    with atomic_write(path) as temporary, temporary.open("wb") as file:
         torch.export.save(program, file)

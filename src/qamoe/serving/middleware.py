@@ -1,4 +1,4 @@
-"""What every request passes before it is looked at: how large it may be, and from which page it may come."""
+"""Limit the size of requests, refuse requests from pages of other sites, and set security headers."""
 
 from typing import Any
 
@@ -8,9 +8,9 @@ from starlette.responses import JSONResponse
 
 from qamoe.inference.extraction_worker import Limits
 
-# Read and thrown away of a body that is too large, so that its sender reads the refusal and no broken connection.
+# Bytes of a too large body to read and discard. Without this the sender sees a broken connection, not the error.
 _DRAINED = 256 << 20
-# The page's own script and style, films from here or from the visitor's disk; nothing else from anywhere.
+# Allow only inline script and style, and media from this server or from the user's disk.
 _POLICY = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'; "
     "media-src 'self' blob:; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -18,8 +18,8 @@ _POLICY = (
 _HEADERS = {"content-security-policy": _POLICY, "x-content-type-options": "nosniff", "referrer-policy": "no-referrer"}
 
 
-class Guard:
-    """ASGI middleware: bodies up to a limit, no request of another site's page, and headers that keep pages alone."""
+class RequestGuard:
+    """ASGI middleware that limits bodies, refuses requests from pages of other sites, and adds security headers."""
 
     def __init__(self, app: Any, limits: Limits) -> None:
         self.app = app
@@ -31,28 +31,28 @@ class Guard:
             return
         headers = Headers(scope=scope)
         limit = self.limits.media_bytes if scope["path"] == "/clips" else self.limits.json_bytes
-        too_large = f"The body is too large; allowed are {limit >> 20} MiB."
-        taken = 0
+        too_large = f"The body is too large; the limit is {limit >> 20} MiB."
+        received = 0
 
-        async def bounded() -> Any:
-            nonlocal taken
+        async def limited_receive() -> Any:
+            nonlocal received
             message = await receive()
-            taken += len(message.get("body", b""))
-            if taken > limit:
-                while message.get("more_body") and taken < limit + _DRAINED:
+            received += len(message.get("body", b""))
+            if received > limit:
+                while message.get("more_body") and received < limit + _DRAINED:
                     message = await receive()
-                    taken += len(message.get("body", b""))
+                    received += len(message.get("body", b""))
                 raise HTTPException(413, too_large)
             return message
 
-        async def protected(message: Any) -> None:
+        async def send_with_headers(message: Any) -> None:
             if message["type"] == "http.response.start":
                 MutableHeaders(scope=message).update(_HEADERS)
             await send(message)
 
         origin = headers.get("origin")
         if scope["method"] not in ("GET", "HEAD") and origin and origin.partition("://")[2] != headers.get("host"):
-            refusal = JSONResponse({"error": "Pages of other sites may not ask this server."}, 403)
-            await refusal(scope, receive, protected)
+            refusal = JSONResponse({"error": "This server does not accept requests from pages of other sites."}, 403)
+            await refusal(scope, receive, send_with_headers)
             return
-        await self.app(scope, bounded, protected)
+        await self.app(scope, limited_receive, send_with_headers)

@@ -1,6 +1,6 @@
-"""Where a served model comes from: a training folder, or a version of the registry.
+"""Locate and load a model from a training folder or a version of the registry.
 
-It is found before it is loaded: loading takes seconds, in which its extractors can get ready.
+Locating and loading are separate steps: loading takes seconds, during which the extractors can start.
 """
 
 import re
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
     from qamoe.degradation.features import Reference
     from qamoe.models.checkpoint import Trained
 
-_SEED = 2026  # of the degradations that the page shows; a clip's draws are otherwise its own
+_SEED = 2026  # of the degradations on the page; each clip has its own draws
 _REGISTERED = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<version>\d+))")
-_ADVICE = "; --folder artifacts/train/qamoe/1 serves a trained checkpoint without records"
+_ADVICE = "; --folder artifacts/train/qamoe/1 uses a trained checkpoint without the registry"
 
 
 @dataclass(frozen=True)
 class LocatedModel:
-    """A checkpoint's folder, what people may see of where it came from, and name and version of a registered one."""
+    """The folder of a checkpoint, a name to show to users, and name and version if it is registered."""
 
     folder: Path
     name: str
@@ -40,7 +40,7 @@ class LocatedModel:
 
 @dataclass(frozen=True)
 class Served:
-    """A model in use. `name` and `registered` are those of LocatedModel; `digest` is the checkpoint's."""
+    """A loaded model. name, registered: as in LocatedModel. digest: that of the checkpoint."""
 
     trained: "Trained"
     references: dict[str, "Reference"]
@@ -49,19 +49,19 @@ class Served:
     digest: str
     registered: tuple[str, str] | None = None
 
-    def predict(self, rows: "pd.DataFrame", damage: dict[str, tuple[str, float]] | None = None) -> "pd.DataFrame":
-        """qamoe.inference.predict; `damage` names kind and severity of the modalities that are degraded before it."""
+    def predict(self, rows: "pd.DataFrame", degradations: dict[str, tuple[str, float]] | None = None) -> "pd.DataFrame":
+        """Predict rows with qamoe.inference.predict. degradations: modality -> kind and severity, applied first."""
         from qamoe.degradation.views import View, apply
         from qamoe.inference import predict
 
-        if not damage:
+        if not degradations:
             return predict.predict(self.trained, rows, self.device)
-        both = [damage.get(m, ("clean", 0.0)) for m in predict.MODALITIES]
-        view = View(_SEED, 0, kinds=tuple(k for k, _ in both), severities=tuple(s for _, s in both))
+        pairs = [degradations.get(m, ("clean", 0.0)) for m in predict.MODALITIES]
+        view = View(_SEED, 0, kinds=tuple(k for k, _ in pairs), severities=tuple(s for _, s in pairs))
         return predict.predict(self.trained, rows, self.device, lambda batch: apply(batch, view, self.references)[0])
 
     def warm_up(self) -> None:
-        """Predict once, so that the first clip with words does not wait for the text encoder."""
+        """Predict once to load the text encoder before the first request."""
         import pandas as pd
 
         if not text_is_vectors(self.trained.config["stats"]):
@@ -72,7 +72,7 @@ class Served:
         return extractors_of(self.trained.config)
 
     def reference(self) -> "pd.DataFrame | None":
-        """What the clips it was made of are like, of a registered version that has it."""
+        """Return the drift reference of a registered version, or None if it has none."""
         from qamoe.registry import registry
         from qamoe.tracking.mlflow_store import connect, store_errors_as_user_errors
 
@@ -84,13 +84,13 @@ class Served:
 
 
 def open_model(model: str, folder: Path | None) -> Served:
-    """Find and load a model. Raises UserError where there is no such thing."""
+    """Locate and load a model. Raises UserError if it does not exist."""
     with located(model, folder) as model_files:
         return load(model_files)
 
 
 def load(located: LocatedModel) -> Served:
-    """Load the checkpoint that was found. Raises UserError where it is none."""
+    """Load a located checkpoint. Raises UserError if the folder does not hold one."""
     from qamoe.degradation.views import references_from_stats
     from qamoe.models import checkpoint
 
@@ -104,10 +104,10 @@ def load(located: LocatedModel) -> Served:
 
 @contextmanager
 def located(model: str, folder: Path | None) -> Iterator[LocatedModel]:
-    """Where a model is, as long as the block lasts.
+    """Locate a model; its files exist within the with block.
 
-    `folder` wins over `model`, which is models:/NAME@ALIAS or models:/NAME/VERSION. Raises UserError where the registry
-    has no such thing.
+    folder: a training folder, used instead of `model` if given. model: models:/NAME@ALIAS or models:/NAME/VERSION.
+    Raises UserError if the registry does not have it.
     """
     if folder is not None:
         yield LocatedModel(folder, "/".join(folder.resolve().parts[-2:]))
@@ -121,7 +121,7 @@ def _registered(model: str, temporary: Path) -> LocatedModel:
 
     parts = _REGISTERED.fullmatch(model)
     if parts is None:
-        raise UserError(f"--model {model!r} is none of models:/NAME@ALIAS and models:/NAME/VERSION.")
+        raise UserError(f"--model {model!r} is not valid; allowed: models:/NAME@ALIAS and models:/NAME/VERSION")
     name, version, alias = parts["name"], parts["version"], parts["alias"]
     version, folder = local_lookup.version_and_folder(name, version, alias) or _fetched(name, version, alias, temporary)
     label = f"{name} version {version}"

@@ -1,4 +1,4 @@
-"""What the server is sent and what it answers, as JSON: unknown keys are refused, no field names a path or address."""
+"""Define the JSON of requests and answers. Unknown keys are refused, and no field is a path or an address."""
 
 import base64
 import binascii
@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 from qamoe.inference.predict import json_answers
 from qamoe.rng import MODALITIES
 
-MOST_CLIPS = 64  # of one request
+MOST_CLIPS = 64  # per request
 
 
 class _Strict(BaseModel):
@@ -19,7 +19,7 @@ class _Strict(BaseModel):
 
 
 class Frames(_Strict):
-    """Raw features of one modality: `float32` holds shape[0] frames of shape[1] columns, little-endian, in base64."""
+    """Raw features of one modality. float32: shape[0] frames of shape[1] columns, little-endian, as base64."""
 
     shape: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=2, max_length=2)]
     float32: str
@@ -30,10 +30,10 @@ class Frames(_Strict):
         try:
             raw = base64.b64decode(self.float32, validate=True)
         except (binascii.Error, ValueError):
-            raise ValueError("float32 is no base64") from None
+            raise ValueError("float32 is not valid base64") from None
         frames, columns = self.shape
         if len(raw) != 4 * frames * columns:
-            raise ValueError("float32 does not hold the 4 bytes for each number that shape promises")
+            raise ValueError("float32 must hold 4 bytes for each number of shape")
         self._array = np.frombuffer(raw, "<f4").reshape(frames, columns)
         if not np.isfinite(self._array).all():
             raise ValueError("float32 holds a value that is not finite")
@@ -45,7 +45,7 @@ class Frames(_Strict):
 
 
 class Words(_Strict):
-    """What was said, as text or as ready token ids, which win."""
+    """The text of a clip, as words or as token ids; token ids are used if both are given."""
 
     text: Annotated[str, Field(max_length=10_000)] | None = None
     tokens: Annotated[list[int], Field(max_length=512)] | None = None
@@ -59,12 +59,12 @@ class Clip(Words):
 
 
 class PredictRequest(_Strict):
-    """Clips to predict together; each is answered as if it had come alone."""
+    """Clips to predict; the answer for a clip does not depend on the other clips."""
 
     clips: Annotated[list[Clip], Field(min_length=1, max_length=MOST_CLIPS)]
 
     def rows(self) -> pd.DataFrame:
-        """The clips as qamoe.inference.predict takes them."""
+        """Return the clips as input of qamoe.inference.predict."""
         columns: dict[str, Any] = {name: [getattr(clip, name) for clip in self.clips] for name in ("text", "tokens")}
         for name in ("audio", "vision"):
             frames_by_clip = [getattr(clip, name) for clip in self.clips]
@@ -72,29 +72,29 @@ class PredictRequest(_Strict):
         return pd.DataFrame({name: pd.Series(values, dtype=object) for name, values in columns.items()})
 
 
-class Damage(_Strict):
-    """How a modality is degraded before it is predicted: docs/evaluation.md says what the kinds do."""
+class Degradation(_Strict):
+    """The degradation of a modality before prediction. docs/evaluation.md describes the kinds."""
 
     kind: Literal["missing", "noise"]
     severity: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 
 
-class Damages(_Strict):
-    """A damage for each modality that is to have one."""
+class Degradations(_Strict):
+    """The degradation of each modality; a modality that is left out stays clean."""
 
-    text: Damage | None = None
-    audio: Damage | None = None
-    vision: Damage | None = None
+    text: Degradation | None = None
+    audio: Degradation | None = None
+    vision: Degradation | None = None
 
     def by_modality(self) -> dict[str, tuple[str, float]]:
-        damages = {m: getattr(self, m) for m in MODALITIES}
-        return {m: (damage.kind, damage.severity) for m, damage in damages.items() if damage is not None}
+        degradations = {m: getattr(self, m) for m in MODALITIES}
+        return {m: (each.kind, each.severity) for m, each in degradations.items() if each is not None}
 
 
 class ClipRequest(Words):
-    """Words to go with an uploaded clip, and damages to show their effect."""
+    """The text of an uploaded clip, and the degradations to apply."""
 
-    degrade: Damages = Damages()
+    degrade: Degradations = Degradations()
 
 
 class _Trusted(BaseModel):
@@ -104,9 +104,9 @@ class _Trusted(BaseModel):
 
 
 class Answer(_Trusted):
-    """A score in label units with its 90 % interval; trust in [0, 1] and r by modality; the share of each expert.
+    """A score in label units with its 90 % interval; trust in [0, 1] and r by modality; the routing weights.
 
-    trust, r and routing are empty where the model has none.
+    trust, r and routing are null for a model without them.
     """
 
     score: float
@@ -116,7 +116,7 @@ class Answer(_Trusted):
 
 
 class ClassAnswer(_Trusted):
-    """What a model of classes answers: the most probable class and the calibrated probability of each."""
+    """The answer of a classification model: the most probable class and the calibrated probability of each class."""
 
     label: str
     probabilities: dict[str, float]
@@ -126,13 +126,13 @@ Either = Answer | ClassAnswer
 
 
 class Answers(BaseModel):
-    """One answer a clip, in their order."""
+    """One answer per clip, in the order of the request."""
 
     clips: list[Either]
 
 
 class Upload(BaseModel):
-    """A clip that the server keeps for a while: its id, seconds, frames by modality, and why one has none."""
+    """A cached clip: its id, length in seconds, frames by modality, and the reason if a modality has none."""
 
     id: str
     seconds: float
@@ -141,7 +141,7 @@ class Upload(BaseModel):
 
 
 class Sample(BaseModel):
-    """A clip that the server offers; `start_s` and `end_s` bound it within /samples/<number>/media."""
+    """A sample clip; it spans start_s to end_s of /samples/<number>/media."""
 
     number: int
     text: str
@@ -151,9 +151,9 @@ class Sample(BaseModel):
 
 
 class About(BaseModel):
-    """What is served, and what it takes. `columns` is the least number of columns of raw features.
+    """The model and its inputs. columns: minimum number of columns of raw features by modality.
 
-    `low` and `high` bound a score; of a model of classes they are empty, and `classes` are theirs.
+    low, high: bounds of a score, null for a classification model. classes: empty for a regression model.
     """
 
     name: str
@@ -171,11 +171,11 @@ class About(BaseModel):
 
 
 class Error(BaseModel):
-    """Why a request was refused, in one sentence."""
+    """The reason why a request was refused, in one sentence."""
 
     error: str
 
 
 def answers(predictions: pd.DataFrame) -> list[Either]:
-    """The rows that qamoe.inference.predict gives, as JSON can hold them."""
+    """Convert the output of qamoe.inference.predict to answers."""
     return [ClassAnswer(**row) if "label" in row else Answer(**row) for row in json_answers(predictions)]
