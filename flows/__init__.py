@@ -1,12 +1,12 @@
-"""Events: when a stage starts, what is tried again, when a model is promoted. The only importer of Prefect.
+"""Prefect flows that run stages, retry them, and promote models. Only this package imports Prefect.
 
-Each flow runs alone: `python -m flows.NAME`. Without a configured server, Prefect starts one for that time.
+Each flow can run on its own: `python -m flows.NAME`. Without a configured server, Prefect starts a temporary one.
 """
 
 import os
 
 from qamoe.config import settings
 
-# Prefect reads both when it is imported, so they cannot wait for an entry point.
+# Prefect reads these settings when it is imported.
 settings.go_offline()
-os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")  # its 20 s are short on a busy machine
+os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")  # the default, 20 s, is too short

@@ -1,10 +1,10 @@
-"""One command in a process group of its own, which does not outlive the process that asked for it.
+"""Run a command in its own process group, and end the whole group when this process stops.
 
-DVC runs a stage as its child, and a stage has workers: ending dvc alone leaves them running. So the group is ended as
-a whole, whatever made this process stop. Where it was killed and could not do so (Linux), the kernel ends the command.
+DVC runs a stage as its child, and a stage has workers; ending only dvc would leave them running. If this process is
+killed, it cannot end the group; on Linux the kernel then kills the command.
 
-Run as a script, this file is the step between: it ties itself to the process that started it and becomes the command.
-A `preexec_fn` would do that too, but runs Python between fork and exec, which can hang in a process with threads.
+Run as a script, this file ties itself to its parent process and then becomes the command. A `preexec_fn` would do the
+same, but it runs Python between fork and exec, which can hang in a process with threads.
 """
 
 import ctypes
@@ -23,16 +23,18 @@ _PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True)
-class Ended:
-    """How a command ended, and the lines that it wrote."""
+class CommandResult:
+    """The exit code of a command, and the lines that it wrote."""
 
     code: int
     stdout: tuple[str, ...]
     stderr: tuple[str, ...]
 
 
-def run(command: Sequence[str], say: Callable[[str], None], environment: Mapping[str, str] | None = None) -> Ended:
-    """Run a command to its end, handing each line to `say` as it comes; afterwards nothing of its group is left."""
+def run(
+    command: Sequence[str], on_line: Callable[[str], None], environment: Mapping[str, str] | None = None
+) -> CommandResult:
+    """Run a command and call `on_line` with each line as it is written; then end all processes of its group."""
     process = subprocess.Popen(
         [sys.executable, __file__, str(os.getpid()), *command],
         stdin=subprocess.DEVNULL,
@@ -41,42 +43,42 @@ def run(command: Sequence[str], say: Callable[[str], None], environment: Mapping
         env=environment,
         start_new_session=True,
     )
-    written: dict[str, list[str]] = {"stdout": [], "stderr": []}
+    lines: dict[str, list[str]] = {"stdout": [], "stderr": []}
     with process:
         try:
             for stream, line in _lines(process):
-                written[stream].append(line)
-                say(line)
+                lines[stream].append(line)
+                on_line(line)
             os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
         finally:
             _end(process)
-    return Ended(process.returncode, tuple(written["stdout"]), tuple(written["stderr"]))
+    return CommandResult(process.returncode, tuple(lines["stdout"]), tuple(lines["stderr"]))
 
 
 def _lines(process: subprocess.Popen[bytes], until: float | None = None) -> Iterator[tuple[str, str]]:
-    """Yield (stream, line) until nobody can write any more, or the command has ended and is silent, or `until`."""
-    rest = {"stdout": b"", "stderr": b""}
+    """Yield (stream, line) until all writers have closed, the command has ended and is silent, or time `until`."""
+    partial = {"stdout": b"", "stderr": b""}  # the start of an unfinished line
     with selectors.DefaultSelector() as selector:
-        for stream in rest:
+        for stream in partial:
             selector.register(getattr(process, stream), selectors.EVENT_READ, stream)
         while selector.get_map() and (until is None or time.monotonic() < until):
             ready = selector.select(timeout=1.0)
             if not ready and os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG):
-                break  # something that it left behind holds the pipes
+                break  # a process that it left behind holds the pipes
             for key, _ in ready:
                 chunk = os.read(key.fd, 65536)
                 if not chunk:
                     selector.unregister(key.fileobj)
-                # A progress bar ends its lines by a carriage return.
-                *whole, rest[key.data] = (rest[key.data] + chunk).replace(b"\r", b"\n").split(b"\n")
-                yield from ((key.data, line.decode(errors="replace")) for line in whole)
-    yield from ((stream, left.decode(errors="replace")) for stream, left in rest.items() if left)
+                # A progress bar ends its lines with a carriage return.
+                *complete, partial[key.data] = (partial[key.data] + chunk).replace(b"\r", b"\n").split(b"\n")
+                yield from ((key.data, line.decode(errors="replace")) for line in complete)
+    yield from ((stream, line.decode(errors="replace")) for stream, line in partial.items() if line)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """End what there is of the group: asked first, then, after GRACE_S or once the command itself is gone, made to.
+    """End the group: SIGTERM first, then SIGKILL after GRACE_S or as soon as the command has ended.
 
-    The command is reaped last: until then no other group can get its number.
+    The command is reaped last; until then no other group can get its number.
     """
     try:
         with suppress(ProcessLookupError):
@@ -92,7 +94,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 def _become(parent: int, command: list[str]) -> None:
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # it ended before it could be tied to
+        if os.getppid() != parent:  # the parent ended before prctl
             sys.exit(1)
     os.execvp(command[0], command)
 

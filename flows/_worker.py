@@ -1,7 +1,8 @@
-"""A flow run ends with the worker that started it, which alone can cancel it and say that it has crashed.
+"""End a flow run when the worker that started it ends.
 
-Prefect leaves the run of a killed worker going: nobody sees its log, and the next run waits for a checkout that it
-holds. Asked to end, the run ends its stage and gives its slot back to the server.
+Prefect lets the run of a killed worker continue, although only the worker can cancel it or report a crash. Its log is
+lost, and it holds the checkout, so the next run waits. After SIGTERM, the run ends its stage and releases its slot on
+the server.
 """
 
 import os
@@ -13,9 +14,9 @@ from pathlib import Path
 
 
 def end_with_worker() -> None:
-    """Where a worker, or `make schedule`, started this process: have it end as by SIGTERM when that is gone.
+    """Send SIGTERM to this process when the worker, or `make schedule`, that started it ends.
 
-    Does nothing for a flow that a person started, and not on Linux.
+    Does nothing for a flow that was started manually, and on systems other than Linux.
     """
     if sys.platform != "linux" or "PREFECT__FLOW_RUN_ID" not in os.environ:
         return
@@ -27,13 +28,13 @@ def end_with_worker() -> None:
 
 
 def _worker() -> int | None:
-    """A descriptor of the parent process, or None where it has gone, so that another program has adopted this one."""
+    """Return a descriptor of the parent process; None if it has ended and another program adopted this process."""
     parent = os.getppid()
     try:
         descriptor = os.pidfd_open(parent)
         if os.getppid() == parent and Path(f"/proc/{parent}/exe").samefile("/proc/self/exe"):
             return descriptor
-    except OSError:  # it has just ended, or is somebody else's
+    except OSError:  # it has just ended, or belongs to another user
         return None
     os.close(descriptor)
     return None

@@ -1,7 +1,7 @@
-"""What a flow run does around its work: refuse code that no commit holds, be alone in the checkout, say what it ran on.
+"""Run the work of a flow: refuse uncommitted code, lock the checkout, and record what the run used.
 
-A checkout is one workspace: two runs in it would read what the other is writing. So a run holds a kernel lock on it,
-which ends with its process however that ended; a deployment's own limit keeps runs of one kind from piling up.
+Two runs in one checkout would read each other's unfinished files, so a run holds a kernel lock on the checkout. The
+kernel releases the lock when the process ends. The limits of the deployments keep runs of one kind from queueing up.
 """
 
 import fcntl
@@ -27,14 +27,14 @@ from qamoe.files import file_digest
 from qamoe.tracking.provenance import changed_files
 
 REPORT = Path("artifacts/report/index.html")
-_PAGE = "http://127.0.0.1:5000"  # of `make ui`, where records are a database and no server
+_PAGE = "http://127.0.0.1:5000"  # address of `make ui`, used if the store is a database
 _METRICS = Path("artifacts/report/metrics.json")
-_RUN = "run: "  # how a stage's output names its MLflow run
-_MOST_SAID = 20_000  # characters of output in an artifact
+_RUN = "run: "  # prefix of the line with the MLflow run in the output of a stage
+_MOST_OUTPUT = 20_000  # characters of output in an artifact
 
 
 def _git(*arguments: str) -> str | None:
-    """What git answers, or None where there is no git or no checkout."""
+    """Return the output of a git command, or None without git or without a checkout."""
     try:
         return subprocess.run(["git", *arguments], check=True, capture_output=True, text=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
@@ -42,108 +42,108 @@ def _git(*arguments: str) -> str | None:
 
 
 def provenance() -> dict[str, str]:
-    """The commit, the digest of dvc.lock and the digest of the data, as far as there are such."""
-    found = {}
+    """Return the commit, the digest of dvc.lock and the digest of the data, without those that do not exist."""
+    origin = {}
     if commit := _git("rev-parse", "HEAD"):
-        found["commit"] = commit
+        origin["commit"] = commit
     if Path("dvc.lock").is_file():
-        found["dvc_lock_digest"] = file_digest(Path("dvc.lock"))
+        origin["dvc_lock_digest"] = file_digest(Path("dvc.lock"))
     if Path("data.dvc").is_file():
         (out, *_) = yaml.safe_load(Path("data.dvc").read_text())["outs"]
-        found["data_digest"] = str(out["md5"])
-    return found
+        origin["data_digest"] = str(out["md5"])
+    return origin
 
 
-def named(doing: str) -> None:
-    """Name the running flow run by what it does, and the commit that it does it with."""
+def set_run_name(title: str) -> None:
+    """Name the current flow run by a title and the commit."""
     commit = provenance().get("commit")
-    name = f"{doing} at {commit[:7]}" if commit else doing
+    name = f"{title} at {commit[:7]}" if commit else title
     with get_client(sync_client=True) as client:
         client.set_flow_run_name(flow_run.id, name[:200])
 
 
-def noted(**labels: str) -> None:
-    """Put labels on the running flow run: they are kept with it, and the server can be asked for them."""
+def add_labels(**labels: str) -> None:
+    """Add labels to the current flow run, by which the server can search."""
     with get_client(sync_client=True) as client:
         client.update_flow_run_labels(flow_run.id, {f"qamoe.{key}": value for key, value in labels.items()})
 
 
 @contextmanager
-def _alone() -> Iterator[None]:
-    """Hold the checkout; wait while another flow run holds it."""
+def _locked_checkout() -> Iterator[None]:
+    """Lock the checkout; wait while another flow run holds the lock."""
     folder = os.open(".dvc" if Path(".dvc").is_dir() else ".", os.O_RDONLY)
     try:
         try:
             fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            get_run_logger().info("another flow run works in this checkout; waiting until it has ended")
+            get_run_logger().info("another flow run is using this checkout; waiting until it ends")
             fcntl.flock(folder, fcntl.LOCK_EX)
         yield
     finally:
         os.close(folder)
 
 
-def run(doing: str, work: Callable[[], State[Any]], *, scheduled: bool = False, reads_only: bool = False) -> State[Any]:
-    """Do the work of a flow run; its state is the run's.
+def run(title: str, work: Callable[[], State[Any]], *, scheduled: bool = False, reads_only: bool = False) -> State[Any]:
+    """Do the work of a flow run and return its state.
 
-    doing: what the run is named by until the work knows better. scheduled: refuse tracked files that have changed, so
-    that the commit says what ran. reads_only: the work changes nothing in the checkout and does not wait for others.
+    title: the name of the run until the work sets a better one. scheduled: refuse changed tracked files, so the commit
+    identifies the code of the run. reads_only: the work changes nothing in the checkout and needs no lock.
     """
     end_with_worker()
     if scheduled and (changed := changed_files()):
-        told = ", ".join(changed)
-        return Failed(message=f"Changed but not committed: {told}; a scheduled run takes commits only.")
-    named(doing)
+        files = ", ".join(changed)
+        return Failed(message=f"Changed but not committed: {files}; a scheduled run takes commits only.")
+    set_run_name(title)
     if reads_only:
-        noted(**provenance())
+        add_labels(**provenance())
         return work()
-    with _alone():
+    with _locked_checkout():
         before = provenance()
-        noted(**before)
+        add_labels(**before)
         try:
             return work()
         finally:
-            noted(**{f"{key}_after": value for key, value in provenance().items() if value != before.get(key)})
+            add_labels(**{f"{key}_after": value for key, value in provenance().items() if value != before.get(key)})
 
 
 def headline() -> str:
-    """The report's numbers as a Markdown table, a row a model; empty where there is no report."""
+    """Return the numbers of the report as a Markdown table, one row per model; empty without a report."""
     if not _METRICS.is_file():
         return ""
     models: dict[str, dict[str, dict[str, float]]] = json.loads(_METRICS.read_text())
-    pairs = {(name, metric): None for slices in models.values() for name, all_ in slices.items() for metric in all_}
-    shown = [pair for pair in pairs if pair[1] in ("mae", "accuracy")]
-    lines = ["| model | " + " | ".join(f"{metric}, {name}" for name, metric in shown) + " |"]
-    lines.append("| --- |" + " ---: |" * len(shown))
+    pairs = {(name, metric): None for slices in models.values() for name, values in slices.items() for metric in values}
+    columns = [pair for pair in pairs if pair[1] in ("mae", "accuracy")]
+    lines = ["| model | " + " | ".join(f"{metric}, {name}" for name, metric in columns) + " |"]
+    lines.append("| --- |" + " ---: |" * len(columns))
     for model, slices in models.items():
-        values = (slices.get(name, {}).get(metric) for name, metric in shown)
+        values = (slices.get(name, {}).get(metric) for name, metric in columns)
         lines.append(f"| {model} | " + " | ".join("" if v is None else f"{v:.3f}" for v in values) + " |")
     return "\n".join(lines)
 
 
-def runs_of(said: str) -> list[str]:
-    """The MLflow runs that a stage's output names, each in a line of its own."""
-    return [line.removeprefix(_RUN).strip() for line in said.splitlines() if line.startswith(_RUN)]
+def runs_of(output: str) -> list[str]:
+    """Return the MLflow runs in the output of a stage, one per line that starts with `run: `."""
+    return [line.removeprefix(_RUN).strip() for line in output.splitlines() if line.startswith(_RUN)]
 
 
 def records_page() -> str:
-    """Where a browser finds MLflow, without credentials: its server, or else where `make ui` shows the database."""
+    """Return the address of MLflow for a browser, without credentials: its server, or the address of `make ui`."""
     uri = urlsplit(settings.tracking_uri() or "")
     if uri.scheme not in ("http", "https"):
         return _PAGE
     return f"{uri.scheme}://{uri.netloc.rpartition('@')[2]}{uri.path.rstrip('/')}"
 
 
-def published(key: str, said: str, *, table: bool = True) -> None:
-    """The artifact of a flow run: the headline table, what was said, where report and MLflow run are, and the origin.
+def publish(key: str, output: str, *, table: bool = True) -> None:
+    """Create the artifact of a flow run: the headline table, the output, links to report and MLflow run, the origin.
 
-    key: lower-case letters, digits and dashes; earlier artifacts of that key are its history.
+    key: lower-case letters, digits and dashes; earlier artifacts with this key form its history.
     """
     parts = [headline() if table else ""]
-    if said.strip():
-        parts.append(f"```\n{said.strip()[:_MOST_SAID].replace('```', '')}\n```")
-    places = [f"- MLflow run: [{run}]({records_page()}/#/runs/{run})" for run in runs_of(said)]
+    if output.strip():
+        parts.append(f"```\n{output.strip()[:_MOST_OUTPUT].replace('```', '')}\n```")
+    links = [f"- MLflow run: [{run}]({records_page()}/#/runs/{run})" for run in runs_of(output)]
     if REPORT.is_file():
-        places.append(f"- Report: [{REPORT}]({REPORT.resolve().as_uri()})")
-    parts += ["\n".join(places), "\n".join(f"- {key}: `{value}`" for key, value in provenance().items())]
-    create_markdown_artifact("\n\n".join(filter(None, parts)) or "Nothing was said.", key)
+        links.append(f"- Report: [{REPORT}]({REPORT.resolve().as_uri()})")
+    parts += ["\n".join(links), "\n".join(f"- {key}: `{value}`" for key, value in provenance().items())]
+    create_markdown_artifact("\n\n".join(filter(None, parts)) or "No output.", key)

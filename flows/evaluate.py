@@ -1,4 +1,4 @@
-"""Checkpoints -> predictions and cells along the spectrum: the DVC stage `evaluate`, alone."""
+"""Run the DVC stage `evaluate` as a flow: checkpoints -> predictions and cells."""
 
 from flows._dvc import stage_flow, start
 

@@ -1,4 +1,4 @@
-"""The champion on today's test split: an event, so it is no DVC stage. It is recorded on the model, in MLflow."""
+"""Evaluate the champion on the current test split and record the result in MLflow. This is not a DVC stage."""
 
 from typing import Any
 
@@ -10,17 +10,17 @@ from flows._dvc import command, start
 
 @flow(name="evaluate-champion")
 def evaluate_champion(scheduled: bool = False) -> State[Any]:
-    """Measure the champion on the test split as it is now; what was measured before is not measured again.
+    """Evaluate the champion on the current test split, unless the same evaluation is already recorded.
 
-    scheduled: refuse a working tree with changes, so that the run's commit says what it ran.
+    scheduled: refuse a working tree with changes, so the commit identifies the code of the run.
     """
 
     def work() -> State[Any]:
         state = command("evaluate-champion", "qamoe", "evaluate-champion")
         if state.is_completed():
             first, *_ = state.result().splitlines() or [""]
-            _workspace.named(first.partition("; ")[0] or "evaluate the champion")
-            _workspace.published("evaluate-champion", state.result(), table=False)
+            _workspace.set_run_name(first.partition("; ")[0] or "evaluate the champion")
+            _workspace.publish("evaluate-champion", state.result(), table=False)
         return state
 
     return _workspace.run("evaluate the champion", work, scheduled=scheduled)

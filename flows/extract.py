@@ -1,4 +1,4 @@
-"""Corpus -> features: the DVC stage `extract`, alone."""
+"""Run the DVC stage `extract` as a flow: corpus -> features."""
 
 from flows._dvc import stage_flow, start
 

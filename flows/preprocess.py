@@ -1,4 +1,4 @@
-"""Features -> clean splits: the DVC stage `preprocess`, alone."""
+"""Run the DVC stage `preprocess` as a flow: features -> clean splits."""
 
 from flows._dvc import stage_flow, start
 

@@ -1,4 +1,4 @@
-"""Candidate -> champion, where the gate lets it through: an event, so it is no DVC stage."""
+"""Run the promotion gate, which may make the best candidate the champion. This is not a DVC stage."""
 
 from typing import Annotated, Any
 
@@ -9,34 +9,35 @@ from flows import _workspace
 from flows._dvc import command, start
 
 
-def ask_gate(experiment: str | None = None) -> State[Any]:
-    """Run the promotion in its own process; a Completed state holds what it decided, in words."""
+def run_promotion(experiment: str | None = None) -> State[Any]:
+    """Run the promotion in its own process; a Completed state holds its output."""
     out = f"artifacts-{experiment}"
     chosen = ("--params", f"{out}/params.yaml", "--out", out) if experiment else ()
     return command("promote", "qamoe", "promote", *chosen)
 
 
-def decision(said: str) -> str:
-    """promoted, refused or unchanged, from what the stage printed."""
-    found = [line.removeprefix("decision: ") for line in said.splitlines() if line.startswith("decision: ")]
-    return found[-1] if found else "asked the gate"
+def decision(output: str) -> str:
+    """Return promoted, refused or unchanged from the output of the promotion."""
+    decisions = [line.removeprefix("decision: ") for line in output.splitlines() if line.startswith("decision: ")]
+    return decisions[-1] if decisions else "no decision"
 
 
 @flow(name="promote")
 def promote(experiment: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")] | None = None) -> State[Any]:
-    """Promote the best trained candidate or say why not; a candidate decided upon before changes nothing.
+    """Promote the best trained candidate, or report why it is refused. An existing decision is not repeated.
 
-    experiment: the name of an experiment whose candidate is meant (artifacts-NAME/), instead of the main line's.
+    experiment: the name of an experiment whose candidate to use (artifacts-NAME/), instead of that in artifacts/.
     """
 
     def work() -> State[Any]:
-        state = ask_gate(experiment)
+        state = run_promotion(experiment)
         if state.is_completed():
-            _workspace.named(f"gate of {experiment or 'the main line'}: {decision(state.result())}")
-            _workspace.published("promote", state.result())
+            artifacts = f"artifacts-{experiment}" if experiment else "artifacts"
+            _workspace.set_run_name(f"promotion from {artifacts}: {decision(state.result())}")
+            _workspace.publish("promote", state.result())
         return state
 
-    return _workspace.run("ask the gate", work)
+    return _workspace.run("promotion", work)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Evaluations -> the report: the DVC stage `report`, alone."""
+"""Run the DVC stage `report` as a flow: evaluations -> report."""
 
 from flows._dvc import stage_flow, start
 

@@ -1,6 +1,6 @@
-"""The deployments of prefect.yaml served by this one process, instead of a worker: `make schedule`.
+"""Serve the deployments of prefect.yaml from one process instead of a worker, for `make schedule`.
 
-It needs a server (PREFECT_API_URL); when it ends, its schedules are paused.
+Needs a server (PREFECT_API_URL). When the process ends, its schedules are paused.
 """
 
 import importlib
@@ -17,21 +17,21 @@ PLAN = Path("prefect.yaml")
 
 
 def deployments(plan: Path = PLAN) -> list[RunnerDeployment]:
-    """What prefect.yaml deploys, for this process to run."""
+    """Return the deployments of prefect.yaml, to be run by this process."""
     return [_deployment(content) for content in yaml.safe_load(plan.read_text())["deployments"]]
 
 
 def _deployment(content: dict[str, Any]) -> RunnerDeployment:
     path, _, name = content["entrypoint"].partition(":")
     flow = getattr(importlib.import_module(path.removesuffix(".py").replace("/", ".")), name)
-    made: RunnerDeployment = flow.to_deployment(
+    deployment: RunnerDeployment = flow.to_deployment(
         name=content["name"],
         description=content["description"],
         parameters=content.get("parameters", {}),
         schedules=[Cron(plan["cron"], timezone=plan["timezone"]) for plan in content["schedules"]],
         concurrency_limit=ConcurrencyLimitConfig(**content["concurrency_limit"]),
     )
-    return made
+    return deployment
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The champion scores what lies in a folder: one parquet, clips that were scored before kept."""
+"""Score the clips of a folder with the champion into one parquet file; existing scores are kept."""
 
 from pathlib import Path
 from typing import Any
@@ -16,19 +16,19 @@ WAITING = "data-to-score"
 def score(source: str = WAITING, out: str = "artifacts-score", scheduled: bool = False) -> State[Any]:
     """Score the clips of a folder of media, or of a manifest, with the champion into OUT/scores.parquet.
 
-    A folder that is not there has nothing to score, which is no failure. scheduled: refuse a working tree with
-    changes, so that the run's commit says what it ran. Changes nothing that another flow reads.
+    A missing folder is not an error. scheduled: refuse a working tree with changes, so the commit identifies the code
+    of the run. The flow changes nothing that another flow reads.
     """
 
     def work() -> State[Any]:
         if not Path(source).exists():
-            get_run_logger().info("there is no %s: nothing to score", source)
-            return Completed(message=f"nothing to score: there is no {source}")
+            get_run_logger().info("nothing to score: %s does not exist", source)
+            return Completed(message=f"nothing to score: {source} does not exist")
         state = command("score", "qamoe", "score", source, "--out", out)
         if state.is_completed():
-            said = state.result()
-            _workspace.named(said.splitlines()[-1] if said.strip() else f"score {source}")
-            _workspace.published("score", said, table=False)
+            output = state.result()
+            _workspace.set_run_name(output.splitlines()[-1] if output.strip() else f"score {source}")
+            _workspace.publish("score", output, table=False)
         return state
 
     return _workspace.run(f"score {source}", work, scheduled=scheduled, reads_only=True)

@@ -1,4 +1,4 @@
-"""Clean splits -> checkpoints of every model: the DVC stage `train`, alone."""
+"""Run the DVC stage `train` as a flow: clean splits -> checkpoints of every model."""
 
 from flows._dvc import stage_flow, start
 

@@ -1,4 +1,4 @@
-"""Search over the training parameters: the DVC stage `tune`, alone."""
+"""Run the DVC stage `tune` as a flow: a search over the training parameters."""
 
 from typing import Annotated, Any, Literal
 
@@ -12,12 +12,12 @@ from flows._dvc import stage_alone, start
 def tune(
     workers: Annotated[int, Field(ge=1)] | None = None, device: Literal["cpu", "cuda"] | None = None
 ) -> State[Any]:
-    """Run the stage if it is stale; what comes before it is taken as it is.
+    """Run the stage if it is stale. Earlier stages do not run.
 
-    workers: how many trials run side by side; device: where. Neither changes what is searched over: params.yaml does.
+    workers: number of parallel trials. device: cpu or cuda. The search space comes from params.yaml.
     """
-    asked = {"QAMOE_WORKERS": workers, "QAMOE_DEVICE": device}
-    return stage_alone("tune", {name: str(value) for name, value in asked.items() if value is not None})
+    variables = {"QAMOE_WORKERS": workers, "QAMOE_DEVICE": device}
+    return stage_alone("tune", {name: str(value) for name, value in variables.items() if value is not None})
 
 
 if __name__ == "__main__":

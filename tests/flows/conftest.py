@@ -1,4 +1,4 @@
-"""A small DVC repository to run flows in, and one Prefect server for all tests of flows."""
+"""Provide a small DVC repository to run flows in, and one Prefect server for all tests of flows."""
 
 import subprocess
 import sys
@@ -9,7 +9,7 @@ import pytest
 
 import flows  # noqa: F401  # telemetry is off before Prefect is imported
 
-# Each stage adds a line to a file that DVC does not know, so that a test sees how often it ran.
+# Each stage adds a line to ran.txt, which DVC does not track; tests count the runs there.
 PIPELINE = """
 stages:
   extract:
@@ -47,7 +47,7 @@ from pathlib import Path
 name = "-".join(sys.argv[1:])
 corpus = Path("corpus.txt").read_text()
 if "bad" in corpus:
-    sys.exit(f"{sys.argv[1]}: corpus.txt is bad; it may hold anything else.")
+    sys.exit(f"{sys.argv[1]}: corpus.txt is bad; any other content is allowed")
 with open("ran.txt", "a") as file:
     print(name, file=file)
 Path(f"{name}.txt").write_text(corpus)
@@ -56,7 +56,7 @@ print(f"{name} says hello")
 
 
 def dvc(*arguments: str) -> None:
-    """Run a dvc command that has to succeed."""
+    """Run a dvc command that must succeed."""
     subprocess.run([sys.executable, "-m", "dvc", *arguments], check=True, capture_output=True)
 
 
@@ -73,7 +73,7 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[str]:
-    """One temporary Prefect server with a database of its own; its address."""
+    """The address of a temporary Prefect server with its own database."""
     from prefect.settings import PREFECT_API_URL
     from prefect.testing.utilities import prefect_test_harness
 

@@ -1,4 +1,4 @@
-"""Which stages run, what a failure says, and when a command is tried again."""
+"""Test which stages run, the message of a failure, and when a command is retried."""
 
 import graphlib
 from pathlib import Path
@@ -14,17 +14,17 @@ from flows import extract as extract_flow
 DVC_YAML = Path(_dvc.__file__).parent.parent / "dvc.yaml"
 
 
-def test_stages_are_those_of_dvc_yaml_and_in_an_order_in_which_they_can_run() -> None:
+def test_stages_are_those_of_dvc_yaml_in_a_valid_order() -> None:
     stages = yaml.safe_load(DVC_YAML.read_text())["stages"]
     assert {*_dvc.STAGES, *(f"code-{name}" for name in _dvc.STAGES)} == set(stages)
-    makers = {}
+    producers = {}
     for name, stage in stages.items():
         for out in (*stage.get("outs", ()), *stage.get("metrics", ()), *stage.get("plots", ())):
             path = next(iter(out)) if isinstance(out, dict) else out
-            makers["/".join(path.split("/")[:2])] = name
-    del makers["artifacts/code"]  # each stage's is run with it
+            producers["/".join(path.split("/")[:2])] = name
+    del producers["artifacts/code"]  # run_stage runs each code stage with its stage
     needs = {
-        name: {makers.get("/".join(dep.split("/")[:2])) for dep in stage["deps"]} - {None}
+        name: {producers.get("/".join(dep.split("/")[:2])) for dep in stage["deps"]} - {None}
         for name, stage in stages.items()
     }
     graphlib.TopologicalSorter(needs).prepare()
@@ -50,10 +50,9 @@ def test_the_first_stale_stage_and_all_after_it_run(status: str, expected: tuple
 @pytest.mark.parametrize(
     ("stderr", "expected"),
     [
-        ((), "ended with exit code 255 and said nothing"),
         (
-            ("train: seed 9 is none.", "ERROR: failed to reproduce 'train@a': failed to run: python x, exited with 2"),
-            "train: seed 9 is none.",
+            ("train: seed 9: unknown", "ERROR: failed to reproduce 'train@a': failed to run: python x, exited with 2"),
+            "train: seed 9: unknown",
         ),
         (
             ("a log line", "ERROR: failed to reproduce 'train': [Errno 2] No such file or directory: 'one.txt'"),
@@ -70,7 +69,11 @@ def test_a_failure_is_one_sentence(stderr: tuple[str, ...], expected: str | None
     assert _dvc.sentence(stderr, 255) == (expected or stderr[0])
 
 
-def test_what_a_stage_printed_is_told_from_what_dvc_printed() -> None:
+def test_a_failure_without_a_message_names_the_exit_code() -> None:
+    assert "255" in _dvc.sentence((), 255)
+
+
+def test_the_output_of_a_stage_is_separated_from_that_of_dvc() -> None:
     stdout = """Running stage 'train@mean':
 > python stage.py train mean
 | a | table |
@@ -97,16 +100,14 @@ def command_flow(module: str) -> "State[object]":
 
 
 @pytest.mark.usefixtures("server")
-def test_a_locked_repository_is_tried_again_and_nothing_else_is(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_only_a_locked_repository_is_retried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(_dvc, "_command", _dvc._command.with_options(retry_delay_seconds=0))
     program = (
         "import sys, pathlib\n"
         "tries = pathlib.Path('tries'); tries.write_text(tries.read_text() + '.' if tries.exists() else '.')\n"
-        "said = {1: 'ERROR: Unable to acquire lock.', 2: 'thing: it is broken.'}\n"
-        "sys.exit(said[len(tries.read_text())])\n"
+        "messages = {1: 'ERROR: Unable to acquire lock.', 2: 'thing: it is broken.'}\n"
+        "sys.exit(messages[len(tries.read_text())])\n"
     )
     (tmp_path / "thing.py").write_text(program)
     state = command_flow("thing", return_state=True)
@@ -120,29 +121,31 @@ def extract_alone() -> "State[object]":
 
 
 @pytest.mark.usefixtures("server")
-def test_the_lock_of_another_dvc_is_waited_for(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_flow_waits_for_the_lock_of_another_dvc(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lock = zc.lockfile.LockFile(str(repository / ".dvc/tmp/lock"))
-    verdicts = []
+    retried = []
 
-    def releasing(task: object, run: object, state: "State[object]") -> bool:
+    def release_lock(task: object, run: object, state: "State[object]") -> bool:
         lock.close()
-        verdicts.append(_dvc.locked(task, run, state))
-        return verdicts[-1]
+        retried.append(_dvc.locked(task, run, state))
+        return retried[-1]
 
-    again = _dvc._command.with_options(retry_delay_seconds=0, retry_condition_fn=releasing)
-    monkeypatch.setattr(_dvc, "_command", again)
+    command = _dvc._command.with_options(retry_delay_seconds=0, retry_condition_fn=release_lock)
+    monkeypatch.setattr(_dvc, "_command", command)
     assert extract_alone(return_state=True).is_completed()
-    assert verdicts == [True]
+    assert retried == [True]
     assert (repository / "ran.txt").read_text() == "extract\n"
 
 
 @pytest.mark.usefixtures("server")
-def test_a_stage_runs_once_and_its_refusal_is_the_flows(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_stage_runs_once_and_its_error_is_that_of_the_flow(
+    repository: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     _dvc.start(extract_flow.extract)
     assert capsys.readouterr().out == "extract says hello\n"
     _dvc.start(extract_flow.extract)  # nothing has changed
     assert (repository / "ran.txt").read_text() == "extract\n"
     (repository / "corpus.txt").write_text("bad")
-    with pytest.raises(SystemExit) as left:
+    with pytest.raises(SystemExit) as exit_:
         _dvc.start(extract_flow.extract)
-    assert left.value.code == "extract: corpus.txt is bad; it may hold anything else."
+    assert exit_.value.code == "extract: corpus.txt is bad; any other content is allowed"

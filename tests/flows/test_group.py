@@ -1,4 +1,4 @@
-"""A command and all that it starts end with the process that asked for it."""
+"""Test that a command and all processes that it starts end with the process that runs it."""
 
 import os
 import select
@@ -14,22 +14,22 @@ import pytest
 from flows import _group
 
 ROOT = Path(_group.__file__).parent.parent
-# Writes its sign of life into a named pipe and holds it open: whoever reads it sees the end of the last holder.
+# Writes to a named pipe and keeps it open: the reader sees the end of the file when the last holder ends.
 HOLDER = """
 import os, signal, sys
-{deaf}
+{ignore_sigterm}
 pipe = os.open({pipe!r}, os.O_WRONLY)
 os.write(pipe, b"here")
 print("ready", flush=True)
 signal.pause()
 """
-DEAF = "signal.signal(signal.SIGTERM, signal.SIG_IGN)"
+IGNORE_SIGTERM = "signal.signal(signal.SIGTERM, signal.SIG_IGN)"
 PARENT = "import subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv[1]])"
-WITHIN_MS = 60_000  # only a failing test waits that long
+WITHIN_MS = 60_000  # only a failing test waits this long
 
 
 class Pipe:
-    """The reading end of a named pipe that the processes under test hold open."""
+    """The read end of a named pipe that the processes under test keep open."""
 
     def __init__(self, path: Path) -> None:
         os.mkfifo(path)
@@ -37,75 +37,77 @@ class Pipe:
         self.end = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
 
     def read(self) -> bytes:
-        """Wait for a sign of life, or for the end (no bytes) once one has been read."""
+        """Wait for bytes from a holder, or for the end of the file (no bytes) after the last holder ends."""
         poll = select.poll()
         poll.register(self.end, select.POLLIN)
-        assert poll.poll(WITHIN_MS), "neither a sign of life nor an end"
+        assert poll.poll(WITHIN_MS), "neither bytes nor the end of the file"
         return os.read(self.end, 64)
 
 
 @pytest.fixture
 def pipe(tmp_path: Path) -> Iterator[Pipe]:
-    made = Pipe(tmp_path / "pipe")
-    yield made
-    os.close(made.end)
+    pipe = Pipe(tmp_path / "pipe")
+    yield pipe
+    os.close(pipe.end)
 
 
 def python(code: str, *arguments: str) -> list[str]:
     return [sys.executable, "-c", code, *arguments]
 
 
-def test_lines_come_while_the_command_runs(tmp_path: Path) -> None:
-    """The command goes on only when its first line has been heard."""
+def test_lines_arrive_while_the_command_runs(tmp_path: Path) -> None:
+    """The command continues only after its first line has been received."""
     answer = tmp_path / "answer"
     os.mkfifo(answer)
-    code = "import sys; print('first', flush=True); print('heard', open(sys.argv[1]).read())"
-    heard = []
+    code = "import sys; print('first', flush=True); print('received', open(sys.argv[1]).read())"
+    received = []
 
-    def say(line: str) -> None:
-        heard.append(line)
+    def on_line(line: str) -> None:
+        received.append(line)
         if line == "first":
-            answer.write_text("you")
+            answer.write_text("it")
 
-    assert _group.run(python(code, str(answer)), say) == _group.Ended(0, ("first", "heard you"), ())
-    assert heard == ["first", "heard you"]
+    result = _group.run(python(code, str(answer)), on_line)
+    assert result == _group.CommandResult(0, ("first", "received it"), ())
+    assert received == ["first", "received it"]
 
 
-def test_streams_are_told_apart_and_a_failure_is_a_code() -> None:
+def test_stdout_and_stderr_are_separate_and_a_failure_has_its_exit_code() -> None:
     code = "import sys; print('10%\\r20%\\rdone'); sys.stderr.write('bad\\nno end of line'); sys.exit(3)"
-    ended = _group.run(python(code), lambda line: None)
-    assert ended == _group.Ended(3, ("10%", "20%", "done"), ("bad", "no end of line"))
+    result = _group.run(python(code), lambda line: None)
+    assert result == _group.CommandResult(3, ("10%", "20%", "done"), ("bad", "no end of line"))
 
 
-def test_what_a_command_leaves_behind_ends_with_it(pipe: Pipe) -> None:
-    """The command is over, and what it left holds its pipes: that is not waited for."""
+def test_a_process_that_a_command_leaves_behind_is_ended(pipe: Pipe) -> None:
+    """The command has ended, and a process that it left keeps its pipes open: run does not wait for it."""
     code = "import os, subprocess, sys; subprocess.Popen([sys.executable, '-c', sys.argv[1]])"
-    code += "; os.read(os.open(sys.argv[2], os.O_RDONLY), 4)"  # waits for its sign of life
-    assert _group.run(python(code, HOLDER.format(deaf="", pipe=pipe.path), pipe.path), lambda line: None).code == 0
+    code += "; os.read(os.open(sys.argv[2], os.O_RDONLY), 4)"  # waits until the process runs
+    holder = HOLDER.format(ignore_sigterm="", pipe=pipe.path)
+    assert _group.run(python(code, holder, pipe.path), lambda line: None).code == 0
     assert pipe.read() == b""
 
 
-@pytest.mark.parametrize("deaf", ["", DEAF], ids=["obedient", "deaf"])
-def test_an_exception_ends_the_grandchild(pipe: Pipe, monkeypatch: pytest.MonkeyPatch, deaf: str) -> None:
-    if deaf:
+@pytest.mark.parametrize("ignore_sigterm", ["", IGNORE_SIGTERM], ids=["sigterm", "sigkill"])
+def test_an_exception_ends_the_grandchild(pipe: Pipe, monkeypatch: pytest.MonkeyPatch, ignore_sigterm: str) -> None:
+    if ignore_sigterm:
         monkeypatch.setattr(_group, "GRACE_S", 0.1)
 
-    def interrupted(line: str) -> None:
+    def interrupt(line: str) -> None:
         assert line == "ready"
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        _group.run(python(PARENT, HOLDER.format(deaf=deaf, pipe=pipe.path)), interrupted)
+        _group.run(python(PARENT, HOLDER.format(ignore_sigterm=ignore_sigterm, pipe=pipe.path)), interrupt)
     assert pipe.read() == b"here"
     assert pipe.read() == b""
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the kernel ties a process to its parent on Linux only")
+@pytest.mark.skipif(sys.platform != "linux", reason="only the Linux kernel can kill a process with its parent")
 @pytest.mark.parametrize("shell", [path for name in ("sh", "bash") if (path := shutil.which(name))])
 def test_a_killed_flow_leaves_no_stage_behind(repository: Path, pipe: Pipe, shell: str) -> None:
-    """Flow -> dvc -> shell -> stage: the flow is killed outright, and each ends with the one above it."""
-    tied = "from qamoe.process_lifetime import die_with_parent\ndie_with_parent()\n"
-    (repository / "stage.py").write_text(tied + HOLDER.format(deaf="", pipe=pipe.path))
+    """Flow -> dvc -> shell -> stage: the flow is killed with SIGKILL, and each process ends with its parent."""
+    tie = "from qamoe.process_lifetime import die_with_parent\ndie_with_parent()\n"
+    (repository / "stage.py").write_text(tie + HOLDER.format(ignore_sigterm="", pipe=pipe.path))
     code = "import sys; from flows import _dvc, _group; _group.run(sys.argv[1:], print, _dvc.environment({}))"
     flow = subprocess.Popen(
         python(code, sys.executable, "-m", "dvc", "repro", "-q", "-s", "code-extract", "extract"),

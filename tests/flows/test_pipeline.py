@@ -1,4 +1,4 @@
-"""The whole line on a small repository: what is stale runs, the gate is always asked, a failure stops it."""
+"""Test the pipeline flow on a small repository: stale stages run, then the promotion gate; a failure stops it."""
 
 import json
 import os
@@ -18,16 +18,16 @@ ROOT = Path(pipeline.__file__).parent.parent
 
 
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """How often the gate was asked, which here only answers."""
+def promotions(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Replace the promotion by a function that only counts its calls in this list."""
     calls: list[str] = []
 
-    def ask() -> State[str]:
-        calls.append("asked")
+    def run_promotion() -> State[str]:
+        calls.append("called")
         return Completed(data="promoted: qa-moe 1")
 
     monkeypatch.setattr(_dvc, "STAGES", ("extract", "train", "report"))
-    monkeypatch.setattr(pipeline, "ask_gate", ask)
+    monkeypatch.setattr(pipeline, "run_promotion", run_promotion)
     return calls
 
 
@@ -39,8 +39,8 @@ def ran(repository: Path) -> list[str]:
 
 
 @pytest.mark.usefixtures("server")
-def test_what_is_stale_runs_and_the_gate_is_always_asked(
-    repository: Path, asked: list[str], capsys: pytest.CaptureFixture[str]
+def test_stale_stages_run_and_the_promotion_always_runs(
+    repository: Path, promotions: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     _dvc.start(pipeline.pipeline)
     assert ran(repository) == ["extract", "train-mean", "train-qamoe", "report"]
@@ -49,14 +49,14 @@ def test_what_is_stale_runs_and_the_gate_is_always_asked(
 
     _dvc.start(pipeline.pipeline)
     assert ran(repository) == []
-    assert asked == ["asked"] * 2
+    assert promotions == ["called"] * 2
 
     (repository / "corpus.txt").write_text("better")
     _dvc.start(pipeline.pipeline)
     assert ran(repository) == ["extract", "train-mean", "train-qamoe", "report"]
 
     source = (repository / "stage.py").read_text()
-    (repository / "stage.py").write_text(f"# a remark\n{source}")
+    (repository / "stage.py").write_text(f"# a comment\n{source}")
     capsys.readouterr()
     state = pipeline.pipeline(return_state=True)
     assert (ran(repository), state.message) == ([], "nothing was stale")
@@ -66,16 +66,16 @@ def test_what_is_stale_runs_and_the_gate_is_always_asked(
 
 
 @pytest.mark.usefixtures("server")
-def test_a_failed_stage_stops_the_line_before_the_gate(repository: Path, asked: list[str]) -> None:
+def test_a_failed_stage_stops_the_pipeline_before_the_promotion(repository: Path, promotions: list[str]) -> None:
     (repository / "corpus.txt").write_text("bad")
     state = pipeline.pipeline(return_state=True)
-    assert (state.is_failed(), state.message) == (True, "extract: corpus.txt is bad; it may hold anything else.")
-    assert asked == []
+    assert (state.is_failed(), state.message) == (True, "extract: corpus.txt is bad; any other content is allowed")
+    assert promotions == []
 
 
 @pytest.mark.usefixtures("server")
-def test_absent_data_is_pulled_first(repository: Path, asked: list[str]) -> None:
-    """data/ is tracked by data.dvc and lies in a remote, as in a fresh clone."""
+def test_absent_data_is_pulled_first(repository: Path, promotions: list[str]) -> None:
+    """data/ is tracked by data.dvc and stored in a remote, as in a fresh clone."""
 
     def dvc(*arguments: str) -> None:
         subprocess.run([sys.executable, "-m", "dvc", *arguments], check=True, capture_output=True)
@@ -93,7 +93,7 @@ def test_absent_data_is_pulled_first(repository: Path, asked: list[str]) -> None
     assert state.is_completed(), state.message
     assert (repository / "data/clip.txt").read_text() == "clip"
 
-    # A kill in the middle leaves the folder without some of its files; what a person took out of it stays out.
+    # A killed pull leaves some files missing, and the next run pulls them. Files that a user deleted stay deleted.
     (repository / "data/clip.txt").unlink()
     assert pipeline.pipeline(return_state=True).is_completed()
     assert not (repository / "data/clip.txt").exists()
@@ -104,55 +104,55 @@ def test_absent_data_is_pulled_first(repository: Path, asked: list[str]) -> None
 
 
 @pytest.mark.usefixtures("server")
-def test_a_scheduled_run_takes_commits_only(repository: Path, asked: list[str]) -> None:
+def test_a_scheduled_run_refuses_uncommitted_changes(repository: Path, promotions: list[str]) -> None:
     def git(*arguments: str) -> None:
-        who = ("-c", "user.name=someone", "-c", "user.email=someone@example.org")
-        subprocess.run(["git", *who, *arguments], check=True, capture_output=True)
+        identity = ("-c", "user.name=someone", "-c", "user.email=someone@example.org")
+        subprocess.run(["git", *identity, *arguments], check=True, capture_output=True)
 
     git("init", "--quiet")
     plan = (repository / "dvc.yaml").read_text()
     (repository / "dvc.yaml").write_text(plan.replace("outs: [report.txt]", "metrics: [{report.txt: {cache: false}}]"))
-    for made in ("dvc.lock", "report.txt", "extract.txt"):
-        (repository / made).write_text("schema: '2.0'\n")
+    for output in ("dvc.lock", "report.txt", "extract.txt"):
+        (repository / output).write_text("schema: '2.0'\n")
     git("add", "dvc.yaml", "dvc.lock", "stage.py", "report.txt", "extract.txt")
     git("commit", "--quiet", "--message", "all")
     (repository / "dvc.lock").write_text("schema: '2.0'\nstages: {}\n")
     (repository / "report.txt").write_text("of another run")
     assert _workspace.changed_files() == []
-    (repository / "extract.txt").write_text("which the cache holds")
+    (repository / "extract.txt").write_text("of DVC's cache")
     assert _workspace.changed_files() == ["extract.txt"]
     with (repository / "stage.py").open("a") as file:
         file.write("# changed\n")
     state = pipeline.pipeline(scheduled=True, return_state=True)
     assert state.is_failed()
     assert "stage.py" in (state.message or "")
-    assert ran(repository) == asked == []
+    assert ran(repository) == promotions == []
 
 
 @pytest.mark.slow
 def test_a_terminated_flow_ends_its_stage(repository: Path, server: str) -> None:
-    """As a worker cancels a run: SIGTERM to the flow's process, here started like `python -m flows.extract`."""
+    """A worker cancels a run with SIGTERM to the process of the flow, here started by `python -m flows.extract`."""
     os.mkfifo(repository / "pipe")
-    reading = os.open(repository / "pipe", os.O_RDONLY | os.O_NONBLOCK)
-    waits = "import os, signal\nos.write(os.open('pipe', os.O_WRONLY), b'here')\nsignal.pause()\n"
-    (repository / "stage.py").write_text(waits)
+    pipe = os.open(repository / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    waiting_stage = "import os, signal\nos.write(os.open('pipe', os.O_WRONLY), b'here')\nsignal.pause()\n"
+    (repository / "stage.py").write_text(waiting_stage)
     environment = {**os.environ, "PREFECT_API_URL": server, "PYTHONPATH": str(ROOT)}
     flow = subprocess.Popen([sys.executable, "-m", "flows.extract"], env=environment)
     poll = select.poll()
-    poll.register(reading, select.POLLIN)
+    poll.register(pipe, select.POLLIN)
     try:
         assert poll.poll(120_000), "the stage did not start"
-        assert os.read(reading, 4) == b"here"
+        assert os.read(pipe, 4) == b"here"
         flow.send_signal(signal.SIGTERM)
         assert poll.poll(60_000), "the stage did not end"
-        assert os.read(reading, 4) == b""
+        assert os.read(pipe, 4) == b""
         assert flow.wait(timeout=60) != 0
     finally:
         flow.kill()
-        os.close(reading)
+        os.close(pipe)
 
 
-def test_deployments_name_no_place_and_pass_what_their_flows_take() -> None:
+def test_deployments_contain_no_path_and_pass_known_parameters() -> None:
     import importlib
 
     import yaml
@@ -166,7 +166,9 @@ def test_deployments_name_no_place_and_pass_what_their_flows_take() -> None:
         flow = getattr(importlib.import_module(path.removesuffix(".py").replace("/", ".")), name)
         known = json.loads(flow.parameters.model_dump_json())["properties"]
         assert set(plan.get("parameters", {})) <= set(known)
-        assert bool(plan["schedules"]) == plan.get("parameters", {}).get("scheduled", False), "who comes by itself asks"
+        assert bool(plan["schedules"]) == plan.get("parameters", {}).get("scheduled", False), (
+            "scheduled runs check for changes"
+        )
         names.append(f"{flow.name}/{plan['name']}")
     assert names == [
         "pipeline/nightly",
@@ -183,19 +185,21 @@ def test_one_process_serves_the_same_deployments(monkeypatch: pytest.MonkeyPatch
     from flows import schedule
 
     monkeypatch.chdir(ROOT)
-    made = {f"{d.flow_name}/{d.name}": d for d in schedule.deployments()}
-    assert len(made) == 5
+    deployments = {f"{d.flow_name}/{d.name}": d for d in schedule.deployments()}
+    assert len(deployments) == 5
     for plan in yaml.safe_load(Path("prefect.yaml").read_text())["deployments"]:
-        (found,) = (
-            d for key, d in made.items() if key.endswith(f"/{plan['name']}") and plan["entrypoint"] in d.entrypoint
+        (served,) = (
+            deployment
+            for key, deployment in deployments.items()
+            if key.endswith(f"/{plan['name']}") and plan["entrypoint"] in deployment.entrypoint
         )
-        assert found.parameters == plan.get("parameters", {})
-        assert [s.schedule.cron for s in found.schedules or []] == [s["cron"] for s in plan["schedules"]]
-        assert (found.concurrency_limit, found.concurrency_options.collision_strategy) == (1, "CANCEL_NEW")
+        assert served.parameters == plan.get("parameters", {})
+        assert [s.schedule.cron for s in served.schedules or []] == [s["cron"] for s in plan["schedules"]]
+        assert (served.concurrency_limit, served.concurrency_options.collision_strategy) == (1, "CANCEL_NEW")
 
 
 @pytest.mark.parametrize("stage", _dvc.STAGES)
-def test_a_flow_of_one_stage_is_found_where_prefect_looks_for_it(stage: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prefect_finds_the_flow_of_a_stage_by_path_and_by_module(stage: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from prefect.flows import load_flow_from_entrypoint
 
     monkeypatch.chdir(ROOT)
@@ -208,12 +212,12 @@ def test_a_flow_of_one_stage_is_found_where_prefect_looks_for_it(stage: str, mon
 
 
 @pytest.mark.usefixtures("server")
-def test_new_clips_go_in_before_the_stages(repository: Path, asked: list[str]) -> None:
-    """data/ is under DVC, and a folder has a manifest; without one there is nothing to take in."""
+def test_new_clips_are_ingested_before_the_stages(repository: Path, promotions: list[str]) -> None:
+    """DVC tracks data/, and a folder has a manifest; a folder without one is skipped."""
     (repository / "data/media").mkdir(parents=True)
     header = "clip_id,source,path,start_s,end_s,text,label,split\n"
-    (repository / "data/media/a.mp4").write_bytes(b"a film")
-    (repository / "data/manifest.csv").write_text(f"{header}a,one,media/a.mp4,,,a film,1,train\n")
+    (repository / "data/media/a.mp4").write_bytes(b"a video")
+    (repository / "data/manifest.csv").write_text(f"{header}a,one,media/a.mp4,,,a video,1,train\n")
     subprocess.run([sys.executable, "-m", "dvc", "add", "data", "--quiet"], check=True)
     before = _workspace.provenance()["data_digest"]
     (repository / "params.yaml").write_text((ROOT / "params.yaml").read_text())
@@ -222,8 +226,8 @@ def test_new_clips_go_in_before_the_stages(repository: Path, asked: list[str]) -
     assert _workspace.provenance()["data_digest"] == before
 
     (repository / "new").mkdir()
-    (repository / "new/b.mp4").write_bytes(b"another film")
-    (repository / "new/manifest.csv").write_text(f"{header}b,two,b.mp4,,,a dull film,-1,\n")
+    (repository / "new/b.mp4").write_bytes(b"another video")
+    (repository / "new/manifest.csv").write_text(f"{header}b,two,b.mp4,,,a dull video,-1,\n")
     for _ in range(2):
         state = pipeline.pipeline(ingest_from="new", return_state=True)
         assert state.is_completed(), state.message
@@ -235,4 +239,5 @@ def test_new_clips_go_in_before_the_stages(repository: Path, asked: list[str]) -
     (repository / "new/manifest.csv").write_text(f"{header}b,two,b.mp4,,,other words,-1,\n")
     state = pipeline.pipeline(ingest_from="new", return_state=True)
     assert state.is_failed()
-    assert "clip id 'b' is another clip's in data" in (state.message or "")
+    assert "'b'" in (state.message or "")
+    assert "data" in (state.message or "")
