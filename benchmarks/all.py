@@ -1,7 +1,8 @@
-"""Every benchmark of this folder, one after the other, and their figures as a table: `python benchmarks/all.py`.
+"""Run all benchmarks of this folder and print their figures as a table: `python benchmarks/all.py`.
 
-Two cores, half an hour, after `make demo`. What was measured before is forgotten first. A new benchmark is one file
-here, and a line in ARGUMENTS where it takes some. The exit code is not 0 where one failed or a bound was missed.
+Takes half an hour on two cores and needs the results of `make demo`. Earlier figures are deleted first. A new
+benchmark is one file here, plus a line in ARGUMENTS if it has arguments. The exit code is 1 if a benchmark failed or
+missed a bound.
 """
 
 import subprocess
@@ -9,7 +10,7 @@ import sys
 import time
 from pathlib import Path
 
-from figures import RESULTS, figure, kept, machine, table
+from figures import RESULTS, figure, machine, stored, table
 
 HERE = Path(__file__).parent
 ARGUMENTS = {
@@ -18,21 +19,21 @@ ARGUMENTS = {
     "rollback.py": ["artifacts"],
     "serve.py": ["artifacts/train/qamoe/1", "data"],
 }
-NONE = {"all.py", "figures.py", "gpu.py", "mult.py", "shapes.py"}  # of themselves, or for a machine with a GPU
+SKIPPED = {"all.py", "figures.py", "gpu.py", "mult.py", "shapes.py"}  # helpers, and the benchmark that needs a GPU
 
 
 def main() -> None:
     RESULTS.unlink(missing_ok=True)
     begin, failed = time.monotonic(), []
     for path in sorted(HERE.glob("*.py")):
-        if path.name in NONE:
+        if path.name in SKIPPED:
             continue
         print(f"\n{path.name}", flush=True)
         if subprocess.run([sys.executable, str(path), *ARGUMENTS.get(path.name, [])], check=False).returncode:
             failed.append(path.name)
     figure("all benchmarks", (time.monotonic() - begin) / 60, "min", at_most=30)
     print(f"\n{machine()}\n\n{table()}")
-    missed = [line["name"] for line in kept() if not line["holds"]]
+    missed = [line["name"] for line in stored() if not line["holds"]]
     for name in failed:
         print(f"failed: {name}")
     for name in missed:

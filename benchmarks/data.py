@@ -1,10 +1,11 @@
-"""The data path at CMU-MOSEI's shape: `python benchmarks/data.py [FOLDER]`, four minutes and 8 GB of disk meanwhile.
+"""Measure reading data of CMU-MOSEI's shape: `python benchmarks/data.py [FOLDER]`.
 
-Writes stores of made-up clips as preprocess does, and measures in processes of their own: opening and the first batch,
-anonymous memory (RssAnon, what the page cache cannot take back), and in one process batches from the map against the
-same batches from tensors in memory. Linux.
+Takes four minutes and 8 GB of disk space in FOLDER, a temporary folder by default. Writes stores of random clips as
+preprocess does. Separate processes measure opening, the first batch and anonymous memory (RssAnon, which the page
+cache cannot reclaim). Another comparison reads batches from the memory map and from tensors in memory. Linux only.
 """
 
+import argparse
 import json
 import os
 import subprocess
@@ -24,44 +25,48 @@ from figures import alternated, figure, ratio
 from qamoe.data.arrow_store import Store, frames_type, write
 from qamoe.data.batch import Batch, collate
 from qamoe.dataset.degraded_split import rows_in_batches
+from qamoe.errors import UserError, exit_on_user_error
 from qamoe.rng import MODALITIES, clip_key
 
-CLIPS = 32  # in a batch
-HELD = 4_000  # clips that are held in memory for the comparison
-BATCHES = 300  # read before memory is looked at
+CLIPS = 32  # per batch
+IN_MEMORY = 4_000  # clips in memory for the comparison
+BATCHES = 300  # read before memory is measured
 
 
-def main(folder: str | None) -> None:
+def main(folder: Path | None) -> None:
+    if folder is not None and not folder.is_dir():
+        raise UserError(f"{folder} is not a folder")
     with tempfile.TemporaryDirectory(prefix="qamoe-data-", dir=folder) as name:
-        here = Path(name)
-        written(here / "mosei.arrow", shapes.CLIPS, shapes.FRAMES)
+        temporary = Path(name)
+        write_store(temporary / "mosei.arrow", shapes.CLIPS, shapes.FRAMES)
         for cold in (True, False):
-            found = opened(here / "mosei.arrow", cold=cold)
+            measured = open_in_process(temporary / "mosei.arrow", cold=cold)
             state = "cold" if cold else "warm"
-            figure(f"data: MOSEI's shape, open and first batch, page cache {state}", found["seconds"], "s", at_most=1)
-        figure("data: MOSEI's shape, anonymous memory after the first batch", found["first"], "MB", at_most=400)
-        figure("data: MOSEI's shape, anonymous memory after an epoch's start", found["then"], "MB")
-        rate(Store(here / "mosei.arrow"))
-        (here / "mosei.arrow").unlink()
-        memory(here)
+            name = f"data: MOSEI's shape, open and first batch, page cache {state}"
+            figure(name, measured["seconds"], "s", at_most=1)
+        figure("data: MOSEI's shape, anonymous memory after the first batch", measured["first"], "MB", at_most=400)
+        figure("data: MOSEI's shape, anonymous memory after an epoch's start", measured["then"], "MB")
+        rate(Store(temporary / "mosei.arrow"))
+        (temporary / "mosei.arrow").unlink()
+        memory(temporary)
 
 
 def memory(folder: Path) -> None:
-    """Anonymous memory with a hundred times the clips, of a twentieth of the frames."""
+    """Measure anonymous memory for 2,000 and 200,000 clips with a twentieth of the frames."""
     short = shapes.FRAMES | {m: length // 20 for m, length in shapes.FRAMES.items() if m != "text"}
-    found = {}
+    megabytes = {}
     for clips in (2_000, 200_000):
         path = folder / f"{clips}.arrow"
-        written(path, clips, short)
-        found[clips] = opened(path, cold=False)["then"]
+        write_store(path, clips, short)
+        megabytes[clips] = open_in_process(path, cold=False)["then"]
         path.unlink()
-    figure("data: anonymous memory, 2,000 clips of a twentieth", found[2_000], "MB")
-    grown = 100 * (found[200_000] / found[2_000] - 1)
-    figure("data: anonymous memory, growth to 200,000 clips", grown, "%", at_most=5)
+    figure("data: anonymous memory, 2,000 clips of a twentieth", megabytes[2_000], "MB")
+    growth = 100 * (megabytes[200_000] / megabytes[2_000] - 1)
+    figure("data: anonymous memory, growth to 200,000 clips", growth, "%", at_most=5)
 
 
-def written(path: Path, clips: int, frames: dict[str, int]) -> None:
-    """A preprocessed store; clips are cut from one block of noise at places of their own."""
+def write_store(path: Path, clips: int, frames: dict[str, int]) -> None:
+    """Write a preprocessed store; each clip is a different part of one block of noise."""
     draws = np.random.default_rng(1)
     noise = draws.standard_normal(1 << 20).astype(np.float32)
     ids = draws.integers(1000, shapes.VOCABULARY, 1 << 16).astype(np.int32)
@@ -82,20 +87,20 @@ def written(path: Path, clips: int, frames: dict[str, int]) -> None:
     write(path, schema, rows(), {})
 
 
-def opened(path: Path, *, cold: bool) -> dict[str, float]:
-    """What a fresh process measures that opens a store and reads from it."""
+def open_in_process(path: Path, *, cold: bool) -> dict[str, float]:
+    """Run `read_store` in a new process and return its measurements. cold: drop the file from the page cache first."""
     if cold:
         with path.open("rb") as file:
             os.fsync(file.fileno())
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-    command = [sys.executable, __file__, "--opened", str(path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    found: dict[str, float] = json.loads(done.stdout)
-    return found
+    command = [sys.executable, __file__, "--read", str(path)]
+    process = subprocess.run(command, capture_output=True, text=True, check=True)
+    measured: dict[str, float] = json.loads(process.stdout)
+    return measured
 
 
-def reads(path: Path) -> None:
-    """Open, take the first batch, then more; prints seconds to the first and RssAnon in MB after it and after all."""
+def read_store(path: Path) -> None:
+    """Open a store and read batches; print the seconds to the first, and RssAnon in MB after the first and the last."""
     torch.set_num_threads(1)
     begin = time.perf_counter()
     store = Store(path)
@@ -111,31 +116,31 @@ def reads(path: Path) -> None:
 
 
 def anonymous() -> float:
-    """RssAnon of this process, in MB."""
+    """Return RssAnon of this process in MB."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("RssAnon:"))
 
 
 def rate(store: Store) -> None:
-    """Batches of random clips from the map, by the rate of the same ones from tensors in memory."""
+    """Measure batches of random clips from the memory map against the same batches from tensors in memory."""
     torch.set_num_threads(1)
     random = np.random.default_rng(2)
-    chosen = random.choice(len(store), HELD, replace=False)
-    held = collate(store, chosen.tolist(), MODALITIES)
-    assert held.target is not None
+    chosen = random.choice(len(store), IN_MEMORY, replace=False)
+    clips = collate(store, chosen.tolist(), MODALITIES)
+    assert clips.target is not None
     ids = [store.value("clip_id", row) for row in chosen]
-    batches = [random.choice(HELD, CLIPS, replace=False) for _ in range(40)]
+    batches = [random.choice(IN_MEMORY, CLIPS, replace=False) for _ in range(40)]
 
     def mapped() -> None:
-        for places in batches:
-            collate(store, chosen[places].tolist(), MODALITIES)
+        for indices in batches:
+            collate(store, chosen[indices].tolist(), MODALITIES)
 
     def in_memory() -> None:
-        for places in batches:
-            rows = torch.from_numpy(places)
-            keys = torch.tensor([clip_key(ids[place]) for place in places])
-            x, mask = {m: v[rows] for m, v in held.x.items()}, {m: v[rows] for m, v in held.mask.items()}
-            Batch(keys, x, mask, held.target[rows])
+        for indices in batches:
+            rows = torch.from_numpy(indices)
+            keys = torch.tensor([clip_key(ids[index]) for index in indices])
+            x, mask = {m: v[rows] for m, v in clips.x.items()}, {m: v[rows] for m, v in clips.mask.items()}
+            Batch(keys, x, mask, clips.target[rows])
 
     taken = alternated({"mapped": mapped, "memory": in_memory}, 9, clock=time.process_time)
     figure("data: MOSEI's shape, reading", 40 * CLIPS / min(taken["mapped"]), "clips/s")
@@ -144,7 +149,9 @@ def rate(store: Store) -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--opened"]:
-        reads(Path(sys.argv[2]))
-    else:
-        main(*(sys.argv[1:] or [None]))
+    parser = argparse.ArgumentParser(description="Measure reading data of CMU-MOSEI's shape.")
+    parser.add_argument("folder", nargs="?", type=Path, help="where to write temporary stores of up to 8 GB")
+    parser.add_argument("--read", type=Path, help=argparse.SUPPRESS)  # what open_in_process runs
+    options = parser.parse_args()
+    with exit_on_user_error("data.py"):
+        read_store(options.read) if options.read else main(options.folder)

@@ -1,7 +1,8 @@
-"""What degrading a training batch costs, and whether its bits are every machine's: `python benchmarks/degradation.py`.
+"""Measure the degradation of a training batch, and check its bits: `python benchmarks/degradation.py`.
 
-One core, the training views of params.yaml, batches of CMU-MOSEI's and of the sample corpus's shape; a minute. The
-inputs whose degraded bits are compared are made by integers too; benchmarks/gpu.py compares a GPU's with the CPU's.
+Takes a minute on one core, with the training views of params.yaml and batches of CMU-MOSEI's and the sample corpus's
+shape. The bits must be equal on every machine, so the inputs are made from integers. benchmarks/gpu.py compares the
+bits of a GPU with those of the CPU.
 """
 
 import hashlib
@@ -29,33 +30,32 @@ def main() -> None:
         ("sample corpus's shape", cut(shapes.frames(32), SAMPLE), cut(shapes.encoded(32), SAMPLE), 40),
     ):
         share(name, clips, encoded, rounds)
-    made = digest()
-    figure("degradation: the bits of every machine (1 yes)", float(made == DIGEST), at_least=1)
-    if made != DIGEST:
-        print(f"SHA-256 {made}")
+    sha256 = digest()
+    figure("degradation: the bits of every machine (1 yes)", float(sha256 == DIGEST), at_least=1)
+    if sha256 != DIGEST:
+        print(f"SHA-256 {sha256}")
 
 
 def share(name: str, clips: Batch, encoded: Batch, rounds: int) -> None:
-    """Degrading token ids, sound and pictures of a batch, against a training step on it."""
+    """Measure the degradation of a batch against a training step on it."""
     network, references = shapes.model("qamoe", shapes.QAMOE), shapes.references()
     sides = {
         "degrade": lambda: apply(clips, shapes.TRAINING, references),
         "step": shapes.stepping(network, partial(loss, network, encoded)),
     }
     taken = alternated(sides, rounds, clock=time.process_time)
-    here = f"degradation, {name}, {len(clips)} clips"
-    figure(f"{here}: a training view", milliseconds(taken["degrade"]), "ms")
-    figure(f"{here}: share of QA-MoE's step", 100 * ratio(taken, "degrade", "step"), "%", at_most=10)
+    prefix = f"degradation, {name}, {len(clips)} clips"
+    figure(f"{prefix}: a training view", milliseconds(taken["degrade"]), "ms")
+    figure(f"{prefix}: share of QA-MoE's step", 100 * ratio(taken, "degrade", "step"), "%", at_most=10)
 
 
 def digest() -> str:
-    """SHA-256 of batches under every kind of frames and tokens, and under a training view."""
-    batch = by_integers(shapes.frames(8))
+    """Return the SHA-256 of a batch under every kind of degradation and under a training view."""
+    batch = from_integers(shapes.frames(8))
     references, result = shapes.references(), hashlib.sha256()
-    other = batch.x, batch.mask
 
     def partner(modality: str, draws: Draws) -> tuple[Tensor, Tensor]:
-        return other[0][modality].roll(1, 0), other[1][modality].roll(1, 0)
+        return batch.x[modality].roll(1, 0), batch.mask[modality].roll(1, 0)
 
     for view in (shapes.TRAINING, *(uniform_view(kind, 0.37, 7, 1) for kind in KINDS)):
         degraded, lost, _ = apply(batch, view, references, partner)
@@ -64,14 +64,14 @@ def digest() -> str:
     return result.hexdigest()
 
 
-def by_integers(batch: Batch) -> Batch:
-    """The batch with frames and ids that no machine rounds otherwise, and clips of several lengths."""
+def from_integers(batch: Batch) -> Batch:
+    """Return the batch with frames and ids that are exact on every machine, and clips of several lengths."""
     x: dict[str, Tensor] = {}
     for m, frames in batch.x.items():
         drawn = Draws(1, batch.keys, m, "state", 1).words(frames[0].numel()).view(frames.shape)
         x[m] = drawn % shapes.VOCABULARY if m == "text" else (drawn >> 8).float() * 2.0**-23 - 1
     lengths = torch.arange(1, len(batch) + 1)[:, None] / len(batch)
-    mask = {m: torch.arange(here.shape[1]) < lengths * here.shape[1] for m, here in batch.mask.items()}
+    mask = {m: torch.arange(valid.shape[1]) < lengths * valid.shape[1] for m, valid in batch.mask.items()}
     return batch.with_x(**x).with_mask(**mask)
 
 

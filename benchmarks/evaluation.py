@@ -1,9 +1,9 @@
-"""The whole protocol with what cells share made once, against cell by cell: `python benchmarks/evaluation.py`.
+"""Measure the protocol with shared work against evaluation cell by cell: `python benchmarks/evaluation.py`.
 
-One core, a made-up test split of the sample corpus's shape, fresh QA-MoEs of the seeds of params.yaml as the stage
-evaluates them, every slice of protocol 1 and permuted quality. Cell by cell, each view of each seed degrades and
-encodes all modalities, the frozen text encoder among them, and fuses; that is measured on every twentieth view and
-scaled by their number. Five minutes.
+Takes five minutes on one core. Evaluates untrained QA-MoEs, one per seed of params.yaml, on a random test split of the
+sample corpus's shape, with every slice of protocol 1 and permuted quality. Cell by cell, each view of each seed
+degrades and encodes all modalities, also by the frozen text encoder, and fuses them. This is measured on every 20th
+view and scaled by the number of views.
 """
 
 import tempfile
@@ -30,7 +30,7 @@ from qamoe.models.checkpoint import Trained, make
 from qamoe.rng import MODALITIES
 
 CLIPS = 64
-EVERY = 20  # th view is measured cell by cell
+EVERY = 20  # measure every 20th view cell by cell
 COLUMNS = {"audio": 25, "vision": 71}
 STATS: dict[str, Any] = {
     "modalities": list(MODALITIES),
@@ -50,10 +50,10 @@ def main() -> None:
 
 
 def measure(params: parameters.Params, folder: Path) -> None:
-    asked = params.evaluate
-    store = Store(written(folder / "test.arrow"))
-    trained = [fresh(params, seed) for seed in params.seeds["qamoe"]]
-    cells = protocol.plan(asked.slices, asked)
+    settings = params.evaluate
+    store = Store(write_store(folder / "test.arrow"))
+    trained = [untrained(params, seed) for seed in params.seeds["qamoe"]]
+    cells = protocol.plan(settings.slices, settings)
     alone = [cell for cell in cells if cell.slice == "alone"]
     others = [cell for cell in cells if cell.slice != "alone"]
     (mixed,) = [cell for cell in cells if cell.slice == "mixed"]
@@ -61,60 +61,60 @@ def measure(params: parameters.Params, folder: Path) -> None:
     begin = time.process_time()
     split = open_views(store, protocol.views(cells), MODALITIES, references_from_stats(STATS), folder, "", "cpu")
     text = time.process_time() - begin
-    _, without = planned(trained, split, others)
-    made, dense_forward = planned(trained, split, [*others, *alone])
-    _, of_one = planned(trained[:1], split, [*others, *alone])
-    rows = pd.concat([each for each in made if each["slice"][0] == "mixed"], ignore_index=True)
+    _, without_alone = by_protocol(trained, split, others)
+    predictions, dense_forward = by_protocol(trained, split, [*others, *alone])
+    _, one_seed = by_protocol(trained[:1], split, [*others, *alone])
+    rows = pd.concat([view for view in predictions if view["slice"][0] == "mixed"], ignore_index=True)
     begin = time.process_time()
     permuted = sum(
-        1 for _ in permuted_quality(trained[0], split, mixed, rows, asked.quality_permutations, asked.seed, "cpu")
+        1 for _ in permuted_quality(trained[0], split, mixed, rows, settings.quality_permutations, settings.seed, "cpu")
     )
-    breaking = time.process_time() - begin
+    permuting = time.process_time() - begin
 
     views = [(cell, view) for cell in [*others, *alone] for view in cell.views]
     naive, difference = [], 0.0
-    for place in range(0, len(views), EVERY):
+    for index in range(0, len(views), EVERY):
         begin = time.process_time()
-        found = by_itself(trained[0], store, *views[place])
+        single = by_view(trained[0], store, *views[index])
         naive.append(time.process_time() - begin)
-        expected = made[place].set_index("clip_id")["prediction"]
-        difference = max(difference, float((found.set_index("clip_id")["prediction"] - expected).abs().max()))
-    each = float(np.mean(naive))
+        expected = predictions[index].set_index("clip_id")["prediction"]
+        difference = max(difference, float((single.set_index("clip_id")["prediction"] - expected).abs().max()))
+    per_view = float(np.mean(naive))
     seeds, added = len(trained), sum(len(cell.views) for cell in alone)
-    whole, shared = each * (len(views) + permuted), text + dense_forward + seeds * breaking
+    whole, shared = per_view * (len(views) + permuted), text + dense_forward + seeds * permuting
     figure("evaluation: views of the whole protocol", len(views))
-    figure("evaluation: permutations of broken quality", permuted)
-    figure("evaluation: a view cell by cell", 1000 * each, "ms")
+    figure("evaluation: permutations of quality", permuted)
+    figure("evaluation: a view cell by cell", 1000 * per_view, "ms")
     figure(f"evaluation: {seeds} seeds, the whole protocol", shared, "s")
     figure(f"evaluation: {seeds} seeds, cell by cell by shared", seeds * whole / shared, "times", at_least=8)
-    figure("evaluation: one seed alone, cell by cell by shared", whole / (text + of_one + breaking), "times")
-    cost = 100 * (dense_forward - without) / added / (seeds * each)
+    figure("evaluation: one seed alone, cell by cell by shared", whole / (text + one_seed + permuting), "times")
+    cost = 100 * (dense_forward - without_alone) / added / (seeds * per_view)
     figure("evaluation: an added view of slice alone by one cell by cell", cost, "%", at_most=15)
     figure("evaluation: largest difference of a prediction", difference, at_most=1e-5)
 
 
-def planned(trained: list[Trained], split: DegradedSplit, cells: list[Cell]) -> tuple[list[pd.DataFrame], float]:
-    """Every view's rows by the first checkpoint, and the seconds that those of all took."""
+def by_protocol(trained: list[Trained], split: DegradedSplit, cells: list[Cell]) -> tuple[list[pd.DataFrame], float]:
+    """Return the rows of every view by the first checkpoint, and the seconds for all checkpoints."""
     begin = time.process_time()
     rows = [frames[0] for frames in protocol.by_view(trained, split, cells, "cpu")]
     return rows, time.process_time() - begin
 
 
-def by_itself(trained: Trained, store: Store, cell: Cell, view: View) -> pd.DataFrame:
-    """One view alone: its rows by clip."""
+def by_view(trained: Trained, store: Store, cell: Cell, view: View) -> pd.DataFrame:
+    """Evaluate a single view; return one row per clip."""
     split = DegradedSplit(store, (view,), MODALITIES, references_from_stats(STATS), None)
     batches, _ = protocol.batched(store)
     parts = []
     for rows in batches:
         batch, _, state = split.degraded(0, rows)
         present = {m: mask.any(1) for m, mask in batch.mask.items()}
-        made = protocol.predicted(trained, trained.vectors(batch), present, state=state)
-        parts.append(pd.DataFrame({"clip_id": [store.clip_ids[row] for row in rows]} | made))
+        columns = protocol.predicted(trained, trained.vectors(batch), present, state=state)
+        parts.append(pd.DataFrame({"clip_id": [store.clip_ids[row] for row in rows]} | columns))
     return pd.concat(parts, ignore_index=True)
 
 
-def fresh(params: parameters.Params, seed: int) -> Trained:
-    """An untrained checkpoint of params.yaml's QA-MoE: what it predicts is of no matter here."""
+def untrained(params: parameters.Params, seed: int) -> Trained:
+    """Return an untrained QA-MoE of params.yaml; its predictions do not matter here."""
     config = {
         "model": "qamoe",
         "models": params.models.model_dump(mode="json", include={"encoders", "qamoe"}),
@@ -130,8 +130,8 @@ def fresh(params: parameters.Params, seed: int) -> Trained:
     return Trained(make("qamoe", config).eval(), config, Path())
 
 
-def written(path: Path) -> Path:
-    """Clips of one to three seconds: 20 Hz sound, 5 Hz pictures, six to eighteen tokens."""
+def write_store(path: Path) -> Path:
+    """Write clips of one to three seconds: audio at 20 Hz, vision at 5 Hz, 6 to 18 tokens."""
     draws = np.random.default_rng(1)
 
     def rows() -> Iterator[dict[str, Any]]:

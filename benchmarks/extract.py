@@ -1,15 +1,14 @@
-"""How fast the stage extract is, with one process and with two, and what memory it takes. Linux.
+"""Measure speed and memory of the stage extract with one and two processes: `python benchmarks/extract.py data 5000`.
 
-    python benchmarks/extract.py data 5000
-
-Extracts the clips of a corpus of raw media as they are and prints how much faster than real time that is, by the
-processor time of the stage with its workers, which other work on the machine hardly changes. Then cuts them into
-spans of one second, as many as asked (0: ends here), and extracts the first half of them with one process and with
-two, so that starting is little of it, then all of them. MediaPipe has two threads of its own, so the stage
-with one process is run on one core, and again on all. Prints clips a second, seconds of media a second and core, and
-the resident memory of the stage with its workers (pages that they share counted once): highest, and at five moments.
+First extracts the clips of a corpus of raw media and prints how much faster than real time this is. It uses the
+processor time of the stage and its workers, which other processes hardly affect. With a COUNT above 0, it then cuts
+the clips into COUNT spans of one second, extracts half of them with one process and with two, and then all of them;
+many spans make the start-up time negligible. MediaPipe uses two threads, so the stage with one process runs once on
+one core and once on all. Prints clips per second, seconds of media per second and core, and the resident memory of the
+stage with its workers (shared pages counted once): the maximum, and at five moments. Linux only.
 """
 
+import argparse
 import csv
 import os
 import resource
@@ -25,22 +24,26 @@ from time import monotonic
 import yaml
 from figures import figure
 
+from qamoe.errors import UserError, exit_on_user_error
+
 SPAN_S = 1.0
 STEP_S = 0.05
 COLUMNS = ("clip_id", "source", "path", "start_s", "end_s", "text", "label", "split")
 
 
-def main(corpus: str, count: int) -> None:
+def main(corpus: Path, count: int) -> None:
+    if not (corpus / "manifest.csv").is_file():
+        raise UserError(f"{corpus / 'manifest.csv'} does not exist")
     with tempfile.TemporaryDirectory(prefix="qamoe-extract-") as name:
         folder = Path(name)
-        rows = list(islice(spans(Path(corpus)), count))
+        rows = list(islice(spans(corpus), count))
         if len(rows) < count:
-            sys.exit(f"{corpus} has {len(rows)} such spans, not {count}; take a larger corpus.")
+            raise UserError(f"{corpus} has {len(rows)} spans of {SPAN_S:g} s, fewer than {count}; use a larger corpus")
         params = yaml.safe_load(Path("params.yaml").read_text())
         params["extract"]["corpus"] = {"kind": "clips", "path": str(folder / "data")}
         (folder / "params.yaml").write_text(yaml.safe_dump(params))
-        shutil.copytree(Path(corpus) / "media", folder / "data" / "media")
-        whole_clips(Path(corpus), folder)
+        shutil.copytree(corpus / "media", folder / "data" / "media")
+        whole_clips(corpus, folder)
         if not count:
             return
         cores = os.sched_getaffinity(0)
@@ -50,41 +53,41 @@ def main(corpus: str, count: int) -> None:
             ("one process on all cores", 1, cores),
             ("two processes", 2, cores),
         ):
-            os.sched_setaffinity(0, allowed)  # what is started takes it over
-            taken, _ = extracted(rows[: count // 2], folder, name.replace(" ", "-"), workers)
+            os.sched_setaffinity(0, allowed)  # child processes inherit it
+            taken, _ = run_stage(rows[: count // 2], folder, name.replace(" ", "-"), workers)
             rates[name] = count // 2 / taken
             figure(f"extract: {name}", rates[name], "clips/s")
         one, spread, two = rates.values()
         figure("extract: rate of two processes by that of one on one core", two / one, "times", at_least=1.7)
         figure("extract: rate of two processes by that of one on all cores", two / spread, "times", at_least=1.7)
-        taken, resident = extracted(rows, folder, "all", 2)
+        taken, resident = run_stage(rows, folder, "all", 2)
         figure(f"extract: {count} spans, two processes", count / taken, "clips/s")
         figure("extract: media a second and core", count * SPAN_S / taken / 2, "s")
-        moments = [resident[place * (len(resident) - 1) // 4] >> 20 for place in range(5)]
+        moments = [resident[quarter * (len(resident) - 1) // 4] >> 20 for quarter in range(5)]
         figure(f"extract: {count} spans, resident at most", max(resident) >> 20, "MB")
-        print(f"resident along the way: {', '.join(map(str, moments))} MB")
+        print(f"resident at five moments: {', '.join(map(str, moments))} MB")
 
 
 def whole_clips(corpus: Path, folder: Path) -> None:
-    """Extract every clip of a known length, one process, and print the rate by processor time, start-up included."""
+    """Extract every clip of known length with one process; print the rate by processor time, including start-up."""
     with (corpus / "manifest.csv").open(newline="", encoding="utf-8") as lines:
         rows = [row for row in csv.DictReader(lines) if row["end_s"]]
     seconds = sum(float(row["end_s"]) - float(row["start_s"] or 0) for row in rows)
     before = processor_s()
-    extracted(rows, folder, "whole", 1)
-    took = processor_s() - before
-    print(f"{len(rows)} clips, {seconds:.0f} s: {took:.1f} s of processor time", flush=True)
-    figure("extract: whole clips by a core", seconds / took, "times real time", at_least=10)
+    run_stage(rows, folder, "whole", 1)
+    used = processor_s() - before
+    print(f"{len(rows)} clips, {seconds:.0f} s: {used:.1f} s of processor time", flush=True)
+    figure("extract: whole clips by a core", seconds / used, "times real time", at_least=10)
 
 
 def processor_s() -> float:
-    """Processor time of all processes that were started here and have ended, in seconds."""
+    """Return the processor time of all child processes that have ended, in seconds."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 
 
 def spans(corpus: Path) -> "csv.DictReader[str]":
-    """Rows of a manifest, one a span: the first of every clip, then the second of every clip, and so on."""
+    """Yield rows of a manifest, one per span: the first span of every clip, then the second of every clip, etc."""
     with (corpus / "manifest.csv").open(newline="", encoding="utf-8") as lines:
         clips = [row for row in csv.DictReader(lines) if row["end_s"] and float(row["end_s"]) >= SPAN_S]
     number = 0
@@ -97,8 +100,8 @@ def spans(corpus: Path) -> "csv.DictReader[str]":
         number += 1
 
 
-def extracted(rows: list[dict[str, str]], folder: Path, name: str, workers: int) -> tuple[float, list[int]]:
-    """Extract the clips of these rows anew; returns the seconds it took, and bytes resident, once a quarter second."""
+def run_stage(rows: list[dict[str, str]], folder: Path, name: str, workers: int) -> tuple[float, list[int]]:
+    """Extract the clips of these rows; return the seconds, and the resident bytes every 0.25 s."""
     with (folder / "data" / "manifest.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
         writer.writeheader()
@@ -109,11 +112,11 @@ def extracted(rows: list[dict[str, str]], folder: Path, name: str, workers: int)
     resident: list[int] = []
     ended = threading.Event()
 
-    def look() -> None:
+    def watch() -> None:
         while not ended.wait(0.25):
-            resident.append(sum(map(proportional, family(stage.pid))))
+            resident.append(sum(map(proportional, descendants(stage.pid))))
 
-    watcher = threading.Thread(target=look)
+    watcher = threading.Thread(target=watch)
     watcher.start()
     code = stage.wait()
     ended.set()
@@ -123,17 +126,17 @@ def extracted(rows: list[dict[str, str]], folder: Path, name: str, workers: int)
     return monotonic() - begin, resident
 
 
-def family(pid: int) -> list[int]:
-    """A process and all that came from it."""
+def descendants(pid: int) -> list[int]:
+    """Return a process and all processes below it."""
     try:
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     except (FileNotFoundError, ProcessLookupError):
         return []
-    return [pid, *(member for child in children for member in family(int(child)))]
+    return [pid, *(process for child in children for process in descendants(int(child)))]
 
 
 def proportional(pid: int) -> int:
-    """Bytes resident of a process, a page that n processes share counted as 1/n."""
+    """Return the resident bytes of a process; a page that n processes share counts as 1/n."""
     try:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     except (FileNotFoundError, ProcessLookupError):
@@ -142,4 +145,11 @@ def proportional(pid: int) -> int:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("corpus", type=Path, help="a folder of raw clips with a manifest.csv, such as data")
+    parser.add_argument("count", type=int, help="number of spans of one second; 0: only whole clips")
+    options = parser.parse_args()
+    if options.count < 0:
+        parser.error(f"count is {options.count}; it must be at least 0")
+    with exit_on_user_error("extract.py"):
+        main(options.corpus, options.count)

@@ -1,7 +1,8 @@
-"""What every benchmark does with a number: says it, compares it with its bound, and keeps it in results.jsonl.
+"""Print the figures of benchmarks, compare them with their bounds, and store them in results.jsonl.
 
-A line a figure: name, value, unit, bound (null where there is none), limit (`at most`, `at least`), holds. Measuring a
-figure anew replaces its line. Times are taken in alternation, so that what else the machine does hits all sides alike.
+results.jsonl has one line per figure: name, value, unit, bound (may be null), limit (`at most`, `at least`), holds. A
+new measurement replaces the line of a figure. Compared times are measured in alternation, so other load on the machine
+affects all of them equally.
 """
 
 import json
@@ -19,7 +20,7 @@ RESULTS = Path(__file__).parent / "results.jsonl"
 def figure(
     name: str, value: float, unit: str = "", *, at_most: float | None = None, at_least: float | None = None
 ) -> bool:
-    """Print and keep a figure; returns whether it holds."""
+    """Print and store a figure; return whether its bound holds."""
     bound, limit = (at_least, "at least") if at_least is not None else (at_most, None if at_most is None else "at most")
     holds = bound is None or (value >= bound if limit == "at least" else value <= bound)
     line = {
@@ -30,19 +31,19 @@ def figure(
         "limit": limit,
         "holds": bool(holds),
     }
-    found = [each for each in kept() if each["name"] != name]
-    RESULTS.write_text("".join(json.dumps(each) + "\n" for each in [*found, line]))
-    print(f"{name}: {written(line)}", flush=True)
+    others = [other for other in stored() if other["name"] != name]
+    RESULTS.write_text("".join(json.dumps(entry) + "\n" for entry in [*others, line]))
+    print(f"{name}: {formatted(line)}", flush=True)
     return bool(holds)
 
 
-def kept() -> list[dict[str, Any]]:
-    """The figures measured so far."""
+def stored() -> list[dict[str, Any]]:
+    """Return the figures in results.jsonl."""
     return [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
 
 
-def written(line: dict[str, Any]) -> str:
-    """A figure as a person reads it, with its bound and whether that holds."""
+def formatted(line: dict[str, Any]) -> str:
+    """Format a figure with its bound, and whether the bound holds."""
     value = f"{line['value']:.4g} {line['unit']}".strip()
     if line["bound"] is None:
         return value
@@ -50,9 +51,9 @@ def written(line: dict[str, Any]) -> str:
 
 
 def table() -> str:
-    """All figures as a Markdown table."""
+    """Return all figures as a Markdown table."""
     rows = ["| | | bound | |", "| --- | --- | --- | --- |"]
-    for line in kept():
+    for line in stored():
         bound = "" if line["bound"] is None else f"{line['limit']} {line['bound']:g} {line['unit']}".strip()
         holds = "" if line["bound"] is None else "holds" if line["holds"] else "**missed**"
         rows.append(f"| {line['name']} | {line['value']:.4g} {line['unit']} | {bound} | {holds} |".replace("  ", " "))
@@ -60,7 +61,7 @@ def table() -> str:
 
 
 def machine() -> str:
-    """Processor, cores, Python and the versions that times depend on."""
+    """Describe the processor, the number of cores, Python and the packages that affect times."""
     import os
 
     try:
@@ -79,9 +80,9 @@ def alternated(
     wait: Callable[[], object] = lambda: None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
-    """Seconds of each side, once a round in turn; `wait` ends what runs on a device.
+    """Return the seconds of each side, measured once per round in turn. wait: blocks until a device has finished.
 
-    With the clock time.process_time they are the processor's, to which other processes add little.
+    With the clock time.process_time, the seconds are processor time, which other processes hardly affect.
     """
     for _ in range(warm):
         for run in sides.values():
@@ -98,10 +99,10 @@ def alternated(
 
 
 def ratio(taken: Mapping[str, list[float]], over: str, under: str) -> float:
-    """The median over rounds of one side's time by another's."""
+    """Return the median over rounds of the time of side `over` divided by that of side `under`."""
     return statistics.median(a / b for a, b in zip(taken[over], taken[under], strict=True))
 
 
 def milliseconds(taken: list[float]) -> float:
-    """The median, in ms."""
+    """Return the median in milliseconds."""
     return 1000 * statistics.median(taken)

@@ -1,8 +1,8 @@
-"""What the model costs on the GPU there is: `PYTHONPATH=src python3 benchmarks/gpu.py`, a minute.
+"""Measure the model on a GPU: `PYTHONPATH=src python3 benchmarks/gpu.py`, which takes a minute.
 
-Batches of CMU-MOSEI's shape, every clip at full length, already on the device. Needs torch, numpy, pandas, pyarrow and
-pydantic alone. Without a GPU it measures the CPU. `--short` tries the script out in seconds, on clips of a fifth of the
-length and without compiling, and keeps no figure.
+Uses batches of CMU-MOSEI's shape, with every clip at full length, already on the device. Needs only torch, numpy,
+pandas, pyarrow and pydantic. Without a GPU it measures the CPU. `--short` tests the script in seconds, with clips of a
+fifth of the length and without compiling, and stores no figure.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from pathlib import Path
 import figures
 import shapes
 import torch
-from data import written
+from data import write_store
 from figures import alternated, figure, machine, milliseconds, ratio
 from mult import MulT
 
@@ -33,13 +33,13 @@ STARTED = time.monotonic()
 
 
 def left() -> float:
-    """Seconds until the script should be done."""
+    """Return the seconds until the script should end."""
     return SECONDS - (time.monotonic() - STARTED)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--short", action="store_true", help="try the script out, and keep no figure")
+    parser = argparse.ArgumentParser(description="Measure the model on a GPU, or on the CPU without one.")
+    parser.add_argument("--short", action="store_true", help="only test the script; store no figure")
     short = parser.parse_args().short
     if short:
         figures.RESULTS = Path(os.devnull)
@@ -63,7 +63,7 @@ def main() -> None:
 
 
 def steps(clips: int, device: str, rounds: int, wait: Callable[[], object]) -> None:
-    """Training steps of QA-MoE, concatenation, twice the experts and MulT, in alternation."""
+    """Measure training steps of QA-MoE, concatenation, QA-MoE with twice the experts and MulT, in alternation."""
     batch = shapes.encoded(clips, device)
     assert batch.target is not None
     target = batch.target
@@ -81,14 +81,14 @@ def steps(clips: int, device: str, rounds: int, wait: Callable[[], object]) -> N
     mult = MulT(shapes.FEATURES).to(device)
     sides["mult"] = shapes.stepping(mult, lambda: (mult(batch.x) - target).abs().mean(), device)
     taken = alternated(sides, rounds, wait=wait)
-    here = f"gpu: {clips} clips"
-    figure(f"{here}: QA-MoE, float32", 1 / statistics.median(taken["qamoe"]), "steps/s")
-    figure(f"{here}: QA-MoE, bfloat16", 1 / statistics.median(taken["bfloat16"]), "steps/s")
-    figure(f"{here}: QA-MoE, clips trained on", clips / statistics.median(taken["qamoe"]), "clips/s")
-    figure(f"{here}: float32 step by bfloat16 step", ratio(taken, "qamoe", "bfloat16"), "times")
-    figure(f"{here}: QA-MoE step by concatenation's", ratio(taken, "qamoe", "concat"), "times", at_most=1.25)
-    figure(f"{here}: MulT's step by QA-MoE's", ratio(taken, "mult", "qamoe"), "times", at_least=5)
-    figure(f"{here}: step with twice the experts", ratio(taken, "doubled", "qamoe"), "times", at_most=1.15)
+    prefix = f"gpu: {clips} clips"
+    figure(f"{prefix}: QA-MoE, float32", 1 / statistics.median(taken["qamoe"]), "steps/s")
+    figure(f"{prefix}: QA-MoE, bfloat16", 1 / statistics.median(taken["bfloat16"]), "steps/s")
+    figure(f"{prefix}: QA-MoE, clips trained on", clips / statistics.median(taken["qamoe"]), "clips/s")
+    figure(f"{prefix}: float32 step by bfloat16 step", ratio(taken, "qamoe", "bfloat16"), "times")
+    figure(f"{prefix}: QA-MoE step by concatenation's", ratio(taken, "qamoe", "concat"), "times", at_most=1.25)
+    figure(f"{prefix}: MulT's step by QA-MoE's", ratio(taken, "mult", "qamoe"), "times", at_least=5)
+    figure(f"{prefix}: step with twice the experts", ratio(taken, "doubled", "qamoe"), "times", at_most=1.15)
 
 
 def _loss(network: torch.nn.Module, batch: Batch) -> torch.Tensor:
@@ -96,48 +96,49 @@ def _loss(network: torch.nn.Module, batch: Batch) -> torch.Tensor:
 
 
 def degradation(clips: int, device: str, rounds: int, wait: Callable[[], object]) -> None:
-    """Degrading a training batch on the device against a training step, and its bits against the CPU's."""
-    batch, on_cpu = shapes.frames(clips, device), shapes.frames(clips)
-    network, ready = shapes.model("qamoe", shapes.QAMOE, device), shapes.encoded(clips, device)
-    here, there = shapes.references(device), shapes.references()
+    """Measure the degradation of a batch against a training step, and compare its bits with those of the CPU."""
+    batch, cpu_batch = shapes.frames(clips, device), shapes.frames(clips)
+    network, encoded = shapes.model("qamoe", shapes.QAMOE, device), shapes.encoded(clips, device)
+    references, cpu_references = shapes.references(device), shapes.references()
     taken = alternated(
         {
-            "degrade": lambda: apply(batch, shapes.TRAINING, here),
-            "step": shapes.stepping(network, partial(_loss, network, ready), device),
+            "degrade": lambda: apply(batch, shapes.TRAINING, references),
+            "step": shapes.stepping(network, partial(_loss, network, encoded), device),
         },
         rounds,
         wait=wait,
     )
     figure("gpu: degradation, share of a training step", 100 * ratio(taken, "degrade", "step"), "%", at_most=10)
     figure("gpu: degradation of a batch", milliseconds(taken["degrade"]), "ms")
-    made, expected = apply(batch, shapes.TRAINING, here), apply(on_cpu, shapes.TRAINING, there)
-    same = torch.equal(made[1].cpu(), expected[1]) and all(
-        torch.equal(made[0].x[m].cpu(), expected[0].x[m]) and torch.equal(made[0].mask[m].cpu(), expected[0].mask[m])
-        for m in expected[0].x
+    on_device, on_cpu = apply(batch, shapes.TRAINING, references), apply(cpu_batch, shapes.TRAINING, cpu_references)
+    same = torch.equal(on_device[1].cpu(), on_cpu[1]) and all(
+        torch.equal(on_device[0].x[m].cpu(), on_cpu[0].x[m])
+        and torch.equal(on_device[0].mask[m].cpu(), on_cpu[0].mask[m])
+        for m in on_cpu[0].x
     )
-    figure("gpu: degradation, the CPU's bits (1 yes)", float(same and as_training_reads(device)), at_least=1)
+    figure("gpu: degradation, the CPU's bits (1 yes)", float(same and same_from_store(device)), at_least=1)
 
 
-def as_training_reads(device: str) -> bool:
-    """Whether clips of a store, swaps with partners among them, come out of the training path with the CPU's bits."""
+def same_from_store(device: str) -> bool:
+    """Return whether DegradedSplit gives the same bits on the device as on the CPU, also for swaps."""
     views = (shapes.TRAINING, uniform_view("swap", 0.5, 7, 0), uniform_view("noise", 0.5, 7, 0))
     rows, same = list(range(0, 60, 4)), True
     with tempfile.TemporaryDirectory(prefix="qamoe-gpu-") as name:
         short = {m: length // 10 for m, length in shapes.FRAMES.items()}
-        written(Path(name) / "clips.arrow", 60, short)
+        write_store(Path(name) / "clips.arrow", 60, short)
         store = Store(Path(name) / "clips.arrow")
-        here, there = (
-            DegradedSplit(store, views, MODALITIES, shapes.references(), None, each) for each in (device, "cpu")
+        on_device, on_cpu = (
+            DegradedSplit(store, views, MODALITIES, shapes.references(), None, where) for where in (device, "cpu")
         )
         for view in range(len(views)):
-            (mine, lost, _), (expected, expected_lost, _) = here.degraded(view, rows), there.degraded(view, rows)
-            parts = [(lost, expected_lost), *((mine.x[m], expected.x[m]) for m in MODALITIES)]
-            same = same and all(torch.equal(one.cpu(), other) for one, other in parts)
+            (batch, lost, _), (cpu_batch, cpu_lost, _) = on_device.degraded(view, rows), on_cpu.degraded(view, rows)
+            pairs = [(lost, cpu_lost), *((batch.x[m], cpu_batch.x[m]) for m in MODALITIES)]
+            same = same and all(torch.equal(tensor.cpu(), cpu_tensor) for tensor, cpu_tensor in pairs)
     return same
 
 
 def large(clips: int, device: str, rounds: int, wait: Callable[[], object]) -> None:
-    """A model large enough to fill a GPU: what bfloat16 gives."""
+    """Measure the speed-up by bfloat16 for a model that is large enough to use the whole GPU."""
     batch = shapes.encoded(clips, device)
     sides = {}
     for name, bfloat16 in (("float32", False), ("bfloat16", True)):
@@ -150,7 +151,7 @@ def large(clips: int, device: str, rounds: int, wait: Callable[[], object]) -> N
 
 
 def memory(clips: int, device: str) -> None:
-    """The most that a step in bfloat16 allocates, with 8 experts and with 64, the same three active."""
+    """Measure the peak memory of a bfloat16 step with 8 and with 64 experts, of which three are active."""
     if device != "cuda":
         return
     batch = shapes.encoded(clips, device)
@@ -170,21 +171,21 @@ def memory(clips: int, device: str) -> None:
 
 @torch.no_grad()
 def one_clip(device: str, wait: Callable[[], object]) -> None:
-    """The latency of a single clip from features."""
+    """Measure the latency of a single clip from features."""
     network, batch = shapes.model("qamoe", shapes.QAMOE, device).eval(), shapes.encoded(1, device)
     taken = alternated({"clip": lambda: network(batch).value}, 50, wait=wait)
     figure("gpu: a single clip from features, p50", milliseconds(taken["clip"]), "ms")
 
 
 def compiled(clips: int, device: str, rounds: int, wait: Callable[[], object], *, bfloat16: bool) -> None:
-    """torch.compile against eager, and the graph breaks that it would hide; draws are torch's own on both sides."""
+    """Measure torch.compile against eager mode; fullgraph reports graph breaks. Both use torch's random numbers."""
     batch, precision = shapes.encoded(clips, device), "bfloat16" if bfloat16 else "float32"
     eager = shapes.model("qamoe", shapes.QAMOE, device)
     sides = {"eager": shapes.stepping(eager, lambda: shapes.objective(eager(batch).losses), device, bfloat16=bfloat16)}
     network = shapes.model("qamoe", shapes.QAMOE, device)
-    whole = torch.compile(network, fullgraph=True)
+    compiled_network = torch.compile(network, fullgraph=True)
     sides["compiled"] = shapes.stepping(
-        network, lambda: shapes.objective(whole(batch).losses), device, bfloat16=bfloat16
+        network, lambda: shapes.objective(compiled_network(batch).losses), device, bfloat16=bfloat16
     )
     begin = time.monotonic()
     try:

@@ -1,10 +1,9 @@
-"""MulT (Tsai et al., ACL 2019), to measure its time against: no control of the study.
+"""MulT (Tsai et al., ACL 2019), as a reference for training time. It is not a control of the study.
 
-After the paper's section 3: a temporal convolution a modality; for each of the six pairs a crossmodal transformer whose
-queries are one modality and whose keys and values are the other's projected, not its attended, frames; then a
-transformer over each modality's two results beside each other, whose last state goes into a residual layer. Sizes are
-those that its authors' code has by default: width 30, 5 heads, 5 layers, kernels of 1, queries that look at nothing
-later than themselves.
+Follows section 3 of the paper: one temporal convolution per modality; for each of the six pairs of modalities, a
+crossmodal transformer with queries of one modality and with keys and values from the projected (not the attended)
+frames of the other; for each modality, a transformer over its two concatenated results; a residual layer over the last
+states. Sizes are the defaults of the authors' code: width 30, 5 heads, 5 layers, kernels of 1, causal attention.
 
 Shapes: B batch, T time, D width, F features of a frame.
 """
@@ -19,15 +18,15 @@ WIDTH, HEADS, LAYERS = 30, 5, 5
 DROPOUT = 0.1
 
 
-def _places(length: int, width: int, device: torch.device) -> Tensor:
-    """Sinusoids of the time (T, D), as in the first transformer."""
+def _positions(length: int, width: int, device: torch.device) -> Tensor:
+    """Return sinusoidal position encodings (T, D) as in Vaswani et al. (2017)."""
     time = torch.arange(length, device=device)[:, None]
     rate = torch.exp(torch.arange(0, width, 2, device=device) * (-math.log(10000.0) / width))
     return torch.stack(((time * rate).sin(), (time * rate).cos()), -1).flatten(1)[:, :width]
 
 
 class Block(nn.Module):
-    """One pre-norm layer: queries attend to keys (their own where there are no others), then a feed-forward of 4 D."""
+    """One pre-norm layer: attention to the given keys or self-attention, then a feed-forward of 4 D."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -44,7 +43,7 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Layers over one modality, with another's frames as keys in all of them where there is one."""
+    """Layers over one modality; all of them use the frames of another modality as keys if they are given."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -54,8 +53,8 @@ class Transformer(nn.Module):
     def forward(self, x_BTD: Tensor, keys_BTD: Tensor | None = None) -> Tensor:
         length, width = x_BTD.shape[1:]
         reach = length if keys_BTD is None else keys_BTD.shape[1]
-        x = math.sqrt(width) * x_BTD + _places(length, width, x_BTD.device)
-        keys = None if keys_BTD is None else math.sqrt(width) * keys_BTD + _places(reach, width, x_BTD.device)
+        x = math.sqrt(width) * x_BTD + _positions(length, width, x_BTD.device)
+        keys = None if keys_BTD is None else math.sqrt(width) * keys_BTD + _positions(reach, width, x_BTD.device)
         later = torch.ones(length, reach, dtype=torch.bool, device=x.device).triu(1 + abs(reach - length))
         for layer in self.layers:
             x = layer(x, keys, later)

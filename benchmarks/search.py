@@ -1,9 +1,9 @@
-"""How much faster two search workers finish a study than one: `python benchmarks/search.py`, two cores.
+"""Measure how much faster two search workers finish a study than one: `python benchmarks/search.py`.
 
-The stage tune with QAMOE_WORKERS 1 and 2 in alternation, each time on a study begun anew, start of the stage included:
-a study of minutes, so that it counts for little. Only a machine with nothing beside it has two cores to give.
-The clips are made up, and all trials the same, so that none is pruned and both ways do the same work. Records are off.
-Prints the times, and writes their ratio to benchmarks/results.jsonl.
+Needs two idle cores. Runs the stage tune with QAMOE_WORKERS 1 and 2 in alternation, each time with a new study. The
+time includes the start of the stage, which is small against minutes of search. The clips are random and all trials
+have the same parameters, so no trial is pruned and both runs do the same work. Records are off. Prints the times and
+stores their ratio in benchmarks/results.jsonl.
 """
 
 import argparse
@@ -25,36 +25,37 @@ from qamoe.data import arrow_store
 
 BOUND = 1.8
 COLUMNS, RATE = {"audio": 25, "vision": 60}, 20.0
-VOCABULARY, WORDS = 30_522, (1000, 9000)  # of MiniLM: ids that are words
+VOCABULARY, WORDS = 30_522, (1000, 9000)  # of MiniLM: size of the vocabulary, range of ids that are words
 CLIPS = {"train": 240, "valid": 60}
 STUDY = {"epochs": 8, "lr": [0.001, 0.001], "weight_decay": [0.01, 0.01], "dropout": [0.2, 0.2]}
 
 
 def main() -> None:
-    """Measure, print and keep."""
+    """Measure, print and store."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--trials", type=int, default=40)
-    parser.add_argument("--rounds", type=int, default=1)
-    asked = parser.parse_args()
+    parser.add_argument("--trials", type=int, default=40, help="trials per study")
+    parser.add_argument("--rounds", type=int, default=1, help="studies per number of workers")
+    options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="qamoe-search-") as name:
         folder = Path(name)
-        preprocessed(folder / "preprocess")
+        write_corpus(folder / "preprocess")
         params = yaml.safe_load(Path("params.yaml").read_text())
         params["tune"] |= STUDY | {"trials": 1}
         params["train"]["common"]["patience"] = STUDY["epochs"]
-        finished(folder, params, 1)  # the text is encoded once, for all that follow
-        params["tune"]["trials"] = asked.trials
+        run_study(folder, params, 1)  # encodes the text once for all later studies
+        params["tune"]["trials"] = options.trials
         taken: dict[int, float] = {1: 0.0, 2: 0.0}
-        for round_ in range(asked.rounds):
+        for round_ in range(options.rounds):
             for workers in taken:
-                seconds = finished(folder, params, workers)
+                seconds = run_study(folder, params, workers)
                 taken[workers] += seconds
-                print(f"round {round_ + 1}, {workers} at work: {asked.trials} trials in {seconds:.1f} s", flush=True)
+                title = f"round {round_ + 1}, workers: {workers}"
+                print(f"{title}: {options.trials} trials in {seconds:.1f} s", flush=True)
     figure("two search workers", taken[1] / taken[2], "times one's rate", at_least=BOUND)
 
 
-def finished(folder: Path, params: dict[str, object], workers: int) -> float:
-    """Seconds that the stage takes for a study begun anew."""
+def run_study(folder: Path, params: dict[str, object], workers: int) -> float:
+    """Run the stage with a new study; return the seconds that it takes."""
     shutil.rmtree(folder / "tune", ignore_errors=True)
     (folder / "params.yaml").write_text(yaml.safe_dump(params))
     command = [
@@ -74,8 +75,8 @@ def finished(folder: Path, params: dict[str, object], workers: int) -> float:
     return monotonic() - begin
 
 
-def preprocessed(folder: Path) -> None:
-    """Write clips of noise as the stage preprocess would."""
+def write_corpus(folder: Path) -> None:
+    """Write clips of noise in the format of the stage preprocess."""
     schema = pa.schema(
         [("clip_id", pa.string()), ("source", pa.string()), ("label", pa.float64()), ("text", pa.list_(pa.int32()))]
         + [(modality, arrow_store.frames_type(size)) for modality, size in COLUMNS.items()]

@@ -1,12 +1,12 @@
-"""How long `qamoe serve` takes for one clip: features over HTTP, a clip that it keeps, and a slider of the page.
+"""Measure requests to `qamoe serve`: `python benchmarks/serve.py artifacts/train/qamoe/1 data`.
 
-    python benchmarks/serve.py artifacts/train/qamoe/1 data
-
-Starts a server on the checkpoint and a folder of raw clips, and prints medians and 95th percentiles in milliseconds,
-from one client and from eight at once, and the processor time of a request, which says the same on a busy machine.
-Features have the shapes of the first sample's.
+Starts a server on a checkpoint and a folder of raw clips. Measures the prediction of features sent over HTTP, of a
+cached clip, and of a cached clip that is degraded, as by a slider of the page. Prints medians and 95th percentiles in
+milliseconds for one client and for eight parallel clients, and the processor time per request, which depends less on
+other load. The features have the shapes of the first sample.
 """
 
+import argparse
 import base64
 import json
 import os
@@ -22,13 +22,27 @@ from typing import Any
 import numpy as np
 from figures import figure
 
+from qamoe.errors import UserError, exit_on_user_error
+
 REQUESTS = 300
-MOST_MS = {"features": 30, "slider": 200}  # median of one client
+MOST_MS = {"features": 30, "slider": 200}  # bounds of the median of one client
 
 
-def main(folder: str, clips: str) -> None:
-    command = [sys.executable, "-m", "qamoe", "serve", "--folder", folder, "--clips", clips, "--port", "0"]
-    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("checkpoint", type=Path, help="a training folder, such as artifacts/train/qamoe/1")
+    parser.add_argument("clips", type=Path, help="a folder of raw clips with a manifest.csv, such as data")
+    options = parser.parse_args()
+    with exit_on_user_error("serve.py"):
+        serve(options.checkpoint, options.clips)
+
+
+def serve(checkpoint: Path, clips: Path) -> None:
+    for file in (checkpoint / "model.json", clips / "manifest.csv"):
+        if not file.is_file():
+            raise UserError(f"{file} does not exist")
+    command = [sys.executable, "-m", "qamoe", "serve", "--folder", str(checkpoint), "--clips", str(clips)]
+    server = subprocess.Popen([*command, "--port", "0"], stdout=subprocess.PIPE, text=True)
     try:
         assert server.stdout is not None
         port = int(server.stdout.readline().split("127.0.0.1:")[1].split()[0])
@@ -39,10 +53,10 @@ def main(folder: str, clips: str) -> None:
 
 
 def measure(port: int, server: int) -> None:
-    first = HTTPConnection("127.0.0.1", port)
-    about = asked(first, "GET", "/model")
-    clip = asked(first, "POST", "/samples/0", {})
-    text = asked(first, "GET", "/samples")[0]["text"]
+    connection = HTTPConnection("127.0.0.1", port)
+    about = ask(connection, "GET", "/model")
+    clip = ask(connection, "POST", "/samples/0", {})
+    text = ask(connection, "GET", "/samples")[0]["text"]
     draws = np.random.default_rng(1)
     features = {"text": text}
     for modality, frames in clip["frames"].items():
@@ -57,37 +71,37 @@ def measure(port: int, server: int) -> None:
         for clients in (1, 8):
             share = REQUESTS // clients
             with ThreadPoolExecutor(clients) as pool:
-                started, worked = time.perf_counter(), processor(server)
+                begin, processor_begin = time.perf_counter(), processor(server)
                 runs = [pool.submit(timed, port, path, body, share) for _ in range(clients)]
-                times = [each for run in runs for each in run.result()]
-                rate = len(times) / (time.perf_counter() - started)
-                worked = (processor(server) - worked) / (len(times) + clients)
-            here = f"serve: {name}, {clients} client{'s' if clients > 1 else ''}"
+                times = [milliseconds for run in runs for milliseconds in run.result()]
+                rate = len(times) / (time.perf_counter() - begin)
+                processor_s = (processor(server) - processor_begin) / (len(times) + clients)
+            prefix = f"serve: {name}, {clients} client{'s' if clients > 1 else ''}"
             most = MOST_MS.get(name) if clients == 1 else None
-            figure(f"{here}, p50", statistics.median(times), "ms", at_most=most)
-            figure(f"{here}, p95", statistics.quantiles(times, n=20)[-1], "ms")
-            figure(f"{here}, rate", rate, "a second")
-            figure(f"{here}, processor time", 1000 * worked, "ms")
+            figure(f"{prefix}, p50", statistics.median(times), "ms", at_most=most)
+            figure(f"{prefix}, p95", statistics.quantiles(times, n=20)[-1], "ms")
+            figure(f"{prefix}, rate", rate, "a second")
+            figure(f"{prefix}, processor time", 1000 * processor_s, "ms")
 
 
 def processor(pid: int) -> float:
-    """Seconds of processor time that a process has had."""
+    """Return the processor time of a process in seconds."""
     user, system = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[11:13]
     return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 
 
 def timed(port: int, path: str, body: dict[str, Any], count: int) -> list[float]:
     connection = HTTPConnection("127.0.0.1", port)
-    asked(connection, "POST", path, body)
+    ask(connection, "POST", path, body)
     times = []
     for _ in range(count):
-        started = time.perf_counter()
-        asked(connection, "POST", path, body)
-        times.append(1000 * (time.perf_counter() - started))
+        begin = time.perf_counter()
+        ask(connection, "POST", path, body)
+        times.append(1000 * (time.perf_counter() - begin))
     return times
 
 
-def asked(connection: HTTPConnection, method: str, path: str, body: Any = None) -> Any:
+def ask(connection: HTTPConnection, method: str, path: str, body: Any = None) -> Any:
     content = None if body is None else json.dumps(body)
     connection.request(method, path, content, {"Content-Type": "application/json"})
     answer = connection.getresponse()
@@ -97,4 +111,4 @@ def asked(connection: HTTPConnection, method: str, path: str, body: Any = None) 
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()

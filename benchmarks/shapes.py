@@ -1,4 +1,4 @@
-"""Batches of CMU-MOSEI's shape and models of params.yaml's sizes: 50 tokens, 500 x 74 and 500 x 35 frames a clip."""
+"""Make batches of CMU-MOSEI's shape (50 tokens, 500 x 74 and 500 x 35 frames per clip) and models as in params.yaml."""
 
 from collections.abc import Callable
 
@@ -23,7 +23,7 @@ COLUMNS = {"audio": 74, "vision": 35}
 FEATURES = {"text": WIDTH, **COLUMNS}
 VOCABULARY = 30_522
 
-# Those of params.yaml, which benchmarks/model.py compares: a GPU machine needs no YAML.
+# The sizes of params.yaml, copied because a GPU machine has no YAML parser; benchmarks/model.py compares them.
 TEXT = TextEncoder(finetune=False, encoder="minilm", lr=5e-5, dropout=0.1, pooling="attention")
 ENCODERS = Encoders(width=64, layers=1, heads=4, dropout=0.2, stride=PerModality(text=1, audio=2, vision=1), text=TEXT)
 CONCAT = Hidden(hidden=160)
@@ -43,7 +43,7 @@ CLIP_NORM, LR = 1.0, 0.001
 
 
 def frames(clips: int, device: str = "cpu") -> Batch:
-    """Clips of full length as a store gives them: text as token ids."""
+    """Return clips of full length as in a store: text as token ids."""
     draws = torch.Generator().manual_seed(clips)
     x = {m: torch.randn(clips, FRAMES[m], size, generator=draws) for m, size in COLUMNS.items()}
     ids = torch.randint(1000, VOCABULARY, (clips, FRAMES["text"]), generator=draws)
@@ -53,35 +53,35 @@ def frames(clips: int, device: str = "cpu") -> Batch:
 
 
 def encoded(clips: int, device: str = "cpu") -> Batch:
-    """The same with a frozen text encoder's states in place of ids."""
+    """Return the same clips with the states of a frozen text encoder instead of token ids."""
     states = torch.randn(clips, FRAMES["text"], WIDTH, generator=torch.Generator().manual_seed(clips))
     return frames(clips, device).with_x(text=states.to(device))
 
 
 def references(device: str = "cpu") -> dict[str, Reference]:
-    """What degradations need: standardised frames and a vocabulary of even shares."""
+    """Return the references of degradations: standardised frames, and a vocabulary of equal frequencies."""
     shares = torch.arange(1, VOCABULARY + 1, dtype=torch.float32) / VOCABULARY
-    found = {"text": Reference(frequencies=shares.to(device), unk=100, special=(0, 101, 102))}
+    by_modality = {"text": Reference(frequencies=shares.to(device), unk=100, special=(0, 101, 102))}
     for modality, size in COLUMNS.items():
         zero, one = torch.zeros(size, device=device), torch.ones(size, device=device)
-        found[modality] = Reference(mean=zero, deviation=one, rate=20.0)
-    return found
+        by_modality[modality] = Reference(mean=zero, deviation=one, rate=20.0)
+    return by_modality
 
 
 def model(name: str, block: Block, device: str = "cpu", encoders: Encoders = ENCODERS) -> Model:
-    """A fresh model by name."""
+    """Return a new model by name."""
     torch.manual_seed(1)
     return build(name, FEATURES, encoders, block, Target(0.0, 1.0)).to(device).train()
 
 
 def losses(network: nn.Module, batch: Batch) -> dict[str, Tensor]:
-    """Those of a training step, in which a model draws by clip and is taught by the damage that was injected."""
+    """Return the losses of a training step: draws depend on the clip, and the injected severity is a target."""
     step = Step(1, 1, batch.keys, lambda own: own, torch.zeros(len(batch), len(FEATURES), device=batch.keys.device))
     return network(batch, None, step).losses
 
 
 def objective(losses: dict[str, Tensor]) -> Tensor:
-    """The weighted sum that training takes."""
+    """Return the weighted sum of the losses, as in training."""
     weights = {"task": 1.0, **LOSS.model_dump()}
     return torch.stack([weights[name] * value for name, value in losses.items()]).sum()
 
@@ -89,7 +89,7 @@ def objective(losses: dict[str, Tensor]) -> Tensor:
 def stepping(
     network: nn.Module, loss: Callable[[], Tensor], device: str = "cpu", *, bfloat16: bool = False
 ) -> Callable[[], None]:
-    """What makes one training step: forward, backward, clipping and AdamW, as training/trainer.py does."""
+    """Return a function that makes one training step as training/trainer.py: forward, backward, clipping, AdamW."""
     trainable = [p for p in network.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(trainable, LR, weight_decay=0.01)
 

@@ -1,9 +1,11 @@
-"""How long the commands take to start: `python benchmarks/startup.py [CLONE]`, a minute.
+"""Measure the start-up time of commands: `python benchmarks/startup.py [CLONE]`.
 
-`qamoe --help`; `dvc repro` with nothing to do, in a copy of a clone that has run the pipeline, by default this one; and
-`qamoe predict` of a few words by its QA-MoE. Each in processes of their own, the median of several.
+Takes a minute. Measures `qamoe --help`, `dvc repro` with nothing to do, and `qamoe predict` of a short text. CLONE is a
+clone that has run the pipeline, this one by default; dvc runs in a copy of it. Each figure is the median of several
+processes.
 """
 
+import argparse
 import os
 import shutil
 import statistics
@@ -15,24 +17,26 @@ from pathlib import Path
 
 from figures import figure
 
+from qamoe.errors import UserError, exit_on_user_error
+
 ROOT = Path(__file__).parent.parent
 SEED = Path("artifacts/train/qamoe/1")
 
 
 def main(clone: Path) -> None:
     if not (clone / SEED).is_dir():
-        sys.exit(f"There is no {clone / SEED}; run make demo first.")
+        raise UserError(f"{clone / SEED} does not exist; run make demo first")
     taken = [seconds([sys.executable, "-m", "qamoe", "--help"], ROOT) for _ in range(9)]
     figure("startup: qamoe --help", statistics.median(taken), "s", at_most=0.5)
     with tempfile.TemporaryDirectory(prefix="qamoe-startup-") as name:
         copy = Path(name) / "clone"
         shutil.copytree(clone, copy, symlinks=True, ignore=shutil.ignore_patterns(".venv", "mlartifacts", "mlflow.db"))
         command = [sys.executable, "-m", "dvc", "repro", "--quiet"]
-        subprocess.run(command, cwd=copy, check=True, env=environment())  # sees each file for the first time
+        subprocess.run(command, cwd=copy, check=True, env=environment())  # hashes each file once
         taken = [seconds(command, copy) for _ in range(5)]
         figure("startup: dvc repro with nothing to do", statistics.median(taken), "s", at_most=3)
-    words = [sys.executable, "-m", "qamoe", "predict", "--folder", str(clone / SEED), "--text", "a fine film"]
-    taken = [seconds(words, ROOT) for _ in range(5)]
+    predict = [sys.executable, "-m", "qamoe", "predict", "--folder", str(clone / SEED), "--text", "a fine day"]
+    taken = [seconds(predict, ROOT) for _ in range(5)]
     figure("startup: first prediction, of words", statistics.median(taken), "s")
 
 
@@ -47,4 +51,8 @@ def seconds(command: list[str], folder: Path) -> float:
 
 
 if __name__ == "__main__":
-    main(Path(*(sys.argv[1:] or [ROOT])).resolve())
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("clone", nargs="?", type=Path, default=ROOT, help="a clone that has run the pipeline")
+    options = parser.parse_args()
+    with exit_on_user_error("startup.py"):
+        main(options.clone.resolve())

@@ -1,8 +1,10 @@
-"""The processes behind `make server`, `make worker`, `make schedule`: each in its terminal, all ended by `make stop`.
+"""Run a service for `make server`, `make worker` or `make schedule`, or end all of them for `make stop`.
 
-Process id and start time lie in .run/, so that a number that the system gave to another process is not mistaken.
+Each service runs in its own terminal. .run/ holds its process id and start time; the start time tells it from a later
+process with the same id.
 """
 
+import argparse
 import json
 import os
 import select
@@ -15,32 +17,32 @@ from qamoe.files import write_text
 from qamoe.process_lifetime import start_time
 
 FOLDER = Path(".run")
-ORDER = ("schedule", "worker", "server")  # a worker that loses its server does not end by itself
+ORDER = ("schedule", "worker", "server")  # a worker does not end when its server ends
 PREFECT = ("-m", "prefect", "--no-prompt")
 COMMANDS = {
     "server": (*PREFECT, "server", "start", "--host", "127.0.0.1"),
     "worker": (*PREFECT, "worker", "start", "--pool", "qamoe", "--type", "process"),
     "schedule": ("-m", "flows.schedule"),
 }
-# By itself the server holds leases of concurrency limits in memory: one that is killed would leave the slots of the
-# runs of that moment taken for ever, and every later run of those deployments cancelled.
+# By default the server keeps the leases of concurrency limits in memory. If it is killed, the slots of the current runs
+# are never released, and all later runs of these deployments are cancelled.
 LEASES = ("PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE", "prefect.server.concurrency.lease_storage.filesystem")
 PATIENCE_S = (30, 30, 10)  # after the first SIGTERM, the second, and SIGKILL
 
 
 def alive(name: str) -> int | None:
-    """The process of that name, or None."""
+    """Return the process id of a service that is running, or None."""
     try:
-        noted = json.loads((FOLDER / f"{name}.json").read_text())
+        recorded = json.loads((FOLDER / f"{name}.json").read_text())
     except (FileNotFoundError, ValueError):
         return None
-    return noted["pid"] if start_time(noted["pid"]) == noted["started"] else None
+    return recorded["pid"] if start_time(recorded["pid"]) == recorded["started"] else None
 
 
 def start(name: str, arguments: list[str]) -> None:
-    """Become that process. Exits with a sentence where it runs already."""
+    """Replace this process by a service. Exit with a message if the service is already running."""
     if (pid := alive(name)) is not None:
-        sys.exit(f"{name}: runs already as process {pid}; make stop ends it.")
+        sys.exit(f"{name}: already running as process {pid}; make stop ends it")
     write_text(FOLDER / f"{name}.json", json.dumps({"pid": os.getpid(), "started": start_time(os.getpid())}))
     settings.go_offline()
     os.environ.setdefault(*LEASES)
@@ -48,23 +50,30 @@ def start(name: str, arguments: list[str]) -> None:
 
 
 def stop() -> None:
-    """End what runs, in order, and say what that was."""
+    """End the running services in order, and print their names."""
     for name in ORDER:
         pid = alive(name)
         if pid is None:
             continue
         with os.fdopen(os.pidfd_open(pid)) as descriptor:
-            for sent, patience in zip((signal.SIGTERM, signal.SIGTERM, signal.SIGKILL), PATIENCE_S, strict=True):
-                signal.pidfd_send_signal(descriptor.fileno(), sent)
+            for number, patience in zip((signal.SIGTERM, signal.SIGTERM, signal.SIGKILL), PATIENCE_S, strict=True):
+                signal.pidfd_send_signal(descriptor.fileno(), number)
                 if select.select([descriptor], [], [], patience)[0]:
                     break
         (FOLDER / f"{name}.json").unlink()
         print(f"{name}: ended process {pid}")
 
 
-if __name__ == "__main__":
-    what, *rest = sys.argv[1:]
-    if what == "stop":
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("service", choices=[*COMMANDS, "stop"])
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="passed on to the service")
+    options = parser.parse_args()
+    if options.service == "stop":
         stop()
     else:
-        start(what, rest)
+        start(options.service, options.arguments)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,4 +1,4 @@
-"""scripts/same_numbers.py: what is equal passes, and each difference is named by its place."""
+"""Test scripts/same_numbers.py: equal folders pass, and each difference is printed with its place."""
 
 import json
 import subprocess
@@ -13,25 +13,25 @@ SCRIPT = Path(__file__).parents[1] / "scripts/same_numbers.py"
 
 
 def written(folder: Path, mae: float = 0.5, prediction: float = 1.0, routing: float = 0.75) -> Path:
-    """An artifacts folder of one model with two clips."""
-    place = folder / "evaluate/qamoe/1"
-    place.mkdir(parents=True)
+    """Write an artifacts folder of one model with two clips."""
+    evaluated = folder / "evaluate/qamoe/1"
+    evaluated.mkdir(parents=True)
     (folder / "report").mkdir()
     (folder / "report/summary.json").write_text(json.dumps({"qamoe.clean.mae": mae, "qamoe.clean.corr": None}))
     rows = {"clip_id": ["a", "b"], "prediction": [0.25, prediction], "variance": [1.0, np.nan]}
-    routes = [[0.25, 0.75], [1 - routing, routing]]
-    pd.DataFrame({**rows, "routing": routes}).to_parquet(place / "predictions.parquet")
+    weights = [[0.25, 0.75], [1 - routing, routing]]
+    pd.DataFrame({**rows, "routing": weights}).to_parquet(evaluated / "predictions.parquet")
     return folder
 
 
-def compared(old: Path, new: Path) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run([sys.executable, str(SCRIPT), old, new], capture_output=True, text=True, check=False)
+def run(*arguments: str | Path) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run([sys.executable, str(SCRIPT), *arguments], capture_output=True, text=True, check=False)
 
 
-def test_the_same_numbers_are_the_same(tmp_path: Path) -> None:
-    done = compared(written(tmp_path / "old"), written(tmp_path / "new"))
-    assert (done.returncode, done.stdout.split()[0]) == (0, "2"), done.stdout + done.stderr
-    assert "2 rows" in done.stdout
+def test_equal_folders_pass(tmp_path: Path) -> None:
+    process = run(written(tmp_path / "old"), written(tmp_path / "new"))
+    assert (process.returncode, process.stdout.split()[0]) == (0, "2"), process.stdout + process.stderr
+    assert "2 rows" in process.stdout
 
 
 @pytest.mark.parametrize(
@@ -39,12 +39,21 @@ def test_the_same_numbers_are_the_same(tmp_path: Path) -> None:
     [({"mae": 0.5000001}, "qamoe.clean.mae"), ({"prediction": 1.0000001}, "prediction"), ({"routing": 0.5}, "routing")],
 )
 def test_a_difference_is_named(tmp_path: Path, changed: dict[str, float], named: str) -> None:
-    done = compared(written(tmp_path / "old"), written(tmp_path / "new", **changed))
-    assert done.returncode == 1
-    assert named in done.stdout
+    process = run(written(tmp_path / "old"), written(tmp_path / "new", **changed))
+    assert process.returncode == 1
+    assert named in process.stdout
 
 
-def test_a_model_that_is_gone_is_named(tmp_path: Path) -> None:
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
     old, new = written(tmp_path / "old"), written(tmp_path / "new")
     (new / "evaluate/qamoe/1/predictions.parquet").unlink()
-    assert "evaluate/qamoe/1/predictions.parquet is only in the old one" in compared(old, new).stdout
+    assert "evaluate/qamoe/1/predictions.parquet is only in the old one" in run(old, new).stdout
+
+
+def test_help_wrong_arguments_and_a_missing_folder(tmp_path: Path) -> None:
+    assert run("--help").returncode == 0
+    assert (run("one").returncode, "usage: " in run("one").stderr) == (2, True)
+    process = run(tmp_path / "absent", tmp_path)
+    assert process.returncode == 2
+    (line,) = process.stderr.splitlines()
+    assert str(tmp_path / "absent") in line
