@@ -36,7 +36,10 @@ def measure(folder: Path, sources_per_test: int) -> None:
     out = folder.resolve().parents[2]
     trained, store = checkpoint.load(folder), Store(out / "preprocess" / "test.arrow")
     reference, sources = reference_of(trained, out), np.array(store.sources)
-    for name, view, tests in (("clean", uniform_view("clean", 0.0, 7, 0), 100), ("noise .5", uniform_view("noise", 0.5, 7, 0), 20)):
+    for name, view, tests in (
+        ("clean", uniform_view("clean", 0.0, 7, 0), 100),
+        ("noise .5", uniform_view("noise", 0.5, 7, 0), 20),
+    ):
         clips = described(trained, store, view)
         count = alarms(reference, clips, sources, tests, sources_per_test)
         figure(f"drift: alarms in {tests} looks, {name}", count)
