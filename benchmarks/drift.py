@@ -16,7 +16,7 @@ from qamoe.data.arrow_store import Store
 from qamoe.degradation.views import uniform_view
 from qamoe.errors import exit_on_user_error
 from qamoe.models import checkpoint
-from qamoe.pipeline.promote import described, reference_of
+from qamoe.pipeline.promote import describe_split, drift_reference
 from qamoe.registry import drift
 
 
@@ -35,12 +35,12 @@ def measure(folder: Path, sources_per_test: int) -> None:
     torch.set_num_threads(1)
     out = folder.resolve().parents[2]
     trained, store = checkpoint.load(folder), Store(out / "preprocess" / "test.arrow")
-    reference, sources = reference_of(trained, out), np.array(store.sources)
+    reference, sources = drift_reference(trained, out), np.array(store.sources)
     for name, view, tests in (
         ("clean", uniform_view("clean", 0.0, 7, 0), 100),
         ("noise .5", uniform_view("noise", 0.5, 7, 0), 20),
     ):
-        clips = described(trained, store, view)
+        clips = describe_split(trained, store, view)
         count = alarms(reference, clips, sources, tests, sources_per_test)
         figure(f"drift: alarms in {tests} looks, {name}", count)
 

@@ -13,7 +13,7 @@ from qamoe.config.overlay import experiment_content
 from qamoe.config.params import Params, digest, load
 from qamoe.errors import UserError
 from qamoe.models.factory import MODELS, block_of
-from qamoe.pipeline.known_names import checked, load_params
+from qamoe.pipeline.known_names import check_names, load_params
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = yaml.safe_load((ROOT / "params.yaml").read_text())
@@ -22,7 +22,7 @@ OVERLAYS = sorted((ROOT / "experiments").glob("*.yaml"))
 
 def of_experiment(path: Path) -> Params:
     content = experiment_content(path.stem, ROOT / "params.yaml", path.parent)
-    return checked(Params.model_validate(content), path)
+    return check_names(Params.model_validate(content), path)
 
 
 def changed(key: str, value: Any) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Stages as commands, a folder of preprocessed clips that trains in seconds, and parameters with a few changes."""
+"""Fixtures: stages as commands, preprocessed clips that train in seconds, and parameters with a few changes."""
 
 import copy
 import json
@@ -34,10 +34,10 @@ def params_file(tmp_path: Path) -> Callable[..., Path]:
         content["seeds"] = {"mean": [1], "concat": [1], "qamoe": [1]}
         for key, value in (changes or {}).items():
             *path, last = key.split(".")
-            place = content
+            section = content
             for part in path:
-                place = place[part]
-            place[last] = value
+                section = section[part]
+            section[last] = value
         path = tmp_path / "params.yaml"
         path.write_text(yaml.safe_dump(content))
         return path
@@ -47,7 +47,7 @@ def params_file(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture
 def preprocessed(tmp_path: Path, tiny_stats: dict[str, Any]) -> Path:
-    """An output folder that holds what preprocess writes, without a test split."""
+    """Write the output of preprocess without a test split, and return the output folder."""
     schema = pa.schema(
         [("clip_id", pa.string()), ("source", pa.string()), ("label", pa.float64()), ("text", pa.list_(pa.int32()))]
         + [(m, arrow_store.frames_type(2)) for m in ("audio", "vision")]
@@ -73,7 +73,7 @@ def preprocessed(tmp_path: Path, tiny_stats: dict[str, Any]) -> Path:
 
 @pytest.fixture
 def environment(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-    """One worker, no records, nothing of the machine's own settings."""
+    """Set one worker and no tracking, and remove the settings of this machine."""
     for name in list(os.environ):
         if name.startswith(("QAMOE_", "MLFLOW_", "DVC_")):
             monkeypatch.delenv(name)

@@ -1,4 +1,4 @@
-"""Taking over what the search found changes its lines of params.yaml and no others."""
+"""Accepting the result of the search changes only the lines of its parameters in params.yaml."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Evaluate as a stage: whole files for every seed, broken quality for models that have one, nothing done twice."""
+"""The stage evaluate: complete files for every seed, permuted quality for models that have one, no repeated work."""
 
 import logging
 import shutil
@@ -36,7 +36,7 @@ def evaluated(
     return run
 
 
-def test_every_seed_gets_its_predictions_cells_and_broken_quality(evaluated: Any) -> None:
+def test_every_seed_gets_its_predictions_cells_and_permuted_quality(evaluated: Any) -> None:
     folder = evaluated()
     for seed in ("1", "2"):
         rows = pd.read_parquet(folder / "qamoe" / seed / "predictions.parquet")
@@ -53,7 +53,7 @@ def test_every_seed_gets_its_predictions_cells_and_broken_quality(evaluated: Any
     pd.testing.assert_frame_equal(mean[same], rows[same])
 
 
-def test_what_is_up_to_date_is_kept_and_a_model_reuses_the_text_of_another(
+def test_current_results_are_kept_and_models_share_encoded_text(
     evaluated: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = evaluated()
@@ -67,7 +67,7 @@ def test_what_is_up_to_date_is_kept_and_a_model_reuses_the_text_of_another(
 
 
 @pytest.mark.parametrize("changes", [{"quality_permutations": 0}, {"slices": ["clean"]}])
-def test_broken_quality_goes_with_what_it_is_of(evaluated: Any, changes: dict[str, Any]) -> None:
+def test_permuted_quality_is_deleted_with_its_slice_or_setting(evaluated: Any, changes: dict[str, Any]) -> None:
     folder = evaluated()
     assert (folder / "qamoe/1/broken.parquet").exists()
     evaluated(**changes)

@@ -1,4 +1,4 @@
-"""Extraction that is killed, and a corpus that grows: nothing is made twice, and no store is ever wrong."""
+"""A killed extraction and a growing corpus: no feature is extracted twice, and no store is ever wrong."""
 
 import csv
 import io
@@ -36,7 +36,7 @@ CHANGES: dict[str, Any] = {
 
 
 def corpus(folder: Path, count: int, seconds: float) -> None:
-    """Noise, a wav file a clip, and what OpenFace would have measured; no two clips are alike."""
+    """Write a corpus of noise with one wav file and one csv file of OpenFace per clip; all clips are different."""
     import wave
 
     folder.mkdir(exist_ok=True)
@@ -60,82 +60,82 @@ def corpus(folder: Path, count: int, seconds: float) -> None:
 
 
 def files(out: Path) -> dict[str, bytes]:
-    """What a run leaves beside its parts, by name."""
+    """Return the output files of a run without its parts, by name."""
     return {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()}
 
 
 def finished(out: Path) -> list[Path]:
-    """Parts and outputs: all files but those that are still being written."""
+    """List parts and outputs: all files except temporary ones."""
     return [path for path in out.rglob("*") if path.is_file() and not path.name.startswith(".")]
 
 
-def made_when(path: Path) -> tuple[int, int]:
-    """What changes when a file is made again: its inode and its time."""
-    about = path.stat()
-    return about.st_ino, about.st_mtime_ns
+def identity(path: Path) -> tuple[int, int]:
+    """Return inode and time of modification, which change when a file is written again."""
+    status = path.stat()
+    return status.st_ino, status.st_mtime_ns
 
 
 def parts(out: Path) -> dict[str, tuple[int, int]]:
-    return {path.name: made_when(path) for path in finished(out / "parts")}
+    return {path.name: identity(path) for path in finished(out / "parts")}
 
 
 @pytest.fixture
 def started(params_file: Any, tmp_path: Path, environment: dict[str, str]) -> Callable[[], subprocess.Popen[bytes]]:
-    """Start the stage as a command that leads a process group of its own, with two workers."""
+    """Start the stage as a command in a process group of its own, with two workers."""
     path = params_file(CHANGES)
     command = [sys.executable, "-m", "qamoe", "run", "extract", "-q", "--params", str(path), "--out", "out"]
 
     def start() -> subprocess.Popen[bytes]:
-        where = environment | {"QAMOE_WORKERS": str(WORKERS)}
-        return subprocess.Popen(command, cwd=tmp_path, env=where, start_new_session=True)
+        variables = environment | {"QAMOE_WORKERS": str(WORKERS)}
+        return subprocess.Popen(command, cwd=tmp_path, env=variables, start_new_session=True)
 
     return start
 
 
 @pytest.mark.slow
-def test_a_stage_that_is_killed_again_and_again_loses_what_was_in_flight_and_nothing_else(
+def test_a_repeatedly_killed_stage_loses_only_the_files_in_progress(
     started: Any, params_file: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A moment is a number of files on disk since the start: 16 among the parts, 4 among the outputs behind them."""
+    """A moment is the number of files written since the start: 16 while parts, 4 while outputs are written."""
     monkeypatch.chdir(tmp_path)
     corpus(tmp_path / "data", count=100, seconds=1.0)
     extract.run(parameters.load(params_file(CHANGES)), tmp_path / "whole")
-    outputs, made = files(tmp_path / "whole/extract"), parts(tmp_path / "whole/extract")
-    assert len(made) == 200
+    outputs, all_parts = files(tmp_path / "whole/extract"), parts(tmp_path / "whole/extract")
+    assert len(all_parts) == 200
     draws = random.Random(2026)
     out = tmp_path / "out/extract"
     out.mkdir(parents=True)
     kept: dict[str, tuple[int, int]] = {}
     for number in range(KILLS):
-        behind = number - (KILLS - 4)
-        moment = draws.randint(1, 10) if behind < 0 else len(made) - len(kept) + 1 + behind
-        before = set(map(made_when, finished(out)))
+        output_number = number - (KILLS - 4)
+        moment = draws.randint(1, 10) if output_number < 0 else len(all_parts) - len(kept) + 1 + output_number
+        before = set(map(identity, finished(out)))
         stage = started()
         ended = os.pidfd_open(stage.pid)
         while not select.select([ended], [], [], 0.005)[0]:
-            if len(set(map(made_when, finished(out))) - before) >= moment:
+            if len(set(map(identity, finished(out))) - before) >= moment:
                 os.killpg(stage.pid, signal.SIGKILL)
                 break
         os.close(ended)
-        assert stage.wait() == -signal.SIGKILL, f"it ended before it had made {moment} files"
-        found = parts(out)
-        assert {name: found[name] for name in kept} == kept, "a part was made again"
-        assert len(found) > len(kept) or len(found) == len(made)
+        assert stage.wait() == -signal.SIGKILL, f"the stage ended before it had written {moment} files"
+        now = parts(out)
+        assert {name: now[name] for name in kept} == kept, "a part was extracted again"
+        assert len(now) > len(kept) or len(now) == len(all_parts)
         assert len(list((out / "parts").rglob(".*"))) <= WORKERS
         for path in finished(out):
-            assert path.name in made or path.read_bytes() == outputs[path.name], f"{path.name} is another"
-        kept = found
-    assert len(kept) == len(made)
+            assert path.name in all_parts or path.read_bytes() == outputs[path.name], f"{path.name} has changed"
+        kept = now
+    assert len(kept) == len(all_parts)
     assert started().wait() == 0
     assert parts(out) == kept
     assert files(out) == outputs
-    assert list(out.rglob(".*")) == [], "what was begun and not ended is cleared away"
+    assert list(out.rglob(".*")) == [], "temporary files are removed"
     same = {path.name: path.read_bytes() for path in finished(tmp_path / "whole/extract")}
     assert {path.name: path.read_bytes() for path in finished(out)} == same
 
 
 @pytest.mark.slow
-def test_ten_clips_more_extract_ten(
+def test_ten_new_clips_extract_only_ten(
     params_file: Any, tmp_path: Path, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -148,16 +148,16 @@ def test_ten_clips_more_extract_ten(
     first = {m: [Store(out / f"{m}.arrow").sequence("frames", row).tobytes() for row in range(1000)] for m in STREAMS}
 
     corpus(tmp_path / "data", count=1010, seconds=0.1)
-    asked: list[tuple[str, str]] = []
-    real = extract.make_parts
+    extracted: list[tuple[str, str]] = []
+    make_parts = extract.make_parts
 
-    def watched(jobs: list[tuple[Job, Path]], *rest: Any) -> dict[tuple[str, str], str]:
-        asked.extend((job.clip_id, job.modality) for job, _ in jobs)
-        return real(jobs, *rest)
+    def record_jobs(jobs: list[tuple[Job, Path]], *rest: Any) -> dict[tuple[str, str], str]:
+        extracted.extend((job.clip_id, job.modality) for job, _ in jobs)
+        return make_parts(jobs, *rest)
 
-    monkeypatch.setattr(extract, "make_parts", watched)
+    monkeypatch.setattr(extract, "make_parts", record_jobs)
     extract.run(params, tmp_path / "out")
-    assert sorted(asked) == [(f"{number:04d}", m) for number in range(1000, 1010) for m in STREAMS]
+    assert sorted(extracted) == [(f"{number:04d}", m) for number in range(1000, 1010) for m in STREAMS]
     after = parts(out)
     assert {name: after[name] for name in before} == before
     assert len(after) == 2020
@@ -172,7 +172,7 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_the_bar_of_progress_shows_how_many_how_fast_and_how_long_still(
+def test_the_progress_bar_shows_count_rate_and_time_left(
     params_file: Any,
     tmp_path: Path,
     environment: dict[str, str],

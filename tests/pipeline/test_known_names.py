@@ -1,4 +1,4 @@
-"""A corpus, a degradation or a model is added in one place: its registry. params.yaml may name it from then on."""
+"""A new corpus, degradation or model needs a line in its registry only; params.yaml may then name it."""
 
 import copy
 import shutil
@@ -51,27 +51,27 @@ def params_with(tmp_path: Path) -> Any:
     return make
 
 
-def named_everywhere(common: dict[str, Any]) -> dict[str, Any]:
-    """The section train with a kind that training draws and the choice of a checkpoint measures."""
+def train_on_fog(common: dict[str, Any]) -> dict[str, Any]:
+    """Return the section train with the kind fog in training and in the selection of checkpoints."""
     changed = copy.deepcopy(common)
     changed["degrade"]["kinds"] = ["noise", "fog"]
     changed["selection"]["severities"] = {"fog": [0.5]}
     return {"common": changed}
 
 
-def test_a_reader_is_added_in_its_registry_alone(params_with: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_new_reader_needs_only_a_line_in_its_registry(params_with: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     path = params_with(extract={"corpus": {"kind": "tapes", "path": "data"}})
-    with pytest.raises(UserError, match=r"extract\.corpus\.kind is 'tapes': input should be 'sample', .*or 'meld'\."):
+    with pytest.raises(UserError, match=r"extract\.corpus\.kind .*'tapes'.*'sample'.*'meld'"):
         load_params(path)
     monkeypatch.setitem(READERS, "tapes", READERS["sample"])
     assert load_params(path).extract.corpus.kind == "tapes"
 
 
-def test_a_kind_of_degradation_is_added_in_its_registry_alone(
+def test_a_new_kind_of_degradation_needs_only_a_line_in_its_registry(
     params_with: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sections = {
-        "train": named_everywhere(SHIPPED["train"]["common"]),
+        "train": train_on_fog(SHIPPED["train"]["common"]),
         "evaluate": {"slices": ["clean", "fog"]},
         "seeds": {"specialist-fog-03": [1]},
     }
@@ -84,33 +84,33 @@ def test_a_kind_of_degradation_is_added_in_its_registry_alone(
     assert [cell.name for cell in cells if cell.slice == "fog"][-1] == "fog-1.0"
 
 
-def test_a_model_is_added_in_its_registry_alone(params_with: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_new_model_needs_only_a_line_in_its_registry(params_with: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     sections = {"models": {"wide": {"hidden": 8, "times": 2}}, "seeds": {"wide": [1, 2]}}
-    with pytest.raises(UserError, match=r"unknown key models\.wide; the models are mean, "):
+    with pytest.raises(UserError, match=r"models\.wide\b.*mean, "):
         load_params(params_with(**sections))
     monkeypatch.setitem(MODELS, "wide", Wide)
     params = load_params(params_with(**sections))
     assert params.seeds["wide"] == (1, 2)
     block = block_of(params.models, "wide")
     assert isinstance(block, Wide.Block)
-    made = build("wide", {"text": 4}, params.models.encoders, block, Target(0.0, 1.0))
-    assert isinstance(made, Wide)
+    model = build("wide", {"text": 4}, params.models.encoders, block, Target(0.0, 1.0))
+    assert isinstance(model, Wide)
 
-    with pytest.raises(UserError, match=r"models\.wide\.times is 1: input should be greater than or equal to 2\."):
+    with pytest.raises(UserError, match=r"models\.wide\.times is 1\b.*\b2\b"):
         load_params(params_with(**sections | {"models": {"wide": {"hidden": 8, "times": 1}}}))
-    with pytest.raises(UserError, match=r"key models\.wide is missing\."):
+    with pytest.raises(UserError, match=r"params\.yaml.*models\.wide"):
         load_params(params_with(seeds=sections["seeds"]))
 
 
 def test_a_new_kind_is_one_function_and_one_line(tmp_path: Path) -> None:
-    """The sources with those two added: the kind is drawn, applied and planned."""
-    copied = tmp_path / "src"
-    shutil.copytree(Path(known_names.__file__).parents[1], copied / "qamoe")
-    path = copied / "qamoe/degradation/features.py"
+    """Add both to a copy of the sources: the kind is drawn, applied and planned."""
+    sources = tmp_path / "src"
+    shutil.copytree(Path(known_names.__file__).parents[1], sources / "qamoe")
+    path = sources / "qamoe/degradation/features.py"
     source = path.read_text()
     function = (
         "def halved_frames(x, mask, severity, draws, reference):\n"
-        "    halves = 0.5 + 0.1 * (draws.uniform(x.shape[1]) > 2)[..., None]\n"  # it draws, from a stream of its name
+        "    halves = 0.5 + 0.1 * (draws.uniform(x.shape[1]) > 2)[..., None]\n"  # draws from its own random stream
         "    return Degraded(x * halves, mask, severity)\n\n\n"
     )
     line = 'FRAMES: dict[str, Degradation] = {\n    "halved": halved_frames,\n'
@@ -129,11 +129,11 @@ assert (result.x == 0.5).all() and "halved" in slice_names()
 assert (drawn_state(1, keys, 0, kinds=("halved",)).kind == KINDS.index("halved")).all()
 """
     command = [sys.executable, "-c", script]
-    done = subprocess.run(command, env={"PYTHONPATH": str(copied)}, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, env={"PYTHONPATH": str(sources)}, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
 
-def test_a_command_without_models_loads_its_parameters_without_torch() -> None:
+def test_a_command_without_models_loads_parameters_without_torch() -> None:
     script = (
         "import sys\nfrom pathlib import Path\nfrom qamoe.pipeline.known_names import load_params\n"
         f"load_params(Path({str(ROOT / 'params.yaml')!r}), ['extract'])\n"

@@ -1,4 +1,4 @@
-"""Extraction and evaluation on a Ray of two processes on this machine: the rules and the bytes of processes."""
+"""Extraction and evaluation on Ray with two local workers follow the rules and write the bytes of processes."""
 
 import os
 import shutil
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _left() -> Iterator[None]:
+def _ray_stopped() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("RAY_ADDRESS", raising=False)
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
@@ -34,7 +34,7 @@ def _left() -> Iterator[None]:
     ray.shutdown()
 
 
-def test_a_worker_that_dies_or_hangs_costs_its_clip_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_that_dies_or_hangs_costs_only_its_clip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker_pool, "_make_part", make_scripted_part)
     orders = ["0", "exit", "2", "hang", "kill", "problem", "no stream", "error", "8"]
     jobs = []
@@ -42,19 +42,26 @@ def test_a_worker_that_dies_or_hangs_costs_its_clip_alone(tmp_path: Path, monkey
         (tmp_path / f"{i}.txt").write_text(order)
         jobs.append((Job(f"clip-{i}", "audio", tmp_path / f"{i}.txt", 0.0, None), tmp_path / "parts" / f"{i:064x}"))
     done: list[int] = []
-    lost = make_parts_on_ray(jobs, {"audio": Block()}, 2, 20.0, lambda: done.append(1))
-    assert lost == {
-        ("clip-1", "audio"): "the extractor died",
-        ("clip-3", "audio"): "took longer than 20 s",
-        ("clip-4", "audio"): "the extractor died",
-        ("clip-7", "audio"): "the extractor failed: IndexError: list index out of range",
-    }
-    found = values([read_part(part) for _, part in jobs])
-    assert found == [[0, 0], None, [2, 2], None, None, "no face", "", None, [8, 8]]
+    failures = make_parts_on_ray(jobs, {"audio": Block()}, 2, 20.0, lambda: done.append(1))
+    assert sorted(failures) == [(f"clip-{number}", "audio") for number in (1, 3, 4, 7)]
+    assert failures["clip-1", "audio"] == failures["clip-4", "audio"]
+    assert "20 s" in failures["clip-3", "audio"]
+    assert "IndexError: list index out of range" in failures["clip-7", "audio"]
+    assert values([read_part(part) for _, part in jobs]) == [
+        [0, 0],
+        None,
+        [2, 2],
+        None,
+        None,
+        "no face",
+        "",
+        None,
+        [8, 8],
+    ]
     assert len(done) == len(orders)
 
 
-def test_the_stage_gives_the_same_bytes_on_ray(
+def test_extract_writes_the_same_bytes_on_ray(
     params_file: Any,
     environment: dict[str, str],
     tmp_path: Path,
@@ -66,17 +73,17 @@ def test_the_stage_gives_the_same_bytes_on_ray(
     write_media(tmp_path / "data/0003.wav", seconds=0.5, streams="a")
     (tmp_path / "data/0004.wav").write_bytes(b"")
     params = parameters.load(params_file(CHANGES))
-    made = {}
-    for how in ("processes", "ray"):
-        monkeypatch.setenv("QAMOE_EXECUTOR", how)
-        extract.run(params, tmp_path / how)
-        out = tmp_path / how / "extract"
-        made[how] = {path.relative_to(out): path.read_bytes() for path in finished(out)}
-    assert len(made["ray"]) == 2 * 12 + 5
-    assert made["ray"] == made["processes"]
+    written = {}
+    for executor in ("processes", "ray"):
+        monkeypatch.setenv("QAMOE_EXECUTOR", executor)
+        extract.run(params, tmp_path / executor)
+        out = tmp_path / executor / "extract"
+        written[executor] = {path.relative_to(out): path.read_bytes() for path in finished(out)}
+    assert len(written["ray"]) == 2 * 12 + 5
+    assert written["ray"] == written["processes"]
 
 
-def test_the_spectrum_is_the_same_bytes_on_ray(
+def test_evaluate_writes_the_same_bytes_on_ray(
     preprocessed: Path, tiny_params: Any, tiny_checkpoint: Any, environment: dict[str, str], stage: Any, tmp_path: Path
 ) -> None:
     shutil.copy(preprocessed / "preprocess/valid.arrow", preprocessed / "preprocess/test.arrow")
@@ -88,19 +95,19 @@ def test_the_spectrum_is_the_same_bytes_on_ray(
     for model, seeds in content["seeds"].items():
         for seed in seeds:
             tiny_checkpoint(preprocessed / "train" / model / str(seed), model=model, seed=seed)
-    made = {}
-    for how in ("processes", "ray"):
-        environment |= {"QAMOE_EXECUTOR": how, "QAMOE_WORKERS": "2"}
-        out = tmp_path / how
+    written = {}
+    for executor in ("processes", "ray"):
+        environment |= {"QAMOE_EXECUTOR": executor, "QAMOE_WORKERS": "2"}
+        out = tmp_path / executor
         shutil.copytree(preprocessed, out)
-        done = stage("evaluate", "--params", tmp_path / "params.yaml", "--out", how)
+        done = stage("evaluate", "--params", tmp_path / "params.yaml", "--out", executor)
         assert done.returncode == 0, done.stderr
-        made[how] = {p.relative_to(out): p.read_bytes() for p in (out / "evaluate").rglob("*") if p.is_file()}
-    assert len(made["ray"]) == 2 * 4 + 3 + 2, "of qamoe, of mean, and the encoded text"
-    assert made["ray"] == made["processes"]
+        written[executor] = {p.relative_to(out): p.read_bytes() for p in (out / "evaluate").rglob("*") if p.is_file()}
+    assert len(written["ray"]) == 2 * 4 + 3 + 2, "files of qamoe, of mean, and the encoded text"
+    assert written["ray"] == written["processes"]
 
 
-def test_tasks_come_in_order_whoever_dies(tmp_path: Path) -> None:
+def test_results_come_in_order_when_workers_die(tmp_path: Path) -> None:
     def killed_once(number: int) -> int:
         marker = tmp_path / str(number)
         if number % 2 and not marker.exists():

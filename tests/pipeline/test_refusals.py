@@ -1,4 +1,4 @@
-"""What cannot be used is refused by the command itself: one sentence, exit code 2, nothing written."""
+"""A stage refuses unusable input with one sentence and exit code 2, and writes nothing."""
 
 import csv
 from pathlib import Path
@@ -12,17 +12,17 @@ from qamoe.errors import UserError
 from qamoe.extractors import worker_pool
 
 HEADER = "clip_id,source,path,start_s,end_s,text,label,split"
-ROW = "a,anna,film.mp4,,,hello,1.5,train"
+ROW = "a,anna,clip.mp4,,,hello,1.5,train"
 
 
 @pytest.fixture
 def extract(stage: Any, params_file: Any, tmp_path: Path) -> Any:
-    """Run extract on a manifest of the given rows (None: no folder at all)."""
+    """Run extract on a manifest of the given rows, or without a data folder if the only row is None."""
 
     def run(*rows: str | None, **changes: Any) -> SimpleNamespace:
         if rows != (None,):
             (tmp_path / "data").mkdir()
-            (tmp_path / "data/film.mp4").write_bytes(b"")
+            (tmp_path / "data/clip.mp4").write_bytes(b"")
             (tmp_path / "data/manifest.csv").write_text("\n".join((HEADER, *rows)) + "\n")  # type: ignore[arg-type]
         params = params_file({"extract.corpus": {"kind": "clips", "path": "data"}} | changes)
         done = stage("extract", "--params", params, "--out", "out")
@@ -31,47 +31,42 @@ def extract(stage: Any, params_file: Any, tmp_path: Path) -> Any:
     return run
 
 
-def assert_refused(done: Any, sentence: str) -> None:
+def assert_refused(done: Any, values: tuple[str, ...]) -> None:
     assert done.code == 2, done.stderr
     assert done.stderr.startswith("extract: ")
     assert done.stderr.count("\n") == 1
-    assert sentence in done.stderr
+    assert [value for value in values if value not in done.stderr] == [], done.stderr
     assert done.stdout == ""
-    assert not list(done.out.rglob("*")), "something was written"
+    assert not list(done.out.rglob("*")), "files were written"
 
 
 @pytest.mark.parametrize(
-    ("rows", "sentence"),
+    ("rows", "values"),
     [
-        ((None,), "There is no data folder data"),
-        ((), "manifest.csv holds no clips; at least one row is needed."),
-        ((ROW, "b,ben,gone.mp4,,,hello,1,train"), "manifest.csv, line 3: there is no file 'gone.mp4'"),
-        ((ROW, ROW), "clip id 'a' stands twice; ids must be unique."),
-        (
-            (ROW, "b,anna,film.mp4,,,hello,1,test"),
-            "line 3: source 'anna' is in split train (clip a) and in split test (clip b)",
-        ),
-        ((ROW.replace("1.5", "happy"),), "line 2: label 'happy' is no number, and the task is regression."),
+        ((None,), ("data",)),
+        ((), ("manifest.csv",)),
+        ((ROW, "b,ben,gone.mp4,,,hello,1,train"), ("manifest.csv", "line 3", "'gone.mp4'")),
+        ((ROW, ROW), ("manifest.csv", "'a'")),
+        ((ROW, "b,anna,clip.mp4,,,hello,1,test"), ("manifest.csv", "line 3", "'anna'", "train", "test")),
+        ((ROW.replace("1.5", "happy"),), ("manifest.csv", "line 2", "'happy'")),
     ],
 )
-def test_a_corpus_that_cannot_be_used_is_refused(extract: Any, rows: tuple[str, ...], sentence: str) -> None:
-    assert_refused(extract(*rows), sentence)
+def test_an_unusable_corpus_is_refused(extract: Any, rows: tuple[str, ...], values: tuple[str, ...]) -> None:
+    assert_refused(extract(*rows), values)
 
 
 @pytest.mark.parametrize(
-    ("changes", "sentence"),
+    ("changes", "values"),
     [
-        ({"train.common.warmup": 0.1}, "unknown key train.common.warmup."),
-        ({"train.common.lr": -0.01}, "train.common.lr is -0.01: input should be greater than 0."),
+        ({"train.common.warmup": 0.1}, ("train.common.warmup",)),
+        ({"train.common.lr": -0.01}, ("train.common.lr", "-0.01", "greater than 0")),
     ],
 )
-def test_parameters_are_checked_before_the_data_are_looked_at(
-    extract: Any, changes: dict[str, Any], sentence: str
-) -> None:
-    assert_refused(extract(None, **changes), sentence)
+def test_parameters_are_checked_before_the_data(extract: Any, changes: dict[str, Any], values: tuple[str, ...]) -> None:
+    assert_refused(extract(None, **changes), ("params.yaml", *values))
 
 
-def test_stages_without_what_comes_before_them_are_refused(
+def test_a_stage_whose_earlier_stage_has_not_run_is_refused(
     params_file: Any, tmp_path: Path, environment: dict[str, str]
 ) -> None:
     from qamoe.pipeline import evaluate, preprocess, report, train
@@ -91,14 +86,14 @@ def test_stages_without_what_comes_before_them_are_refused(
 
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four clips of the generator; the film of the second has no byte in it, that of the third is cut off."""
+    """Generate four clips; the video of the second is empty, and that of the third is cut off."""
     from qamoe.data.synthetic.corpus import generate
 
     folder = tmp_path_factory.mktemp("sample") / "data"
     generate(folder, clips=4, seed=3, task="regression")
-    films = sorted((folder / "media").iterdir())
-    films[1].write_bytes(b"")
-    films[2].write_bytes(films[2].read_bytes()[:3000])
+    videos = sorted((folder / "media").iterdir())
+    videos[1].write_bytes(b"")
+    videos[2].write_bytes(videos[2].read_bytes()[:3000])
     return folder
 
 
@@ -108,7 +103,7 @@ def table(path: Path) -> list[dict[str, str]]:
 
 
 @pytest.mark.slow
-def test_a_film_without_a_byte_is_a_problem_and_stops_nothing(
+def test_an_empty_video_is_a_problem_and_does_not_stop_the_stage(
     clips: Path, stage: Any, params_file: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import pandas as pd
@@ -119,7 +114,8 @@ def test_a_film_without_a_byte_is_a_problem_and_stops_nothing(
     path = params_file({"extract.corpus.path": str(clips), "extract.max_problem_share": 0.4})
     few = stage("extract", "--params", path, "--out", "out")
     assert few.returncode == 2, few.stderr
-    assert "2 of 4 clips have problems, above extract.max_problem_share (0.4): " in few.stderr
+    for value in ("2 of 4 clips", "extract.max_problem_share", "0.4"):
+        assert value in few.stderr
     assert few.stderr.count(": zero bytes") == 2
     assert not (tmp_path / "out/extract/clips.parquet").exists()
 
@@ -128,7 +124,7 @@ def test_a_film_without_a_byte_is_a_problem_and_stops_nothing(
     assert len(parts) == 8
     done = stage("extract", "--params", path, "--out", "out")
     assert done.returncode == 0, done.stderr
-    assert {p: p.stat().st_mtime_ns for p in parts} == parts, "what was made is not made again"
+    assert {p: p.stat().st_mtime_ns for p in parts} == parts, "features are not extracted again"
     out = tmp_path / "out/extract"
     ids = sorted(row["clip_id"] for row in table(clips / "manifest.csv"))
     problems = {(row["clip_id"], row["modality"]): row["reason"] for row in table(out / "problems.csv")}
@@ -141,11 +137,11 @@ def test_a_film_without_a_byte_is_a_problem_and_stops_nothing(
         assert [n > 0 for n in store.lengths("frames")] == [True, False, False, True]
         assert store.metadata["dimension"] == store.sequence("frames", 0).shape[1]
     text = Store(out / "text.arrow")
-    assert (text.lengths("ids") > 2).all(), "the words are there all the same"
+    assert (text.lengths("ids") > 2).all(), "a clip without media still has its text"
     assert pd.read_parquet(out / "clips.parquet")["clip_id"].tolist() == ids
 
     before = {p.name: p.read_bytes() for p in out.iterdir() if p.is_file()}
-    monkeypatch.setattr(worker_pool, "make_parts", lambda *_: pytest.fail("nothing is left to be made"))
-    monkeypatch.setattr(extract, "make_parts", lambda *_: pytest.fail("nothing is left to be made"))
+    monkeypatch.setattr(worker_pool, "make_parts", lambda *_: pytest.fail("no part is missing"))
+    monkeypatch.setattr(extract, "make_parts", lambda *_: pytest.fail("no part is missing"))
     extract.run(parameters.load(path), tmp_path / "out")
     assert {p.name: p.read_bytes() for p in out.iterdir() if p.is_file()} == before

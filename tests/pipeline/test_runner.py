@@ -1,4 +1,4 @@
-"""How a stage starts and ends: one at a time, a refusal as one sentence, nothing left running or locked."""
+"""Start and end of a stage: one instance at a time, errors as one sentence, no process or lock left over."""
 
 import json
 import logging
@@ -18,14 +18,14 @@ from qamoe.pipeline import runner
 from qamoe.process_lifetime import start_time
 
 Started = Callable[..., "subprocess.Popen[bytes]"]
-# Ends by itself only when nobody holds the other end of its standard input.
+# Ends by itself when the other end of its standard input is closed.
 WAITING = "import sys; print('ready', flush=True); sys.stdin.read()"
-# A leader of a group whose child outlives it, unless the whole group is ended.
+# The leader of a process group whose child outlives it, unless the whole group is ended.
 LEADER = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {WAITING!r}])"
 
 
 def closed(process: "subprocess.Popen[bytes]") -> bool:
-    """Whether nobody holds the standard output of a process any more, be it the process or a child of it."""
+    """Return whether the process and its children have closed the standard output."""
     assert process.stdout is not None
     ready, _, _ = select.select([process.stdout], [], [], 60)
     return bool(ready) and process.stdout.read() == b""
@@ -33,7 +33,7 @@ def closed(process: "subprocess.Popen[bytes]") -> bool:
 
 @pytest.fixture
 def started() -> Iterator[Started]:
-    """Start Python code that says 'ready' and waits; what is left at the end of the test is ended."""
+    """Start Python code that prints 'ready' and waits; processes still running after the test are killed."""
     running: list[subprocess.Popen[bytes]] = []
 
     def start(code: str, **options: Any) -> "subprocess.Popen[bytes]":
@@ -49,15 +49,15 @@ def started() -> Iterator[Started]:
     for process in running:
         process.kill()
         if process.stdin is not None:
-            process.stdin.close()  # a child that is left over reads its end and goes
+            process.stdin.close()  # a remaining child reads end of file and exits
         process.wait()
 
 
-def held(pid: int, started_at: str | None) -> str:
+def lock_content(pid: int, started_at: str | None) -> str:
     return json.dumps({"pid": pid, "started": started_at})
 
 
-def test_the_lock_names_this_process_and_goes_with_it(tmp_path: Path) -> None:
+def test_the_lock_names_this_process_and_is_removed_with_it(tmp_path: Path) -> None:
     lock = tmp_path / "out" / ".train.lock"
     with runner.single_instance(lock):
         assert json.loads(lock.read_text()) == {"pid": os.getpid(), "started": start_time(os.getpid())}
@@ -67,25 +67,27 @@ def test_the_lock_names_this_process_and_goes_with_it(tmp_path: Path) -> None:
     assert not lock.exists()
 
 
-def test_a_stage_that_still_runs_is_ended_by_the_next(tmp_path: Path, started: Started) -> None:
+def test_a_running_stage_is_ended_by_the_next(tmp_path: Path, started: Started) -> None:
     process, lock = started(WAITING), tmp_path / ".train.lock"
-    lock.write_text(held(process.pid, start_time(process.pid)))
+    lock.write_text(lock_content(process.pid, start_time(process.pid)))
     with runner.single_instance(lock):
         assert process.wait() == -signal.SIGKILL
         assert json.loads(lock.read_text())["pid"] == os.getpid()
 
 
-def test_a_number_that_another_process_has_now_is_left_alone(tmp_path: Path, started: Started) -> None:
+def test_another_process_with_the_same_id_is_not_ended(tmp_path: Path, started: Started) -> None:
     process, lock = started(WAITING), tmp_path / ".train.lock"
-    lock.write_text(held(process.pid, "1"))
+    lock.write_text(lock_content(process.pid, "1"))
     with runner.single_instance(lock):
         assert process.poll() is None
     process.communicate(b"")
     assert process.returncode == 0
 
 
-@pytest.mark.parametrize("content", ["", "half of a li", held(2**22 + 1, None), held(2**22 + 1, "5"), "[]", "{}"])
-def test_a_lock_that_says_nothing_is_taken_over(tmp_path: Path, content: str) -> None:
+@pytest.mark.parametrize(
+    "content", ["", "half of a li", lock_content(2**22 + 1, None), lock_content(2**22 + 1, "5"), "[]", "{}"]
+)
+def test_an_invalid_lock_is_replaced(tmp_path: Path, content: str) -> None:
     lock = tmp_path / ".train.lock"
     lock.write_text(content)
     with runner.single_instance(lock):
@@ -95,11 +97,11 @@ def test_a_lock_that_says_nothing_is_taken_over(tmp_path: Path, content: str) ->
 def test_the_whole_group_of_a_leader_is_ended(started: Started) -> None:
     process = started(LEADER, start_new_session=True)
     runner.end(process.pid)
-    assert closed(process), "the child, which holds the other end, is there still"
+    assert closed(process), "the child is still running"
     assert process.wait() == -signal.SIGKILL
 
 
-def test_ending_what_is_gone_is_no_error(started: Started) -> None:
+def test_ending_a_process_that_has_ended_does_nothing(started: Started) -> None:
     process = started(WAITING)
     process.communicate(b"")
     runner.end(process.pid)
@@ -138,28 +140,32 @@ def test_a_stage_gets_its_parameters_folder_and_model(command: Any, tmp_path: Pa
         ((1,), Path("artifacts"), None, [".train-concat.lock", ".train-mean.lock", ".train-qamoe.lock"]),
         ((1,), Path("elsewhere"), "mean", [".train-mean.lock"]),
     ]
-    assert not Path("elsewhere").exists(), "made for the lock alone, and left behind"
+    assert not Path("elsewhere").exists(), "a folder created only for the lock stayed"
 
 
-def test_a_refusal_is_a_sentence_and_exit_code_2(command: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_user_error_is_one_sentence_and_exit_code_2(command: Any, capsys: pytest.CaptureFixture[str]) -> None:
     def run(*_: Any) -> dict[str, Any]:
-        raise UserError("There is no such thing.")
+        raise UserError("x does not exist.")
 
     with pytest.raises(SystemExit) as ended:
         command(run)
     assert ended.value.code == 2
-    assert capsys.readouterr().err == "train: There is no such thing.\n"
+    assert capsys.readouterr().err == "train: x does not exist.\n"
     assert not Path("artifacts").exists()
 
 
-def test_a_stop_by_hand_says_how_to_go_on(command: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_ctrl_c_ends_the_stage_with_one_line_and_exit_code_130(
+    command: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
     def run(*_: Any) -> dict[str, Any]:
         raise KeyboardInterrupt
 
     with pytest.raises(SystemExit) as ended:
         command(run)
     assert ended.value.code == 130
-    assert capsys.readouterr().err == "train: stopped; start it again to go on.\n"
+    error = capsys.readouterr().err
+    assert error.startswith("train: ")
+    assert error.count("\n") == 1
     assert not Path("artifacts").exists()
 
 
@@ -174,7 +180,7 @@ def test_an_unknown_model_is_refused(command: Any, capsys: pytest.CaptureFixture
 
 
 @pytest.mark.parametrize(("quiet", "level"), [(False, logging.INFO), (True, logging.WARNING)])
-def test_quiet_silences_the_log_and_not_the_line_of_json(
+def test_quiet_silences_the_log_but_prints_the_json_line(
     command: Any, quiet: bool, level: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command(lambda *_: {"level": runner.log.getEffectiveLevel()}, quiet=quiet)

@@ -1,4 +1,4 @@
-"""A corpus whose text is stored vectors alone goes through every stage, and only as frames that can be lost."""
+"""A corpus whose text is only stored vectors passes every stage; its text is degraded by losing frames."""
 
 import pickle
 from collections.abc import Callable
@@ -26,27 +26,29 @@ CLIPS = {"train": 12, "valid": 6, "test": 6}
 
 @pytest.fixture
 def vectors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[str, Any]]:
-    """vectors.pkl: text (N, 6, 5) as vectors, audio beside it, and the label in the first column of both."""
+    """Write vectors.pkl: text vectors (N, 6, 5) and audio (N, 4, 5), with the label in the first column of both."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(torch, "set_num_threads", lambda _: None)  # of this process, which has other tests
+    monkeypatch.setattr(
+        torch, "set_num_threads", lambda _: None
+    )  # it would also affect the other tests of this process
     for name, value in {"QAMOE_TRACKING": "off", "QAMOE_DEVICE": "cpu", "QAMOE_WORKERS": "1"}.items():
         monkeypatch.setenv(name, value)
     draws = np.random.default_rng(1)
-    made = {}
+    splits = {}
     for split, count in CLIPS.items():
         labels = np.linspace(-3, 3, count).round(2)
         text, audio = (draws.standard_normal((count, length, 5)).astype(np.float32) for length in (6, 4))
         for column in (text, audio):
             column[:, :, 0] = labels[:, None]
-        made[split] = {"id": [f"{split}{i}$_$0" for i in range(count)], "regression_labels": labels}
-        made[split] |= {"text": text, "audio": audio}
-    (tmp_path / "vectors.pkl").write_bytes(pickle.dumps(made))
-    return made
+        splits[split] = {"id": [f"{split}{i}$_$0" for i in range(count)], "regression_labels": labels}
+        splits[split] |= {"text": text, "audio": audio}
+    (tmp_path / "vectors.pkl").write_bytes(pickle.dumps(splits))
+    return splits
 
 
 @pytest.fixture
 def params(params_file: Callable[..., Path]) -> Callable[..., Params]:
-    """The parameters of experiments/vectors.yaml with the smallest models, and with changes by dotted keys."""
+    """Return the parameters of experiments/vectors.yaml with small models, and with changes as nested mappings."""
 
     def make(**changes: Any) -> Params:
         path = params_file({"seeds": {"concat": [1], "qamoe": [1]}})
@@ -68,10 +70,10 @@ def test_stored_vectors_are_read_trained_on_and_lost_frame_by_frame(
     for split, columns in vectors.items():
         for name, expected in zip(columns["id"], columns["text"], strict=True):
             np.testing.assert_array_equal(stored.sequence("frames", stored.clip_ids.index(name)), expected, split)
-    every = np.concatenate(vectors["train"]["text"])
-    opened = Store(out / "preprocess/test.arrow")
-    expected = (vectors["test"]["text"][2] - every.mean(0)) / every.std(0)
-    np.testing.assert_allclose(opened.sequence("text", opened.clip_ids.index("test2$_$0")), expected, atol=1e-5)
+    training = np.concatenate(vectors["train"]["text"])
+    test = Store(out / "preprocess/test.arrow")
+    expected = (vectors["test"]["text"][2] - training.mean(0)) / training.std(0)
+    np.testing.assert_allclose(test.sequence("text", test.clip_ids.index("test2$_$0")), expected, atol=1e-5)
 
     for model in ("concat", "qamoe"):
         cells = pd.read_parquet(out / f"evaluate/{model}/1/cells.parquet")
@@ -84,36 +86,35 @@ def test_stored_vectors_are_read_trained_on_and_lost_frame_by_frame(
         assert lost.is_monotonic_increasing
         assert (lost.iloc[0], lost.iloc[-1]) == (0, 1)
         blind = curve[curve["severity_text"] == 1].groupby("draw")["prediction"]
-        assert blind.std().max() < 1e-5, "of a clip that lost every frame nothing is known"
+        assert blind.std().max() < 1e-5, "clips without any frame get the same prediction"
         clean = rows[rows["slice"] == "clean"]
         assert clean["prediction"].std() > 0.01
 
     served = checkpoint.load(out / "train/qamoe/1")
-    with pytest.raises(UserError, match="this model reads stored text vectors"):
+    with pytest.raises(UserError, match="vectors"):
         predict(served, pd.DataFrame({"text": ["a lovely film"]}))
 
 
-def test_kinds_that_would_take_words_away_are_refused(
+def test_kinds_that_remove_words_are_refused_for_stored_vectors(
     vectors: dict[str, dict[str, Any]], params: Callable[..., Params]
 ) -> None:
     out = Path("out")
     extract.run(params(), out)
     preprocess.run(params(), out)
-    sentence = (
-        r"kinds names noise; the text of this corpus is stored vectors, and allowed with them are clean and missi"
-    )
-    with pytest.raises(UserError, match=sentence):
+    with pytest.raises(UserError, match=r"train\.common\.degrade\.kinds.*'noise'.*clean, missing_features"):
         train.run(params(train={"common": {"degrade": {"kinds": ["missing_features", "noise"]}}}), out)
-    with pytest.raises(UserError, match=r"selection\.severities names missing;"):
+    with pytest.raises(UserError, match=r"train\.common\.selection\.severities.*'missing'"):
         train.run(params(train={"common": {"selection": {"severities": {"missing": [0.5]}}}}), out)
-    with pytest.raises(UserError, match=r"seeds\.specialist-missing-03 names missing;"):
+    with pytest.raises(UserError, match=r"seeds\.specialist-missing-03.*'missing'"):
         train.run(params(seeds={"specialist-missing-03": [1]}), out)
-    with pytest.raises(UserError, match=r"evaluate\.slices names mixed;"):
+    with pytest.raises(UserError, match=r"evaluate\.slices.*'mixed'"):
         evaluate.run(params(evaluate={"slices": ["clean", "mixed"]}), out)
     assert not (out / "train").exists()
 
 
-def test_words_are_not_lost_as_frames(preprocessed: Path, params_file: Callable[..., Path]) -> None:
+def test_missing_features_is_refused_for_a_corpus_of_words(
+    preprocessed: Path, params_file: Callable[..., Path]
+) -> None:
     changed = {"train.common.degrade.kinds": ["missing_features"]}
-    with pytest.raises(UserError, match="names missing_features, which is for a corpus whose text is stored vectors"):
+    with pytest.raises(UserError, match=r"train\.common\.degrade\.kinds.*'missing_features'"):
         train.run(parameters.load(params_file(changed)), preprocessed)

@@ -1,7 +1,8 @@
-"""Two processes train as one does, to the same losses; the first one alone writes; a kill of any costs an epoch."""
+"""Training in two processes: the losses of one process, output of the first process only, resume after a kill."""
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import pytest
 EPOCHS = 25
 CHANGES = {
     "models.encoders.dropout": 0.0,
-    "train.common.batch_size": 11,  # of 12 clips: two steps an epoch, of an odd number of clips and of a single one
+    "train.common.batch_size": 11,  # of 12 clips: two steps per epoch, one with 11 clips and one with a single clip
     "train.common.epochs": EPOCHS,
     "train.common.patience": EPOCHS,
 }
@@ -42,14 +43,16 @@ def test_two_processes_give_the_losses_of_one_over_fifty_steps(
     )
     assert done.returncode == 0, done.stderr
     for model in ("qamoe", "ablation-fallback"):
-        alone, spread = (history(folder / model / "1") for folder in (tmp_path / "one", preprocessed / "train"))
-        assert len(spread) == EPOCHS
-        for a, b in zip(alone, spread, strict=True):
+        single, distributed = (history(folder / model / "1") for folder in (tmp_path / "one", preprocessed / "train"))
+        assert len(distributed) == EPOCHS
+        for a, b in zip(single, distributed, strict=True):
             assert b == pytest.approx(a, abs=1e-4), model
-    assert spread != alone, "or the batches were not spread"
+    assert distributed != single, "identical histories: the batches were not distributed"
 
     lines = [json.loads(line) for line in done.stderr.splitlines() if line.startswith("{")]
-    assert [line["epoch"] for line in lines if "epoch" in line] == 2 * list(range(1, EPOCHS + 1)), "said once"
+    assert [line["epoch"] for line in lines if "epoch" in line] == 2 * list(range(1, EPOCHS + 1)), (
+        "only one process prints"
+    )
     (experiment,) = (e for e in records.search_experiments() if e.name == "qa-moe")
     runs = records.search_runs([experiment.experiment_id], "tags.`qamoe.seed` = '1'")
     assert sorted(run.info.run_name for run in runs) == ["ablation-fallback-seed1", "qamoe-seed1"]
@@ -58,11 +61,13 @@ def test_two_processes_give_the_losses_of_one_over_fifty_steps(
 
     kept = subprocess.run(one, cwd=tmp_path, env=settings, capture_output=True, text=True, timeout=300, check=True)
     seeds = json.loads(kept.stdout.splitlines()[-1])["seeds"]
-    assert seeds == {"trained": [], "kept": ["qamoe/1", "ablation-fallback/1"]}, "one process accepts the work of two"
+    assert seeds == {"trained": [], "kept": ["qamoe/1", "ablation-fallback/1"]}, (
+        "a run in one process keeps the result of two"
+    )
 
 
 @pytest.mark.slow
-def test_a_killed_torchrun_leaves_nobody_and_goes_on_to_the_same_bits(
+def test_a_killed_torchrun_leaves_no_process_and_resumes_to_the_same_bits(
     preprocessed: Path, params_file: Any, environment: dict[str, str], tmp_path: Path
 ) -> None:
     path = params_file({"seeds": {"qamoe": [1]}})  # with dropout
@@ -81,12 +86,11 @@ def test_a_killed_torchrun_leaves_nobody_and_goes_on_to_the_same_bits(
                 process.kill()
                 break
         assert process.wait() == -signal.SIGKILL
-        process.stderr.read()  # ends when the last process that could write to it has
+        process.stderr.read()  # returns when the last process that could write to it has ended
     assert (folder / "resume.pt").exists()
     assert not (folder / "model.json").exists()
     last = subprocess.run(command, cwd=tmp_path, env=settings, capture_output=True, text=True, timeout=300, check=True)
-    assert "qamoe, seed 1" in last.stderr
-    assert "after epoch" in last.stderr
+    assert re.search(r"qamoe, seed 1.* after epoch \d", last.stderr)
     assert ((folder / "weights.safetensors").read_bytes(), history(folder)) == expected
 
 
@@ -96,7 +100,8 @@ def test_no_other_stage_runs_in_several_processes(
     environment |= {"WORLD_SIZE": "2", "RANK": "0"}
     done = stage("evaluate", "--params", params_file(), "--out", preprocessed)
     assert done.returncode == 2
-    assert done.stderr == ("evaluate: WORLD_SIZE is 2, as torchrun sets it; of all stages train alone runs under it.\n")
+    assert re.fullmatch(r"evaluate: .*WORLD_SIZE is 2\b.*\btrain\b.*\n", done.stderr)
     environment |= {"RANK": "one"}
     done = stage("train", "--params", params_file(), "--out", preprocessed)
-    assert (done.returncode, done.stderr) == (2, "train: RANK is 'one'; allowed is a whole number from 0 on.\n")
+    assert done.returncode == 2
+    assert re.fullmatch(r"train: .*RANK.*'one'.*\b0\b.*\n", done.stderr)

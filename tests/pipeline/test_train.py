@@ -1,7 +1,8 @@
-"""The stage train: what is finished is kept, what is not listed goes, and a kill at any moment changes no bit."""
+"""The stage train: finished seeds are kept, unlisted ones deleted, and a kill at any moment changes no bit."""
 
 import json
 import logging
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,12 +18,13 @@ from qamoe.errors import UserError
 from qamoe.pipeline import train
 
 FILES = ("history.jsonl", "model.json", "weights.safetensors")
+RESUMED = re.compile(r"qamoe, seed 1\b.* after epoch \d")
 
 
 class Training:
-    """Runs the stage in this process: training({"seeds.qamoe": [1, 2]}, model="qamoe") gives the folder of models.
+    """Runs the stage in this process: training({"seeds.qamoe": [1, 2]}, model="qamoe") returns the folder of models.
 
-    `seeds` is what the last run returned of them.
+    `seeds` are the trained and kept seeds of the last run.
     """
 
     def __init__(self, params_file: Callable[..., Path], out: Path) -> None:
@@ -37,7 +39,7 @@ class Training:
 
 @pytest.fixture
 def trained(preprocessed: Path, params_file: Any, environment: Any, monkeypatch: pytest.MonkeyPatch) -> Training:
-    """The stage, with an encoder of text that needs no weights."""
+    """Return the stage with a text encoder that needs no weights."""
     from qamoe.models import text_encoder_frozen
 
     def encode(ids: torch.Tensor, mask: torch.Tensor, encoder: str) -> torch.Tensor:
@@ -54,7 +56,7 @@ def stamp(folder: Path) -> dict[str, tuple[int, int]]:
     return {p.name: (p.stat().st_ino, p.stat().st_mtime_ns) for p in folder.iterdir()}
 
 
-def test_finished_seeds_are_kept_and_unlisted_ones_go(trained: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_finished_seeds_are_kept_and_unlisted_ones_are_deleted(trained: Any, caplog: pytest.LogCaptureFixture) -> None:
     folder = trained({"seeds.qamoe": [1, 2]}) / "qamoe"
     assert trained.seeds == {"trained": ["qamoe/1", "qamoe/2"], "kept": []}
     before = stamp(folder / "1")
@@ -62,7 +64,7 @@ def test_finished_seeds_are_kept_and_unlisted_ones_go(trained: Any, caplog: pyte
 
     trained({"seeds.qamoe": [1, 2, 3]})
     assert trained.seeds == {"trained": ["qamoe/3"], "kept": ["qamoe/1", "qamoe/2"]}
-    assert stamp(folder / "1") == before, "a finished seed is not touched"
+    assert stamp(folder / "1") == before, "a finished seed is not written again"
     assert sorted(p.name for p in folder.iterdir()) == ["1", "2", "3"]
 
     trained({"seeds.qamoe": [3, 1]})
@@ -72,7 +74,7 @@ def test_finished_seeds_are_kept_and_unlisted_ones_go(trained: Any, caplog: pyte
 
     trained({"seeds.qamoe": [1, 3], "train.common.lr": 0.02})
     assert trained.seeds == {"trained": ["qamoe/1", "qamoe/3"], "kept": []}
-    assert stamp(folder / "1") != before, "other parameters are another model"
+    assert stamp(folder / "1") != before, "other parameters train the seed again"
 
 
 @pytest.mark.parametrize("damage", ["{", "[]", "{}"])
@@ -84,7 +86,9 @@ def test_a_damaged_checkpoint_is_trained_again(trained: Any, damage: str) -> Non
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == whole
 
 
-def test_another_models_parameters_leave_a_finished_one_alone(trained: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_parameters_of_other_models_do_not_train_a_finished_one_again(
+    trained: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.INFO, "qamoe")
     trained()
     caplog.clear()
@@ -92,7 +96,7 @@ def test_another_models_parameters_leave_a_finished_one_alone(trained: Any, capl
     assert trained.seeds == {"trained": [], "kept": ["qamoe/1"]}
 
 
-def test_other_training_clips_are_another_model(
+def test_other_training_data_train_a_model_again(
     trained: Any, preprocessed: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "qamoe")
@@ -107,14 +111,14 @@ def test_other_training_clips_are_another_model(
     assert first.read_bytes() != weights
 
 
-def test_a_frozen_encoder_of_a_folder_is_read_and_known_again(
+def test_a_frozen_encoder_folder_is_read_and_part_of_the_digest(
     preprocessed: Path, params_file: Any, environment: Any, tiny_encoder: Any, tmp_path: Path
 ) -> None:
     from qamoe.models import checkpoint
 
     encoder = tiny_encoder(tmp_path / "encoder")
-    chosen = {"train.common.epochs": 1, "seeds.qamoe": [1], "models.encoders.text.encoder": str(encoder)}
-    params = parameters.load(params_file(chosen))
+    changes = {"train.common.epochs": 1, "seeds.qamoe": [1], "models.encoders.text.encoder": str(encoder)}
+    params = parameters.load(params_file(changes))
     train.run(params, preprocessed, "qamoe")
     trained = checkpoint.load(preprocessed / "train/qamoe/1")
     assert trained.frozen_encoder == str(encoder)
@@ -124,26 +128,26 @@ def test_a_frozen_encoder_of_a_folder_is_read_and_known_again(
         DegradedSplit(valid.store, valid.views, valid.modalities, valid.references, s) for s in (None, valid.states)
     )
     rows = range(6)
-    found, expected = (trained.predict(views.batch(1, rows)).value for views in (ids, states))
-    assert torch.allclose(found, expected, atol=1e-5)
+    from_ids, from_states = (trained.predict(views.batch(1, rows)).value for views in (ids, states))
+    assert torch.allclose(from_ids, from_states, atol=1e-5)
     digest = train.training_digests(params, "qamoe", "data")["params"]
     tiny_encoder(encoder, initializer_range=0.5)
     assert train.training_digests(params, "qamoe", "data")["params"] != digest
 
 
-def test_an_encoder_of_other_ids_is_refused(
+def test_an_encoder_of_another_vocabulary_is_refused(
     preprocessed: Path, params_file: Any, environment: Any, tiny_encoder: Any, tmp_path: Path
 ) -> None:
     stats = json.loads((preprocessed / "preprocess/stats.json").read_text())
     stats["text"]["vocabulary_sha256"] = "0" * 64
     (preprocessed / "preprocess/stats.json").write_text(json.dumps(stats))
-    for chosen in ({}, {"models.encoders.text.encoder": str(tiny_encoder(tmp_path / "encoder"))}):
+    for changes in ({}, {"models.encoders.text.encoder": str(tiny_encoder(tmp_path / "encoder"))}):
         with pytest.raises(UserError, match=r"vocabulary.*extract\.text"):
-            train.run(parameters.load(params_file(chosen)), preprocessed, "qamoe")
+            train.run(parameters.load(params_file(changes)), preprocessed, "qamoe")
 
 
 def test_the_test_split_is_not_opened(trained: Any, preprocessed: Path) -> None:
-    """There is none to be opened, and one that cannot be read is no hindrance."""
+    """Training works without a test split, and also with one that cannot be read."""
     assert not (preprocessed / "preprocess/test.arrow").exists()
     (preprocessed / "preprocess/test.arrow").mkdir()
     (preprocessed / "preprocess/gate.arrow").unlink()
@@ -156,19 +160,19 @@ def test_only_the_selected_model_is_trained(trained: Any) -> None:
     assert sorted(p.name for p in folder.iterdir()) == ["mean"]
 
 
-def test_specialists_train_on_views_of_their_own_and_leave_none_behind(
+def test_specialists_train_on_their_own_views_and_delete_them(
     trained: Any, preprocessed: Path, params_file: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from qamoe.training import trainer
 
     seen: dict[str, tuple[Any, Any]] = {}
 
-    class Watched(trainer.Trainer):
+    class RecordingTrainer(trainer.Trainer):
         def __init__(self, job: trainer.TrainingJob, on_epoch: Any) -> None:
-            seen[job.model] = job.train.views, [job.cells.views[place] for place in job.cells.selection]
+            seen[job.model] = job.train.views, [job.cells.views[index] for index in job.cells.selection]
             super().__init__(job, on_epoch)
 
-    monkeypatch.setattr(trainer, "Trainer", Watched)
+    monkeypatch.setattr(trainer, "Trainer", RecordingTrainer)
     seeds = {"qamoe": [1], "specialist-missing-03": [1], "specialist-clean": [1]}
     folder = trained({"seeds": seeds}, model=None)
     assert sorted(p.parent.parent.name for p in folder.glob("*/*/model.json")) == sorted(seeds)
@@ -178,24 +182,26 @@ def test_specialists_train_on_views_of_their_own_and_leave_none_behind(
         assert {view.severities for view in views} == {(0.0,) * 3}
     assert all(view.kinds is None for view in seen["qamoe"][0])
     states = sorted(p.name for p in (folder.parent / "states/train").iterdir())
-    assert len(states) == 4, "two a split, of the views that most models share"
+    assert len(states) == 4, "two files per split, of the views that most models share"
     assert all(name.startswith(("text-train-", "text-valid-")) for name in states)
     weights = {name: (folder / name / "1/weights.safetensors").read_bytes() for name in seeds}
     assert len(set(weights.values())) == 3
 
 
-def test_what_cannot_be_trained_is_refused(trained: Any, preprocessed: Path, params_file: Any) -> None:
+def test_an_empty_validation_split_or_missing_statistics_are_refused(
+    trained: Any, preprocessed: Path, params_file: Any
+) -> None:
     (preprocessed / "preprocess/valid.arrow").write_bytes((preprocessed / "preprocess/gate.arrow").read_bytes())
-    with pytest.raises(UserError, match=r"The validation split is empty"):
+    with pytest.raises(UserError, match=r"valid\.arrow"):
         trained()
     (preprocessed / "preprocess/stats.json").unlink()
-    with pytest.raises(UserError, match=r"There is no .*stats\.json; run the stage preprocess first\."):
+    with pytest.raises(UserError, match=r"stats\.json .*stage preprocess"):
         trained()
     assert not (preprocessed / "train/qamoe").exists()
 
 
-def made(folder: Path) -> tuple[bytes, Any, list[Any]]:
-    """Weights, config and history without the seconds."""
+def results(folder: Path) -> tuple[bytes, Any, list[Any]]:
+    """Return weights, config, and history without the seconds."""
     assert sorted(p.name for p in folder.iterdir()) == list(FILES)
     history = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
     for line in history:
@@ -204,31 +210,31 @@ def made(folder: Path) -> tuple[bytes, Any, list[Any]]:
 
 
 @pytest.mark.slow
-def test_seeds_give_the_same_bits_alone_and_beside_others(
+def test_seeds_give_the_same_bits_alone_and_in_parallel(
     trained: Any, preprocessed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = trained({"seeds.qamoe": [1, 2]}) / "qamoe"
-    alone = {seed: made(folder / seed) for seed in ("1", "2")}
+    alone = {seed: results(folder / seed) for seed in ("1", "2")}
     folder.rename(tmp_path / "alone")
     monkeypatch.setenv("QAMOE_WORKERS", "2")
     trained({"seeds.qamoe": [1, 2]})
-    assert {seed: made(folder / seed) for seed in ("1", "2")} == alone
+    assert {seed: results(folder / seed) for seed in ("1", "2")} == alone
 
 
 @pytest.mark.slow
-def test_a_killed_stage_goes_on_to_the_bits_of_one_that_was_not(
+def test_a_killed_stage_resumes_to_the_same_bits(
     stage: Any, preprocessed: Path, params_file: Any, environment: dict[str, str], tmp_path: Path
 ) -> None:
     arguments = ("--model", "qamoe", "--params", params_file(), "--out", preprocessed)
     whole = stage("train", *arguments)
     assert whole.returncode == 0, whole.stderr
     folder = preprocessed / "train/qamoe/1"
-    expected = made(folder)
+    expected = results(folder)
     assert len(expected[2]) == 6
     (preprocessed / "train").rename(tmp_path / "whole")
 
     def killed_when(reached: Callable[[str], bool]) -> list[str]:
-        """Start the stage, kill -9 it at the line that says `reached`; gives the lines until then."""
+        """Start the stage, kill it at the first line for which `reached` is true, and return the lines up to it."""
         command = [sys.executable, "-m", "qamoe", "run", "train", *map(str, arguments)]
         process = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
         lines: list[str] = []
@@ -242,32 +248,31 @@ def test_a_killed_stage_goes_on_to_the_bits_of_one_that_was_not(
             assert process.wait() == -9, lines
         return lines
 
-    killed_when(lambda line: line.startswith("train: "))  # before the text is encoded, or while it is
-    for epoch in (1, 3, 5):  # about when the state of that epoch is written; the one before it is there
+    killed_when(lambda line: line.startswith("train: "))  # before or while the text is encoded
+    for epoch in (1, 3, 5):  # around the time when the state of this epoch is written; that of the epoch before exists
         lines = killed_when(lambda line, epoch=epoch: f'"epoch": {epoch},' in line)  # type: ignore[misc]
         assert (folder / "resume.pt").exists() or epoch == 1
-        assert epoch < 5 or any("after epoch" in line for line in lines), lines
+        assert epoch < 5 or any(RESUMED.search(line) for line in lines), lines
         assert not (folder / "model.json").exists()
     last = stage("train", *arguments)
     assert last.returncode == 0, last.stderr
-    assert "qamoe, seed 1" in last.stderr
-    assert "after epoch" in last.stderr
-    assert made(folder) == expected
+    assert RESUMED.search(last.stderr)
+    assert results(folder) == expected
 
 
 def test_classes_are_trained_and_calibrated(trained: Any, preprocessed: Path) -> None:
-    """The same clips with four classes: from class numbers in the stores to a temperature in model.json."""
+    """Train the same clips with four classes, from class numbers in the stores to a temperature in model.json."""
     from qamoe.data import arrow_store
 
     for split in ("train", "valid"):
         path = preprocessed / "preprocess" / f"{split}.arrow"
-        opened = arrow_store.Store(path)
+        store = arrow_store.Store(path)
         rows = [
-            {"clip_id": opened.clip_ids[i], "source": opened.sources[i], "label": float(i % 4)}
-            | {m: opened.sequence(m, i) for m in ("text", "audio", "vision")}
-            for i in range(len(opened))
+            {"clip_id": store.clip_ids[i], "source": store.sources[i], "label": float(i % 4)}
+            | {m: store.sequence(m, i) for m in ("text", "audio", "vision")}
+            for i in range(len(store))
         ]
-        arrow_store.write(path, opened.schema, rows, {"split": split})
+        arrow_store.write(path, store.schema, rows, {"split": split})
     path = preprocessed / "preprocess/stats.json"
     stats = {key: value for key, value in json.loads(path.read_text()).items() if not key.startswith("target_")}
     task = {"kind": "classification", "low": -3.0, "high": 3.0, "classes": ["angry", "sad", "neutral", "happy"]}
@@ -276,5 +281,5 @@ def test_classes_are_trained_and_calibrated(trained: Any, preprocessed: Path) ->
     configs = {p.parent.parent.name: json.loads(p.read_text()) for p in folder.glob("*/*/model.json")}
     assert sorted(configs) == ["concat", "mean", "qamoe"]
     assert all(list(config["calibration"]) == ["temperature"] for config in configs.values())
-    assert 1.3 < configs["mean"]["selection"] < 1.5, "the entropy of four classes, log 4, or so"
+    assert 1.3 < configs["mean"]["selection"] < 1.5, "about log 4, the entropy of four classes"
     assert sorted(configs["qamoe"]["trust"]) == ["audio", "text", "vision"]

@@ -1,4 +1,4 @@
-"""A search that is killed goes on: what was finished stays, what ran is tried again, and the records say so."""
+"""A killed search resumes: finished trials stay, running trials are repeated, and the records are complete."""
 
 import csv
 import os
@@ -27,12 +27,12 @@ def rows(out: Path) -> list[dict[str, str]]:
 
 
 @pytest.mark.slow
-def test_a_search_without_records_needs_no_store(stage: Any, params_file: Any, preprocessed: Path) -> None:
+def test_a_search_without_tracking_needs_no_mlflow_store(stage: Any, params_file: Any, preprocessed: Path) -> None:
     done = stage("tune", "--params", params_file(CHANGES), "--out", preprocessed)
     assert done.returncode == 0, done.stderr
-    found = rows(preprocessed)
-    assert len(found) == 4
-    best = min(float(row["value"]) for row in found if row["state"] == "COMPLETE")
+    trials = rows(preprocessed)
+    assert len(trials) == 4
+    best = min(float(row["value"]) for row in trials if row["state"] == "COMPLETE")
     text = (preprocessed / "tune/best_params.yaml").read_text()
     assert text.startswith(f"# validation error {best:.4f}, best of 4 trials\n")
     assert set(yaml.safe_load(text)) == {"train", "models"}
@@ -46,7 +46,7 @@ def test_a_search_without_records_needs_no_store(stage: Any, params_file: Any, p
 
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", ["stage", "worker"])
-def test_a_killed_search_ends_with_the_trials_that_were_asked_for(
+def test_a_killed_search_ends_with_the_requested_number_of_trials(
     victim: str, records: Any, params_file: Callable[..., Path], preprocessed: Path
 ) -> None:
     path = params_file(CHANGES | {"tune.trials": 5, "tune.epochs": 6})
@@ -57,44 +57,44 @@ def test_a_killed_search_ends_with_the_trials_that_were_asked_for(
     end = time.monotonic() + 300
     seen: list[Any] = []
     with os.fdopen(os.pidfd_open(first.pid)) as alive:
-        # A trial has ended and another runs; between two looks wait for the stage to end, which it must not.
-        while not (any(t.state.name == "COMPLETE" for t in seen) and any(_runs(t) for t in seen)):
+        # Wait until a trial has ended and another is running. The stage must not end before that.
+        while not (any(t.state.name == "COMPLETE" for t in seen) and any(_is_running(t) for t in seen)):
             assert not select.select([alive], [], [], 0.1)[0], "the search ended by itself"
             assert time.monotonic() < end
             seen = _trials(load(path), database)
-    running = next(t for t in seen if _runs(t))
-    victims = first.pid if victim == "stage" else int(running.user_attrs["worker"].rpartition(":")[2])
-    os.kill(victims, signal.SIGKILL)
+    running = next(t for t in seen if _is_running(t))
+    pid = first.pid if victim == "stage" else int(running.user_attrs["worker"].rpartition(":")[2])
+    os.kill(pid, signal.SIGKILL)
     if victim == "stage":
         assert first.wait() == -signal.SIGKILL
         subprocess.run(command, env=environment, check=True, timeout=300)
     else:
         assert first.wait(timeout=300) == 0, "a dead worker does not end the search"
 
-    found = rows(preprocessed)
-    states = Counter(row["state"] for row in found)
+    trials = rows(preprocessed)
+    states = Counter(row["state"] for row in trials)
     assert states["COMPLETE"] + states["PRUNED"] == 5
     assert states["RUNNING"] == states["WAITING"] == 0
     values = {t.number: t.value for t in seen if t.state.name == "COMPLETE"}
-    assert all(float(found[number]["value"]) == value for number, value in values.items()), "finished trials stay"
+    assert all(float(trials[number]["value"]) == value for number, value in values.items()), "finished trials stay"
 
     (experiment,) = (e for e in records.search_experiments() if e.name == "qa-moe")
     runs = records.search_runs([experiment.experiment_id])
     (parent,) = (run for run in runs if run.data.tags.get("qamoe.role") == "study")
     children = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
     assert parent.info.status == "FINISHED"
-    assert parent.data.metrics["selection"] == min(float(row["value"]) for row in found if row["state"] == "COMPLETE")
+    assert parent.data.metrics["selection"] == min(float(row["value"]) for row in trials if row["state"] == "COMPLETE")
     recorded = Counter(run.data.tags["qamoe.state"] for run in children)
     assert (recorded["COMPLETE"], recorded["PRUNED"]) == (states["COMPLETE"], states["PRUNED"])
     assert {run.info.status for run in children} <= {"FINISHED", "KILLED"}
 
 
-def _runs(trial: Any) -> bool:
+def _is_running(trial: Any) -> bool:
     return trial.state.name == "RUNNING" and "worker" in trial.user_attrs
 
 
 def _trials(params: Any, database: Path) -> list[Any]:
-    """The trials of the only study in a database; none while there is no such."""
+    """Return the trials of the only study in a database, none as long as the study does not exist."""
     import optuna
 
     if not database.exists():
@@ -102,5 +102,5 @@ def _trials(params: Any, database: Path) -> list[Any]:
     try:
         (summary,) = optuna.get_all_study_summaries(f"sqlite:///{database}")
         return search.open_study(params, summary.study_name, f"sqlite:///{database}").get_trials()
-    except Exception:  # it is being made
+    except Exception:  # the database is being created
         return []

@@ -1,4 +1,4 @@
-"""The best parameters of the search -> params.yaml, with its comments and its order kept."""
+"""Copy the best parameters of the search into params.yaml, keeping its comments and key order."""
 
 import difflib
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from qamoe.files import atomic_write
 def accept(tuned: Path, target: Path) -> str:
     """Write the values of `tuned` into `target` and return the changed lines as a unified diff, "" for none.
 
-    Raises UserError where the search has not run, or found a key that `target` does not have.
+    Raises UserError if the search has not run, or if its result has a key that `target` does not have.
     """
     from ruamel.yaml import YAML
 
@@ -21,13 +21,13 @@ def accept(tuned: Path, target: Path) -> str:
         raise UserError(f"{tuned} does not exist; run the search first: dvc repro tune.")
     before = target.read_text() if target.is_file() else ""
     parameters.load(target)
-    yaml = YAML()  # in its default style, which is DVC's too
+    yaml = YAML()  # the default style, which DVC also uses
     yaml.width = 4096
     merged = yaml.load(before)
     _overlay(merged, yaml.load(tuned), target)
-    with atomic_write(target) as aside:
-        yaml.dump(merged, aside)
-        parameters.load(aside)
+    with atomic_write(target) as temporary:
+        yaml.dump(merged, temporary)
+        parameters.load(temporary)
     changed = difflib.unified_diff(
         before.splitlines(keepends=True), target.read_text().splitlines(keepends=True), str(target), str(target), n=0
     )

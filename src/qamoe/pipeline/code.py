@@ -1,7 +1,7 @@
-"""Source files -> what runs of them: artifacts/code/<stage>.json, on which the stage depends in their place.
+"""Write the digests of a stage's source files to artifacts/code/<stage>.json, on which the stage depends.
 
-DVC digests bytes, so a stage that depended on its source files would be stale after every comment. This stage is then
-run alone, takes part of a second, and writes what it wrote before.
+DVC hashes bytes, so a stage that depended on its source files would be stale after every change of a comment. After
+such a change, DVC runs only this stage, which takes less than a second and writes the same digests as before.
 """
 
 import argparse
@@ -14,13 +14,13 @@ from qamoe.pipeline import source_dependencies
 
 
 def run(stage: str, out: Path) -> None:
-    """Write the digest of each file that a stage is made of."""
+    """Write the digest of each source file that a stage depends on."""
     digests = source_dependencies.file_digests(f"qamoe.pipeline.{stage}")
     write_text(out / "code" / f"{stage}.json", json.dumps(digests, indent=1) + "\n")
 
 
 def main() -> None:
-    """The command."""
+    """Run the command."""
     parser = argparse.ArgumentParser(prog="python -m qamoe.pipeline.code")
     parser.add_argument("stage", choices=source_dependencies.STAGES)
     parser.add_argument("--out", type=Path, default=Path("artifacts"))

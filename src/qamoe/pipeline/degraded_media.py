@@ -1,6 +1,6 @@
-"""The test split under signal-level degradation: extract/signals/<cell>.arrow, the degraded modality alone.
+"""Extract the test split under signal-level degradation into extract/signals/<cell>.arrow.
 
-The degraded media themselves are gone as soon as features are made of them.
+Each file holds only the degraded modality. Degraded media are temporary: they are deleted once features are extracted.
 """
 
 import csv
@@ -25,7 +25,7 @@ from qamoe.media.degraded_copy import Signal, Voice
 from qamoe.media.word_confusion import Vocabulary
 
 TEXT_SCHEMA = pa.schema([("clip_id", pa.string()), ("ids", pa.list_(pa.int32())), ("words", pa.list_(pa.string()))])
-Lost = dict[tuple[str, str], str]
+Failures = dict[tuple[str, str], str]  # the reason, by clip id and modality
 
 
 def write(
@@ -33,12 +33,12 @@ def write(
     params: Extract,
     folder: Path,
     digest: Callable[[Path], str],
-    make: Callable[[list[tuple[Job, Path]]], Lost],
+    make: Callable[[list[tuple[Job, Path]]], Failures],
 ) -> None:
-    """Degrade the test clips and write a store for each cell, and problems.csv: what could not be made, by cell.
+    """Degrade the test clips, and write one store per cell and the failures of all cells to problems.csv.
 
-    `make` runs jobs and returns the reasons of those that left no part. A clip whose degraded media give nothing (no
-    face is found any more) has no frames: that is the degradation's doing, and no fault of the corpus.
+    `make` runs jobs and returns the reason of each failed one. A clip whose degraded media yield no features (for
+    example, the face is no longer found) has no frames. That is an effect of the degradation, so it is not a problem.
     """
     shutil.rmtree(folder, ignore_errors=True)
     if params.signals is None:
@@ -49,30 +49,31 @@ def write(
     partners = SwapPartners([clip.clip_id for clip in test], [clip.source for clip in test])
     problems: list[tuple[str, str, str]] = []
     for name, kind, severity in degradations.cells(params.signals.severities):
-        about = {"kind": kind, "severity": severity, "seed": params.signals.seed}
+        metadata = {"kind": kind, "severity": severity, "seed": params.signals.seed}
         path = folder / f"{name}.arrow"
         if degradations.MODALITY[kind] == "text":
-            _write_words(test, params, severity, vocabulary, path, about)
+            _write_words(test, params, severity, vocabulary, path, metadata)
             continue
         jobs = [
             (job, _part(job, params, folder.parent / "parts", digest))
             for job in _jobs(test, params, kind, severity, partners, digest)
         ]
-        lost = make([(job, part) for job, part in jobs if read_part(part) is None])
+        failures = make([(job, part) for job, part in jobs if read_part(part) is None])
         features = [read_part(part) for _, part in jobs]
         for (job, _), frames in zip(jobs, features, strict=True):
-            reason = lost.get((job.clip_id, job.modality)) or frames
+            reason = failures.get((job.clip_id, job.modality)) or frames
             if isinstance(reason, str) and reason:
                 problems.append((name, job.clip_id, reason))
-        made_by = extractor(getattr(params, degradations.MODALITY[kind]))
-        schema = pa.schema([("clip_id", pa.string()), ("frames", arrow_store.frames_type(len(made_by.columns)))])
-        empty = np.zeros((0, len(made_by.columns)), np.float32)
+        media_extractor = extractor(getattr(params, degradations.MODALITY[kind]))
+        dimension = len(media_extractor.columns)
+        schema = pa.schema([("clip_id", pa.string()), ("frames", arrow_store.frames_type(dimension))])
+        empty = np.zeros((0, dimension), np.float32)
         rows = (
             {"clip_id": clip.clip_id, "frames": frames if isinstance(frames, np.ndarray) else empty}
             for clip, frames in zip(test, features, strict=True)
         )
-        arrow_store.write(path, schema, rows, about)
-    with atomic_write(folder / "problems.csv") as aside, aside.open("w", newline="") as file:
+        arrow_store.write(path, schema, rows, metadata)
+    with atomic_write(folder / "problems.csv") as temporary, temporary.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(("cell", "clip_id", "reason"))
         writer.writerows(sorted(problems))
@@ -81,19 +82,25 @@ def write(
 def _check(test: list[LabelledClip], params: Extract) -> None:
     assert params.signals is not None
     if not test:
-        raise UserError("extract.signals degrades the test split, which is empty.")
+        raise UserError("extract.signals degrades the test split, but the corpus has no clip in split test.")
     for modality in sorted({degradations.MODALITY[kind] for kind in params.signals.severities}):
         for clip in test:
             if modality == "text" and (clip.tokens is not None or "text" in clip.frames) and not clip.text:
                 raise UserError(
-                    f"{clip.where}: extract.signals needs words, and this clip has token ids or vectors alone."
+                    f"{clip.where}: extract.signals degrades text and needs a transcript; this clip has only token ids"
+                    " or vectors."
                 )
             if modality != "text" and clip.media is None:
-                raise UserError(f"{clip.where}: extract.signals needs media, and this clip has features alone.")
+                raise UserError(
+                    f"{clip.where}: extract.signals degrades {modality} and needs media; this clip has only features."
+                )
             if modality != "text" and clip.media is not None:
-                made_by = extractor(getattr(params, modality))
-                if made_by.reads(clip.media.path) != clip.media.path:
-                    raise UserError(f"extract.signals degrades {modality}, and {made_by.name} reads no media.")
+                media_extractor = extractor(getattr(params, modality))
+                if media_extractor.reads(clip.media.path) != clip.media.path:
+                    raise UserError(
+                        f"extract.signals degrades {modality}, but the extractor {media_extractor.name} does not read"
+                        " media files."
+                    )
 
 
 def _jobs(
@@ -128,17 +135,17 @@ def _write_words(
     severity: float,
     vocabulary: Vocabulary,
     path: Path,
-    about: dict[str, Any],
+    metadata: dict[str, Any],
 ) -> None:
     assert params.signals is not None
     tokeniser = extractor(params.text)
     seed = params.signals.seed
 
     def row(clip: LabelledClip) -> dict[str, Any]:
-        heard = degradations.word_errors(
+        transcript = degradations.word_errors(
             clip.text, severity, degradations.draws_for(seed, clip.clip_id, "word_errors"), vocabulary
         )
-        ids, words = tokeniser.extract(heard)
+        ids, words = tokeniser.extract(transcript)
         return {"clip_id": clip.clip_id, "ids": ids, "words": words}
 
-    arrow_store.write(path, TEXT_SCHEMA, map(row, test), about)
+    arrow_store.write(path, TEXT_SCHEMA, map(row, test), metadata)

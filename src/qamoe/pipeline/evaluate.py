@@ -1,7 +1,7 @@
-"""Checkpoints -> the reliability spectrum on the test split: artifacts/evaluate/<model>/<seed>/.
+"""Measure the reliability spectrum of the checkpoints on the test split: artifacts/evaluate/<model>/<seed>/.
 
-The only stage that opens the test split. All seeds of a model see the same degraded clips. With `QAMOE_EXECUTOR=ray`
-the cells are measured on a Ray cluster, in chunks, and written here in the same order.
+No other stage opens the test split. All seeds of a model see the same degraded clips. With `QAMOE_EXECUTOR=ray` a Ray
+cluster measures the cells in chunks; this process writes them in the same order.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -21,7 +21,7 @@ from qamoe.data.stats import Stats, timed
 from qamoe.errors import UserError
 from qamoe.files import atomic_write, file_digest, write_text
 from qamoe.pipeline import runner
-from qamoe.pipeline.shared import read_stats, refuse_other_kinds, remove_other_seeds
+from qamoe.pipeline.shared import read_stats, refuse_unsuitable_kinds, remove_other_seeds
 from qamoe.pipeline.source_dependencies import code_digest
 
 if TYPE_CHECKING:
@@ -33,18 +33,18 @@ if TYPE_CHECKING:
 
 PREDICTIONS = "predictions.parquet"
 PERMUTED_QUALITY = "broken.parquet"
-OF_SPECIALISTS = ("clean", "missing", "noise", "burst", "missing_features")
-_CHUNKS = 2  # of cells, a worker of Ray: cells beside each other share encodings
+SPECIALIST_SLICES = ("clean", "missing", "noise", "burst", "missing_features")
+_CHUNKS_PER_WORKER = 2  # on Ray; adjacent cells share encodings, so a chunk holds adjacent cells
 T = TypeVar("T")
 
 
 def run(params: Params, out: Path, model: str | None = None) -> dict[str, Any]:
-    """Evaluate the seeds that params.yaml lists, except those evaluated before under the same digests.
+    """Evaluate the seeds that params.yaml lists, except those already evaluated with the same digests.
 
-    Returns the seeds that were evaluated and those that were kept, as MODEL/SEED.
+    Returns the evaluated and the kept seeds, as MODEL/SEED.
     """
     stats = read_stats(out)
-    refuse_other_kinds(stats, params.evaluate.slices, "evaluate.slices")
+    refuse_unsuitable_kinds(stats, params.evaluate.slices, "evaluate.slices")
     names = [model] if model else list(params.seeds)
     listed = [f"{name}/{seed}" for name in names for seed in params.seeds[name]]
     evaluated = [f"{name}/{seed}" for name in names for seed in _evaluate(params, stats, out, name)]
@@ -52,7 +52,7 @@ def run(params: Params, out: Path, model: str | None = None) -> dict[str, Any]:
 
 
 def _evaluate(params: Params, stats: Stats, out: Path, name: str) -> list[int]:
-    """Evaluate a model and return the seeds that had to be."""
+    """Evaluate the seeds of a model whose digests have changed, and return them."""
     from qamoe.evaluation import media_slice, protocol
     from qamoe.models import checkpoint
     from qamoe.tracking.runs import record_evaluation
@@ -60,10 +60,10 @@ def _evaluate(params: Params, stats: Stats, out: Path, name: str) -> list[int]:
     folder = out / "evaluate" / name
     seeds = params.seeds[name]
     remove_other_seeds(folder, seeds)
-    of_cells = [_of_signals(out, cell) for cell, _, _ in media_slice.cells(_signal_severities(params))]
-    for path in of_cells:
+    signal_files = [_signal_file(out, cell) for cell, _, _ in media_slice.cells(_signal_severities(params))]
+    for path in signal_files:
         if not path.is_file():
-            raise UserError(f"There is no {path}; run the stages extract and preprocess first.")
+            raise UserError(f"{path} does not exist; run the stages extract and preprocess first.")
     digests = {}
     for seed in seeds:
         source = out / "train" / name / str(seed)
@@ -71,7 +71,7 @@ def _evaluate(params: Params, stats: Stats, out: Path, name: str) -> list[int]:
         digest = parameters.digest(
             checkpoint.digest(source),
             params.evaluate,
-            [file_digest(path) for path in (_test(out), *of_cells)],
+            [file_digest(path) for path in (_test_file(out), *signal_files)],
             code_digest("qamoe.pipeline.evaluate"),
         )
         if _read_digest(folder / str(seed)) != digest:
@@ -85,11 +85,11 @@ def _evaluate(params: Params, stats: Stats, out: Path, name: str) -> list[int]:
         for seed_folder in folders:
             seed_folder.mkdir(parents=True, exist_ok=True)
             (seed_folder / "digest").unlink(missing_ok=True)
-        sinks = [files.enter_context(protocol.predictions_file(seed_folder / PREDICTIONS)) for seed_folder in folders]
-        for frames in _measured(grid):
-            for append, rows in zip(sinks, frames, strict=True):
+        writers = [files.enter_context(protocol.predictions_file(seed_folder / PREDICTIONS)) for seed_folder in folders]
+        for tables in _measure(grid):
+            for append, rows in zip(writers, tables, strict=True):
                 append(rows)
-    for _ in _spread(_finish, grid, range(len(folders))):
+    for _ in _map_tasks(_write_summaries, grid, range(len(folders))):
         pass
     for seed_folder, trained, digest in zip(folders, grid.models, digests.values(), strict=True):
         write_text(seed_folder / "digest", digest)
@@ -99,9 +99,9 @@ def _evaluate(params: Params, stats: Stats, out: Path, name: str) -> list[int]:
 
 @dataclass(frozen=True)
 class _Grid:
-    """The checkpoints of a model, the cells that they are measured on, and the split under all views of these.
+    """The checkpoints of a model, the cells to measure them on, and the test split under all views of these cells.
 
-    `arguments` are what it was made of: what goes to another machine, which makes it there anew from the same files.
+    `arguments` are the arguments of `_grid`. A Ray worker receives only these and builds the grid from the same files.
     """
 
     arguments: tuple[Params, Stats, Path, str, tuple[int, ...]]
@@ -121,104 +121,104 @@ def _grid(params: Params, stats: Stats, out: Path, name: str, seeds: tuple[int, 
     from qamoe.models import checkpoint
 
     models = [checkpoint.load(out / "train" / name / str(seed), settings.device()) for seed in seeds]
-    test = _test(out)
+    test = _test_file(out)
     if not len(Store(test)):
-        raise UserError("The test split is empty; there is nothing to evaluate on.")
+        raise UserError(f"The test split is empty ({test}); evaluation needs at least one clip in split test.")
     modalities = tuple(stats["modalities"])
     cells = protocol.plan(params.evaluate.slices, params.evaluate, modalities, timed(stats, modalities))
-    of_signals = media_slice.plan(_signal_severities(params), params.evaluate.seed, modalities)
+    signal_cells = media_slice.plan(_signal_severities(params), params.evaluate.seed, modalities)
     encoder = checkpoint.shared_encoder(models)
 
-    def opened(path: Path, views: list[View]) -> DegradedSplit:
-        about = (
+    def open_file(path: Path, views: list[View]) -> DegradedSplit:
+        inputs = (
             modalities,
             references_from_stats(stats),
             out / "states" / "evaluate",
             file_digest(path),
             settings.device(),
         )
-        return open_views(Store(path), views, *about, encoder=encoder)
+        return open_views(Store(path), views, *inputs, encoder=encoder)
 
     def degraded(cell: Cell) -> DegradedSplit:
-        return opened(_of_signals(out, cell.name), list(cell.views)) if cell.severity else split
+        return open_file(_signal_file(out, cell.name), list(cell.views)) if cell.severity else split
 
-    split = opened(test, protocol.views([*cells, *of_signals]))
-    if name == "oracle":  # nobody can tell it the severity of a kind that it never saw
-        cells, of_signals = [cell for cell in cells if cell.slice != "held_out"], []
-    if specialist_cell(name):  # made for one cell: the others would cost time and say nothing
-        cells, of_signals = [cell for cell in cells if cell.slice in OF_SPECIALISTS], []
+    split = open_file(test, protocol.views([*cells, *signal_cells]))
+    if name == "oracle":  # its true quality is defined only for the kinds of training
+        cells, signal_cells = [cell for cell in cells if cell.slice != "held_out"], []
+    if specialist_cell(name):  # trained for one cell; the other slices cost time and say nothing
+        cells, signal_cells = [cell for cell in cells if cell.slice in SPECIALIST_SLICES], []
     if encoder is not None:
-        restrict_threads()  # the models are small: a second thread only waits
+        restrict_threads()  # the models are too small to profit from a second thread
     alone = encoder is None or settings.device() != "cpu"  # then one model uses all cores, or the GPU
     at_once = 1 if alone else min(settings.workers(), len(models))
-    return _Grid((params, stats, out, name, seeds), models, [*cells, *of_signals], split, degraded, at_once)
+    return _Grid((params, stats, out, name, seeds), models, [*cells, *signal_cells], split, degraded, at_once)
 
 
-def _measured(grid: _Grid) -> Iterator[list["pd.DataFrame"]]:
-    """The rows of every checkpoint, a frame each, cell by cell and view by view."""
+def _measure(grid: _Grid) -> Iterator[list["pd.DataFrame"]]:
+    """Yield the predictions, cell by cell and view by view, as one table per checkpoint."""
     if settings.executor() == "processes":
         yield from _rows(grid, range(len(grid.cells)))
         return
-    count = min(len(grid.cells), _CHUNKS * settings.workers())
+    count = min(len(grid.cells), _CHUNKS_PER_WORKER * settings.workers())
     starts = [len(grid.cells) * number // count for number in range(count + 1)]
     chunks = [range(start, stop) for start, stop in pairwise(starts)]
-    for frames in _spread(_rows_at_once, grid, chunks):
-        yield from frames
+    for tables in _map_tasks(_list_rows, grid, chunks):
+        yield from tables
 
 
 def _rows(grid: _Grid, numbers: range) -> Iterator[list["pd.DataFrame"]]:
-    """Those of some of the cells."""
+    """Yield the predictions on the cells of these numbers."""
     from qamoe.evaluation import media_slice, protocol
 
     cells = grid.cells[numbers.start : numbers.stop]
-    of_signals = [cell for cell in cells if cell.slice == media_slice.SLICE]
-    drawn = [cell for cell in cells if cell.slice != media_slice.SLICE]
-    yield from protocol.by_view(grid.models, grid.split, drawn, settings.device(), grid.at_once)
-    yield from media_slice.by_cell(grid.models, grid.degraded, of_signals, settings.device())
+    signal_cells = [cell for cell in cells if cell.slice == media_slice.SLICE]
+    feature_cells = [cell for cell in cells if cell.slice != media_slice.SLICE]
+    yield from protocol.by_view(grid.models, grid.split, feature_cells, settings.device(), grid.at_once)
+    yield from media_slice.by_cell(grid.models, grid.degraded, signal_cells, settings.device())
 
 
-def _rows_at_once(grid: _Grid, numbers: range) -> list[list["pd.DataFrame"]]:
+def _list_rows(grid: _Grid, numbers: range) -> list[list["pd.DataFrame"]]:
     return list(_rows(grid, numbers))
 
 
-def _finish(grid: _Grid, number: int) -> None:
-    """The files of a checkpoint that are made of its predictions."""
+def _write_summaries(grid: _Grid, number: int) -> None:
+    """Write the files of a checkpoint that are computed from its predictions."""
     params, _, out, name, seeds = grid.arguments
     folder, trained = out / "evaluate" / name / str(seeds[number]), grid.models[number]
     aggregate(trained, grid.cells, folder)
-    _break(params, trained, grid.split, grid.cells, folder)
+    _permute_quality(params, trained, grid.split, grid.cells, folder)
 
 
-def _spread(work: Callable[[_Grid, Any], T], grid: _Grid, tasks: Iterable[Any]) -> Iterator[T]:
-    """What `work(grid, task)` returns, task by task: here, or on Ray with one worker for each task at work."""
+def _map_tasks(work: Callable[[_Grid, Any], T], grid: _Grid, tasks: Iterable[Any]) -> Iterator[T]:
+    """Yield `work(grid, task)` for each task, in order; run in this process or on Ray, one task per worker."""
     if settings.executor() == "processes":
         yield from (work(grid, task) for task in tasks)
         return
-    everything = ((work, grid.arguments, task) for task in tasks)
-    yield from ray_worker_pool.map_in_order(_elsewhere, everything, settings.workers())
+    calls = ((work, grid.arguments, task) for task in tasks)
+    yield from ray_worker_pool.map_in_order(_call_on_ray, calls, settings.workers())
 
 
-def _elsewhere(work: Callable[[_Grid, Any], T], arguments: tuple[Any, ...], task: Any) -> T:
-    """Runs in a worker of Ray, on the files that the stage has made."""
+def _call_on_ray(work: Callable[[_Grid, Any], T], arguments: tuple[Any, ...], task: Any) -> T:
+    """Build the grid in a Ray worker and run the task there."""
     return work(_grid(*arguments), task)
 
 
-def _test(out: Path) -> Path:
+def _test_file(out: Path) -> Path:
     return out / "preprocess" / "test.arrow"
 
 
-def _of_signals(out: Path, cell: str) -> Path:
+def _signal_file(out: Path, cell: str) -> Path:
     return out / "preprocess" / "signals" / f"{cell}.arrow"
 
 
 def _signal_severities(params: Params) -> dict[str, tuple[float, ...]]:
-    """Severities by kind of the slice `signals`; none where it is not asked for."""
+    """Return the severities of slice `signals` by kind, empty if evaluate.slices does not list it."""
     signals = params.extract.signals
     return signals.severities if signals and "signals" in params.evaluate.slices else {}
 
 
 def aggregate(trained: Any, cells: list[Any], folder: Path) -> None:
-    """predictions.parquet -> cells.parquet, a slice at a time."""
+    """Aggregate predictions.parquet into cells.parquet, reading one slice at a time to save memory."""
     import pandas as pd
 
     from qamoe.evaluation import metrics, protocol
@@ -230,12 +230,12 @@ def aggregate(trained: Any, cells: list[Any], folder: Path) -> None:
     for name in dict.fromkeys(cell.slice for cell in cells):
         rows = pd.read_parquet(folder / PREDICTIONS, filters=[("slice", "==", name)])
         tables.append(protocol.aggregate(rows, [cell for cell in cells if cell.slice == name], *fitted, limits))
-    with atomic_write(folder / "cells.parquet") as aside:
-        pd.concat(tables, ignore_index=True).to_parquet(aside, index=False)
+    with atomic_write(folder / "cells.parquet") as temporary:
+        pd.concat(tables, ignore_index=True).to_parquet(temporary, index=False)
 
 
-def _break(params: Params, trained: Any, split: Any, cells: list[Any], folder: Path) -> None:
-    """Slice mixed with permuted r -> broken.parquet, for a model that has r."""
+def _permute_quality(params: Params, trained: Any, split: Any, cells: list[Any], folder: Path) -> None:
+    """Measure slice mixed with permuted reliability r and write broken.parquet, for a model that estimates r."""
     import pandas as pd
 
     from qamoe.evaluation import protocol

@@ -1,7 +1,7 @@
-"""The champion on today's test split -> a run below its training run, and tags of its version: an event.
+"""Evaluate the champion on the current test split; record a child run of its training run and tags of its version.
 
-The test split grows with the data; a champion keeps its weights. What has changed between two measurements is then
-the data. The champion reads frames that its own training split standardised, as in promotion.
+The test split grows with the data and the champion's weights stay the same, so a difference between two measurements
+comes from the data. As in promotion, the champion reads frames standardised by its own training split.
 """
 
 import tempfile
@@ -15,7 +15,7 @@ from qamoe.data.stats import Stats, timed
 from qamoe.errors import UserError
 from qamoe.files import file_digest
 from qamoe.pipeline.evaluate import PREDICTIONS, aggregate
-from qamoe.pipeline.promote import fetched, restandardised, same_columns
+from qamoe.pipeline.promote import download_version, restandardise, same_standardisation
 from qamoe.pipeline.shared import read_stats
 from qamoe.pipeline.source_dependencies import code_digest
 
@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 def run(params: Params, out: Path) -> None:
     """Measure and record the champion, unless the same was measured before.
 
-    Raises UserError where there is no champion, no test clip, or the champion is of another corpus.
+    Raises UserError if the model has no champion, the test split is empty, or the champion was trained on another
+    corpus.
     """
     from qamoe.data.arrow_store import Store
     from qamoe.dataset.degraded_split import feature_sizes
@@ -41,27 +42,29 @@ def run(params: Params, out: Path) -> None:
     test = out / "preprocess" / "test.arrow"
     store = Store(test)
     if not len(store):
-        raise UserError("The test split is empty; there is nothing to evaluate the champion on.")
+        raise UserError(f"The test split is empty ({test}); the champion cannot be evaluated.")
     name = params.registry.name
     client = connect()
     with store_errors_as_user_errors():
-        champion = registry.champion(client, name)
-    if champion is None:
+        current = registry.champion(client, name)
+    if current is None:
         raise UserError(f"{name} has no champion; promote a candidate first.")
-    about = {"test_digest": file_digest(test), "test_clips": str(len(store)), "protocol": str(PROTOCOL)}
-    digest = parameters.digest(champion.digest, about, params.evaluate, code_digest("qamoe.pipeline.evaluate_champion"))
+    test_split = {"test_digest": file_digest(test), "test_clips": str(len(store)), "protocol": str(PROTOCOL)}
+    digest = parameters.digest(
+        current.digest, test_split, params.evaluate, code_digest("qamoe.pipeline.evaluate_champion")
+    )
     with store_errors_as_user_errors():
-        measured = champion_evaluations.existing_run(client, digest)
-    title = f"version {champion.version} of {name} on {len(store)} test clips"
-    if measured is not None:
-        print(f"{title}; measured before\nrun: {measured}", flush=True)
+        known_run = champion_evaluations.existing_run(client, digest)
+    title = f"version {current.version} of {name} on {len(store)} test clips"
+    if known_run is not None:
+        print(f"{title}; measured before\nrun: {known_run}", flush=True)
         return
-    ours = {"stats": stats, "task": stats["task"], "inputs": feature_sizes(stats), "extract": _extract(params)}
+    corpus = {"stats": stats, "task": stats["task"], "inputs": feature_sizes(stats), "extract": _extract(params)}
     with tempfile.TemporaryDirectory() as temporary:
-        theirs = fetched(name, champion.version, ours, Path(temporary))
-        cells = _cells(params, stats, theirs, store, Path(temporary))
+        trained = download_version(name, current.version, corpus, Path(temporary))
+        cells = _cells(params, stats, trained, store, Path(temporary))
     with store_errors_as_user_errors():
-        run_id = champion_evaluations.record(client, name, champion, digest, cells, about)
+        run_id = champion_evaluations.record(client, name, current, digest, cells, test_split)
     print(title)
     for line in _headline(cells):
         print(line)
@@ -73,7 +76,7 @@ def _extract(params: Params) -> dict[str, Any]:
 
 
 def _cells(params: Params, stats: Stats, champion: "Trained", store: "Store", folder: Path) -> "pd.DataFrame":
-    """cells.parquet of the champion, from the slices of params.yaml."""
+    """Measure the champion on the slices of params.yaml and return its cells.parquet."""
     import pandas as pd
 
     from qamoe.dataset.degraded_split import open_views
@@ -81,13 +84,13 @@ def _cells(params: Params, stats: Stats, champion: "Trained", store: "Store", fo
     from qamoe.evaluation import protocol
 
     training_stats, modalities = champion.config["stats"], tuple(champion.config["modalities"])
-    if not same_columns(training_stats, stats):
-        store = restandardised(store, stats, training_stats, folder / "own.arrow")
+    if not same_standardisation(training_stats, stats):
+        store = restandardise(store, stats, training_stats, folder / "own.arrow")
     cells = protocol.plan(params.evaluate.slices, params.evaluate, modalities, timed(training_stats, modalities))
     device = settings.device()
     views = protocol.views(cells)
-    about = (references_from_stats(training_stats), folder / "states", file_digest(store.path), device)
-    split = open_views(store, views, modalities, *about, encoder=champion.frozen_encoder)
+    inputs = (references_from_stats(training_stats), folder / "states", file_digest(store.path), device)
+    split = open_views(store, views, modalities, *inputs, encoder=champion.frozen_encoder)
     with protocol.predictions_file(folder / PREDICTIONS) as append:
         for (rows,) in protocol.by_view([champion], split, cells, device):
             append(rows)

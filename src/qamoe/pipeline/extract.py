@@ -1,8 +1,8 @@
-"""Corpus -> features: artifacts/extract/{text,audio,vision}.arrow, clips.parquet and problems.csv.
+"""Extract the features of a corpus: artifacts/extract/{text,audio,vision}.arrow, clips.parquet and problems.csv.
 
-Token ids (stored text vectors, of a corpus that has nothing else) and frames as they are, one row a clip in clip-id
-order, whatever the number of workers. What cannot be extracted from a clip is a problem with its reason; the modality
-then has no frames. Too many fail the stage.
+The stores hold token ids (or stored text vectors, if the corpus has nothing else) and unnormalised frames, one row per
+clip, ordered by clip id for any number of workers. If a modality of a clip cannot be extracted, it has no frames, and
+problems.csv gives the reason. The stage fails if too many clips have problems.
 """
 
 import csv
@@ -32,14 +32,14 @@ from qamoe.files import atomic_write
 from qamoe.pipeline import degraded_media, runner
 
 STREAMS = ("audio", "vision")
-_MOST_NAMED = 10  # problems that a refusal names
+_MAX_LISTED = 10  # problems in the error message
 Problems = list[tuple[str, str, str]]
 
 
 def run(params: Params, out: Path) -> dict[str, Any]:
     """Run the stage and return the number of clips and of problems.
 
-    Raises UserError for a corpus that cannot be used, before anything is written.
+    Raises UserError for an unusable corpus, before anything is written.
     """
     chosen = params.extract
     corpus = READERS[chosen.corpus.kind](Path(chosen.corpus.path), chosen.task)
@@ -50,7 +50,7 @@ def run(params: Params, out: Path) -> dict[str, Any]:
     problems: Problems = []
     digest = cache(media_digest)
     _clear(folder)
-    parts = _extracted(clips, chosen, folder / "parts", digest, problems)
+    parts = _make_all_parts(clips, chosen, folder / "parts", digest, problems)
     _refuse_too_many(problems, len(clips), chosen.max_problem_share)
     degraded_media.write(clips, chosen, folder / "signals", digest, partial(_make_parts, chosen))
     seconds = _write_streams(clips, corpus, chosen, parts, folder)
@@ -64,17 +64,17 @@ def run(params: Params, out: Path) -> dict[str, Any]:
 
 
 def _clear(folder: Path) -> None:
-    """Remove what a stage or a worker that was killed had begun: copies of media, and files written aside."""
-    for left in (folder / "parts").glob("*/*/.copy-*"):
-        shutil.rmtree(left, ignore_errors=True)
-    for left in (*folder.glob(".*.[0-9]*"), *(folder / "parts").glob("*/*/.*.[0-9]*")):
-        left.unlink(missing_ok=True)
+    """Remove the temporary media copies and files of a stage or a worker that was killed."""
+    for copy in (folder / "parts").glob("*/*/.copy-*"):
+        shutil.rmtree(copy, ignore_errors=True)
+    for file in (*folder.glob(".*.[0-9]*"), *(folder / "parts").glob("*/*/.*.[0-9]*")):
+        file.unlink(missing_ok=True)
 
 
-def _extracted(
+def _make_all_parts(
     clips: list[LabelledClip], params: Extract, parts: Path, digest: Callable[[Path], str], problems: Problems
 ) -> dict[tuple[str, str], Path]:
-    """Make the parts of all clips that have media; fills `problems`; returns where each part lies."""
+    """Make the parts of all clips that have media, add to `problems`, and return the path of each part."""
     part_files: dict[tuple[str, str], Path] = {}
     waiting: list[tuple[Job, Path]] = []
     for clip in clips:
@@ -82,22 +82,22 @@ def _extracted(
             continue
         for modality in STREAMS:
             job = Job(clip.clip_id, modality, clip.media.path, clip.media.start_s, clip.media.end_s)
-            made_by = extractor(getattr(params, modality))
-            key = part_key(job, digest(made_by.reads(clip.media.path)), made_by)
+            media_extractor = extractor(getattr(params, modality))
+            key = part_key(job, digest(media_extractor.reads(clip.media.path)), media_extractor)
             part = parts / modality / key[:2] / key
             part_files[clip.clip_id, modality] = part
             if read_part(part) is None:
                 waiting.append((job, part))
-    lost = _make_parts(params, waiting)
+    failures = _make_parts(params, waiting)
     for (clip_id, modality), part in part_files.items():
-        reason = lost.get((clip_id, modality)) or read_part(part)
+        reason = failures.get((clip_id, modality)) or read_part(part)
         if isinstance(reason, str) and reason:
             problems.append((clip_id, modality, reason))
     return part_files
 
 
 def _make_parts(params: Extract, waiting: list[tuple[Job, Path]]) -> dict[tuple[str, str], str]:
-    """Make parts, with a bar of progress; returns the reasons of the jobs that left none."""
+    """Make parts, showing a progress bar, and return the reason of each failed job."""
     if not waiting:
         return {}
     extractors: dict[str, Block] = {m: getattr(params, m) for m in STREAMS}
@@ -119,14 +119,14 @@ def _make_parts(params: Extract, waiting: list[tuple[Job, Path]]) -> dict[tuple[
         return make(waiting, extractors, settings.workers(), params.seconds_per_clip, lambda: progress.advance(task))
 
 
-def _refuse_too_many(problems: Problems, clips: int, allowed: float) -> None:
-    bad = {clip_id for clip_id, _, _ in problems}
-    if len(bad) > allowed * clips:
+def _refuse_too_many(problems: Problems, clips: int, max_share: float) -> None:
+    affected = {clip_id for clip_id, _, _ in problems}
+    if len(affected) > max_share * clips:
         reasons = [f"{clip_id}, {modality}: {reason}" for clip_id, modality, reason in sorted(problems)]
-        most = "" if len(reasons) <= _MOST_NAMED else f", and {len(reasons) - _MOST_NAMED} more"
+        more = "" if len(reasons) <= _MAX_LISTED else f", and {len(reasons) - _MAX_LISTED} more"
         raise UserError(
-            f"{len(bad)} of {clips} clips have problems, above extract.max_problem_share ({allowed:g}): "
-            f"{'; '.join(reasons[:_MOST_NAMED])}{most}."
+            f"{len(affected)} of {clips} clips have problems, more than extract.max_problem_share ({max_share:g})"
+            f" allows: {'; '.join(reasons[:_MAX_LISTED])}{more}."
         )
 
 
@@ -141,69 +141,70 @@ def _frames(clip: LabelledClip, modality: str, parts: dict[tuple[str, str], Path
 def _write_streams(
     clips: list[LabelledClip], corpus: Corpus, params: Extract, parts: dict[tuple[str, str], Path], folder: Path
 ) -> list[float | None]:
-    """Write audio.arrow and vision.arrow; returns each clip's length in seconds, where frames tell it."""
+    """Write audio.arrow and vision.arrow; return each clip's length in seconds, None if no frame rate is known."""
     seconds: list[float | None] = [None] * len(clips)
     for modality in STREAMS:
         ready = next((clip.frames[modality] for clip in clips if modality in clip.frames), None)
-        about: dict[str, Any]
+        metadata: dict[str, Any]
         if ready is not None:
-            about = _as_given(ready.shape[1])
+            metadata = _ready_metadata(ready.shape[1])
         elif modality in corpus.modalities:
-            made_by = extractor(getattr(params, modality))
-            about = {"extractor": made_by.name, "version": made_by.version, "rate": made_by.rate}
-            about |= {"dimension": len(made_by.columns), "columns": list(made_by.columns)}
+            media_extractor = extractor(getattr(params, modality))
+            metadata = {"extractor": media_extractor.name, "version": media_extractor.version}
+            metadata |= {"rate": media_extractor.rate, "dimension": len(media_extractor.columns)}
+            metadata |= {"columns": list(media_extractor.columns)}
         else:
-            about = {"extractor": None, "version": "", "rate": None, "dimension": 1, "columns": []}
-        schema = pa.schema([("clip_id", pa.string()), ("frames", arrow_store.frames_type(about["dimension"]))])
-        rows = (
-            {"clip_id": clip.clip_id, "frames": _frames(clip, modality, parts, about["dimension"])} for clip in clips
-        )
-        arrow_store.write(folder / f"{modality}.arrow", schema, rows if modality in corpus.modalities else (), about)
-        if about["rate"]:
-            lengths = arrow_store.Store(folder / f"{modality}.arrow").lengths("frames")
-            seconds = [max(s or 0.0, n / about["rate"]) for s, n in zip(seconds, lengths, strict=True)]
+            metadata = {"extractor": None, "version": "", "rate": None, "dimension": 1, "columns": []}
+        dimension, rate = metadata["dimension"], metadata["rate"]
+        schema = pa.schema([("clip_id", pa.string()), ("frames", arrow_store.frames_type(dimension))])
+        rows = ({"clip_id": clip.clip_id, "frames": _frames(clip, modality, parts, dimension)} for clip in clips)
+        path = folder / f"{modality}.arrow"
+        arrow_store.write(path, schema, rows if modality in corpus.modalities else (), metadata)
+        if rate:
+            lengths = arrow_store.Store(path).lengths("frames")
+            seconds = [max(s or 0.0, n / rate) for s, n in zip(seconds, lengths, strict=True)]
     return seconds
 
 
 def _write_text(clips: list[LabelledClip], tokeniser: Tokens, folder: Path, *, ready: bool) -> None:
-    """Write text.arrow; `ready` token ids are of the tokeniser's vocabulary and win over words."""
-    about = {"extractor": tokeniser.name, "version": tokeniser.version, "unk": tokeniser.unk_id}
-    about |= {"special": list(tokeniser.special_ids), "vocabulary": tokeniser.vocab_size}
-    about |= {"vocabulary_sha256": tokeniser.vocabulary_sha256}
+    """Write text.arrow; `ready`: the corpus's token ids are of the tokeniser's vocabulary and replace its words."""
+    metadata = {"extractor": tokeniser.name, "version": tokeniser.version, "unk": tokeniser.unk_id}
+    metadata |= {"special": list(tokeniser.special_ids), "vocabulary": tokeniser.vocab_size}
+    metadata |= {"vocabulary_sha256": tokeniser.vocabulary_sha256}
 
     def row(clip: LabelledClip) -> dict[str, Any]:
         if clip.tokens is not None and ready:
             ids, limit = clip.tokens, tokeniser.max_tokens
             if len(ids) > limit:
-                ids = np.append(ids[: limit - 1], ids[-1])  # a text that is too long loses its end, never its SEP
+                ids = np.append(ids[: limit - 1], ids[-1])  # cut the end of a long text, but keep its [SEP]
             return {"clip_id": clip.clip_id, "ids": ids, "words": tokeniser.words(ids)}
         ids, words = tokeniser.extract(clip.text) if clip.text else (np.zeros(0, np.int32), [])
         return {"clip_id": clip.clip_id, "ids": ids, "words": words}
 
-    arrow_store.write(folder / "text.arrow", degraded_media.TEXT_SCHEMA, map(row, clips), about)
+    arrow_store.write(folder / "text.arrow", degraded_media.TEXT_SCHEMA, map(row, clips), metadata)
 
 
 def _write_vectors(clips: list[LabelledClip], folder: Path) -> None:
-    """Write text.arrow of a corpus whose text is stored vectors alone, as frames without a rate."""
+    """Write text.arrow of a corpus whose text is only stored vectors, as frames without a rate."""
     size = clips[0].frames["text"].shape[1]
     schema = pa.schema([("clip_id", pa.string()), ("frames", arrow_store.frames_type(size))])
     rows = ({"clip_id": clip.clip_id, "frames": clip.frames["text"]} for clip in clips)
-    arrow_store.write(folder / "text.arrow", schema, rows, _as_given(size))
+    arrow_store.write(folder / "text.arrow", schema, rows, _ready_metadata(size))
 
 
-def _as_given(dimension: int) -> dict[str, Any]:
+def _ready_metadata(dimension: int) -> dict[str, Any]:
     return {"extractor": "as given", "version": "", "rate": None, "dimension": dimension, "columns": []}
 
 
 def _write_clips(
     clips: list[LabelledClip], corpus: Corpus, params: Extract, seconds: list[float | None], folder: Path
 ) -> None:
-    about = {
+    metadata = {
         "about": corpus.about,
         "generated": corpus.generated,
         "task": params.task.model_dump(mode="json"),
+        "modalities": list(corpus.modalities),
     }
-    about |= {"modalities": list(corpus.modalities)}
     columns = {
         "clip_id": [clip.clip_id for clip in clips],
         "source": [clip.source for clip in clips],
@@ -212,13 +213,13 @@ def _write_clips(
         "text": [clip.text for clip in clips],
         "seconds": pa.array(seconds, pa.float64()),
     }
-    table = pa.table(columns).replace_schema_metadata({"qamoe": json.dumps(about, sort_keys=True)})
-    with atomic_write(folder / "clips.parquet") as aside:
-        pq.write_table(table, aside)
+    table = pa.table(columns).replace_schema_metadata({"qamoe": json.dumps(metadata, sort_keys=True)})
+    with atomic_write(folder / "clips.parquet") as temporary:
+        pq.write_table(table, temporary)
 
 
 def _write_problems(problems: Problems, path: Path) -> None:
-    with atomic_write(path) as aside, aside.open("w", newline="") as file:
+    with atomic_write(path) as temporary, temporary.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(("clip_id", "modality", "reason"))
         writer.writerows(sorted(problems))

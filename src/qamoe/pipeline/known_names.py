@@ -1,7 +1,7 @@
-"""The names in params.yaml, held against the registries that know them: corpora, degradations, slices and models.
+"""Check the names in params.yaml against the registries of corpora, degradations, slices and models.
 
-config/ stands below those registries and takes any string for a name. A new corpus, kind or model is a line in its
-registry and none here.
+Package config may not import those registries, so it accepts any string as a name. A new corpus, kind or model needs a
+line in its registry and none here.
 """
 
 from collections.abc import Collection, Iterable
@@ -18,14 +18,15 @@ from qamoe.errors import UserError
 def load_params(path: Path, sections: Collection[str] | None = None) -> Params:
     """Read params.yaml. Raises UserError with key, value and allowed values of the first mistake.
 
-    Types and ranges are checked everywhere, names in `sections` (of CHECKS) or, without it, in all: those of train,
-    models, seeds and evaluate import torch, which takes seconds that a command without models need not wait.
+    Types and ranges are always checked. Names are checked in `sections` (keys of CHECKS), by default in all of them.
+    The checks of train, models, seeds and evaluate import torch, which takes seconds; a command without models skips
+    them.
     """
-    return checked(parameters.load(path), path, sections)
+    return check_names(parameters.load(path), path, sections)
 
 
-def checked(params: Params, path: Path, sections: Collection[str] | None = None) -> Params:
-    """The same parameters. Raises UserError for an unknown name; `path` is where it is said to be."""
+def check_names(params: Params, path: Path, sections: Collection[str] | None = None) -> Params:
+    """Return the same parameters. Raises UserError for an unknown name; the message names the file `path`."""
     for section in CHECKS if sections is None else sections:
         CHECKS[section](params, path)
     return params
@@ -34,22 +35,22 @@ def checked(params: Params, path: Path, sections: Collection[str] | None = None)
 def _check_corpus(params: Params, path: Path) -> None:
     from qamoe.data.readers import READERS
 
-    _check_names(path, [("extract.corpus.kind", params.extract.corpus.kind)], READERS)
+    _refuse_unknown(path, [("extract.corpus.kind", params.extract.corpus.kind)], READERS)
 
 
 def _check_kinds(params: Params, path: Path) -> None:
     from qamoe.degradation.features import trainable_kinds
 
     common = params.train.common
-    names = [(f"train.common.degrade.kinds.{place}", kind) for place, kind in enumerate(common.degrade.kinds)]
+    names = [(f"train.common.degrade.kinds.{index}", kind) for index, kind in enumerate(common.degrade.kinds)]
     names += [("a key of train.common.selection.severities", kind) for kind in common.selection.severities]
-    _check_names(path, names, trainable_kinds())
+    _refuse_unknown(path, names, trainable_kinds())
 
 
 def _check_blocks(params: Params, path: Path) -> None:
-    """Each block is a model's, with the keys that its class knows; every model that has seeds has one.
+    """Check that each block belongs to a model and has its keys, and that each model with seeds has a block.
 
-    A specialist or an ablation may have one for DVC's sake, whose paths to parameters want it: qamoe's.
+    DVC needs a block for each model of its stages. A specialist or an ablation may therefore repeat the block of qamoe.
     """
     from qamoe.models.factory import MODELS
 
@@ -62,8 +63,8 @@ def _check_blocks(params: Params, path: Path) -> None:
             raise parameters.first_mistake(invalid, path, "models", name) from None
         if content != params.models.blocks.get(family(name)):
             raise UserError(
-                f"{path}: models.{name} is {content}: a specialist or ablation has the block of models.{family(name)};"
-                f" name that `{family(name)}: &{family(name)}` and write `{name}: *{family(name)}`."
+                f"{path}: models.{name} is {content}; a specialist or ablation must repeat models.{family(name)}:"
+                f" write `{family(name)}: &{family(name)}` there and `{name}: *{family(name)}` here."
             )
     for name in map(family, params.seeds):
         if name in MODELS and name not in params.models.blocks:
@@ -81,7 +82,7 @@ def _check_seeds(params: Params, path: Path) -> None:
 
 
 def _models() -> str:
-    """The allowed names of models, as a sentence has them."""
+    """Return the allowed model names for an error message."""
     from qamoe.models.factory import MODELS
 
     return f"{', '.join(MODELS)}, specialist-clean, specialist-<kind>-<tenths> and ablation-<{'|'.join(ABLATIONS)}>"
@@ -90,12 +91,12 @@ def _models() -> str:
 def _check_slices(params: Params, path: Path) -> None:
     from qamoe.evaluation.protocol import slice_names
 
-    names = [(f"evaluate.slices.{place}", name) for place, name in enumerate(params.evaluate.slices)]
-    _check_names(path, names, slice_names())
+    names = [(f"evaluate.slices.{index}", name) for index, name in enumerate(params.evaluate.slices)]
+    _refuse_unknown(path, names, slice_names())
 
 
-def _check_names(path: Path, names: Iterable[tuple[str, str]], known: Collection[str]) -> None:
-    """Refuse the first of `names`, each with its key in the file, that is not known."""
+def _refuse_unknown(path: Path, names: Iterable[tuple[str, str]], known: Collection[str]) -> None:
+    """Raise UserError for the first unknown name; `names` are (key in the file, name)."""
     for key, name in names:
         if name not in known:
             *first, last = map(repr, known)

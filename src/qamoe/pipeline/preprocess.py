@@ -1,8 +1,8 @@
-"""Features -> clean, checked, normalised splits: artifacts/preprocess/{train,valid,gate,test}.arrow, stats.json.
+"""Clean, check and normalise features: artifacts/preprocess/{train,valid,gate,test}.arrow and stats.json.
 
-Statistics come from the training split alone. Degraded clips are never stored: they are a pure function of these. Where
-extract.signals degraded media, preprocess/signals/<cell>.arrow is the test split with one modality of such media,
-normalised by the same statistics.
+Statistics come from the training split only. Clips with degraded features are never stored, because they are a pure
+function of these files. If extract.signals degraded media, preprocess/signals/<cell>.arrow is the test split with one
+modality extracted from degraded media, normalised by the same statistics.
 """
 
 import json
@@ -30,32 +30,34 @@ STREAMS = ("audio", "vision")
 def run(params: Params, out: Path) -> dict[str, Any]:
     """Run the stage and return the number of clips per split.
 
-    Raises UserError where the stores disagree or the training split is empty.
+    Raises UserError if the stores hold different clips or the training split is empty.
     """
     source = out / "extract"
-    clips, about, stores = _extracted(source)
+    clips, corpus, stores = _read_extracted(source)
     train_rows = np.flatnonzero(clips["split"] == "train")
     if not len(train_rows):
-        raise UserError("The training split is empty; at least one source must be in split train.")
+        raise UserError(
+            f"The training split of {source / 'clips.parquet'} is empty; at least one source must be in split train."
+        )
     text = stores["text"]
     vectors = text.text_is_vectors
     streams = ("text", *STREAMS) if vectors else STREAMS
     fitted = {m: fit_columns(stores[m], train_rows) for m in streams if len(stores[m])}
-    columns = {m: fit for m, fit in fitted.items() if len(fit.kept)}  # the rest tells nothing in training
-    modalities = [m for m in about["modalities"] if m not in streams or m in columns]
+    columns = {m: fit for m, fit in fitted.items() if len(fit.kept)}  # the others are constant in training
+    modalities = [m for m in corpus["modalities"] if m not in streams or m in columns]
     limits = params.preprocess.max_frames.model_dump()
     folder = out / "preprocess"
     labels = clips["label"].to_numpy()
     seconds = clips["seconds"].iloc[train_rows].max()
-    seconds_max = None if np.isnan(seconds) else float(seconds)  # corpora of ready features do not tell
+    seconds_max = None if np.isnan(seconds) else float(seconds)  # unknown for corpora of ready-made features
     content = {
-        "task": about["task"],
+        "task": corpus["task"],
         "modalities": modalities,
-        "generated": about["generated"],
-        "about": about["about"],
-        "text": {} if vectors else _of_tokens(text, train_rows, limits["text"]),
+        "generated": corpus["generated"],
+        "about": corpus["about"],
+        "text": {} if vectors else _token_stats(text, train_rows, limits["text"]),
         **{m: c.to_json() | {"rate": stores[m].metadata["rate"]} for m, c in columns.items()},
-        **_target(labels[train_rows], about["task"]),
+        **_label_stats(labels[train_rows], corpus["task"]),
         "clips": {split: int((clips["split"] == split).sum()) for split in arrow_store.SPLITS},
         "seconds_max": seconds_max,
     }
@@ -67,55 +69,57 @@ def run(params: Params, out: Path) -> dict[str, Any]:
     )
     for split in arrow_store.SPLITS:
         rows = np.flatnonzero(clips["split"] == split)
-        cleaned = _rows(rows, clips, stores, columns, limits)
+        cleaned = _clean_rows(rows, clips, stores, columns, limits)
         arrow_store.write(folder / f"{split}.arrow", schema, cleaned, {"split": split, "modalities": modalities})
     test = np.flatnonzero(clips["split"] == "test")
     shutil.rmtree(folder / "signals", ignore_errors=True)
     for name, kind, severity in cells(params.extract.signals.severities) if params.extract.signals else ():
-        degraded = _degraded(source / "signals" / f"{name}.arrow", list(clips["clip_id"].iloc[test]))
-        cleaned = _rows(test, clips, stores, columns, limits)
-        replaced = _replaced(cleaned, MODALITY[kind], degraded, columns, limits)
+        degraded = _open_degraded(source / "signals" / f"{name}.arrow", list(clips["clip_id"].iloc[test]))
+        cleaned = _clean_rows(test, clips, stores, columns, limits)
+        replaced = _replace_modality(cleaned, MODALITY[kind], degraded, columns, limits)
         arrow_store.write(folder / "signals" / f"{name}.arrow", schema, replaced, {"kind": kind, "severity": severity})
     write_text(folder / "stats.json", json.dumps(stats, indent=1, sort_keys=True, allow_nan=False))
     return dict(stats["clips"])
 
 
-def _extracted(source: Path) -> tuple[Any, dict[str, Any], dict[str, arrow_store.Store]]:
-    """What extract wrote: the clips as a data frame, what is known of their corpus, and a store for each modality."""
-    if not (source / "clips.parquet").is_file():
-        raise UserError(f"There is no {source / 'clips.parquet'}; run the stage extract first.")
-    table = pq.read_table(source / "clips.parquet")
+def _read_extracted(source: Path) -> tuple[Any, dict[str, Any], dict[str, arrow_store.Store]]:
+    """Read the output of extract: the clips as a data frame, metadata of the corpus, and a store per modality."""
+    path = source / "clips.parquet"
+    if not path.is_file():
+        raise UserError(f"{path} does not exist; run the stage extract first.")
+    table = pq.read_table(path)
     clips = table.to_pandas()
-    _check(clips)
+    _check(clips, path)
     stores = {m: arrow_store.Store(source / f"{m}.arrow") for m in ("text", *STREAMS)}
     for store in stores.values():
         if len(store) and store.clip_ids != list(clips["clip_id"]):
-            raise UserError(f"{store.path} and clips.parquet hold different clips; run the stage extract again.")
+            raise UserError(f"{store.path} and {path} hold different clips; run the stage extract again.")
     return clips, json.loads(table.schema.metadata[b"qamoe"]), stores
 
 
-def _check(clips: Any) -> None:
-    if clips["clip_id"].duplicated().any():
-        raise UserError(
-            f"Clip id {clips['clip_id'][clips['clip_id'].duplicated()].iloc[0]!r} stands twice in clips.parquet."
-        )
+def _check(clips: Any, path: Path) -> None:
+    duplicated = clips["clip_id"].duplicated()
+    if duplicated.any():
+        raise UserError(f"{path}: duplicate clip id {clips['clip_id'][duplicated].iloc[0]!r}.")
     splits = clips.groupby("source")["split"].nunique()
     if (splits > 1).any():
-        raise UserError(f"Source {splits.index[splits > 1][0]!r} is in more than one split.")
-    if not np.isfinite(clips["label"]).all():
-        raise UserError("A label in clips.parquet is not finite.")
+        raise UserError(f"{path}: source {splits.index[splits > 1][0]!r} is in more than one split.")
+    not_finite = clips[~np.isfinite(clips["label"])]
+    if len(not_finite):
+        clip_id, label = not_finite[["clip_id", "label"]].iloc[0]
+        raise UserError(f"{path}: label {label} of clip {clip_id!r} is not finite.")
 
 
-def _target(labels: np.ndarray, task: TaskDescription) -> dict[str, Any]:
-    """What a model has to know of the training labels: mean and deviation, or each class's share of the clips."""
+def _label_stats(labels: np.ndarray, task: TaskDescription) -> dict[str, Any]:
+    """Return mean and standard deviation of the training labels, or the share of each class."""
     if is_classification(task):
         counts = np.bincount(labels.astype(int), minlength=len(task["classes"]))
         return {"class_shares": (counts / counts.sum()).tolist()}
     return {"target_mean": float(labels.mean()), "target_std": float(labels.std()) or 1.0}
 
 
-def _of_tokens(text: arrow_store.Store, rows: np.ndarray, limit: int) -> TextStats:
-    """What degradations and encoders have to know of token ids."""
+def _token_stats(text: arrow_store.Store, rows: np.ndarray, limit: int) -> TextStats:
+    """Return the properties of the token ids that degradations and encoders need."""
     return {
         "unk": text.metadata["unk"],
         "special": text.metadata["special"],
@@ -126,7 +130,7 @@ def _of_tokens(text: arrow_store.Store, rows: np.ndarray, limit: int) -> TextSta
 
 
 def _token_frequencies(text: arrow_store.Store, rows: np.ndarray, limit: int) -> list[tuple[int, int]]:
-    """(token id, count) over the training split, special tokens left out."""
+    """Count each token id over these rows, without special tokens."""
     special = set(text.metadata["special"])
     counts: dict[int, int] = {}
     for row in rows:
@@ -136,7 +140,7 @@ def _token_frequencies(text: arrow_store.Store, rows: np.ndarray, limit: int) ->
     return sorted(counts.items())
 
 
-def _rows(
+def _clean_rows(
     rows: np.ndarray, clips: Any, stores: dict[str, arrow_store.Store], columns: dict[str, Columns], limits: Any
 ) -> Iterator[dict[str, Any]]:
     for row in rows:
@@ -153,19 +157,19 @@ def _rows(
         yield cleaned
 
 
-def _degraded(path: Path, clip_ids: list[str]) -> arrow_store.Store:
+def _open_degraded(path: Path, clip_ids: list[str]) -> arrow_store.Store:
     if not path.is_file():
-        raise UserError(f"There is no {path}; run the stage extract first.")
-    opened = arrow_store.Store(path)
-    if opened.clip_ids != clip_ids:
+        raise UserError(f"{path} does not exist; run the stage extract first.")
+    store = arrow_store.Store(path)
+    if store.clip_ids != clip_ids:
         raise UserError(f"{path} and clips.parquet hold different clips; run the stage extract again.")
-    return opened
+    return store
 
 
-def _replaced(
+def _replace_modality(
     rows: Iterator[dict[str, Any]], modality: str, degraded: arrow_store.Store, columns: dict[str, Columns], limits: Any
 ) -> Iterator[dict[str, Any]]:
-    """Rows of the test split with one modality replaced by what was made of its degraded media."""
+    """Yield the rows of the test split with one modality replaced by the features of its degraded media."""
     for number, row in enumerate(rows):
         if modality == "text":
             row["text"] = degraded.sequence("ids", number)[: limits["text"]]

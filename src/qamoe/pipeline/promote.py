@@ -1,7 +1,7 @@
-"""The best checkpoint of QA-MoE -> the registered champion, if the gate lets it: an event, without a DVC output.
+"""Promote the best checkpoint of QA-MoE to champion if it passes the promotion gate; this writes no DVC output.
 
-Candidate and champion are measured on the gate split, which no other stage reads; never on test. The rules are in
-registry/gate.py, aliases and records of it in registry/registry.py.
+Candidate and champion are measured on the gate split, which no other stage reads, and never on the test split. The
+rules are in registry/gate.py; registry/registry.py sets the aliases and writes the records.
 """
 
 import tempfile
@@ -15,7 +15,7 @@ from qamoe.data.stats import Stats, frame_stats
 from qamoe.errors import UserError
 from qamoe.files import file_digest
 from qamoe.models.checkpoint_config import CheckpointConfig
-from qamoe.pipeline.shared import data_digest, read_stats, refuse_other_kinds
+from qamoe.pipeline.shared import data_digest, read_stats, refuse_unsuitable_kinds
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,12 +26,16 @@ if TYPE_CHECKING:
     from qamoe.registry.registry import Decision
 
 MODEL = "qamoe"
-_AT_ONCE = 64  # clips that are predicted at once
-_COMPARED_CLIPS = 8  # that the registered model has to predict as the evaluated one
+_BATCH = 64  # clips
+_COMPARED_CLIPS = 8  # on which the registered model must predict the same as the evaluated checkpoint
 
 
 def run(params: Params, out: Path, dry: bool = False) -> None:
-    """Promote, refuse or leave things as they are, or with `dry` only say which; the decision is printed last."""
+    """Promote or refuse the candidate and print the decision last; with `dry`, only print it.
+
+    The decision is "unchanged" if the candidate is the champion already, was rolled back, or was refused before on the
+    same evidence.
+    """
     decision = decide(params, out, dry)
     for reason in decision.reasons:
         print(reason)
@@ -41,9 +45,9 @@ def run(params: Params, out: Path, dry: bool = False) -> None:
 
 
 def decide(params: Params, out: Path, dry: bool = False) -> "Decision":
-    """Measure and ask the gate; with `dry` nothing is registered or recorded.
+    """Measure candidate and champion and apply the promotion gate; with `dry` nothing is registered or recorded.
 
-    Raises UserError where a stage before it has not run, or the champion is of another corpus.
+    Raises UserError if an earlier stage has not run, or if the champion was trained on another corpus.
     """
     from qamoe.evaluation.protocol import PROTOCOL
     from qamoe.models import checkpoint
@@ -53,7 +57,7 @@ def decide(params: Params, out: Path, dry: bool = False) -> "Decision":
     from qamoe.tracking.runs import record_training
 
     stats = read_stats(out)
-    refuse_other_kinds(stats, ("mixed",), "The gate")
+    refuse_unsuitable_kinds(stats, ("mixed",), "the promotion gate")
     candidate = best_candidate(params, out)
     folder, config = candidate.folder, candidate.config
     split, store = gate_split(out)
@@ -64,23 +68,23 @@ def decide(params: Params, out: Path, dry: bool = False) -> "Decision":
         if not dry:
             with exclusive_lock():
                 registry.finish(client, name)
-        against = registry.champion(client, name)
-    print(f"champion: {f'version {against.version} of {name}' if against else f'none yet of {name}'}")
+        champion = registry.champion(client, name)
+    print(f"champion: {f'version {champion.version} of {name}' if champion else f'none yet of {name}'}")
     gate_digest = file_digest(store.path)
-    key = registry.gate_key(gate_digest, PROTOCOL, params.registry, against)
+    key = registry.gate_key(gate_digest, PROTOCOL, params.registry, champion)
     with store_errors_as_user_errors():
-        decision = registry.existing_decision(client, name, checkpoint.digest(folder), key, against)
+        decision = registry.existing_decision(client, name, checkpoint.digest(folder), key, champion)
     if decision is not None:
         return decision
     with tempfile.TemporaryDirectory() as temporary:
-        rivals = [checkpoint.load(folder, settings.device())]
-        if against is not None:
-            rivals.append(fetched(name, against.version, config, Path(temporary)))
-        rows = _measured(params, stats, rivals, store, Path(temporary))
+        models = [checkpoint.load(folder, settings.device())]
+        if champion is not None:
+            models.append(download_version(name, champion.version, config, Path(temporary)))
+        rows = _measure(params, stats, models, store, Path(temporary))
     measurements = GateMeasurements(
         config,
         rows[0],
-        rows[1] if against else None,
+        rows[1] if champion else None,
         _raw_clips(store, stats, config["modalities"]),
         split,
         params.registry.coverage_90,
@@ -88,21 +92,21 @@ def decide(params: Params, out: Path, dry: bool = False) -> "Decision":
         params.registry.tolerance,
     )
     if dry:
-        print("dry run: nothing is registered or recorded, and no registered model asked whether it predicts the same")
+        print("dry run: nothing is registered or recorded, and no registered model is compared with the checkpoint")
         return registry.dry_run(measurements)
     data = registry.GateData(PROTOCOL, config["digests"]["data"], gate_digest)
     with store_errors_as_user_errors():
         run_id = record_training(client, folder, name)
-        registry.keep_reference(client, run_id, reference_of(rivals[0], out))
-        decision = registry.submit(client, name, run_id, measurements, key, against, data)
+        registry.keep_reference(client, run_id, drift_reference(models[0], out))
+        decision = registry.submit(client, name, run_id, measurements, key, champion, data)
     if decision.outcome == "overtaken":
-        print(f"another candidate became champion of {name} meanwhile: once more, against it")
+        print(f"another candidate became champion of {name} in the meantime; comparing with that one")
         return decide(params, out)
     return decision
 
 
-def reference_of(candidate: "Trained", out: Path) -> "pd.DataFrame":
-    """What the candidate's training and validation clips are like, undamaged (registry/drift.py)."""
+def drift_reference(candidate: "Trained", out: Path) -> "pd.DataFrame":
+    """Describe the candidate's training and validation clips, not degraded, as the reference of registry/drift.py."""
     import pandas as pd
 
     from qamoe.data.arrow_store import Store
@@ -111,12 +115,12 @@ def reference_of(candidate: "Trained", out: Path) -> "pd.DataFrame":
 
     clean = uniform_view("clean", 0.0, 0, 0)
     stores = [Store(out / "preprocess" / f"{split}.arrow") for split in ("train", "valid")]
-    parts = [described(candidate, store, clean).assign(**{drift.SOURCE: store.sources}) for store in stores]
+    parts = [describe_split(candidate, store, clean).assign(**{drift.SOURCE: store.sources}) for store in stores]
     return pd.concat(parts, ignore_index=True)
 
 
-def described(trained: "Trained", store: "Store", view: "View") -> "pd.DataFrame":
-    """The clips of a split under a view as drift sees them, a row a clip: their inputs, and r of a model."""
+def describe_split(trained: "Trained", store: "Store", view: "View") -> "pd.DataFrame":
+    """Return the drift features of a split under a view, one row per clip: input statistics and a model's r."""
     import pandas as pd
 
     from qamoe.dataset.degraded_split import DegradedSplit
@@ -127,8 +131,8 @@ def described(trained: "Trained", store: "Store", view: "View") -> "pd.DataFrame
     stats, modalities = trained.config["stats"], tuple(trained.config["modalities"])
     split = DegradedSplit(store, (view,), modalities, references_from_stats(stats), None)
     clips, predictions = [], []
-    for start in range(0, len(store), _AT_ONCE):
-        batch, _, _ = split.degraded(0, range(start, min(start + _AT_ONCE, len(store))))
+    for start in range(0, len(store), _BATCH):
+        batch, _, _ = split.degraded(0, range(start, min(start + _BATCH, len(store))))
         clips += [{m: batch.x[m][i][batch.mask[m][i]].numpy() for m in modalities} for i in range(len(batch))]
         present = {m: mask.any(1) for m, mask in batch.mask.items()}
         predictions.append(pd.DataFrame(predicted(trained, trained.vectors(batch.to(settings.device())), present)))
@@ -136,7 +140,7 @@ def described(trained: "Trained", store: "Store", view: "View") -> "pd.DataFrame
 
 
 class Candidate(NamedTuple):
-    """A finished checkpoint of MODEL: its selection value and seed, its folder, and its model.json."""
+    """A finished checkpoint of MODEL: its selection value and seed, its folder and its model.json."""
 
     selection: float
     seed: int
@@ -145,65 +149,72 @@ class Candidate(NamedTuple):
 
 
 def best_candidate(params: Params, out: Path) -> Candidate:
-    """The seed with the lowest validation selection value. Raises UserError where a seed is missing or of other
-    data."""
+    """Return the checkpoint with the lowest selection value on the validation split.
+
+    Raises UserError if the checkpoint of a seed is missing or was trained on other data.
+    """
     from qamoe.models.checkpoint_config import read_config
 
     if MODEL not in params.seeds:
-        raise UserError(f"seeds names no {MODEL}; promotion judges {MODEL} alone.")
+        raise UserError(
+            f"seeds of params.yaml does not list {MODEL}, the only model that can be promoted; it lists "
+            f"{', '.join(params.seeds)}."
+        )
     data = data_digest(out)
     candidates = []
     for seed in params.seeds[MODEL]:
         folder = out / "train" / MODEL / str(seed)
         config = read_config(folder)
         if config is None:
-            raise UserError(f"There is no finished checkpoint in {folder}; run the stage train first.")
-        theirs = config.get("digests", {}).get("data")
-        if theirs is None:
-            raise UserError(f"{folder / 'model.json'} does not say what data it was trained on; run the stage train.")
-        if theirs != data:
+            raise UserError(f"{folder} does not hold a finished checkpoint; run the stage train first.")
+        training_data = config.get("digests", {}).get("data")
+        if training_data is None:
+            raise UserError(f"{folder / 'model.json'} has no digest of its training data; run the stage train.")
+        if training_data != data:
             raise UserError(f"{folder} was trained on other data than {out / 'preprocess'} holds; run the stage train.")
         candidates.append(Candidate(config["selection"], seed, folder, config))
     return min(candidates, key=lambda candidate: (candidate.selection, candidate.seed))
 
 
 def gate_split(out: Path) -> tuple[str, "Store"]:
-    """The split that promotion reads: gate, or valid where the corpus's own split leaves no room for one."""
+    """Open the split that promotion reads: the gate split, or valid if the corpus's own splits leave no room for it."""
     from qamoe.data.arrow_store import Store
 
     for split in ("gate", "valid"):
         store = Store(out / "preprocess" / f"{split}.arrow")
         if len(store):
             return split, store
-    raise UserError("Neither the gate nor the validation split has a clip; a candidate cannot be judged.")
+    raise UserError(
+        f"The gate split and the validation split in {out / 'preprocess'} are empty; promotion needs one of them."
+    )
 
 
-def fetched(name: str, version: str, config: Mapping[str, Any], folder: Path) -> "Trained":
-    """The checkpoint of a registered version. Raises UserError where it is of another corpus than `config`."""
+def download_version(name: str, version: str, config: Mapping[str, Any], folder: Path) -> "Trained":
+    """Load the checkpoint of a registered version. Raises UserError if its corpus is not the one of `config`."""
     from pydantic import ValidationError
 
     from qamoe.models import checkpoint
     from qamoe.registry import registry
 
     downloaded = registry.fetch(name, version, folder / "champion")
-    theirs = checkpoint.read_config(downloaded)
-    if theirs is None:
-        raise UserError(f"Version {version} of {name} holds no {checkpoint.CONFIG}; it was not registered by promote.")
-    registry.same_corpus(config, theirs, name, version)
+    registered_config = checkpoint.read_config(downloaded)
+    if registered_config is None:
+        raise UserError(f"Version {version} of {name} has no {checkpoint.CONFIG}; it was not registered by promote.")
+    registry.same_corpus(config, registered_config, name, version)
     try:
         return checkpoint.load(downloaded, settings.device())
     except ValidationError as error:
         reason = error.errors()[0]
         key = ".".join(str(part) for part in reason["loc"])
         raise UserError(
-            f"The champion of {name} (version {version}) is of other code: {key}, {reason['msg']}."
+            f"Version {version} of {name} was saved by other code and cannot be loaded: {key}: {reason['msg']}."
         ) from None
 
 
-def _measured(
-    params: Params, stats: Stats, rivals: list["Trained"], store: "Store", temporary: Path
+def _measure(
+    params: Params, stats: Stats, models: list["Trained"], store: "Store", temporary: Path
 ) -> list["pd.DataFrame"]:
-    """Predictions on the gate's slices, each model reading frames that its own training split standardised."""
+    """Predict the slices of the promotion gate; each model reads frames standardised by its own training split."""
     from qamoe.dataset.degraded_split import open_views
     from qamoe.degradation.views import references_from_stats
     from qamoe.evaluation import protocol
@@ -211,37 +222,39 @@ def _measured(
 
     device = settings.device()
     evaluation = params.evaluate.model_copy(update={"seed": params.registry.seed, "draws": params.registry.draws})
-    slices = ["clean", "missing", "noise"] if len(rivals) > 1 else ["clean"]
+    slices = ["clean", "missing", "noise"] if len(models) > 1 else ["clean"]
     cells = [*protocol.plan(slices, evaluation), protocol.mixed(params.registry.seed, params.registry.draws)]
-    groups = [rivals] if all(same_columns(r.config["stats"], stats) for r in rivals) else [[r] for r in rivals]
+    together = all(same_standardisation(model.config["stats"], stats) for model in models)
+    groups = [models] if together else [[model] for model in models]
     predictions = []
     for number, group in enumerate(groups):
-        of_group, modalities = group[0].config["stats"], tuple(group[0].config["modalities"])
+        training_stats, modalities = group[0].config["stats"], tuple(group[0].config["modalities"])
         folder = temporary / str(number)
-        same = same_columns(of_group, stats)
-        standard = store if same else restandardised(store, stats, of_group, folder / "restandardised.arrow")
-        views = protocol.views(cells)
+        group_store = store
+        if not same_standardisation(training_stats, stats):
+            group_store = restandardise(store, stats, training_stats, folder / "restandardised.arrow")
+        inputs = (references_from_stats(training_stats), folder, file_digest(group_store.path), device)
         encoder = shared_encoder(group)
-        digest = file_digest(standard.path)
-        split = open_views(
-            standard, views, modalities, references_from_stats(of_group), folder, digest, device, encoder=encoder
-        )
+        split = open_views(group_store, protocol.views(cells), modalities, *inputs, encoder=encoder)
         predictions += protocol.measure(group, split, cells, device)
     return predictions
 
 
-def same_columns(a: Stats, b: Stats) -> bool:
-    """Whether two stats.json standardise frames alike."""
+def same_standardisation(a: Stats, b: Stats) -> bool:
+    """Return whether two stats.json standardise frames in the same way."""
     return all(frame_stats(a, m) == frame_stats(b, m) for m in a["modalities"] if m != "text")
 
 
-def restandardised(store: "Store", stats: Stats, own: Stats, path: Path) -> "Store":
-    """The same clips as a model of older data knew them: after an ingest, mean and deviation are others."""
+def restandardise(store: "Store", stats: Stats, target: Stats, path: Path) -> "Store":
+    """Write the clips of `store` to `path`, standardised by `target` instead of `stats`, and open the new store.
+
+    A model trained before an ingest needs this, because the ingest changed mean and deviation of the columns.
+    """
     from qamoe.data.arrow_store import Store, write
     from qamoe.data.normalise import Columns, clean
     from qamoe.inference.predict import raw_frames
 
-    streams = {m: Columns.from_json(frame_stats(own, m)) for m in own["modalities"] if m != "text"}
+    streams = {m: Columns.from_json(frame_stats(target, m)) for m in target["modalities"] if m != "text"}
 
     def rows() -> Iterator[dict[str, Any]]:
         for row in range(len(store)):
@@ -257,16 +270,16 @@ def restandardised(store: "Store", stats: Stats, own: Stats, path: Path) -> "Sto
 
 
 def _raw_clips(store: "Store", stats: Stats, modalities: list[str]) -> "pd.DataFrame":
-    """A few clips as the registered model takes them: token ids and raw frames, by clip id."""
+    """Return a few clips as inputs of the registered model: token ids and raw frames, by clip id."""
     import pandas as pd
 
     from qamoe.inference.predict import raw_frames
 
-    chosen = range(min(_COMPARED_CLIPS, len(store)))
+    compared = range(min(_COMPARED_CLIPS, len(store)))
     columns: dict[str, Any] = {}
     for m in modalities:
         if m == "text":
-            columns["tokens"] = [store.sequence(m, row).tolist() for row in chosen]
+            columns["tokens"] = [store.sequence(m, row).tolist() for row in compared]
         else:
-            columns[m] = [raw_frames(store.sequence(m, row), frame_stats(stats, m)) for row in chosen]
-    return pd.DataFrame(columns, index=[store.clip_ids[row] for row in chosen])
+            columns[m] = [raw_frames(store.sequence(m, row), frame_stats(stats, m)) for row in compared]
+    return pd.DataFrame(columns, index=[store.clip_ids[row] for row in compared])

@@ -1,4 +1,4 @@
-"""Evaluations -> what a person looks at: artifacts/report/index.html, with its numbers in summary and metrics.json."""
+"""Write the report on the evaluations: artifacts/report/index.html, with its numbers in summary and metrics.json."""
 
 from pathlib import Path
 from typing import Any
@@ -8,15 +8,15 @@ from qamoe.errors import UserError
 
 
 def run(params: Params, out: Path) -> dict[str, Any]:
-    """Write the report, print its headline table and return where the page and its numbers are.
+    """Write the report, print its headline table and return the paths of the page and of its numbers.
 
-    Raises UserError for a model of `seeds` that was not evaluated.
+    Raises UserError for a model in `seeds` that was not evaluated.
     """
     from qamoe.report import build, tables
 
     for name in params.seeds:
         if not any((out / "evaluate" / name).glob("*/cells.parquet")):
-            raise UserError(f"seeds names {name}, which has no cells in {out / 'evaluate'}; run evaluate first.")
+            raise UserError(f"Model {name} of seeds has no cells in {out / 'evaluate'}; run the stage evaluate first.")
     written = build.write(out / "evaluate", out / "train", out / "report", out / "tune", list(params.seeds))
     tables.print_headline(written.headline)
     return {"page": str(written.page), "summary": str(written.summary)}

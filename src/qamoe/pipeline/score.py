@@ -1,9 +1,9 @@
-"""Raw clips of a folder -> scores.parquet and drift.csv, by the champion: an event, incremental by content.
+"""Score the raw clips of a folder with the champion: scores.parquet and drift.csv.
 
-A row a clip: clip_id, path, text, start_s, end_s, what qamoe.inference.predict gives, what its inputs are like
-(qamoe.registry.drift), problem, key, model. The file holds what the source holds now. A clip whose media, span, text
-and model are those of its row is not scored again, and features that another champion needs too are kept beside it
-(parts/). drift.csv compares all these clips with those that the champion was made of.
+scores.parquet has one row per clip that the source holds now: clip_id, path, text, start_s, end_s, the outputs of
+qamoe.inference.predict, the input statistics of qamoe.registry.drift, problem, key, model. A clip is scored again only
+if its media, span, text or model have changed. Its features are kept in parts/ for the next champion. drift.csv
+compares these clips with the training and validation clips of the champion.
 """
 
 from pathlib import Path
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 
 SCORES = "scores.parquet"
 DRIFT = "drift.csv"
-_ABOUT = ("clip_id", "path", "text", "start_s", "end_s")
-_LAST = ("problem", "key", "model")
-_SECONDS = 60.0  # of work on one clip
+_CLIP_COLUMNS = ("clip_id", "path", "text", "start_s", "end_s")
+_LAST_COLUMNS = ("problem", "key", "model")
+_SECONDS_PER_CLIP = 60.0  # limit for feature extraction
 
 
 def run(source: Path, out: Path, model: str) -> None:
-    """Score what is new, and print how many that were. Raises UserError where source or model cannot be used."""
+    """Score the new clips and print their number. Raises UserError if the source or the model cannot be used."""
     import pandas as pd
 
     from qamoe.data import inbox
@@ -44,11 +44,11 @@ def run(source: Path, out: Path, model: str) -> None:
     served = open_model(model, None)
     config = served.trained.config
     outputs, inputs = predict.output_columns(config["task"]), drift.columns(config["modalities"])
-    columns = [*_ABOUT, *outputs, *inputs, *_LAST]
+    columns = [*_CLIP_COLUMNS, *outputs, *inputs, *_LAST_COLUMNS]
     keys = [_key(clip, served.digest) for clip in clips]
     before = _read(out / SCORES, columns)
-    kept = before[before["key"].isin(keys)].drop_duplicates("key").set_index("key")
-    waiting = [clip for clip, key in zip(clips, keys, strict=True) if key not in kept.index]
+    known = before[before["key"].isin(keys)].drop_duplicates("key").set_index("key")
+    waiting = [clip for clip, key in zip(clips, keys, strict=True) if key not in known.index]
     frames, problems = _frames(waiting, served, out / "parts")
     rows = pd.DataFrame(
         [{"text": clip.text or None, **frames.get(clip.clip_id, {})} for clip in waiting],
@@ -57,38 +57,38 @@ def run(source: Path, out: Path, model: str) -> None:
         dtype=object,
     )
     scored = served.predict(rows) if len(rows) else pd.DataFrame(columns=outputs)
-    nothing = [clip.clip_id for clip in waiting if not clip.text and not frames.get(clip.clip_id)]
-    scored.loc[nothing, list(predict.numeric_columns(config["task"]))] = float("nan")
+    unusable = [clip.clip_id for clip in waiting if not clip.text and not frames.get(clip.clip_id)]
+    scored.loc[unusable, list(predict.numeric_columns(config["task"]))] = float("nan")
     if "class" in outputs:
-        scored.loc[nothing, "class"] = None
-    like = drift.describe(predict.prepare_clips(served.trained, rows), config["stats"]).set_axis(rows.index)
-    scored = scored.join(like)
+        scored.loc[unusable, "class"] = None
+    input_stats = drift.describe(predict.prepare_clips(served.trained, rows), config["stats"]).set_axis(rows.index)
+    scored = scored.join(input_stats)
     rows_of_table = []
     for clip, key in zip(clips, keys, strict=True):
         cells: dict[Any, Any]
-        if key in kept.index:
-            cells = kept.loc[key, [*outputs, *inputs, "problem"]].to_dict()
+        if key in known.index:
+            cells = known.loc[key, [*outputs, *inputs, "problem"]].to_dict()
         else:
             cells = dict(scored.loc[clip.clip_id].items())
             cells["problem"] = problems.get(clip.clip_id, "")
-        rows_of_table.append({**_about(clip, source), **cells, "key": key, "model": served.name})
+        rows_of_table.append({**_clip_columns(clip, source), **cells, "key": key, "model": served.name})
     table = pd.DataFrame(rows_of_table, columns=columns)
     _write(table, out / SCORES)
     _remove_parts(clips, served, out / "parts")
-    unusable = f", {len(faults)} rows that cannot be used" if faults else ""
-    print(f"scored {len(waiting)} new clips of {source}, {len(clips) - len(waiting)} kept{unusable}", flush=True)
+    invalid = f", {len(faults)} rows that cannot be used" if faults else ""
+    print(f"scored {len(waiting)} new clips of {source}, {len(clips) - len(waiting)} kept{invalid}", flush=True)
     (out / DRIFT).unlink(missing_ok=True)
     reference = served.reference()
     if reference is None:
         print("drift: this model has no reference to compare with", flush=True)
         return
     compared = drift.drift(reference, drift.with_reliability(table[inputs].astype(float), table))
-    with atomic_write(out / DRIFT) as aside:
-        compared.features.to_csv(aside, index=False)
+    with atomic_write(out / DRIFT) as temporary:
+        compared.features.to_csv(temporary, index=False)
     print(compared.sentence, flush=True)
 
 
-def _about(clip: "MediaSpan", source: Path) -> dict[str, Any]:
+def _clip_columns(clip: "MediaSpan", source: Path) -> dict[str, Any]:
     root = (source if source.is_dir() else source.parent).resolve()
     path = clip.path.relative_to(root).as_posix()
     end_s = float("nan") if clip.end_s is None else clip.end_s
@@ -96,14 +96,14 @@ def _about(clip: "MediaSpan", source: Path) -> dict[str, Any]:
 
 
 def _key(clip: "MediaSpan", model: str) -> str:
-    """All that a clip's score depends on."""
+    """Return a digest of everything that a clip's score depends on."""
     from qamoe.extractors.worker_pool import media_digest
 
     return parameters.digest(model, media_digest(clip.path), clip.start_s, clip.end_s, clip.text)
 
 
 def _read(path: Path, columns: list[str]) -> "pd.DataFrame":
-    """Earlier scores; none where the file is not there or has other columns, as those of another task or version."""
+    """Read the earlier scores; none if the file is missing or has the columns of another task or version."""
     import pandas as pd
 
     try:
@@ -117,24 +117,24 @@ def _write(rows: "pd.DataFrame", path: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    words = {"clip_id", "path", "text", "class", *_LAST}
-    kinds = {"routing": pa.list_(pa.float64()), **dict.fromkeys(words, pa.string())}
-    schema = pa.schema([(column, kinds.get(column, pa.float64())) for column in map(str, rows)])
-    with atomic_write(path) as aside:
-        pq.write_table(pa.Table.from_pandas(rows, schema, preserve_index=False), aside)
+    strings = {"clip_id", "path", "text", "class", *_LAST_COLUMNS}
+    types = {"routing": pa.list_(pa.float64()), **dict.fromkeys(strings, pa.string())}
+    schema = pa.schema([(column, types.get(column, pa.float64())) for column in map(str, rows)])
+    with atomic_write(path) as temporary:
+        pq.write_table(pa.Table.from_pandas(rows, schema, preserve_index=False), temporary)
 
 
 def _jobs(clips: list["MediaSpan"], served: "Served", parts: Path) -> dict[tuple[str, str], tuple[Any, Path]]:
-    """The job and the part of each modality that media give."""
+    """Return the extraction job and the part file of each clip and modality of media."""
     from qamoe.extractors.registry import extractor
     from qamoe.extractors.worker_pool import Job, media_digest, part_key
 
     jobs = {}
-    for modality, chosen in served.extractors.items():
-        made_by = extractor(chosen)
+    for modality, block in served.extractors.items():
+        media_extractor = extractor(block)
         for clip in clips:
             job = Job(clip.clip_id, modality, clip.path, clip.start_s, clip.end_s)
-            key = part_key(job, media_digest(made_by.reads(clip.path)), made_by)
+            key = part_key(job, media_digest(media_extractor.reads(clip.path)), media_extractor)
             jobs[clip.clip_id, modality] = (job, parts / modality / key[:2] / key)
     return jobs
 
@@ -142,16 +142,18 @@ def _jobs(clips: list["MediaSpan"], served: "Served", parts: Path) -> dict[tuple
 def _frames(
     clips: list["MediaSpan"], served: "Served", parts: Path
 ) -> tuple[dict[str, dict[str, "np.ndarray"]], dict[str, str]]:
-    """Raw frames by clip and modality, and what went wrong with a clip."""
+    """Return the raw frames by clip and modality, and the problems by clip."""
     from qamoe.extractors.worker_pool import make_parts, read_part
 
     jobs = _jobs(clips, served, parts)
     waiting = [job for job in jobs.values() if read_part(job[1]) is None]
-    lost = make_parts(waiting, served.extractors, settings.workers(), _SECONDS, lambda: None) if waiting else {}
+    failures: dict[tuple[str, str], str] = {}
+    if waiting:
+        failures = make_parts(waiting, served.extractors, settings.workers(), _SECONDS_PER_CLIP, lambda: None)
     frames: dict[str, dict[str, np.ndarray]] = {}
     problems: dict[str, list[str]] = {}
     for (clip_id, modality), (_, part) in jobs.items():
-        content = lost.get((clip_id, modality)) or read_part(part)
+        content = failures.get((clip_id, modality)) or read_part(part)
         if isinstance(content, str):
             if content:
                 problems.setdefault(clip_id, []).append(f"{modality}: {content}")
@@ -161,7 +163,7 @@ def _frames(
 
 
 def _remove_parts(clips: list["MediaSpan"], served: "Served", parts: Path) -> None:
-    """Features of clips that have gone go too."""
+    """Delete the features of clips that the source no longer holds."""
     used = {part for _, part in _jobs(clips, served, parts).values()}
     for file in parts.rglob("*") if parts.is_dir() else ():
         if file.is_file() and file.with_suffix("") not in used:

@@ -1,8 +1,8 @@
-"""Which source files can change the result of a stage: found by reading imports, never by running code.
+"""Find the source files that can change the result of a stage, by reading imports and never by running code.
 
 `python -m qamoe.pipeline.source_dependencies` writes them into dvc.yaml as the `deps` of the stages code-<stage>, and a
-test compares the two. What those stages make, and what a checkpoint carries, is a digest of what runs: the syntax tree
-of each file without comments and docstrings, so that a remark makes nothing stale.
+test compares the two. The digests that those stages write, and that a checkpoint carries, cover the syntax tree of each
+file without comments and docstrings. An edit of a comment therefore makes nothing stale.
 """
 
 import ast
@@ -15,7 +15,8 @@ from qamoe.source_code import normalised_source, syntax_tree
 
 PACKAGE = Path(__file__).parent.parent
 STAGES = ("extract", "preprocess", "tune", "train", "evaluate", "report")
-# What writes down what happened, or says where it runs; config/params.py holds no values (a test), dvc.yaml has them.
+# Modules that only record results or say where a stage runs. config/params.py holds no values (a test checks this);
+# dvc.yaml lists the values of params.yaml.
 UNCHANGING = (
     "config.params",
     "config.settings",
@@ -29,7 +30,7 @@ UNCHANGING = (
     "source_code",
     "tracking",
 )
-_WRITTEN = "  # From here on written by `python -m qamoe.pipeline.source_dependencies`.\n"
+_MARK = "  # From here on written by `python -m qamoe.pipeline.source_dependencies`.\n"
 
 
 def _file(module: str) -> Path | None:
@@ -41,21 +42,23 @@ def _file(module: str) -> Path | None:
 
 
 def imports(path: Path) -> set[str]:
-    """Dotted names that a file imports, wherever in it. Raises UserError for a relative import, which names none."""
+    """Return the dotted names that a file imports, at any depth. Raises UserError for a relative import."""
     names: set[str] = set()
     for node in ast.walk(syntax_tree(path)):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             if node.level or node.module is None:
-                raise UserError(f"{path}, line {node.lineno}: a relative import; write the name from qamoe on.")
+                raise UserError(
+                    f"{path}, line {node.lineno}: a relative import; write an absolute one (from qamoe...)."
+                )
             names.add(node.module)
             names |= {f"{node.module}.{alias.name}" for alias in node.names}
     return names
 
 
 def closure(module: str) -> list[Path]:
-    """Sorted source files of qamoe that a module of it reaches by imports, and the templates beside them."""
+    """Return the sorted source files of qamoe that a module reaches by imports, and the templates in their folders."""
     seen: dict[str, Path] = {}
     waiting = [module]
     while waiting:
@@ -72,8 +75,10 @@ def closure(module: str) -> list[Path]:
 
 
 def file_digests(module: str) -> dict[str, str]:
-    """SHA-256 of what runs of each file of a module's closure, of a template of its bytes, by its place in the
-    package."""
+    """Return SHA-256 of each file of a module's closure, by its path in the package.
+
+    The digest of a Python file ignores comments and docstrings; that of a template covers all its bytes.
+    """
     digests = {}
     for path in closure(module):
         content = normalised_source(path).encode() if path.suffix == ".py" else path.read_bytes()
@@ -82,16 +87,16 @@ def file_digests(module: str) -> dict[str, str]:
 
 
 def code_digest(module: str) -> str:
-    """SHA-256 over the names and digests of a module's closure."""
+    """Return SHA-256 over the paths and digests of a module's closure."""
     return hashlib.sha256(json.dumps(file_digests(module)).encode()).hexdigest()
 
 
 def write_dependencies(plan: Path = Path("dvc.yaml")) -> None:
     """Write the stages code-<stage> at the end of dvc.yaml, each with the source files of its stage."""
-    kept, mark, _ = plan.read_text().partition(_WRITTEN)
+    head, mark, _ = plan.read_text().partition(_MARK)
     if not mark:
-        raise ValueError(f"{plan} has no line {_WRITTEN.strip()!r}")
-    plan.write_text(kept + mark + "\n".join(map(_code_stage, STAGES)))
+        raise ValueError(f"{plan} does not have the line {_MARK.strip()!r}")
+    plan.write_text(head + mark + "\n".join(map(_code_stage, STAGES)))
 
 
 def _code_stage(stage: str) -> str:

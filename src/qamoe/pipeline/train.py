@@ -1,10 +1,10 @@
-"""Clean splits -> checkpoints: artifacts/train/<model>/<seed>/.
+"""Train the models on the normalised splits: artifacts/train/<model>/<seed>/.
 
-Every model x seed of params.yaml, or one model's seeds; seeds run side by side, one thread each. A seed already
-finished under the same digests is kept; a killed one goes on after its last whole epoch. The test split is not read.
-Started by torchrun, its processes train one seed after the other, each on its share of every batch.
+The stage trains every model and seed of params.yaml, or the seeds of one model. Seeds run in parallel, with one thread
+each. A seed that has finished with the same digests is kept; a killed one resumes after its last complete epoch. The
+test split is not read. Under torchrun, all processes train one seed at a time, each on its share of every batch.
 
-All models are trained by the same function on the same views, specialists on those of their own cell.
+The same function trains all models on the same views, except that specialists train on views of their own cell.
 """
 
 import shutil
@@ -22,21 +22,20 @@ from qamoe.data.stats import Stats, text_is_vectors
 from qamoe.errors import UserError
 from qamoe.models.checkpoint_config import read_config
 from qamoe.pipeline import runner
-from qamoe.pipeline.shared import data_digest, read_stats, refuse_other_kinds, remove_other_seeds
+from qamoe.pipeline.shared import data_digest, read_stats, refuse_unsuitable_kinds, remove_other_seeds
 from qamoe.pipeline.source_dependencies import code_digest
 from qamoe.process_lifetime import die_with_parent
 
 if TYPE_CHECKING:
     from qamoe.training.distributed import BatchShare
 
-Waiting = tuple[str, int, dict[str, str]]  # model, seed and digests of what is not finished
+Waiting = tuple[str, int, dict[str, str]]  # model, seed and digests of an unfinished training
 
 
 def run(params: Params, out: Path, model: str | None = None) -> dict[str, Any]:
     """Train the seeds that params.yaml lists, except the finished ones.
 
-    Returns the seeds that were trained and those that were kept, as MODEL/SEED. Raises UserError where an earlier stage
-    has not run.
+    Returns the trained and the kept seeds, as MODEL/SEED. Raises UserError if an earlier stage has not run.
     """
     from qamoe.models import text_encoder_finetuned
     from qamoe.training.distributed import BatchShare, process_group
@@ -44,8 +43,8 @@ def run(params: Params, out: Path, model: str | None = None) -> dict[str, Any]:
     stats = read_stats(out)
     refuse_kinds(params, stats)
     for name, cell in ((name, specialist_cell(name)) for name in ([model] if model else params.seeds)):
-        refuse_other_kinds(stats, [cell[0]] if cell else [], f"seeds.{name}")
-    if "text" in stats["modalities"] and not text_is_vectors(stats):  # refuses an encoder that cannot be
+        refuse_unsuitable_kinds(stats, [cell[0]] if cell else [], f"seeds.{name}")
+    if "text" in stats["modalities"] and not text_is_vectors(stats):  # raises UserError for an unusable encoder
         limit = params.preprocess.max_frames.text
         text_encoder_finetuned.architecture(
             params.models.encoders.text, limit, text_encoder_finetuned.vocabulary(stats)
@@ -54,18 +53,18 @@ def run(params: Params, out: Path, model: str | None = None) -> dict[str, Any]:
     process, processes, local_rank = settings.processes()
     share = BatchShare(process, processes, settings.batch_parts())
     with process_group(share, settings.device(), local_rank):
-        waiting = share.once(partial(_prepared, params, stats, out, names))
+        waiting = share.once(partial(_prepare, params, stats, out, names))
         if waiting:
             _train_all(params, out, waiting, share)
         for name in filter(specialist_cell, names) if share.first else ():
-            shutil.rmtree(_states(out, name), ignore_errors=True)  # large, and of no use to another model
+            shutil.rmtree(_states(out, name), ignore_errors=True)  # large, and no other model uses them
     trained = [f"{name}/{seed}" for name, seed, _ in waiting]
     listed = [f"{name}/{seed}" for name in names for seed in params.seeds[name]]
     return {"seeds": {"trained": trained, "kept": [seed for seed in listed if seed not in trained]}}
 
 
-def _prepared(params: Params, stats: Stats, out: Path, names: list[str]) -> list[Waiting]:
-    """What is not finished yet; the text of its views is encoded, so that whoever trains finds it."""
+def _prepare(params: Params, stats: Stats, out: Path, names: list[str]) -> list[Waiting]:
+    """Return the unfinished trainings, and encode the text of their views so that training finds it."""
     folder = out / "train"
     for name in names:
         remove_other_seeds(folder / name, params.seeds[name])
@@ -81,27 +80,27 @@ def _prepared(params: Params, stats: Stats, out: Path, names: list[str]) -> list
 
 
 def refuse_kinds(params: Params, stats: Stats) -> None:
-    """Refuse degradations of training and selection that are not those of the corpus's text."""
+    """Raise UserError for a degradation of training or selection that the corpus's text does not allow."""
     common = params.train.common
-    refuse_other_kinds(stats, common.degrade.kinds, "train.common.degrade.kinds")
-    refuse_other_kinds(stats, common.selection.severities, "train.common.selection.severities")
+    refuse_unsuitable_kinds(stats, common.degrade.kinds, "train.common.degrade.kinds")
+    refuse_unsuitable_kinds(stats, common.selection.severities, "train.common.selection.severities")
 
 
 def _train_all(params: Params, out: Path, waiting: list[Waiting], share: "BatchShare") -> None:
-    """Train each of them, side by side where there is room."""
+    """Train all waiting seeds, in parallel if the machine has room."""
     side_by_side = settings.side_by_side(len(waiting))
     if side_by_side == 1 or share.processes > 1:
         for name, seed, digests in waiting:
             train_one(params, out, name, seed, digests, share)
         return
     level = runner.log.level
-    with ProcessPoolExecutor(side_by_side, get_context("spawn"), worker_started, (level,)) as pool:
+    with ProcessPoolExecutor(side_by_side, get_context("spawn"), initialise_worker, (level,)) as pool:
         for future in [pool.submit(train_one, params, out, *arguments, share) for arguments in waiting]:
             future.result()
 
 
 def training_digests(params: Params, name: str, data: str) -> dict[str, str]:
-    """What a checkpoint is made of: its parameters, its data and the code."""
+    """Return the digests of the parameters, the data and the code that determine a checkpoint."""
     from qamoe.models import text_encoder_frozen as text
     from qamoe.models.factory import block_of
 
@@ -114,13 +113,16 @@ def training_digests(params: Params, name: str, data: str) -> dict[str, str]:
 
 
 def _states(out: Path, name: str) -> Path:
-    """Where the encoded text of a model's views lies."""
+    """Return the folder of the encoded text of a model's views."""
     states = out / "states" / "train"
     return states if specialist_cell(name) is None else states / name
 
 
 def open_splits(params: Params, stats: Stats, out: Path, name: str) -> tuple[Any, Any, Any]:
-    """The training split under a model's views, the validation split under its selection cells, and those cells."""
+    """Open the training split under a model's views and the validation split under its selection cells.
+
+    Returns both splits and the cells.
+    """
     from qamoe.data.arrow_store import Store
     from qamoe.dataset.degraded_split import open_views
     from qamoe.degradation.views import View, references_from_stats
@@ -129,20 +131,23 @@ def open_splits(params: Params, stats: Stats, out: Path, name: str) -> tuple[Any
     common = params.train.common
     text = params.models.encoders.text
     encoder = None if text.finetune else text.encoder
-    if encoder is None:  # nothing is made once and kept, so every epoch has a view of its own
-        fresh = common.degrade.model_copy(update={"views": common.epochs})
-        common = common.model_copy(update={"degrade": fresh})
-    drawn = common.degrade
-    count = min(drawn.views, common.epochs)
-    shares = drawn.model_dump(exclude={"kinds", "views", "seed"})
-    training = [View(drawn.seed, number, drawn=drawn.kinds, **shares) for number in range(count)]
+    if encoder is None:  # no encoded text is cached, so every epoch can have a new view
+        one_per_epoch = common.degrade.model_copy(update={"views": common.epochs})
+        common = common.model_copy(update={"degrade": one_per_epoch})
+    degrade = common.degrade
+    count = min(degrade.views, common.epochs)
+    shares = degrade.model_dump(exclude={"kinds", "views", "seed"})
+    training = [View(degrade.seed, number, drawn=degrade.kinds, **shares) for number in range(count)]
     cells = selection_cells(common.selection)
     cell = specialist_cell(name)
     if cell is not None:
         training, cells = specialist(*cell, common)
     split = {part: Store(out / "preprocess" / f"{part}.arrow") for part in ("train", "valid")}
     if not len(split["valid"]):
-        raise UserError("The validation split is empty; checkpoints are chosen on it, so it needs at least one source.")
+        raise UserError(
+            f"The validation split is empty ({split['valid'].path}); checkpoints are chosen on it, so at least one"
+            " source must be in split valid."
+        )
     shared = (
         tuple(stats["modalities"]),
         references_from_stats(stats),
@@ -155,7 +160,7 @@ def open_splits(params: Params, stats: Stats, out: Path, name: str) -> tuple[Any
 
 
 def train_one(params: Params, out: Path, name: str, seed: int, digests: dict[str, str], share: "BatchShare") -> None:
-    """Train one seed of one model into its folder, recording as it goes; runs in a process of its own."""
+    """Train one seed of one model into its folder and record it during training; may run in its own process."""
     from qamoe.dataset.degraded_split import restrict_threads
     from qamoe.tracking.runs import training_run
     from qamoe.training.trainer import Trainer, TrainingJob
@@ -171,8 +176,8 @@ def train_one(params: Params, out: Path, name: str, seed: int, digests: dict[str
         record.finish(folder)
 
 
-def worker_started(level: int) -> None:
-    """What a worker process of a stage does first: quiet, offline, and ended with its stage."""
+def initialise_worker(level: int) -> None:
+    """Initialise a worker process of a stage: set its log level, go offline, and end with the stage."""
     import logging
 
     settings.go_offline()

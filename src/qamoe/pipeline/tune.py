@@ -1,8 +1,8 @@
 """Search over the training parameters of QA-MoE: artifacts/tune/best_params.yaml, an overlay on params.yaml, and plots.
 
-A leaf of the pipeline: nothing depends on it; a person takes its result over as a change of params.yaml.
-`QAMOE_WORKERS` trials run side by side (on a GPU one, where it is not set). With `QAMOE_STUDY_URL`, the same command
-on other machines, on the same data and parameters, works on the same study.
+No other stage depends on this one; you copy its result into params.yaml. `QAMOE_WORKERS` trials run in parallel (by
+default one on a GPU). With `QAMOE_STUDY_URL`, the same command on other machines, with the same data and parameters,
+works on the same study.
 """
 
 import csv
@@ -24,13 +24,13 @@ from qamoe.errors import UserError
 from qamoe.files import atomic_write, write_text
 from qamoe.pipeline import runner
 from qamoe.pipeline.shared import data_digest, read_stats
-from qamoe.pipeline.train import open_splits, refuse_kinds, worker_started
+from qamoe.pipeline.train import initialise_worker, open_splits, refuse_kinds
 
 if TYPE_CHECKING:
     from multiprocessing.context import SpawnProcess
 
 _MODEL = "qamoe"
-_MOST_DEATHS = 10  # of workers, before the search as a whole gives up
+_MAX_DEATHS = 10  # dead workers after which the search fails
 
 
 def run(params: Params, out: Path) -> dict[str, Any]:
@@ -44,14 +44,14 @@ def run(params: Params, out: Path) -> dict[str, Any]:
 
     stats = read_stats(out)
     refuse_kinds(params, stats)
-    open_splits(params, stats, out, _MODEL)  # made once, before the workers map it
+    open_splits(params, stats, out, _MODEL)  # encode the text once, before the workers map it
     folder = out / "tune"
     folder.mkdir(parents=True, exist_ok=True)
-    changing = (params.tune, params.train, params.models.encoders, block_of(params.models, _MODEL))
-    name = parameters.digest(*changing, data_digest(out))[:16]
-    study = _opened(params, name, _url(folder))
+    searched = (params.tune, params.train, params.models.encoders, block_of(params.models, _MODEL))
+    name = parameters.digest(*searched, data_digest(out))[:16]
+    study = _open_study(params, name, _url(folder))
     if settings.study_url() is None:
-        search.retry_dead_trials(study)  # this stage runs alone on its folder, so nobody else's can live
+        search.retry_dead_trials(study)  # the stage runs alone on its folder, so no worker of an earlier run is alive
     parent = search_runs.parent_run(params, name)
     try:
         _search(params, out, name, parent, study)
@@ -63,10 +63,10 @@ def run(params: Params, out: Path) -> dict[str, Any]:
     write_text(folder / "best_params.yaml", f"# validation error {value:.4f}, best of {len(trials)} trials\n{text}")
     shutil.rmtree(folder / "plots", ignore_errors=True)
     (folder / "plots").mkdir()
-    for plot, drawn in search.plots(study).items():
-        with atomic_write(folder / "plots" / f"{plot}.svg") as aside:
-            aside.write_bytes(drawn)
-    with atomic_write(folder / "trials.csv") as aside, aside.open("w", newline="") as file:
+    for plot, svg in search.plots(study).items():
+        with atomic_write(folder / "plots" / f"{plot}.svg") as temporary:
+            temporary.write_bytes(svg)
+    with atomic_write(folder / "trials.csv") as temporary, temporary.open("w", newline="") as file:
         writer = csv.DictWriter(file, ["number", "state", "value", "lr", "weight_decay", "dropout"])
         writer.writeheader()
         writer.writerows(trials)
@@ -75,15 +75,15 @@ def run(params: Params, out: Path) -> dict[str, Any]:
     return {"trials": len(trials), "best": round(value, 4), **best}
 
 
-def _opened(params: Params, name: str, url: str) -> Any:
-    """The study. Raises UserError where its database cannot be used, whatever the matter is: no server, no driver."""
+def _open_study(params: Params, name: str, url: str) -> Any:
+    """Open the study. Raises UserError if its database cannot be used, for any reason (no server, no driver, ...)."""
     from qamoe.tracking.mlflow_store import masked, reason
     from qamoe.training import search
 
     try:
         return search.open_study(params, name, url)
     except Exception as error:
-        raise UserError(f"The study at {masked(url)} (QAMOE_STUDY_URL) cannot be used: {reason(error)}.") from None
+        raise UserError(f"Cannot open the study at {masked(url)} (QAMOE_STUDY_URL): {reason(error)}.") from None
 
 
 def _url(folder: Path) -> str:
@@ -91,49 +91,51 @@ def _url(folder: Path) -> str:
 
 
 def _search(params: Params, out: Path, name: str, parent: str | None, study: Any) -> None:
-    """Have the workers work; one that dies costs its trial's time, and another takes its place."""
+    """Run the workers; start a new one if one dies, and run its trial again."""
     from qamoe.training import search
 
     side_by_side = settings.side_by_side(params.tune.trials)
     if side_by_side == 1:
         _work(params, out, name, parent)
         return
-    at_work = [_start_worker(params, out, name, parent) for _ in range(side_by_side)]
+    workers = [_start_worker(params, out, name, parent) for _ in range(side_by_side)]
     deaths = 0
     try:
-        while at_work:
-            wait([process.sentinel for process in at_work])
-            ended = [process for process in at_work if not process.is_alive()]
-            at_work = [process for process in at_work if process.is_alive()]
+        while workers:
+            wait([process.sentinel for process in workers])
+            ended = [process for process in workers if not process.is_alive()]
+            workers = [process for process in workers if process.is_alive()]
             for process in ended:
                 process.join()
                 if process.exitcode == 0:
                     continue
                 deaths += 1
-                if (process.exitcode or 0) > 0 or deaths > _MOST_DEATHS:
-                    raise UserError(f"A worker of the search ended with exit code {process.exitcode}; see above.")
-                runner.log.warning("worker %s died (%s); its trial is tried again", process.pid, process.exitcode)
-                search.retry_dead_trials(study, _name(process.pid or 0))
-                at_work.append(_start_worker(params, out, name, parent))
+                if (process.exitcode or 0) > 0 or deaths > _MAX_DEATHS:
+                    raise UserError(
+                        f"A worker of the search failed with exit code {process.exitcode}; see its message above."
+                    )
+                runner.log.warning("worker %s died (%s); its trial runs again", process.pid, process.exitcode)
+                search.retry_dead_trials(study, _worker_name(process.pid or 0))
+                workers.append(_start_worker(params, out, name, parent))
     finally:
-        for process in at_work:
+        for process in workers:
             process.kill()
             process.join()
 
 
-def _name(pid: int) -> str:
+def _worker_name(pid: int) -> str:
     return f"{platform.node()}:{pid}"
 
 
 def _start_worker(params: Params, out: Path, name: str, parent: str | None) -> "SpawnProcess":
     arguments = (runner.log.level, params, out, name, parent)
-    process = get_context("spawn").Process(target=_as_worker, args=arguments, daemon=True)
+    process = get_context("spawn").Process(target=_run_worker, args=arguments, daemon=True)
     process.start()
     return process
 
 
-def _as_worker(level: int, params: Params, out: Path, name: str, parent: str | None) -> None:
-    worker_started(level)
+def _run_worker(level: int, params: Params, out: Path, name: str, parent: str | None) -> None:
+    initialise_worker(level)
     _work(params, out, name, parent)
 
 
@@ -157,14 +159,14 @@ def _work(params: Params, out: Path, name: str, parent: str | None) -> None:
         job = TrainingJob(_MODEL, changed.tune.seed, changed, stats, *splits_and_cells, {}, folder, device, share)
         with search_runs.trial_run(parent, changed, number) as record:
 
-            def both(line: dict[str, Any]) -> None:
+            def record_and_report(line: dict[str, Any]) -> None:
                 record(line)
                 on_epoch(line)
 
-            Trainer(job, both).run()
+            Trainer(job, record_and_report).run()
         config = read_config(folder)
         assert config is not None
         return config["selection"]
 
     study = search.open_study(params, name, _url(out / "tune"))
-    search.work(params, study, _name(os.getpid()), train_one)
+    search.work(params, study, _worker_name(os.getpid()), train_one)
