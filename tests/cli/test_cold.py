@@ -1,4 +1,4 @@
-"""What a person waits for who asks about one clip: nothing is loaded that the answer does not need."""
+"""A prediction for one clip imports only the libraries that it needs."""
 
 import json
 import subprocess
@@ -14,9 +14,9 @@ from qamoe.registry import registry
 from qamoe.tracking.runs import record_training
 from tests.fixtures.served import written
 
-# Seconds each, and none of them of use here.
+# Each of these takes seconds to import, and a prediction needs none.
 SLOW = ("mlflow", "transformers", "matplotlib", "scipy", "fastapi", "optuna", "mediapipe", "opensmile")
-ASK = """
+PREDICT = """
 import json, sys
 from pathlib import Path
 from qamoe.cli import predict
@@ -25,21 +25,21 @@ print(json.dumps([name for name in sys.argv[2:] if name in sys.modules]))
 """
 
 
-def test_the_process_that_reads_media_is_started_before_torch_is_loaded() -> None:
-    """Both take seconds, and get ready side by side; nor does that process need torch."""
+def test_the_extraction_process_starts_before_torch_is_imported() -> None:
+    """Both take seconds and run in parallel; the extraction process does not need torch."""
     code = "import sys; import qamoe.cli.predict, qamoe.inference.extraction_worker; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
 
 
 @pytest.mark.slow
-def test_an_answer_of_the_champion_waits_for_no_library_that_it_does_not_need(
+def test_a_prediction_of_the_champion_imports_no_unneeded_library(
     records: Any, tiny_checkpoint: Callable[..., Path], tmp_path: Path, voice: np.ndarray
 ) -> None:
     run = records.get_run(record_training(records, tiny_checkpoint(tmp_path / "1"), "qa-moe"))
     records.set_registered_model_alias("qa-moe", "champion", registry._register(records, "qa-moe", run))
     clip = written(tmp_path / "clip.wav", voice)
     done = subprocess.run(
-        [sys.executable, "-c", ASK, str(clip), *SLOW],
+        [sys.executable, "-c", PREDICT, str(clip), *SLOW],
         capture_output=True,
         text=True,
         check=False,

@@ -1,4 +1,4 @@
-"""How much code one clip crosses on its way through `qamoe predict`, in all processes, and how long functions are."""
+"""The number of functions that `qamoe predict` enters for one clip, in all processes, and the length of functions."""
 
 import ast
 import os
@@ -11,8 +11,8 @@ import pytest
 import qamoe
 
 SOURCE = Path(qamoe.__file__).parent
-# Python imports this module at the start of each process, of the spawned worker's too. It appends a line for each call
-# of a function of the package, and one for each answer: a print after which the file that is stdout has grown.
+# Python imports this module at the start of each process, including the spawned worker. It logs one line per call of a
+# function of the package, and one line per answer: a print after which the file behind stdout has grown.
 PROFILER = """
 import inspect, os, sys, threading, time
 
@@ -29,7 +29,7 @@ def profile(frame, event, arg):
     global size
     code = frame.f_code
     if event == "call" and code.co_filename.startswith(source):
-        # The bodies of modules and classes are no functions.
+        # Skip the bodies of modules and classes.
         if code.co_flags & inspect.CO_OPTIMIZED and code.co_name not in anonymous:
             note(f"{{code.co_filename}}\\t{{code.co_qualname}}\\t{{code.co_firstlineno}}")
     elif event == "c_return" and arg is print and os.fstat(1).st_size > size:
@@ -44,7 +44,7 @@ Entered = set[tuple[str, ...]]
 
 
 def entered(folder: Path, checkpoint: Path, *clips: Path) -> list[Entered]:
-    """File, name and line of the functions that `qamoe predict` enters until the first answer, until the second, ..."""
+    """Return the functions (file, name, line) that `qamoe predict` enters, one set per answer."""
     folder.mkdir()
     log, answers = folder / "log", folder / "answers"
     (folder / "sitecustomize.py").write_text(PROFILER.format(source=f"{SOURCE}{os.sep}", log=str(log)))
@@ -62,13 +62,13 @@ def entered(folder: Path, checkpoint: Path, *clips: Path) -> list[Entered]:
     return functions
 
 
-def shown(functions: Entered) -> str:
+def listing(functions: Entered) -> str:
     return "\n".join(f"{Path(file).relative_to(SOURCE)}:{line} {name}" for file, name, line in sorted(functions))
 
 
 @pytest.fixture
-def spoken_film(film: Path, tmp_path: Path) -> Path:
-    """A film of a face that hums, with its words beside it."""
+def talking_clip(film: Path, tmp_path: Path) -> Path:
+    """Write a video of a face with audio, and a transcript next to it."""
     path = tmp_path / "one.mp4"
     path.write_bytes(film.read_bytes())
     path.with_suffix(".txt").write_text("a lovely film")
@@ -76,20 +76,20 @@ def spoken_film(film: Path, tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_a_clip_enters_few_functions_in_few_files(spoken_film: Path, checkpoint_folder: Path, tmp_path: Path) -> None:
+def test_a_clip_enters_few_functions_in_few_files(talking_clip: Path, checkpoint_folder: Path, tmp_path: Path) -> None:
     other = tmp_path / "two.mp4"
-    other.write_bytes(spoken_film.read_bytes())
+    other.write_bytes(talking_clip.read_bytes())
     other.with_suffix(".txt").write_text("a dull film")
-    second = entered(tmp_path / "profile", checkpoint_folder, spoken_film, other)[1]
-    assert any("landmarks.py" in file for file, *_ in second), "the worker process is not seen"
-    assert len(second) <= 60, shown(second)
-    assert len({file for file, *_ in second}) <= 20, shown(second)
+    second = entered(tmp_path / "profile", checkpoint_folder, talking_clip, other)[1]
+    assert any("landmarks.py" in file for file, *_ in second), "the calls of the worker process are missing"
+    assert len(second) <= 60, listing(second)
+    assert len({file for file, *_ in second}) <= 20, listing(second)
 
 
 @pytest.mark.slow
-def test_a_whole_call_enters_few_functions(spoken_film: Path, checkpoint_folder: Path, tmp_path: Path) -> None:
-    whole = set().union(*entered(tmp_path / "profile", checkpoint_folder, spoken_film))
-    assert len(whole) <= 200, shown(whole)
+def test_a_whole_call_enters_few_functions(talking_clip: Path, checkpoint_folder: Path, tmp_path: Path) -> None:
+    whole = set().union(*entered(tmp_path / "profile", checkpoint_folder, talking_clip))
+    assert len(whole) <= 200, listing(whole)
 
 
 def test_no_function_is_longer_than_60_lines() -> None:
@@ -99,4 +99,4 @@ def test_no_function_is_longer_than_60_lines() -> None:
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
     }
-    assert {where: length for where, length in lengths.items() if length > 60} == {}
+    assert {function: length for function, length in lengths.items() if length > 60} == {}

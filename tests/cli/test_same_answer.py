@@ -1,4 +1,4 @@
-"""A clip answered at once gets what the stages gave it, from the media on."""
+"""`qamoe predict` on a single clip gives the same prediction as the stages extract, preprocess and evaluate."""
 
 import csv
 import json
@@ -20,7 +20,7 @@ from qamoe.models import checkpoint
 from qamoe.pipeline import evaluate, extract, preprocess
 
 
-def test_a_film_without_a_span_has_the_frames_that_extract_gives_it(
+def test_a_video_without_a_span_has_the_same_frames_as_in_extract(
     corpus: Path, tiny_params: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("QAMOE_WORKERS", "1")
@@ -28,22 +28,24 @@ def test_a_film_without_a_span_has_the_frames_that_extract_gives_it(
     content["extract"]["corpus"] = {"kind": "clips", "path": str(corpus)}
     params = type(tiny_params).model_validate(content)
     extract.run(params, tmp_path)
-    (whole,) = inputs_of(MediaSpan(clip_id="a", path=corpus / "film.mp4"), InputOptions())
-    assert whole.span is not None
+    (clip,) = inputs_of(MediaSpan(clip_id="a", path=corpus / "film.mp4"), InputOptions())
+    assert clip.span is not None
     extractors = {m: getattr(params.extract, m) for m in ("audio", "vision")}
-    found = extract_file(whole.span.path, extractors, whole.span.start_s, whole.span.end_s)
-    for modality, frames in found.frames.items():
+    extracted = extract_file(clip.span.path, extractors, clip.span.start_s, clip.span.end_s)
+    for modality, frames in extracted.frames.items():
         store = Store(tmp_path / "extract" / f"{modality}.arrow")
         np.testing.assert_array_equal(frames, store.sequence("frames", store.clip_ids.index("a")))
-    assert {modality: len(frames) for modality, frames in found.frames.items()} == {"audio": 29, "vision": 8}
+    assert {modality: len(frames) for modality, frames in extracted.frames.items()} == {"audio": 29, "vision": 8}
 
 
-def test_one_clip_is_answered_as_extract_preprocess_and_evaluate_answered_it(
+def test_a_clip_has_the_same_prediction_as_in_evaluate(
     tmp_path: Path, tiny_params: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name, value in {"QAMOE_TRACKING": "off", "QAMOE_DEVICE": "cpu", "QAMOE_WORKERS": "1"}.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(torch, "set_num_threads", lambda _: None)  # of this process, which has other tests
+    monkeypatch.setattr(
+        torch, "set_num_threads", lambda _: None
+    )  # it would also affect the other tests of this process
     data, out = tmp_path / "data", tmp_path / "artifacts"
     generate(data, clips=6, seed=3, task="regression")
     content = tiny_params.model_dump(mode="json")
@@ -67,23 +69,23 @@ def test_one_clip_is_answered_as_extract_preprocess_and_evaluate_answered_it(
     with (data / "manifest.csv").open(newline="") as file:
         rows = {row["clip_id"]: row for row in csv.DictReader(file)}
 
-    def same(line: dict[str, Any], clip_id: str) -> None:
-        of_batch = batch.loc[clip_id]
-        assert line["score"] == pytest.approx(of_batch["prediction"], abs=1e-5)
-        assert line["variance"] == pytest.approx(of_batch["variance"], abs=1e-5)
+    def assert_same(line: dict[str, Any], clip_id: str) -> None:
+        expected = batch.loc[clip_id]
+        assert line["score"] == pytest.approx(expected["prediction"], abs=1e-5)
+        assert line["variance"] == pytest.approx(expected["variance"], abs=1e-5)
         for modality in inputs:
-            assert line["r"][modality] == pytest.approx(of_batch[f"r_{modality}"], abs=1e-5)
-            assert line["trust"][modality] == pytest.approx(of_batch[f"trust_{modality}"], abs=1e-5)
+            assert line["r"][modality] == pytest.approx(expected[f"r_{modality}"], abs=1e-5)
+            assert line["trust"][modality] == pytest.approx(expected[f"trust_{modality}"], abs=1e-5)
 
     assert len(batch)
     for clip_id in batch.index:
         media, text = data / rows[clip_id]["path"], rows[clip_id]["text"]
         capsys.readouterr()
         assert predict.predict([media], text, None, "", folder, as_json=True)
-        same(json.loads(capsys.readouterr().out), clip_id)
+        assert_same(json.loads(capsys.readouterr().out), clip_id)
     assert predict.predict([data], None, None, "", folder, as_json=True)
-    found = {line["clip"]: line for line in map(json.loads, capsys.readouterr().out.splitlines())}
-    assert set(found) == set(rows)
-    assert len({line["score"] for line in found.values()}) == len(rows)
+    answers = {line["clip"]: line for line in map(json.loads, capsys.readouterr().out.splitlines())}
+    assert set(answers) == set(rows)
+    assert len({line["score"] for line in answers.values()}) == len(rows)
     for clip_id in batch.index:
-        same(found[clip_id], clip_id)
+        assert_same(answers[clip_id], clip_id)

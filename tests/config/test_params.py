@@ -1,4 +1,4 @@
-"""params.yaml: every file that is shipped loads, and a mistake is one sentence that names key, value and range."""
+"""params.yaml and its overlays: every shipped file loads, and an error names key, value and allowed values."""
 
 import copy
 from pathlib import Path
@@ -20,64 +20,65 @@ SHIPPED = yaml.safe_load((ROOT / "params.yaml").read_text())
 OVERLAYS = sorted((ROOT / "experiments").glob("*.yaml"))
 
 
-def of_experiment(path: Path) -> Params:
+def load_experiment(path: Path) -> Params:
     content = experiment_content(path.stem, ROOT / "params.yaml", path.parent)
     return check_names(Params.model_validate(content), path)
 
 
 def changed(key: str, value: Any) -> dict[str, Any]:
-    """The shipped parameters with one value changed, added, or (value ...) removed, by its dotted key."""
+    """Return the shipped parameters with one value set by its dotted key, or removed if the value is `...`."""
     content = copy.deepcopy(SHIPPED)
     *path, last = key.split(".")
-    place = content
+    section = content
     for part in path:
-        place = place[part]
+        section = section[part]
     if value is ...:
-        del place[last]
+        del section[last]
     else:
-        place[last] = value
+        section[last] = value
     return content
 
 
-def refusal(tmp_path: Path, content: Any) -> str:
+def error_message(tmp_path: Path, content: Any) -> str:
+    """Load the content as params.yaml, which must fail; return the message without the path of the file."""
     path = tmp_path / "params.yaml"
     path.write_text(content if isinstance(content, str) else yaml.safe_dump(content))
     with pytest.raises(UserError) as refused:
         load_params(path)
-    sentence = str(refused.value)
-    assert "\n" not in sentence
-    assert str(path) in sentence
-    return sentence.removeprefix(f"{path}").removeprefix(": ")
+    message = str(refused.value)
+    assert "\n" not in message
+    assert str(path) in message
+    return message.removeprefix(f"{path}").removeprefix(": ")
 
 
 def test_the_shipped_parameters_load() -> None:
     params = load_params(ROOT / "params.yaml")
     assert params.extract.corpus.kind == "sample"
     assert params.train.common.lr == SHIPPED["train"]["common"]["lr"]
-    assert list(params.seeds) == ["mean", "concat", "qamoe"], "the demo is short"
+    assert list(params.seeds) == ["mean", "concat", "qamoe"], "the demo trains few models"
 
 
 @pytest.mark.parametrize("path", OVERLAYS, ids=lambda path: path.stem)
-def test_every_shipped_experiment_loads_over_them(path: Path) -> None:
+def test_every_shipped_experiment_loads(path: Path) -> None:
     overlay = yaml.safe_load(path.read_text())
-    params = of_experiment(path)
+    params = load_experiment(path)
     assert params != load(ROOT / "params.yaml")
-    controls_differ_from_qamoe_in_quality_alone(params)
+    assert_controls_differ_from_qamoe_only_in_quality(params)
     if "registry" in overlay:
         assert params.registry.name == overlay["registry"]["name"]
 
 
-def controls_differ_from_qamoe_in_quality_alone(params: Params) -> None:
+def assert_controls_differ_from_qamoe_only_in_quality(params: Params) -> None:
     qamoe, oracle, moe = (block_of(params.models, name).model_dump() for name in ("qamoe", "oracle", "moe"))
     assert oracle == qamoe
     assert moe == {key: qamoe[key] for key in moe}
 
 
-def test_the_shipped_controls_are_qamoe_but_for_quality() -> None:
-    controls_differ_from_qamoe_in_quality_alone(load(ROOT / "params.yaml"))
+def test_the_shipped_controls_differ_from_qamoe_only_in_quality() -> None:
+    assert_controls_differ_from_qamoe_only_in_quality(load(ROOT / "params.yaml"))
 
 
-def test_every_model_name_is_a_class_and_a_specialist_is_a_qamoe() -> None:
+def test_every_model_name_has_a_class_and_a_specialist_is_a_qamoe() -> None:
     assert list(load(ROOT / "params.yaml").models.blocks) == list(MODELS)
     assert not any("." in name for name in MODELS), "DVC's paths to parameters break on a dot"
     assert {family(name) for name in MODELS} == set(MODELS)
@@ -102,13 +103,13 @@ def test_a_specialist_is_named_by_its_cell(name: str, cell: tuple[str, float] | 
 
 
 def test_the_experiments_train_every_control_and_the_specialists_of_the_protocol() -> None:
-    seeds = {path.stem: of_experiment(path).seeds for path in OVERLAYS}
+    seeds = {path.stem: load_experiment(path).seeds for path in OVERLAYS}
     assert set(seeds["controls"]) == set(MODELS)
     assert {len(numbers) for name, numbers in seeds["controls"].items() if name != "mean"} == {5}
-    own = {name: numbers for name, numbers in seeds["specialists"].items() if specialist_cell(name)}
+    specialists = {name: numbers for name, numbers in seeds["specialists"].items() if specialist_cell(name)}
     graded = {(kind, severity) for kind in ("missing", "noise") for severity in (0.3, 0.5, 0.7, 0.9)}
-    assert {specialist_cell(name) for name in own} == {("clean", 0.0), *graded}
-    assert {len(numbers) for numbers in [*own.values(), seeds["specialists"]["qamoe"]]} == {3}
+    assert {specialist_cell(name) for name in specialists} == {("clean", 0.0), *graded}
+    assert {len(numbers) for numbers in [*specialists.values(), seeds["specialists"]["qamoe"]]} == {3}
 
 
 def test_parameters_are_frozen() -> None:
@@ -120,75 +121,63 @@ def test_parameters_are_frozen() -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "sentence"),
+    ("key", "value", "parts"),
     [
-        ("train.common.learning_rate", 0.1, "unknown key train.common.learning_rate."),
-        ("trian", {}, "unknown key trian."),
-        ("models.encoders.widht", 64, "unknown key models.encoders.widht."),
-        ("models.tensors", {}, "unknown key models.tensors; the models are mean, text, concat, cross_attention, "),
-        ("models.concat", ..., "key models.concat is missing."),
-        ("models.concat.hiden", 3, "unknown key models.concat.hiden."),
-        ("models.concat", 160, "models.concat is 160: input should be a valid dictionary."),
-        ("train.common.epochs", ..., "key train.common.epochs is missing."),
-        ("registry", ..., "key registry is missing."),
-        ("train.common.lr", -0.001, "train.common.lr is -0.001: input should be greater than 0."),
-        ("train.common.lr", 1, "train.common.lr is 1: input should be less than 1."),
-        ("train.common.lr", "fast", "train.common.lr is 'fast': input should be a valid number"),
+        ("train.common.learning_rate", 0.1, "train.common.learning_rate"),
+        ("trian", {}, "unknown key trian"),
+        ("models.encoders.widht", 64, "unknown key models.encoders.widht"),
+        ("models.tensors", {}, "models.tensors|mean, text, concat, cross_attention, "),
+        ("models.concat", ..., "models.concat|missing"),
+        ("models.concat.hiden", 3, "unknown key models.concat.hiden"),
+        ("models.concat", 160, "models.concat is 160"),
+        ("train.common.epochs", ..., "train.common.epochs|missing"),
+        ("registry", ..., "registry|missing"),
+        ("train.common.lr", -0.001, "train.common.lr is -0.001|greater than 0"),
+        ("train.common.lr", 1, "train.common.lr is 1|less than 1"),
+        ("train.common.lr", "fast", "train.common.lr is 'fast'|number"),
         ("train.common.lr", float("nan"), "train.common.lr is nan"),
-        ("train.common.epochs", 2.5, "train.common.epochs is 2.5: input should be a valid integer"),
-        ("train.common.epochs", 0, "train.common.epochs is 0: input should be greater than or equal to 1."),
-        (
-            "train.common.precision",
-            "half",
-            "train.common.precision is 'half': input should be 'float32' or 'bfloat16'.",
-        ),
-        ("extract.max_problem_share", 5, "extract.max_problem_share is 5: input should be less than or equal to 1."),
+        ("train.common.epochs", 2.5, "train.common.epochs is 2.5|integer"),
+        ("train.common.epochs", 0, "train.common.epochs is 0|greater than or equal to 1"),
+        ("train.common.precision", "half", "train.common.precision is 'half'|'float32'|'bfloat16'"),
+        ("extract.max_problem_share", 5, "extract.max_problem_share is 5|less than or equal to 1"),
         (
             "extract.corpus.kind",
             "web",
-            "extract.corpus.kind is 'web': input should be 'sample', 'clips', 'mmsa', 'mintrec', 'iemocap' or 'meld'.",
+            "extract.corpus.kind is 'web'|'sample', 'clips', 'mmsa', 'mintrec', 'iemocap' or 'meld'",
         ),
-        ("extract.text.max_tokens", 2, "extract.text.max_tokens is 2: input should be greater than or equal to 3."),
-        ("models.encoders.heads", 5, "models.encoders: heads (5) must divide width (64)."),
-        ("models.qamoe.active", 9, "models.qamoe: active (9) must not exceed experts (8)."),
-        (
-            "models.qamoe.initial_log_variance",
-            -9.0,
-            "models.qamoe: initial_log_variance (-9) must lie within plus and minus max_log_variance (4).",
-        ),
-        ("extract.task", {"kind": "regression", "low": 3, "high": -3}, "extract.task: low (3.0) must be below high"),
-        ("extract.task", {"kind": "classification", "classes": ["a"]}, "extract.task: a classification task names"),
-        (
-            "seeds",
-            {"qamo": [1]},
-            "seeds: unknown key qamo; the models are mean, text, concat, cross_attention, ",
-        ),
-        ("seeds", {"specialist-missing-11": [1]}, "seeds: unknown key specialist-missing-11; the models are mean"),
+        ("extract.text.max_tokens", 2, "extract.text.max_tokens is 2|greater than or equal to 3"),
+        ("models.encoders.heads", 5, "models.encoders|heads (5)|width (64)"),
+        ("models.qamoe.active", 9, "models.qamoe|active (9)|experts (8)"),
+        ("models.qamoe.initial_log_variance", -9.0, "models.qamoe|initial_log_variance (-9)|max_log_variance (4)"),
+        ("extract.task", {"kind": "regression", "low": 3, "high": -3}, "extract.task|low (3.0)|high"),
+        ("extract.task", {"kind": "classification", "classes": ["a"]}, "extract.task|class"),
+        ("seeds", {"qamo": [1]}, "seeds|qamo|mean, text, concat, cross_attention, "),
+        ("seeds", {"specialist-missing-11": [1]}, "seeds|specialist-missing-11|mean"),
         (
             "seeds",
             {"specialist-fog-03": [1]},
-            "qamoe, specialist-clean, specialist-<kind>-<tenths> and "
-            "ablation-<severity|others|probe|fallback|gate|fusion>.",
+            "specialist-fog-03|specialist-clean, specialist-<kind>-<tenths>"
+            "|ablation-<severity|others|probe|fallback|gate|fusion>",
         ),
-        ("models.moe.active", 9, "models.moe: active (9) must not exceed experts (8)."),
-        ("models.tensor.low", 17, "models.tensor.low is 17: input should be less than or equal to 16."),
-        ("seeds", {}, "seeds: names no model."),
-        ("seeds.qamoe", [], "seeds: qamoe needs at least one seed, each once, not []."),
-        ("seeds.qamoe", [1, 2, 1], "seeds: qamoe needs at least one seed, each once, not [1, 2, 1]."),
-        ("evaluate.slices", ["clean", "burts"], "evaluate.slices.1 is 'burts': input should be 'clean',"),
+        ("models.moe.active", 9, "models.moe|active (9)|experts (8)"),
+        ("models.tensor.low", 17, "models.tensor.low is 17|less than or equal to 16"),
+        ("seeds", {}, "seeds"),
+        ("seeds.qamoe", [], "seeds|qamoe|[]"),
+        ("seeds.qamoe", [1, 2, 1], "seeds|qamoe|[1, 2, 1]"),
+        ("evaluate.slices", ["clean", "burts"], "evaluate.slices.1 is 'burts'|'clean',"),
         ("train.common.selection.severities", {"missing": [1.2]}, "severities.missing.0 is 1.2"),
         (
             "train.common.selection.severities",
             {"fog": [0.2]},
-            "a key of train.common.selection.severities is 'fog': input should be 'missing', 'noise', 'burst' or "
-            "'missing_features'.",
+            "train.common.selection.severities|'fog'|'missing', 'noise', 'burst' or 'missing_features'",
         ),
-        ("train.common.degrade.kinds", ["noise", "swap"], "train.common.degrade.kinds.1 is 'swap': input should be"),
+        ("train.common.degrade.kinds", ["noise", "swap"], "train.common.degrade.kinds.1 is 'swap'|'noise'"),
         ("registry.name", "qa/moe", "registry.name is 'qa/moe'"),
     ],
 )
-def test_a_mistake_is_named_with_its_key_and_value(tmp_path: Path, key: str, value: Any, sentence: str) -> None:
-    assert sentence in refusal(tmp_path, changed(key, value))
+def test_a_mistake_is_named_with_its_key_and_value(tmp_path: Path, key: str, value: Any, parts: str) -> None:
+    message = error_message(tmp_path, changed(key, value))
+    assert [part for part in parts.split("|") if part not in message] == [], message
 
 
 @pytest.mark.parametrize(
@@ -211,52 +200,48 @@ def test_a_mistake_is_named_with_its_key_and_value(tmp_path: Path, key: str, val
         ("registry.coverage_90", [1.0, 0.75]),
     ],
 )
-def test_what_would_only_fail_hours_later_is_refused_at_once(tmp_path: Path, key: str, value: Any) -> None:
+def test_a_value_that_would_fail_only_during_training_is_refused(tmp_path: Path, key: str, value: Any) -> None:
     last = key.rsplit(".", 1)[-1]
-    assert (last if value is ... else key.removesuffix(f".{last}")) in refusal(tmp_path, changed(key, value))
+    assert (last if value is ... else key.removesuffix(f".{last}")) in error_message(tmp_path, changed(key, value))
 
 
 def test_a_misspelt_key_is_named_before_the_missing_one_that_it_causes(tmp_path: Path) -> None:
     content = changed("train.common.lr", ...)
     content["train"]["common"]["lrr"] = 0.001
-    assert refusal(tmp_path, content) == "unknown key train.common.lrr."
+    assert "train.common.lrr" in error_message(tmp_path, content)
 
 
 @pytest.mark.parametrize(
-    ("content", "sentence"),
-    [
-        ("train: [", "is not YAML"),
-        ("", "the file is None: input should be a valid dictionary"),
-        ("- 1\n", "the file is [1]: input should be a valid dictionary"),
-    ],
+    ("content", "value"),
+    [("train: [", "YAML"), ("", "None"), ("- 1\n", "[1]")],
 )
-def test_another_file_is_refused(tmp_path: Path, content: str, sentence: str) -> None:
-    assert sentence in refusal(tmp_path, content)
+def test_a_file_that_is_not_a_mapping_is_refused(tmp_path: Path, content: str, value: str) -> None:
+    assert value in error_message(tmp_path, content)
 
 
-def test_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:
-    """YAML lets the last one win, and a training would delete the seeds of the first."""
-    text = (ROOT / "params.yaml").read_text().replace("  mean: [1]\n", "  mean: [1]\n  mean: [2]\n")
+def test_a_duplicate_key_is_refused(tmp_path: Path) -> None:
+    """YAML would keep the last one, and a training would delete the seeds of the first."""
+    text = (ROOT / "params.yaml").read_text().replace("\nseeds:\n", "\nseeds:\n  mean: [2]\n")
     (tmp_path / "params.yaml").write_text(text)
-    with pytest.raises(UserError, match=r"params\.yaml, line \d+: duplicate key mean\.") as refused:
+    line = max(number for number, line in enumerate(text.splitlines(), 1) if line == "  mean:")
+    with pytest.raises(UserError, match=rf"params\.yaml, line {line}: .*\bmean\b"):
         load_params(tmp_path / "params.yaml")
-    assert text.splitlines()[int(str(refused.value).split("line ")[1].split(":")[0]) - 1] == "  mean: [2]"
 
 
-def test_no_file_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"There is no parameter file .*nowhere\.yaml\."):
+def test_a_missing_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"nowhere\.yaml"):
         load(tmp_path / "nowhere.yaml")
 
 
-def test_what_is_no_text_file_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=f"The parameter file {tmp_path} cannot be read: Is a directory"):
+def test_a_file_that_is_not_text_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=f"{tmp_path}.*Is a directory"):
         load(tmp_path)
     (tmp_path / "params.yaml").write_bytes(b"extract: \xff\xfe")
-    with pytest.raises(UserError, match=r"params\.yaml is not YAML: .*utf-8"):
+    with pytest.raises(UserError, match=r"params\.yaml.*utf-8"):
         load(tmp_path / "params.yaml")
 
 
-def test_a_digest_follows_values_and_nothing_else() -> None:
+def test_a_digest_depends_only_on_values() -> None:
     params = Params.model_validate(SHIPPED)
     again = Params.model_validate(dict(reversed(copy.deepcopy(SHIPPED).items())))
     assert digest(params) == digest(again)
