@@ -1,4 +1,4 @@
-"""A checkout of the project with a corpus and models so small that its whole pipeline takes a minute."""
+"""Fixtures: a checkout of the project with a small corpus and small models, whose whole pipeline takes a minute."""
 
 import copy
 import csv
@@ -24,20 +24,20 @@ LEFT_OUT = ("tests", "docs", "benchmarks", "experiments")
 
 
 def git(folder: Path, *arguments: str) -> str:
-    """What git answers in a folder; it has to succeed."""
+    """Run git in a folder, which must succeed, and return its output."""
     who = ("-c", "user.name=someone", "-c", "user.email=someone@example.org")
     done = subprocess.run(["git", *who, *arguments], cwd=folder, check=True, capture_output=True, text=True)
     return done.stdout.strip()
 
 
 def dvc(folder: Path, *arguments: str) -> None:
-    """Run a dvc command that has to succeed."""
+    """Run a dvc command, which must succeed."""
     command = [sys.executable, "-m", "dvc", *arguments, "--quiet"]
     subprocess.run(command, cwd=folder, check=True, capture_output=True)
 
 
 def small_params() -> dict[str, Any]:
-    """params.yaml with the smallest models, few epochs and few cells."""
+    """Return params.yaml with small models, few epochs and few cells."""
     content = copy.deepcopy(yaml.safe_load((ROOT / "params.yaml").read_text()))
     content["extract"]["vision"]["rate"] = 2
     common = content["train"]["common"]
@@ -54,7 +54,7 @@ def small_params() -> dict[str, Any]:
     return content
 
 
-def fewer_clips(data: Path) -> None:
+def reduce_corpus(data: Path) -> None:
     """Keep a few clips of each split, and their media."""
     with (data / "manifest.csv").open(newline="", encoding="utf-8") as lines:
         reader = csv.DictReader(lines)
@@ -62,8 +62,8 @@ def fewer_clips(data: Path) -> None:
     assert columns is not None
     kept = []
     for split, count in CLIPS.items():
-        of_split = sorted((row for row in rows if row["split"] == split), key=lambda row: row["clip_id"])
-        kept += of_split[:: len(of_split) // count][:count]  # of several sources
+        clips = sorted((row for row in rows if row["split"] == split), key=lambda row: row["clip_id"])
+        kept += clips[:: len(clips) // count][:count]  # from several sources
     with (data / "manifest.csv.new").open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns, lineterminator="\n")
         writer.writeheader()
@@ -76,7 +76,7 @@ def fewer_clips(data: Path) -> None:
 
 @pytest.fixture(scope="session")
 def untouched(tmp_path_factory: pytest.TempPathFactory, empty_records: Path) -> Path:
-    """The checkout before anything ran in it: all is committed, data/ is there, and a record store without runs."""
+    """Make a checkout in which nothing has run: everything committed, with data/ and an empty MLflow store."""
     folder = tmp_path_factory.mktemp("untouched") / "checkout"
     folder.mkdir()
     for name in git(ROOT, "ls-files", "--cached", "--others", "--exclude-standard").splitlines():
@@ -87,7 +87,7 @@ def untouched(tmp_path_factory: pytest.TempPathFactory, empty_records: Path) -> 
     (folder / "params.yaml").write_text(yaml.safe_dump(small_params(), sort_keys=False))
     git(folder, "init", "--quiet")
     dvc(folder, "pull", "data.dvc")
-    fewer_clips(folder / "data")
+    reduce_corpus(folder / "data")
     dvc(folder, "add", "data")
     shutil.rmtree(folder / ".dvcstore")
     shutil.copy(empty_records, folder / "mlflow.db")
@@ -98,22 +98,22 @@ def untouched(tmp_path_factory: pytest.TempPathFactory, empty_records: Path) -> 
 
 @dataclass(frozen=True)
 class Run:
-    """A checkout in which the whole pipeline has run undisturbed, and how long that took."""
+    """A checkout in which the whole pipeline has run without interruption, and the seconds that it took."""
 
     checkout: Path
     seconds: float
 
 
-def copied(checkout: Path, to: Path) -> Path:
-    """A checkout of its own: paths of the folder stand in the records, so what has run in it does not go along."""
+def copy_checkout(checkout: Path, to: Path) -> Path:
+    """Copy a checkout. The records hold absolute paths, so runs of the original are not usable in the copy."""
     shutil.copytree(checkout, to, symlinks=True)
     return to
 
 
 @pytest.fixture(scope="session")
 def finished(untouched: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """The checkout after its pipeline."""
-    checkout = copied(untouched, tmp_path_factory.mktemp("finished") / "checkout")
+    """Run the pipeline in a copy of the untouched checkout."""
+    checkout = copy_checkout(untouched, tmp_path_factory.mktemp("finished") / "checkout")
     home = tmp_path_factory.mktemp("prefect")
     began = time.monotonic()
     done = subprocess.run(
@@ -130,7 +130,7 @@ def finished(untouched: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 @contextmanager
 def serving(checkout: Path, home: Path, **more: str) -> Iterator[Services]:
-    """A server, a worker and the deployments of prefect.yaml for the time of the block."""
+    """Run a server and a worker, with the deployments of prefect.yaml, during the block."""
     services = Services(checkout, home, **more)
     try:
         services.start("server")

@@ -1,4 +1,4 @@
-"""A PostgreSQL of a test's own, from the binaries of Debian's package, on a free port and in a temporary folder."""
+"""Start a PostgreSQL server for a test: binaries of Debian's package, a free port, a temporary folder."""
 
 import os
 import shutil
@@ -9,20 +9,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-_PLACES = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
-BINARIES = next((place for place in reversed(_PLACES) if (place / "initdb").is_file()), None)
+_FOLDERS = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
+BINARIES = next((folder for folder in reversed(_FOLDERS) if (folder / "initdb").is_file()), None)
 WHY_NOT = "needs PostgreSQL's initdb and pg_ctl (Debian: apt-get install postgresql)"
 
 
 def _run(*command: str) -> None:
-    """As a user whom PostgreSQL accepts: it refuses to run as root."""
-    before = ["runuser", "-u", "postgres", "--"] if os.geteuid() == 0 else []
-    subprocess.run([*before, *command], check=True, capture_output=True, cwd="/")
+    """Run a command, as user postgres if this is root: PostgreSQL refuses to run as root."""
+    prefix = ["runuser", "-u", "postgres", "--"] if os.geteuid() == 0 else []
+    subprocess.run([*prefix, *command], check=True, capture_output=True, cwd="/")
 
 
 @contextmanager
 def postgresql(*databases: str) -> Iterator[str]:
-    """A server with these databases for the time of the block; gives `USER@HOST:PORT`, to put into an address."""
+    """Run a server with these databases during the block; yields `USER@HOST:PORT`."""
     assert BINARIES is not None
     folder = Path(tempfile.mkdtemp(prefix="qamoe-postgresql-"))
     with socket.socket() as free:

@@ -1,4 +1,4 @@
-"""Prefect's server and worker of a checkout, as `make server` and `make worker` start them, on a free port."""
+"""Run Prefect's server and worker of a checkout, as `make server` and `make worker` do, on a free port."""
 
 import json
 import os
@@ -14,20 +14,24 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-WITHIN_S = 900.0  # a limit for what hangs, no measure
+TIMEOUT_S = 900.0  # only ends a test that hangs
 ENDED = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 
 
 def environment(checkout: Path, home: Path, **more: str) -> dict[str, str]:
-    """The environment of a user who has nothing but this checkout: no settings of the machine's own."""
+    """Return the environment of a user with only this checkout, without the settings of this machine."""
     foreign = ("QAMOE_", "MLFLOW_", "DVC_", "PREFECT_")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
-    own = {"PREFECT_HOME": str(home), "PYTHONPATH": f"{checkout}{os.pathsep}{checkout / 'src'}", "QAMOE_DEVICE": "cpu"}
-    return {**kept, **own, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{kept['PATH']}", **more}
+    settings = {
+        "PREFECT_HOME": str(home),
+        "PYTHONPATH": f"{checkout}{os.pathsep}{checkout / 'src'}",
+        "QAMOE_DEVICE": "cpu",
+    }
+    return {**kept, **settings, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{kept['PATH']}", **more}
 
 
 class Services:
-    """What runs for one checkout. `home` is Prefect's folder, and marks all processes that were started here."""
+    """The services of one checkout. `home` is Prefect's folder; PREFECT_HOME marks all processes started here."""
 
     def __init__(self, checkout: Path, home: Path, **more: str) -> None:
         with socket.socket() as free:
@@ -40,7 +44,7 @@ class Services:
         home.mkdir(parents=True, exist_ok=True)
 
     def start(self, name: str) -> None:
-        """Start server or worker; of a server, wait until it answers."""
+        """Start server or worker; wait until a server answers."""
         command = [sys.executable, "scripts/services.py", name]
         if name == "server":
             command += ["--port", str(self.port)]
@@ -49,14 +53,14 @@ class Services:
                 command, cwd=self.checkout, env=self.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log
             )
         if name == "server":
-            self.until(lambda: self.ask("health"))
+            self.until(lambda: self.request("health"))
 
     def kill(self, name: str) -> None:
         self.running[name].kill()
         self.running.pop(name).wait()
 
     def stop(self) -> None:
-        """End all as `make stop` does; what is left after it is killed, since the machine is not the test's own."""
+        """Stop all services as `make stop` does, and kill the remaining ones."""
         command = [sys.executable, "scripts/services.py", "stop"]
         done = subprocess.run(command, cwd=self.checkout, env=self.environment, capture_output=True, text=True)
         for name in list(self.running):
@@ -64,7 +68,7 @@ class Services:
         assert done.returncode == 0, done.stderr
 
     def deploy(self) -> None:
-        """What `make deploy` does."""
+        """Do the same as `make deploy`."""
         self.prefect("work-pool", "create", "qamoe", "--type", "process")
         self.prefect("deploy", "--all")
 
@@ -74,16 +78,16 @@ class Services:
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
-    def ask(self, path: str, content: dict[str, Any] | None = None, method: str | None = None) -> Any:
-        """The JSON answer of the server, or None while it does not answer, or says that it is too busy."""
+    def request(self, path: str, content: dict[str, Any] | None = None, method: str | None = None) -> Any:
+        """Return the JSON response of the server, or None if it does not respond or is too busy."""
         request = urllib.request.Request(
             f"{self.api}/{path}", headers={"Content-Type": "application/json"}, method=method
         )
         if content is not None:
             request.data = json.dumps(content).encode()
         try:
-            with urllib.request.urlopen(request, timeout=30) as answer:
-                return json.load(answer)
+            with urllib.request.urlopen(request, timeout=30) as response:
+                return json.load(response)
         except urllib.error.HTTPError as error:
             if error.code < 500:
                 raise
@@ -91,17 +95,17 @@ class Services:
             pass
         return None
 
-    def until(self, found: Callable[[], Any], within_s: float = WITHIN_S) -> Any:
-        """Ask until there is an answer; between two questions wait for a service to die, which none must."""
+    def until(self, attempt: Callable[[], Any], within_s: float = TIMEOUT_S) -> Any:
+        """Call `attempt` until its result is true, and return the result; no service may die in the meantime."""
         end = time.monotonic() + within_s
         while time.monotonic() < end:
-            if answer := found():
-                return answer
+            if result := attempt():
+                return result
             self.pause(0.5)
-        raise AssertionError(f"no answer within {within_s:g} s; see {self.home}")
+        raise AssertionError(f"no result within {within_s:g} s; see {self.home}")
 
     def pause(self, seconds: float) -> None:
-        """Let time pass in which no service may die."""
+        """Wait; no service may die in the meantime."""
         alive = {os.pidfd_open(process.pid): name for name, process in self.running.items()}
         try:
             dead = [alive[descriptor] for descriptor in select.select(list(alive), [], [], seconds)[0]]
@@ -111,46 +115,46 @@ class Services:
         assert not dead, f"{dead} ended; see {self.home}"
 
     def runs(self, deployment: str) -> list[dict[str, Any]]:
-        """The runs of a deployment, the newest first."""
-        asked = {"deployments": {"name": {"any_": [deployment]}}, "sort": "EXPECTED_START_TIME_DESC"}
-        return self.ask("flow_runs/filter", asked) or []
+        """Return the runs of a deployment, newest first."""
+        query = {"deployments": {"name": {"any_": [deployment]}}, "sort": "EXPECTED_START_TIME_DESC"}
+        return self.request("flow_runs/filter", query) or []
 
-    def begin(self, deployment: str, within_s: float = WITHIN_S) -> str:
-        """Start a run of `flow/deployment`, anew while another's slot is taken; returns its id once it runs."""
-        found = self.until(lambda: self.ask(f"deployments/name/{deployment}"))
+    def begin(self, deployment: str, within_s: float = TIMEOUT_S) -> str:
+        """Start a run of `flow/deployment`, again while the slot is taken; return its id when it is running."""
+        properties = self.until(lambda: self.request(f"deployments/name/{deployment}"))
 
-        def running() -> str | None:
-            run = self.until(lambda: self.ask(f"deployments/{found['id']}/create_flow_run", {}))
+        def start_run() -> str | None:
+            run = self.until(lambda: self.request(f"deployments/{properties['id']}/create_flow_run", {}))
             state = self.until(lambda: (s := self.state(run["id"])) and s["type"] not in ("SCHEDULED", "PENDING") and s)
             taken = state["type"] == "CANCELLED" and "concurrency limit" in (state["message"] or "")
             return None if taken else run["id"]
 
-        return self.until(running, within_s)
+        return self.until(start_run, within_s)
 
     def state(self, run: str) -> dict[str, Any] | None:
-        answer = self.ask(f"flow_runs/{run}")
-        return answer and answer["state"]
+        response = self.request(f"flow_runs/{run}")
+        return response and response["state"]
 
-    def ended(self, run: str) -> dict[str, Any]:
-        """The state of a run that has ended; waits for it."""
+    def wait_for_end(self, run: str) -> dict[str, Any]:
+        """Wait until a run has ended, and return its state."""
         return self.until(lambda: (s := self.state(run)) and s["type"] in ENDED and s)
 
     def processes(self, *words: str) -> list[int]:
-        """The processes that stem from these services and have all of the words in their command."""
+        """Return the ids of the processes of these services whose command contains all words."""
         mark = f"PREFECT_HOME={self.home}".encode()
-        found = []
-        for place in Path("/proc").iterdir():
+        pids = []
+        for process in Path("/proc").iterdir():
             try:
-                if place.name.isdecimal() and mark in (place / "environ").read_bytes().split(b"\0"):
-                    command = (place / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                if process.name.isdecimal() and mark in (process / "environ").read_bytes().split(b"\0"):
+                    command = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
                     if all(word in command for word in words) and command:
-                        found.append(int(place.name))
-            except (OSError, ValueError):  # it has just ended
+                        pids.append(int(process.name))
+            except (OSError, ValueError):  # the process has just ended
                 continue
-        return found
+        return pids
 
     def clear(self) -> None:
-        """Kill what a failed test left."""
+        """Kill the processes that a failed test left running."""
         for pid in self.processes():
             try:
                 os.kill(pid, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""A training that would take days, ended from outside: by the API, with its worker, and with the whole machine."""
+"""A training that would take days is ended from outside: by the API, with its worker, with the whole machine."""
 
 import os
 import select
@@ -8,21 +8,21 @@ from contextlib import contextmanager
 import pytest
 import yaml
 
-from tests.end_to_end.conftest import Run, copied, git, serving
+from tests.end_to_end.conftest import Run, copy_checkout, git, serving
 from tests.end_to_end.services import Services
 
 pytestmark = pytest.mark.slow
 
 DEPLOYMENT = "pipeline/nightly"
-WITHIN_S = 10  # of the training's end after it was cancelled
-AGAIN_WITHIN_S = 330  # of the next run's start: a lease of five minutes, and those who look for lapsed ones
+CANCEL_S = 10  # time for the training to end after it is cancelled
+NEXT_RUN_S = 330  # time for the next run to start: a lease of five minutes, and the search for expired leases
 
 
 @pytest.fixture(scope="module")
 def endless(finished: Run, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
-    """Server and worker of a checkout whose training is stale, and has very many epochs."""
+    """Run server and worker of a checkout whose training is stale and has very many epochs."""
     folder = tmp_path_factory.mktemp("endless")
-    checkout = copied(finished.checkout, folder / "checkout")
+    checkout = copy_checkout(finished.checkout, folder / "checkout")
     params = yaml.safe_load((checkout / "params.yaml").read_text())
     params["train"]["common"] |= {"epochs": 1_000_000, "patience": 1_000_000}
     (checkout / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
@@ -33,11 +33,11 @@ def endless(finished: Run, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 @contextmanager
 def training(services: Services) -> Iterator[tuple[str, int]]:
-    """A run whose training works; gives its id, and a descriptor of the training's process."""
+    """Start a run and wait until its training works; yields its id and a descriptor of the training process."""
     run = services.begin(DEPLOYMENT)
     log = {"logs": {"flow_run_id": {"any_": [run]}}, "sort": "TIMESTAMP_DESC"}
     services.until(
-        lambda: any('"model": "qamoe"' in line["message"] for line in services.ask("logs/filter", log) or ())
+        lambda: any('"model": "qamoe"' in line["message"] for line in services.request("logs/filter", log) or ())
     )
     (process,) = services.processes("qamoe run train --model qamoe")
     descriptor = os.pidfd_open(process)
@@ -46,42 +46,42 @@ def training(services: Services) -> Iterator[tuple[str, int]]:
 
 
 def cancel(services: Services, run: str) -> None:
-    """As the button in Prefect's page does."""
-    services.ask(f"flow_runs/{run}/set_state", {"state": {"type": "CANCELLING", "name": "Cancelling"}})
+    """Cancel a run as the button of Prefect's page does."""
+    services.request(f"flow_runs/{run}/set_state", {"state": {"type": "CANCELLING", "name": "Cancelling"}})
 
 
-def begins_again(services: Services) -> None:
-    """Another run gets the slot and starts; it is ended for the next test."""
-    run = services.begin(DEPLOYMENT, AGAIN_WITHIN_S)
+def assert_next_run_starts(services: Services) -> None:
+    """Start another run, which needs the slot, and cancel it."""
+    run = services.begin(DEPLOYMENT, NEXT_RUN_S)
     cancel(services, run)
-    services.ended(run)
+    services.wait_for_end(run)
 
 
 def test_cancelling_by_the_api_ends_the_training(endless: Services) -> None:
     with training(endless) as (run, process):
         cancel(endless, run)
-        assert select.select([process], [], [], WITHIN_S)[0], "the training is there still"
-        assert endless.ended(run)["type"] == "CANCELLED"
+        assert select.select([process], [], [], CANCEL_S)[0], "the training is still running"
+        assert endless.wait_for_end(run)["type"] == "CANCELLED"
     endless.until(lambda: endless.processes("qamoe.pipeline") == endless.processes("-m dvc") == [])
 
 
-def test_a_killed_worker_takes_its_run_along_and_the_next_one_starts(endless: Services) -> None:
+def test_a_killed_worker_ends_its_run_and_the_next_one_starts(endless: Services) -> None:
     with training(endless) as (run, process):
         endless.kill("worker")
-        assert select.select([process], [], [], 60)[0], "the training is there still"
-        assert endless.ended(run)["type"] == "CRASHED"
+        assert select.select([process], [], [], 60)[0], "the training is still running"
+        assert endless.wait_for_end(run)["type"] == "CRASHED"
         endless.start("worker")
-    begins_again(endless)
+    assert_next_run_starts(endless)
 
 
-def test_a_run_whose_machine_stopped_does_not_hold_its_slot(endless: Services) -> None:
-    """Flow, worker and server are killed at once: nobody is left to say that the run has ended."""
+def test_a_run_on_a_stopped_machine_releases_its_slot(endless: Services) -> None:
+    """Flow, worker and server are killed together, so no process can report the end of the run."""
     with training(endless) as (_, process):
         endless.kill("server")
         endless.kill("worker")
         for pid in endless.processes("prefect.engine"):
             os.kill(pid, 9)
-        assert select.select([process], [], [], 60)[0], "the training is there still"
+        assert select.select([process], [], [], 60)[0], "the training is still running"
         endless.start("server")
         endless.start("worker")
-    begins_again(endless)
+    assert_next_run_starts(endless)

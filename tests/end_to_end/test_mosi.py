@@ -1,4 +1,4 @@
-"""CMU-MOSI by the documented steps, shortened: its pickle goes in, a model of two modalities is evaluated."""
+"""CMU-MOSI by the documented steps, with few epochs: from its pickle to the evaluation of a model."""
 
 import os
 import subprocess
@@ -28,8 +28,8 @@ SHORT = {
 
 @pytest.mark.slow
 @pytest.mark.real_data
-def test_mosi_goes_in_as_documented(tmp_path: Path) -> None:
-    """The official split of 1284 / 229 / 686 clips, whose vision is really missing."""
+def test_mosi_runs_as_documented(tmp_path: Path) -> None:
+    """The official split has 1284 / 229 / 686 clips and no vision."""
     pickle = (ROOT / shared_data() / "mosi/mosi_official.pkl").resolve()
     if not pickle.exists():
         pytest.skip(f"needs {pickle.name} (set QAMOE_SHARED_DATA)")
@@ -50,13 +50,15 @@ def test_mosi_goes_in_as_documented(tmp_path: Path) -> None:
 
     clips = pd.read_parquet(tmp_path / "artifacts/extract/clips.parquet")
     assert clips["split"].value_counts().to_dict() == {"train": 1284, "valid": 229, "test": 686}
-    found = {m: pd.read_parquet(tmp_path / f"artifacts/evaluate/{m}/1/predictions.parquet") for m in content["seeds"]}
+    predictions = {
+        m: pd.read_parquet(tmp_path / f"artifacts/evaluate/{m}/1/predictions.parquet") for m in content["seeds"]
+    }
     mae = {}
-    for model, rows in found.items():
+    for model, rows in predictions.items():
         assert rows["clip_id"].nunique() == 686
         clean = rows[rows["slice"] == "clean"]
         mae[model] = (clean["prediction"] - clean["target"]).abs().mean()
-    assert mae["qamoe"] < 0.9 * mae["mean"], "ridge on mean-pooled text reaches two thirds"
-    trust = found["qamoe"][["trust_text", "trust_audio", "trust_vision"]]
-    assert trust["trust_vision"].isna().all(), "the corpus has no vision: nothing is trusted"
+    assert mae["qamoe"] < 0.9 * mae["mean"], "ridge regression on mean-pooled text reaches two thirds"
+    trust = predictions["qamoe"][["trust_text", "trust_audio", "trust_vision"]]
+    assert trust["trust_vision"].isna().all(), "a modality that the corpus does not have has no trust"
     assert trust["trust_text"].between(0, 1).all()
