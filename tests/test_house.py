@@ -1,4 +1,4 @@
-"""The rules of the house: what is installed, who imports what, and that dvc.yaml lists what a stage is made of."""
+"""Rules of the repository: requirements, imports, names in the documentation, and the dependencies in dvc.yaml."""
 
 import ast
 import graphlib
@@ -25,10 +25,10 @@ from qamoe.config.params import load
 from qamoe.pipeline import source_dependencies
 
 ROOT = Path(__file__).parent.parent
-FILES = sorted(path.relative_to(ROOT) for place in ("src", "flows") for path in (ROOT / place).rglob("*.py"))
+FILES = sorted(path.relative_to(ROOT) for folder in ("src", "flows") for path in (ROOT / folder).rglob("*.py"))
 LOCK = (ROOT / "requirements.lock").read_text().splitlines()
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
-# Who may import a tool: the folder or file, as its path begins. dvc is a command and no library here.
+# The folders or files (by path prefix) that may import a tool. dvc is used as a command, not as a library.
 ONLY = {
     "prefect": ("flows/",),
     "dvc": (),
@@ -40,76 +40,76 @@ ONLY = {
 
 
 def imported(path: Path) -> set[str]:
-    """Dotted names that a file of the project imports, wherever in it."""
+    """Return the dotted names that a file of the project imports, at any depth."""
     names: set[str] = set()
     for node in ast.walk(ast.parse((ROOT / path).read_text())):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            assert not node.level, f"{path}: a relative import hides from the search for a stage's files"
+            assert not node.level, f"{path}: the search for the files of a stage does not follow relative imports"
             names |= {f"{node.module}.{alias.name}" for alias in node.names}
     return names
 
 
 def within(name: str, package: str) -> bool:
-    """Whether a dotted name is a package or lies in it."""
+    """Return whether a dotted name is a package or part of it."""
     return name == package or name.startswith(f"{package}.")
 
 
 def pins() -> dict[str, str]:
-    """The lock as name -> version."""
-    parted = (line.partition("==") for line in LOCK if not line.startswith("#"))
-    return {canonicalize_name(name): version for name, _, version in parted}
+    """Return the locked version of each package."""
+    split_lines = (line.partition("==") for line in LOCK if not line.startswith("#"))
+    return {canonicalize_name(name): version for name, _, version in split_lines}
 
 
 @pytest.mark.parametrize("tool", ONLY)
-def test_a_tool_is_imported_in_its_own_room_alone(tool: str) -> None:
+def test_a_tool_is_imported_only_in_its_own_folders(tool: str) -> None:
     importers = {path.as_posix() for path in FILES if any(within(name, tool) for name in imported(path))}
     assert {path for path in importers if not path.startswith(ONLY[tool] or "-")} == set()
 
 
-def test_what_is_imported_is_asked_for() -> None:
-    """A package that another one happens to bring, or that was here once, is not there for users."""
-    asked = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    wanted = chain(asked["dependencies"], *asked["optional-dependencies"].values())
-    wanted_names = {canonicalize_name(Requirement(line).name) for line in wanted}
-    brought_by = packages_distributions()
-    own = {"qamoe", "flows", "tests", "scripts", "__future__"} | sys.stdlib_module_names
-    beside = (path for place in ("tests", "scripts") for path in (ROOT / place).rglob("*.py"))
-    files = [*FILES, *(path.relative_to(ROOT) for path in beside)]
-    foreign = {(name.split(".")[0], path.as_posix()) for path in files for name in imported(path)}
-    unasked = {
+def test_every_imported_package_is_a_requirement() -> None:
+    """A package that only comes with another one, or that is left from before, may be missing for users."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    requirements = chain(project["dependencies"], *project["optional-dependencies"].values())
+    required = {canonicalize_name(Requirement(line).name) for line in requirements}
+    distributions = packages_distributions()
+    local = {"qamoe", "flows", "tests", "scripts", "__future__"} | sys.stdlib_module_names
+    other_files = (path for folder in ("tests", "scripts") for path in (ROOT / folder).rglob("*.py"))
+    files = [*FILES, *(path.relative_to(ROOT) for path in other_files)]
+    imports = {(name.split(".")[0], path.as_posix()) for path in files for name in imported(path)}
+    missing = {
         (name, path)
-        for name, path in foreign
-        if name not in own and not wanted_names & {canonicalize_name(of) for of in brought_by.get(name, [name])}
+        for name, path in imports
+        if name not in local and not required & {canonicalize_name(d) for d in distributions.get(name, [name])}
     }
-    assert unasked == set()
+    assert missing == set()
 
 
 def module_of(name: str, modules: Collection[str]) -> str:
-    """The module that an imported name is, or is of."""
+    """Return the module that an imported name is or belongs to, "" if it is not in `modules`."""
     while name and name not in modules:
         name = name.rpartition(".")[0]
     return name
 
 
 def import_graph(package: Path) -> dict[str, set[str]]:
-    """Module -> the modules of qamoe that it imports, wherever in it; `package` is src/qamoe or a copy of it."""
+    """Return the modules of qamoe that each module imports, at any depth; `package` is src/qamoe or a copy of it."""
     files = {".".join(path.relative_to(package).with_suffix("").parts): path for path in package.rglob("*.py")}
     modules = {name.removesuffix(".__init__"): path for name, path in files.items()}
     graph: dict[str, set[str]] = {}
     for module, path in modules.items():
-        found = {name.removeprefix("qamoe.") for name in imported(path) if name.startswith("qamoe.")}
-        graph[module] = {known for name in found if (known := module_of(name, modules))} - {module}
+        names = {name.removeprefix("qamoe.") for name in imported(path) if name.startswith("qamoe.")}
+        graph[module] = {known for name in names if (known := module_of(name, modules))} - {module}
     return graph
 
 
-def test_no_file_reaches_itself_by_imports() -> None:
+def test_imports_have_no_cycle() -> None:
     graphlib.TopologicalSorter(import_graph(ROOT / "src/qamoe")).prepare()
 
 
 def test_an_import_of_a_higher_package_is_a_lint_error(tmp_path: Path) -> None:
-    """`make lint` holds the stack of pyproject.toml; here with one import too many, inside a function."""
+    """`make lint` checks the layers of pyproject.toml, also for an import inside a function."""
     shutil.copytree(ROOT / "src", tmp_path / "src", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     lint = [
@@ -119,9 +119,9 @@ def test_an_import_of_a_higher_package_is_a_lint_error(tmp_path: Path) -> None:
         "--no-cache",
     ]
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "src")}
-    for back, code in (("", 0), ("\ndef back() -> None:\n    from qamoe.pipeline import train\n", 1)):
+    for added, code in (("", 0), ("\ndef upward() -> None:\n    from qamoe.pipeline import train\n", 1)):
         with (tmp_path / "src/qamoe/models/moe.py").open("a") as file:
-            file.write(back)
+            file.write(added)
         done = subprocess.run(lint, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == code, done.stdout + done.stderr
         assert ("qamoe.models.moe -> qamoe.pipeline.train" in done.stdout) == bool(code)
@@ -130,12 +130,12 @@ def test_an_import_of_a_higher_package_is_a_lint_error(tmp_path: Path) -> None:
 DOCUMENTS = [ROOT / "README.md", *(path for path in (ROOT / "docs").glob("*.md") if path.name != "log.md")]
 FOLDERS = ("src", "flows", "tests", "benchmarks", "scripts")
 SOURCES = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")]
-# What follows `qamoe.` in names that are no modules: tags of MLflow, labels of Prefect, a key of summary.json.
+# Names after `qamoe.` that are not modules: tags of MLflow, labels of Prefect, a key of summary.json.
 TAGS = {"artifact_digest", "commit", "data_digest", "dvc_lock_digest", "missing", "rule", "state", "today"}
 
 
 def prose(path: Path) -> Iterator[str]:
-    """The docstrings and comments of a source; the lines of a document, without those on other projects' files."""
+    """Yield the docstrings and comments of a source, or the lines of a document except those with a source."""
     text = path.read_text()
     if path.suffix == ".md":
         yield from (line for line in text.splitlines() if not line.startswith("Source:"))
@@ -147,7 +147,7 @@ def prose(path: Path) -> Iterator[str]:
 
 
 def is_module(dotted: str) -> bool:
-    """Whether a dotted name is a package or module of the project, or a name at the top of one."""
+    """Return whether a dotted name is a package or module of the project, or a name defined in one."""
     parent, _, name = dotted.rpartition(".")
     stem, folder = ROOT / "src" / Path(*parent.split(".")), ROOT / "src" / Path(*dotted.split("."))
     files = [file for file in (stem.with_suffix(".py"), stem / "__init__.py") if file.is_file()]
@@ -156,7 +156,7 @@ def is_module(dotted: str) -> bool:
 
 
 def dead_names(text: str) -> set[str]:
-    """Modules and source files that a text names and the project does not have."""
+    """Return the modules and source files that a text names although the project does not have them."""
     dotted = (name.removesuffix(".NAME") for name in re.findall(r"(?<![\w./-])qamoe(?:\.[A-Za-z_]\w*)+", text))
     names = (name for name in dotted if name.split(".")[1] not in TAGS and name != "qamoe.py")
     dead = {name for name in names if not is_module(name)}
@@ -168,7 +168,7 @@ def dead_names(text: str) -> set[str]:
     return dead
 
 
-def test_a_name_that_leads_nowhere_is_seen() -> None:
+def test_dead_names_are_found() -> None:
     alive = "`python -m qamoe.pipeline.code`, qamoe.config.params.load, `qamoe.today.mae`, src/qamoe/models/, moe.py."
     assert dead_names(alive) == set()
     for dead in (
@@ -181,12 +181,12 @@ def test_a_name_that_leads_nowhere_is_seen() -> None:
         assert dead_names(f"as in `{dead}` and {alive}") == {dead}
 
 
-def test_what_documents_docstrings_and_comments_name_exists() -> None:
+def test_modules_and_files_named_in_documents_and_comments_exist() -> None:
     named = {path.relative_to(ROOT).as_posix(): {*chain(*map(dead_names, prose(path)))} for path in DOCUMENTS + SOURCES}
     assert {path: dead for path, dead in named.items() if dead} == {}
 
 
-def test_the_environment_is_read_in_settings_alone() -> None:
+def test_only_settings_reads_environment_variables() -> None:
     reading = re.compile(r"os\.(environ|getenv)\b")
     readers = {
         path.as_posix() for path in FILES if path.parts[0] == "src" and reading.search((ROOT / path).read_text())
@@ -194,13 +194,11 @@ def test_the_environment_is_read_in_settings_alone() -> None:
     assert readers == {"src/qamoe/config/settings.py"}
 
 
-def test_dvc_yaml_lists_the_source_files_that_each_stage_is_made_of(tmp_path: Path) -> None:
+def test_dvc_yaml_lists_the_source_files_of_each_stage(tmp_path: Path) -> None:
     plan = tmp_path / "dvc.yaml"
     plan.write_text((ROOT / "dvc.yaml").read_text())
     source_dependencies.write_dependencies(plan)
-    assert plan.read_text() == (ROOT / "dvc.yaml").read_text(), (
-        "python -m qamoe.pipeline.source_dependencies writes it anew"
-    )
+    assert plan.read_text() == (ROOT / "dvc.yaml").read_text(), "run: python -m qamoe.pipeline.source_dependencies"
     listed = {name: stage["deps"] for name, stage in STAGES.items() if name.startswith("code-")}
     assert {f"code-{stage}" for stage in source_dependencies.STAGES} == set(listed)
     assert "src/qamoe/config/model_names.py" in listed["code-train"]
@@ -209,8 +207,8 @@ def test_dvc_yaml_lists_the_source_files_that_each_stage_is_made_of(tmp_path: Pa
     ] == []
 
 
-def test_a_stage_is_the_child_of_dvc_and_not_of_a_shell() -> None:
-    """Not every shell (dash) becomes its last command by itself, and a shell does not end with dvc."""
+def test_a_stage_is_a_child_of_dvc_and_not_of_a_shell() -> None:
+    """Without exec, a shell like dash stays between dvc and the stage, and it does not end with dvc."""
     commands = [
         line.strip() for line in (ROOT / "dvc.yaml").read_text().splitlines() if line.strip().startswith("cmd:")
     ]
@@ -218,26 +216,26 @@ def test_a_stage_is_the_child_of_dvc_and_not_of_a_shell() -> None:
     assert [line for line in commands if not line.startswith("cmd: exec ")] == []
 
 
-def test_the_lock_fulfils_every_requirement() -> None:
+def test_the_lock_meets_every_requirement() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    wanted = chain(project["dependencies"], *project["optional-dependencies"].values())
+    requirements = chain(project["dependencies"], *project["optional-dependencies"].values())
     locked = pins()
-    for requirement in map(Requirement, wanted):
-        if requirement.name == project["name"]:  # an extra that takes in another
+    for requirement in map(Requirement, requirements):
+        if requirement.name == project["name"]:  # an extra that includes another one
             continue
         version = locked.get(canonicalize_name(requirement.name))
         assert version is not None, f"{requirement} is not in requirements.lock"
-        assert requirement.specifier.contains(version, prereleases=True), f"{requirement}, locked is {version}"
+        assert requirement.specifier.contains(version, prereleases=True), f"{requirement} is locked at {version}"
 
 
-def test_the_lock_pins_versions_and_names_no_place() -> None:
-    pin = re.compile(r"[A-Za-z0-9._-]+==[A-Za-z0-9.]+")  # no +cpu, no address, no option
+def test_the_lock_pins_versions_without_addresses() -> None:
+    pin = re.compile(r"[A-Za-z0-9._-]+==[A-Za-z0-9.]+")  # without +cpu, address or option
     assert [line for line in LOCK if not line.startswith("#") and not pin.fullmatch(line)] == []
     assert len(pins()) == sum(not line.startswith("#") for line in LOCK), "a package is locked twice"
 
 
-def test_compose_runs_the_servers_of_the_lock() -> None:
-    """Client and server of one tool are of one version, and nothing is open to others than this machine."""
+def test_compose_runs_the_server_versions_of_the_lock() -> None:
+    """Client and server have the same version, and the ports are only open to this machine."""
     services = yaml.safe_load((ROOT / "compose.yaml").read_text())["services"]
     assert services["prefect"]["image"] == f"prefecthq/prefect:{pins()['prefect']}-python3.11"
     assert f"mlflow=={pins()['mlflow']}" in services["mlflow"]["build"]["dockerfile_inline"]
@@ -245,15 +243,15 @@ def test_compose_runs_the_servers_of_the_lock() -> None:
     assert [port for port in ports if not port.startswith("127.0.0.1:")] == []
 
 
-def test_prefects_server_starts_from_what_is_installed() -> None:
-    """A newer fastapi passes `pip check` and breaks every first flow call; a newer sqlalchemy, scheduling."""
+def test_prefects_server_starts_with_the_installed_packages() -> None:
+    """`pip check` accepts newer versions, but a newer fastapi breaks flow calls, and a newer sqlalchemy scheduling."""
     code = "import prefect.server.api.server as s; s.create_app(); import sqlalchemy; print(sqlalchemy.__version__)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("2.0.")
 
 
-def test_setup_names_the_system_packages_that_are_absent(tmp_path: Path) -> None:
+def test_setup_names_the_missing_system_packages(tmp_path: Path) -> None:
     absent = "import ctypes\n\ndef load(name, *rest, **more):\n    raise OSError(name)\n\nctypes.CDLL = load\n"
     (tmp_path / "sitecustomize.py").write_text(absent)
     done = subprocess.run(
