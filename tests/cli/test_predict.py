@@ -82,12 +82,12 @@ def test_an_unreadable_clip_has_a_reason_and_the_others_a_prediction(
     qamoe, checkpoint_folder, film, voice, tmp_path, monkeypatch, capsys
 ):
     """The output is JSON lines in a pipe and a table in a terminal."""
-    (tmp_path / "film.mp4").write_bytes(film.read_bytes())
-    (tmp_path / "film.txt").write_text("a lovely film")
+    (tmp_path / "clip.mp4").write_bytes(film.read_bytes())
+    (tmp_path / "clip.txt").write_text("a lovely film")
     (tmp_path / "broken.mp4").write_bytes(b"not a video")
     (tmp_path / "broken.txt").write_text("a text does not repair the video")
     written(tmp_path / "still.wav", np.zeros_like(voice))
-    names = ("film.mp4", "broken.mp4", "still.wav", "gone.mp4")
+    names = ("clip.mp4", "broken.mp4", "still.wav", "gone.mp4")
     code, out, err = qamoe(*names)
     assert code == 1, err
     answers = [json.loads(line) for line in out.splitlines()]
@@ -106,7 +106,7 @@ def test_an_unreadable_clip_has_a_reason_and_the_others_a_prediction(
     monkeypatch.setenv("COLUMNS", "120")
     assert not predict.predict([Path(name) for name in names], None, None, "", checkpoint_folder, as_json=False)
     rows = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line.strip()}
-    assert f"{answers[0]['score']:+.2f}  {answers[0]['interval'][0]:+.2f} to" in rows["film.mp4"]
+    assert f"{answers[0]['score']:+.2f}  {answers[0]['interval'][0]:+.2f} to" in rows["clip.mp4"]
     assert "audio: silence" in rows["still.wav"]
     assert "cannot be decoded" in rows["broken.mp4"]
 

@@ -28,7 +28,7 @@ DEPLOYMENT = "pipeline/nightly"
 TEMPORARY = re.compile(r"\.[0-9]+$|\.making$|\.tmp$|\.part$|^\.copy-")
 
 
-def kill_one(services: Services, what: str, moment_s: float) -> None:
+def kill_one(services: Services, victim: str, moment_s: float) -> None:
     """Begin a run and kill a process of that kind after `moment_s`; if the run ends earlier, use the next run.
 
     A killed service is started again. Returns when the run has ended, because the schedule begins the next run then.
@@ -37,11 +37,11 @@ def kill_one(services: Services, what: str, moment_s: float) -> None:
     while moment_s > 0 and not has_ended(services, run):
         services.pause(min(moment_s, 1.0))
         moment_s -= 1.0
-    if what in services.running:
-        services.kill(what)
-        services.start(what)
+    if victim in services.running:
+        services.kill(victim)
+        services.start(victim)
     else:
-        while not (victims := services.processes(*VICTIMS[what])):
+        while not (victims := services.processes(*VICTIMS[victim])):
             if has_ended(services, run):
                 run = services.begin(DEPLOYMENT)
             services.pause(0.02)
@@ -78,10 +78,10 @@ def test_a_pipeline_killed_five_times_gives_the_result_of_an_undisturbed_one(
     checkout = team.checkout
     reset(checkout, untouched)
     draws = random.Random(seed)
-    for what in draws.sample(["stage", "dvc", "flow", "worker", "server"], 5):
+    for victim in draws.sample(["stage", "dvc", "flow", "worker", "server"], 5):
         moment = draws.uniform(0, finished.seconds / 4)
-        print(f"{what}, killed after {moment:.1f} s", flush=True)
-        kill_one(team, what, moment)
+        print(f"{victim}, killed after {moment:.1f} s", flush=True)
+        kill_one(team, victim, moment)
     state = team.wait_for_end(team.begin(DEPLOYMENT))
     assert state["type"] == "COMPLETED", state["message"]
 

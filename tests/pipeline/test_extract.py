@@ -133,9 +133,9 @@ def test_a_missing_media_file_is_a_problem_until_it_exists(run: Any, tmp_path: P
     missing = tmp_path / "meld/dev_splits_complete/dia1_utt0.mp4"
     moved = missing.rename(tmp_path / "moved.mp4")
     changes = MELD | {"extract.max_problem_share": 1.0}
-    assert [line for line in problems(run(changes)) if line[0].startswith("dev")] == [
-        ["dev-dia1_utt0", "audio", "no such file"],
-        ["dev-dia1_utt0", "vision", "no such file"],
+    assert [line[:2] for line in problems(run(changes)) if line[0].startswith("dev")] == [
+        ["dev-dia1_utt0", "audio"],
+        ["dev-dia1_utt0", "vision"],
     ]
     moved.rename(missing)
     out = run(changes)
