@@ -1,4 +1,4 @@
-"""A record store that costs a migration once a session, and a corpus and checkpoints small enough to make in a test."""
+"""Shared fixtures: a record store that is migrated once per session, and a tiny corpus and tiny checkpoints."""
 
 import shutil
 from collections.abc import Callable
@@ -14,11 +14,11 @@ pytest_plugins = ("tests.fixtures.records", "tests.fixtures.served", "tests.fixt
 
 @pytest.fixture(scope="session")
 def empty_records(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An MLflow database without runs: its first migration takes seconds."""
+    """An MLflow database without runs, shared because its first migration takes seconds."""
     from qamoe.tracking.mlflow_store import connect
 
     path = tmp_path_factory.mktemp("records") / "mlflow.db"
-    (path.parent / "mlflow.db.making").write_bytes(b"what a kill within the migrations leaves")
+    (path.parent / "mlflow.db.making").write_bytes(b"left by a kill during the migrations")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{path}")
         connect()
@@ -27,7 +27,7 @@ def empty_records(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_records: Path) -> Any:
-    """A client of an empty store of this test alone, with the test's folder as the working folder."""
+    """A client of an empty store for this test, with the test's folder as the working folder."""
     from qamoe.tracking.mlflow_store import connect
 
     shutil.copy(empty_records, tmp_path / "mlflow.db")
@@ -55,7 +55,7 @@ def tiny_params() -> Any:
 
 @pytest.fixture(scope="session")
 def tiny_stats() -> dict[str, Any]:
-    """stats.json of a corpus whose audio lost one of three columns for being constant."""
+    """stats.json of a corpus in which one of three audio columns was dropped because it is constant."""
 
     def columns(kept: list[int], mean: list[float], deviation: list[float]) -> dict[str, Any]:
         return {"kept": kept, "mean": mean, "deviation": deviation, "unfit": 0, "dimension": len(kept), "rate": 20.0}
@@ -77,7 +77,7 @@ def tiny_stats() -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def tiny_encoder() -> Callable[..., Path]:
-    """Write a Hugging Face encoder of one layer that reads MiniLM's ids: tiny_encoder(folder, hidden_size=8)."""
+    """Return a function that writes a Hugging Face encoder of one layer with MiniLM's ids: tiny_encoder(folder)."""
 
     def make(folder: Path, **changes: Any) -> Path:
         import torch
@@ -97,9 +97,9 @@ def tiny_encoder() -> Callable[..., Path]:
 
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tiny_params: Any, tiny_stats: dict[str, Any]) -> Callable[..., Path]:
-    """Write a finished checkpoint: tiny_checkpoint(folder, answer=1.0) nearly always answers `answer`.
+    """Return a function that writes a checkpoint: tiny_checkpoint(folder, answer=1.0) predicts about `answer`.
 
-    `encoder` is the folder of a text encoder that was fine-tuned.
+    `encoder` is the folder of a fine-tuned text encoder.
     """
 
     def make(
@@ -148,7 +148,7 @@ def tiny_checkpoint(tiny_params: Any, tiny_stats: dict[str, Any]) -> Callable[..
 
 @pytest.fixture(scope="session")
 def tiny_corpus(tiny_stats: dict[str, Any]) -> Callable[..., None]:
-    """Write the outputs of preprocess; labels lie around 1, four sources a split."""
+    """Return a function that writes the outputs of preprocess, with labels around 1 and four sources per split."""
 
     def make(out: Path, *, gate: int = 12, stats: dict[str, Any] | None = None) -> None:
         import json

@@ -26,15 +26,17 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tab]:
 @pytest.fixture
 def page(browser: Tab, server: Server) -> Iterator[Tab]:
     """The page with its first sample; afterwards check that it contacted only this server and logged no error."""
-    browser.asked.clear()
-    browser.complaints.clear()
+    browser.requests.clear()
+    browser.errors.clear()
     browser.size(1280, 900)
     browser.open(f"http://127.0.0.1:{server.port}/")
     browser.until(READY)
     yield browser
-    outside = [at for at in browser.asked if not at.startswith((f"http://127.0.0.1:{server.port}/", "data:", "blob:"))]
+    outside = [
+        at for at in browser.requests if not at.startswith((f"http://127.0.0.1:{server.port}/", "data:", "blob:"))
+    ]
     assert outside == []
-    assert browser.complaints == []
+    assert browser.errors == []
 
 
 def text(page: Tab, name: str) -> str:
@@ -125,7 +127,7 @@ def test_a_file_without_media_is_refused_with_a_message(page, tmp_path: Path):
     assert "mp4, mov, avi, wav" in text(page, "problem")
     assert text(page, "score") == "–"
     # The browser logs the status code, and that it cannot play the file.
-    page.complaints[:] = [c for c in page.complaints if "422" not in c and "blob:" not in c]
+    page.errors[:] = [c for c in page.errors if "422" not in c and "blob:" not in c]
 
 
 def test_a_clip_that_the_server_dropped_is_sent_again(page, server):
@@ -135,7 +137,7 @@ def test_a_clip_that_the_server_dropped_is_sent_again(page, server):
     page.until("!asking")
     assert state(page) == before
     assert len(server.service.clips) == 1
-    page.complaints[:] = [c for c in page.complaints if "404" not in c]
+    page.errors[:] = [c for c in page.errors if "404" not in c]
 
 
 def test_it_fits_a_phone(page, server):
