@@ -68,15 +68,15 @@ def snapshot(folder: Path) -> dict[Path, tuple[int, bytes]]:
 def check_and_compare(folder: Path) -> Findings:
     """Check a corpus and assert that nothing was written."""
     before = snapshot(folder.parent)
-    found = check(folder, EXTRACT)
+    findings = check(folder, EXTRACT)
     assert snapshot(folder.parent) == before
-    return found
+    return findings
 
 
 def test_a_clean_corpus_is_summarised_without_faults(corpus: Corpus) -> None:
-    found = check_and_compare(corpus())
-    assert (found.errors, found.warnings, found.exit_code) == ([], [], 0)
-    summary = "\n".join(found.summary)
+    findings = check_and_compare(corpus())
+    assert (findings.errors, findings.warnings, findings.exit_code) == ([], [], 0)
+    summary = "\n".join(findings.summary)
     assert "kind clips" in summary
     assert "clips        5, of 4 sources" in summary
     assert "duration     2.0 to 2.0 s, median 2.0 s, 0.2 min in all" in summary
@@ -105,7 +105,7 @@ def test_an_unusable_clip_is_a_warning_with_its_line(corpus: Corpus) -> None:
         {"text": ""},
         *[{}] * 60,
     )
-    found = check_and_compare(folder)
+    findings = check_and_compare(folder)
     expected = [
         (13, ["new-6"]),
         (FIRST, ["half.mp4: cannot be decoded"]),
@@ -113,14 +113,14 @@ def test_an_unusable_clip_is_a_warning_with_its_line(corpus: Corpus) -> None:
         (10, ["start_s 5 ", "whole.mp4", "2.00 s"]),
         (12, ["end_s 9 ", "whole.mp4", "2.00 s"]),
     ]
-    assert_faults(found.warnings, folder, expected)
-    assert (found.errors, found.exit_code) == ([], 1)
-    assert "vision       69 clips" in "\n".join(found.summary), "all except the two damaged files and the audio file"
+    assert_faults(findings.warnings, folder, expected)
+    assert (findings.errors, findings.exit_code) == ([], 1)
+    assert "vision       69 clips" in "\n".join(findings.summary), "all except the two damaged files and the audio file"
 
 
 def test_faults_that_a_stage_would_reject_are_errors(corpus: Corpus) -> None:
     folder = corpus({"label": "7"}, {"path": "gone.mp4"}, {"clip_id": "train"}, {"source": "test"}, {"split": "dev"})
-    found = check_and_compare(folder)
+    findings = check_and_compare(folder)
     expected = [
         (7, ["label 7 ", "[-3, 3]"]),
         (8, ["'gone.mp4'"]),
@@ -128,8 +128,8 @@ def test_faults_that_a_stage_would_reject_are_errors(corpus: Corpus) -> None:
         (9, ["'train'", "line 2"]),
         (10, ["source 'test'", "split test (clip test)", "split train (clip new-3)"]),
     ]
-    assert_faults(found.errors, folder, expected)
-    assert found.exit_code == 2
+    assert_faults(findings.errors, folder, expected)
+    assert findings.exit_code == 2
 
 
 def test_too_many_problems_and_empty_splits_are_errors(corpus: Corpus) -> None:
@@ -152,10 +152,10 @@ def test_labels_that_are_words_are_classes(corpus: Corpus) -> None:
     for number, word in (("0", "joy"), ("1", "joy"), ("2", "anger"), ("3", "fear"), ("-3", "anger")):
         text = text.replace(f",{number},", f",{word},")
     (folder / "manifest.csv").write_text(text)
-    found = check_and_compare(folder)
-    assert "write extract.task: {kind: classification, classes: [anger, fear, joy]}" in found.summary[0]
-    assert "anger                 1      0      1      0" in found.summary
-    (warning,) = found.warnings
+    findings = check_and_compare(folder)
+    assert "write extract.task: {kind: classification, classes: [anger, fear, joy]}" in findings.summary[0]
+    assert "anger                 1      0      1      0" in findings.summary
+    (warning,) = findings.warnings
     assert "train" in warning
     assert warning.endswith("class fear.")
 
@@ -166,15 +166,15 @@ def test_a_folder_without_a_manifest_lists_its_media_and_the_header_to_write(cor
     (folder / "deep").mkdir()
     (folder / "voice.wav").rename(folder / "deep/voice.WAV")
     (folder / "notes.txt").write_text("not a media file")
-    found = check_and_compare(folder)
-    assert [line.split() for line in found.summary[:2]] == [
+    findings = check_and_compare(folder)
+    assert [line.split() for line in findings.summary[:2]] == [
         ["2.0", "s", "audio", "deep/voice.WAV"],
         ["2.0", "s", "audio", "and", "video", "whole.mp4"],
     ]
-    assert found.summary[2] == "4 media files"
-    assert found.summary[-1] == "clip_id,source,path,start_s,end_s,text,label,split"
-    assert [w.split(":")[0] for w in found.warnings] == ["empty.mp4", "half.mp4"]
-    assert found.exit_code == 2
+    assert findings.summary[2] == "4 media files"
+    assert findings.summary[-1] == "clip_id,source,path,start_s,end_s,text,label,split"
+    assert [w.split(":")[0] for w in findings.warnings] == ["empty.mp4", "half.mp4"]
+    assert findings.exit_code == 2
 
 
 def test_ready_features_are_summarised_and_infinities_are_warnings(tmp_path: Path) -> None:
@@ -187,10 +187,10 @@ def test_ready_features_are_summarised_and_infinities_are_warnings(tmp_path: Pat
     splits["valid"]["audio"][1, 2] = [np.nan, -np.inf, 1]
     path = tmp_path / "m.pkl"
     path.write_bytes(pickle.dumps(splits))
-    found = check_and_compare(path)
-    assert "audio        6 clips, ready features: 3 columns, 4 to 4 frames" in found.summary
-    assert "vision       0 clips (the corpus lacks it)" in found.summary
-    (warning,) = found.warnings
+    findings = check_and_compare(path)
+    assert "audio        6 clips, ready features: 3 columns, 4 to 4 frames" in findings.summary
+    assert "vision       0 clips (the corpus lacks it)" in findings.summary
+    (warning,) = findings.warnings
     assert warning.startswith(f"{path}, valid, clip valid$_$2: audio holds 2 ")
 
 
@@ -240,10 +240,10 @@ def test_real_corpora_are_clean() -> None:
         ("mosi/mosi_speaker_split.pkl", 2199),
         ("text/mintrec", 2224),
     ):
-        found = check(real / path, EXTRACT)
-        assert (found.errors, found.warnings) == ([], [])
-        assert any(line.startswith(f"clips        {clips}, of ") for line in found.summary)
-    found = check(real / "clips", EXTRACT)
-    assert found.warnings == []
-    assert sum("audio and video" in line for line in found.summary) == 6
-    assert "12 media files" in found.summary
+        findings = check(real / path, EXTRACT)
+        assert (findings.errors, findings.warnings) == ([], [])
+        assert any(line.startswith(f"clips        {clips}, of ") for line in findings.summary)
+    findings = check(real / "clips", EXTRACT)
+    assert findings.warnings == []
+    assert sum("audio and video" in line for line in findings.summary) == 6
+    assert "12 media files" in findings.summary

@@ -124,7 +124,7 @@ def open_table(file: Path, **how: Any) -> Iterator["csv.DictReader[str]"]:
         raise UserError(f"{file}, line {read + 1}: not valid {file.suffix.lstrip('.')} ({error}).") from None
 
 
-def refuse_ragged(row: Mapping[Any, Any], where: str) -> None:
+def reject_ragged(row: Mapping[Any, Any], where: str) -> None:
     """Reject a row with more or fewer cells than the header; its cells would belong to the wrong columns."""
     if any(row.get(None) or ()):  # csv.DictReader puts excess cells there
         raise UserError(f"{where}: more cells than the header has columns; put a text with a comma in quotes.")

@@ -6,7 +6,7 @@ Columns: path; optionally clip_id (default: the path), start_s, end_s (default: 
 
 from pathlib import Path
 
-from qamoe.data.clip import MediaSpan, collect_faults, open_table, refuse_ragged
+from qamoe.data.clip import MediaSpan, collect_faults, open_table, reject_ragged
 from qamoe.data.manifest import resolve_media, span
 from qamoe.data.validate import MEDIA
 from qamoe.errors import UserError
@@ -46,7 +46,7 @@ def read(path: Path, faults: list[str]) -> list[MediaSpan]:
 
 
 def _clip(row: dict[str, str | None], root: Path, where: str) -> MediaSpan:
-    refuse_ragged(row, where)
+    reject_ragged(row, where)
     cell = {name: (row.get(name) or "").strip() for name in ("path", *OPTIONAL)}
     if not cell["path"]:
         raise UserError(f"{where}: path is empty.")

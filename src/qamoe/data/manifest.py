@@ -19,7 +19,7 @@ from qamoe.data.clip import (
     drawn_split,
     label_value,
     open_table,
-    refuse_ragged,
+    reject_ragged,
 )
 from qamoe.errors import UserError
 
@@ -116,7 +116,7 @@ def resolve_media(path: str, root: Path, where: str) -> Path:
 
 
 def _clip(row: dict[str, str | None], root: Path, task: Task, where: str) -> LabelledClip:
-    refuse_ragged(row, where)
+    reject_ragged(row, where)
     cell = {name: (row.get(name) or "").strip() for name in COLUMNS}
     for name in ("clip_id", "source", "path", "label"):
         if not cell[name]:

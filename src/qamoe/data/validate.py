@@ -59,29 +59,29 @@ def check(path: Path, extract: Extract, kind: str | None = None, watch: Watch = 
         raise UserError(f"{path} does not exist.")
     if kind is not None and kind not in READERS:
         raise UserError(f"--kind is {kind!r}, must be one of {', '.join(READERS)}.")
-    found = Findings()
+    findings = Findings()
     kind = kind or kind_of(path)
     if kind is None:
-        _without_manifest(path, found, watch)
-        return found
+        _without_manifest(path, findings, watch)
+        return findings
     try:
-        task = _task(path, kind, extract.task, found)
-        corpus = READERS[kind](path, task, found.errors)
+        task = _task(path, kind, extract.task, findings)
+        corpus = READERS[kind](path, task, findings.errors)
     except UserError as error:
-        found.errors.append(str(error))
-        return found
+        findings.errors.append(str(error))
+        return findings
     inspected = _inspect_media(corpus.clips, watch)
-    _summarise(corpus, kind, path, task, inspected, found)
-    _check_text(corpus, extract, path, found)
-    _check_splits(corpus, task, found)
-    _check_frames(corpus, found)
-    bad = _check_media(corpus.clips, inspected, found)
+    _summarise(corpus, kind, path, task, inspected, findings)
+    _check_text(corpus, extract, path, findings)
+    _check_splits(corpus, task, findings)
+    _check_frames(corpus, findings)
+    bad = _check_media(corpus.clips, inspected, findings)
     if bad > extract.max_problem_share * len(corpus.clips):
-        found.errors.append(
+        findings.errors.append(
             f"{bad} of {len(corpus.clips)} clips have problems, above extract.max_problem_share "
             f"({extract.max_problem_share:g})."
         )
-    return found
+    return findings
 
 
 def kind_of(path: Path) -> str | None:
@@ -101,7 +101,7 @@ def kind_of(path: Path) -> str | None:
     return None
 
 
-def _task(path: Path, kind: str, configured: Task, found: Findings) -> Task:
+def _task(path: Path, kind: str, configured: Task, findings: Findings) -> Task:
     """Return the configured task, or the corpus's own one if its labels do not fit the configured task."""
     classes: tuple[str, ...] = ()
     if kind == "mintrec" and set(configured.classes) != set(mintrec.CLASSES):
@@ -116,7 +116,7 @@ def _task(path: Path, kind: str, configured: Task, found: Findings) -> Task:
     if not classes:
         return configured
     names = ", ".join(classes)
-    found.summary.append(
+    findings.summary.append(
         f"task         labels are classes; write extract.task: {{kind: classification, classes: [{names}]}}"
     )
     return Task(kind="classification", classes=classes)
@@ -142,7 +142,7 @@ def _is_number(label: str) -> bool:
     return True
 
 
-def _without_manifest(path: Path, found: Findings, watch: Watch) -> None:
+def _without_manifest(path: Path, findings: Findings, watch: Watch) -> None:
     """List the media of a folder and explain how to make a corpus of them."""
     files = sorted(file for file in path.rglob("*") if file.suffix.lower() in MEDIA and file.is_file())
     for file in watch(files):
@@ -150,14 +150,14 @@ def _without_manifest(path: Path, found: Findings, watch: Watch) -> None:
         try:
             media = contents(file)
         except ClipError as problem:
-            found.warnings.append(f"{name}: {problem}")
+            findings.warnings.append(f"{name}: {problem}")
             continue
         streams = " and ".join(kind for kind, present in (("audio", media.audio), ("video", media.vision)) if present)
-        found.summary.append(f"{media.seconds:8.1f} s  {streams:15}  {name}")
-    found.summary.append(f"{len(files)} media files")
+        findings.summary.append(f"{media.seconds:8.1f} s  {streams:15}  {name}")
+    findings.summary.append(f"{len(files)} media files")
     if files:
-        found.summary += ["", "Write a manifest.csv with one row per clip and this header:", ",".join(COLUMNS)]
-    found.errors.append(f"{path} has no manifest.csv and is not a known kind of corpus.")
+        findings.summary += ["", "Write a manifest.csv with one row per clip and this header:", ",".join(COLUMNS)]
+    findings.errors.append(f"{path} has no manifest.csv and is not a known kind of corpus.")
 
 
 def _inspect_media(clips: list[LabelledClip], watch: Watch) -> dict[Path, Contents | str]:
@@ -189,14 +189,14 @@ def _present(clip: LabelledClip, modality: str, inspected: dict[Path, Contents |
 
 
 def _summarise(
-    corpus: Corpus, kind: str, path: Path, task: Task, inspected: dict[Path, Contents | str], found: Findings
+    corpus: Corpus, kind: str, path: Path, task: Task, inspected: dict[Path, Contents | str], findings: Findings
 ) -> None:
     clips = corpus.clips
-    found.summary.append(f"corpus       {path}, kind {kind}")
-    found.summary += [
+    findings.summary.append(f"corpus       {path}, kind {kind}")
+    findings.summary += [
         f"{key:12} {value}" for key, value in corpus.about.items() if key not in ("corpus", "clips", "task") and value
     ]
-    found.summary.append(f"clips        {len(clips)}, of {len({clip.source for clip in clips})} sources")
+    findings.summary.append(f"clips        {len(clips)}, of {len({clip.source for clip in clips})} sources")
     for modality in ("text", "audio", "vision"):
         count = sum(_present(clip, modality, inspected) for clip in clips)
         shapes = {clip.frames[modality].shape for clip in clips if modality in clip.frames}
@@ -205,14 +205,14 @@ def _summarise(
             lengths = [shape[0] for shape in shapes]
             ready = f", ready features: {next(iter(shapes))[1]} columns, {min(lengths)} to {max(lengths)} frames"
         absent = "" if modality in corpus.modalities else " (the corpus lacks it)"
-        found.summary.append(f"{modality:12} {count} clips{ready}{absent}")
+        findings.summary.append(f"{modality:12} {count} clips{ready}{absent}")
     seconds = [s for clip in clips if (s := _seconds(clip, inspected)) is not None]
     if seconds:
-        found.summary.append(
+        findings.summary.append(
             f"duration     {min(seconds):.1f} to {max(seconds):.1f} s, median {np.median(seconds):.1f} s, "
             f"{sum(seconds) / 60:.1f} min in all"
         )
-    found.summary += _label_lines(clips, task)
+    findings.summary += _label_lines(clips, task)
 
 
 def _label_lines(clips: list[LabelledClip], task: Task) -> Iterator[str]:
@@ -239,39 +239,39 @@ def _label_lines(clips: list[LabelledClip], task: Task) -> Iterator[str]:
     yield ""
 
 
-def _check_text(corpus: Corpus, extract: Extract, path: Path, found: Findings) -> None:
-    with collect_faults(found.errors):  # includes errors of the extractor, such as a folder without a tokenizer
+def _check_text(corpus: Corpus, extract: Extract, path: Path, findings: Findings) -> None:
+    with collect_faults(findings.errors):  # includes errors of the extractor, such as a folder without a tokenizer
         check_text(corpus, extractor(extract.text), str(path))
     without_text = [clip for clip in corpus.clips if not _present(clip, "text", {})]
     if corpus.clips and len(without_text) == len(corpus.clips):
-        found.warnings.append(f"{path}: no clip has a text.")
+        findings.warnings.append(f"{path}: no clip has a text.")
     else:
-        found.warnings += [f"{clip.where}: clip {clip.clip_id} has no text." for clip in without_text]
+        findings.warnings += [f"{clip.where}: clip {clip.clip_id} has no text." for clip in without_text]
 
 
-def _check_splits(corpus: Corpus, task: Task, found: Findings) -> None:
+def _check_splits(corpus: Corpus, task: Task, findings: Findings) -> None:
     for split, stage in (("train", "preprocess"), ("valid", "train"), ("test", "evaluate")):
         if corpus.clips and not any(clip.split == split for clip in corpus.clips):
-            found.errors.append(f"The {split} split has no clips; the stage {stage} needs some.")
+            findings.errors.append(f"The {split} split has no clips; the stage {stage} needs some.")
     labels = {clip.label for clip in corpus.clips if clip.split == "train"}
     if is_classification(task) and labels:
         absent = [name for i, name in enumerate(task.classes) if i not in labels]
         if absent:
-            found.warnings.append(f"The train split has no clips of class {', '.join(absent)}.")
+            findings.warnings.append(f"The train split has no clips of class {', '.join(absent)}.")
     elif len(labels) == 1:
-        found.warnings.append(f"All clips of the train split have the label {labels.pop():g}.")
+        findings.warnings.append(f"All clips of the train split have the label {labels.pop():g}.")
 
 
-def _check_frames(corpus: Corpus, found: Findings) -> None:
+def _check_frames(corpus: Corpus, findings: Findings) -> None:
     """Warn of ready features that are NaN or infinite; preprocess sets them to the training mean."""
     for clip in corpus.clips:
         for modality, frames in clip.frames.items():
             wrong = int((~np.isfinite(frames)).sum())
             if wrong:
-                found.warnings.append(f"{clip.where}: {modality} holds {wrong} values that are NaN or infinite.")
+                findings.warnings.append(f"{clip.where}: {modality} holds {wrong} values that are NaN or infinite.")
 
 
-def _check_media(clips: list[LabelledClip], inspected: dict[Path, Contents | str], found: Findings) -> int:
+def _check_media(clips: list[LabelledClip], inspected: dict[Path, Contents | str], findings: Findings) -> int:
     """Warn of media and spans that cannot be used; return the number of unusable clips."""
     bad = 0
     for clip in clips:
@@ -280,14 +280,14 @@ def _check_media(clips: list[LabelledClip], inspected: dict[Path, Contents | str
         if media is None or media_contents is None:
             continue
         if isinstance(media_contents, str):
-            found.warnings.append(f"{clip.where}: {media.path.name}: {media_contents}")
+            findings.warnings.append(f"{clip.where}: {media.path.name}: {media_contents}")
         elif media.start_s >= media_contents.seconds:
-            found.warnings.append(
+            findings.warnings.append(
                 f"{clip.where}: start_s {media.start_s:g} is after the end of {media.path.name} "
                 f"({media_contents.seconds:.2f} s)."
             )
         elif media.end_s is not None and media.end_s > media_contents.seconds + _OVERRUN_S:
-            found.warnings.append(
+            findings.warnings.append(
                 f"{clip.where}: end_s {media.end_s:g} is after the end of {media.path.name} "
                 f"({media_contents.seconds:.2f} s)."
             )
