@@ -1,4 +1,4 @@
-"""Slice `signals`: each cell is predicted on clips of its own, and the rows say what was done to them."""
+"""Slice `signals`: each cell is predicted on its own clips, and its rows describe their degradation."""
 
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,7 @@ def write(path: Path, shift: float, words: int) -> Path:
     return path
 
 
-def test_the_plan_starts_each_kind_at_severity_0_and_leaves_out_what_the_corpus_lacks() -> None:
+def test_the_plan_starts_each_kind_at_severity_0_and_skips_missing_modalities() -> None:
     names = [(cell.name, cell.severity, cell.modalities) for cell in media_slice.plan(SEVERITIES, 7, MODALITIES)]
     assert names == [
         ("signals-audio-noise-0", 0.0, ("audio",)),
@@ -73,7 +73,7 @@ def measured(tmp_path: Path, tiny_stats: Any, tiny_checkpoint: Any) -> pd.DataFr
         )
 
     cells = media_slice.plan(SEVERITIES, 7, MODALITIES)
-    rows = pd.concat([found for (found,) in media_slice.by_cell([trained], opened, cells, "cpu")], ignore_index=True)
+    rows = pd.concat([table for (table,) in media_slice.by_cell([trained], opened, cells, "cpu")], ignore_index=True)
     rows.attrs = {"sigmas": trained.config["calibration"]["sigmas"]}
     return rows
 
@@ -88,14 +88,14 @@ def test_rows_hold_the_degraded_modalitys_kind_and_severity(measured: pd.DataFra
     assert set(measured.loc[measured["cell"].str.endswith("-0"), "kind_audio"]) == {"clean"}
 
 
-def test_predictions_are_those_of_each_cells_own_clips(measured: pd.DataFrame) -> None:
+def test_each_cell_is_predicted_on_its_own_clips(measured: pd.DataFrame) -> None:
     by_cell = measured.set_index(["cell", "clip_id"])["prediction"].unstack("cell")
     np.testing.assert_array_equal(by_cell["signals-audio-noise-0"], by_cell["signals-text-word_errors-0"])
     assert (by_cell["signals-audio-noise-0"] != by_cell["signals-audio-noise-0.5"]).all()
     assert (by_cell["signals-text-word_errors-0"] != by_cell["signals-text-word_errors-0.5"]).any()
 
 
-def test_the_slice_is_summarised_as_curves_that_weigh_alike(measured: pd.DataFrame) -> None:
+def test_the_curves_of_the_slice_have_equal_weights(measured: pd.DataFrame) -> None:
     cells = media_slice.plan(SEVERITIES, 7, MODALITIES)
     table = protocol.aggregate(measured, cells, measured.attrs["sigmas"])
     value = table[table["metric"] == "mae"].set_index("cell")["value"]
@@ -103,13 +103,13 @@ def test_the_slice_is_summarised_as_curves_that_weigh_alike(measured: pd.DataFra
         value["signals-audio-noise-0"] / 2 + value["signals-audio-noise-0.5"] + value["signals-audio-noise-1"] / 2
     ) / 2
     words = (value["signals-text-word_errors-0"] + value["signals-text-word_errors-0.5"]) / 2
-    found = summarise(table).set_index("metric").loc["mae"]
-    assert found["area"] == pytest.approx((noise + words) / 2)
-    assert found["clean"] == pytest.approx(value["signals-audio-noise-0"])
+    summary = summarise(table).set_index("metric").loc["mae"]
+    assert summary["area"] == pytest.approx((noise + words) / 2)
+    assert summary["clean"] == pytest.approx(value["signals-audio-noise-0"])
 
 
 def test_files_round_trip(measured: pd.DataFrame, tmp_path: Path) -> None:
     with protocol.predictions_file(tmp_path / "predictions.parquet") as append:
         append(measured)
-    back = pd.read_parquet(tmp_path / "predictions.parquet", filters=[("slice", "==", "signals")])
-    assert len(back) == len(measured)
+    loaded = pd.read_parquet(tmp_path / "predictions.parquet", filters=[("slice", "==", "signals")])
+    assert len(loaded) == len(measured)

@@ -1,4 +1,4 @@
-"""The spectrum: which cells there are, one row a (clip, cell, draw), and no metric of an incomplete grid."""
+"""The protocol: its cells, one row per (clip, cell, draw), and no metrics for an incomplete grid."""
 
 from collections import Counter
 from pathlib import Path
@@ -56,7 +56,7 @@ def test_the_plan_has_every_cell_of_every_slice_once() -> None:
     }
 
 
-def test_cells_leave_the_modalities_that_they_are_not_meant_for_clean() -> None:
+def test_cells_leave_their_other_modalities_clean() -> None:
     cells = {c.name: c for c in protocol.plan(ALL, evaluate())}
     assert cells["alone-audio-burst-0.3"].views[1] == View(7, 1, ("clean", "burst", "clean"), (0.0, 0.3, 0.0))
     assert cells["swap-text-0.25"].views[0] == View(7, 0, ("swap", "clean", "clean"), (0.25, 0.0, 0.0))
@@ -75,7 +75,7 @@ def test_cells_leave_the_modalities_that_they_are_not_meant_for_clean() -> None:
     ]
 
 
-def test_what_a_corpus_lacks_has_no_cells() -> None:
+def test_a_modality_that_the_corpus_lacks_has_no_cells() -> None:
     two = protocol.plan(ALL, evaluate(), ("text", "audio"))
     assert not [c.name for c in two if "vision" in c.modalities or "vision" in c.name]
     assert [c.name for c in two if c.slice == "subsets"] == [
@@ -83,26 +83,26 @@ def test_what_a_corpus_lacks_has_no_cells() -> None:
     ]  # fmt: skip
     assert Counter(c.slice for c in two)["alone"] == 66
     assert {c.slice for c in protocol.plan(ALL, evaluate(), ("text",))} == set(ALL) - {"held_out"}
-    unknown = protocol.plan(("held_out",), evaluate(), MODALITIES, ("vision",))
-    desync = [c for c in unknown if c.kind == "desync"]
-    assert {c.modalities for c in desync} == {("vision",)}, "a frame rate that is not known allows no shift by a time"
+    one_timed = protocol.plan(("held_out",), evaluate(), MODALITIES, ("vision",))
+    desync = [c for c in one_timed if c.kind == "desync"]
+    assert {c.modalities for c in desync} == {("vision",)}, "desync needs a known frame rate"
     assert not [c for c in protocol.plan(("held_out",), evaluate(), MODALITIES, ()) if c.kind == "desync"]
 
 
-def test_cells_degrade_all_modalities_alike_by_the_protocols_seed() -> None:
+def test_cells_degrade_all_modalities_with_the_protocols_seed() -> None:
     cells = {c.name: c for c in protocol.plan(ALL, evaluate())}
     assert cells["missing-0.3"].views == (uniform_view("missing", 0.3, 7, 0), uniform_view("missing", 0.3, 7, 1))
     assert cells["clean"].views == (uniform_view("clean", 0.0, 7, 0),)
     assert cells["mixed"].views == tuple(View(7, draw) for draw in range(3))
 
 
-def test_only_the_slices_asked_for_are_planned() -> None:
+def test_only_the_named_slices_are_planned() -> None:
     assert {c.slice for c in protocol.plan(("noise",), evaluate())} == {"noise"}
 
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory, tiny_params: Any, tiny_stats: Any, tiny_checkpoint: Any) -> Any:
-    """A test split of seven clips, one without sound, and checkpoints of two models."""
+    """A test split of seven clips, one without audio, and checkpoints of two models."""
     import pyarrow as pa
 
     from qamoe.data import arrow_store
@@ -143,7 +143,7 @@ def measured(corpus: Any) -> list[pd.DataFrame]:
     return protocol.measure(corpus.trained, corpus.split, corpus.cells, "cpu")
 
 
-def test_there_is_one_row_a_clip_cell_and_draw_in_order(corpus: Any, measured: list[pd.DataFrame]) -> None:
+def test_there_is_one_row_per_clip_cell_and_draw_in_order(corpus: Any, measured: list[pd.DataFrame]) -> None:
     for rows in measured:
         assert len(rows) == 7 * sum(len(c.views) for c in corpus.cells)
         assert not rows.duplicated(["clip_id", "cell", "draw"]).any()
@@ -152,7 +152,7 @@ def test_there_is_one_row_a_clip_cell_and_draw_in_order(corpus: Any, measured: l
         assert rows["target"][:7].tolist() == corpus.store.labels
 
 
-def test_rows_say_what_was_done_to_each_clip(measured: list[pd.DataFrame]) -> None:
+def test_rows_describe_the_degradation_of_each_clip(measured: list[pd.DataFrame]) -> None:
     rows = measured[0].set_index(["cell", "draw", "clip_id"]).sort_index()
     clean, half, gone = rows.loc[("clean", 0)], rows.loc[("missing-0.5", 1)], rows.loc[("missing-1.0", 0)]
     assert (clean[["kind_text", "kind_audio", "kind_vision"]] == "clean").all(axis=None)
@@ -163,7 +163,7 @@ def test_rows_say_what_was_done_to_each_clip(measured: list[pd.DataFrame]) -> No
     assert shares.tolist() == pytest.approx(shares.round().tolist(), abs=1e-5), "a share of whole frames"
     assert gone["lost_vision"].tolist() == [1.0] * 7
     assert gone["lost_audio"].tolist() == [1.0, 1.0, 0.0, 1.0, 1.0, 1.0, 1.0]
-    assert clean["frames_text"].tolist() == [0, 1, 2, 3, 4, 5, 6], "CLS and SEP are no words"
+    assert clean["frames_text"].tolist() == [0, 1, 2, 3, 4, 5, 6], "CLS and SEP do not count as words"
     assert clean["frames_audio"].tolist() == [4, 5, 0, 7, 8, 9, 10]
     noise = rows.loc[("noise-0.3", 0)]
     assert noise["lost_audio"].tolist() == pytest.approx([0.3] * 7)
@@ -181,11 +181,11 @@ def test_rows_say_what_was_done_to_each_clip(measured: list[pd.DataFrame]) -> No
     assert (rows.loc[("held_out-desync-0.7", 0)]["kind_vision"] == "desync").all()
 
 
-def test_what_is_announced_is_not_trusted(measured: list[pd.DataFrame]) -> None:
+def test_an_announced_missing_modality_has_trust_0(measured: list[pd.DataFrame]) -> None:
     rows = measured[0].set_index("cell")
     assert (rows.loc["subsets-t", ["trust_audio", "trust_vision"]] == 0).all(axis=None)
     blind = rows.loc["subsets-t-blind"].query("clip_id != 'clip-2'")
-    assert blind["trust_audio"].max() > 0, "what nobody told it"
+    assert blind["trust_audio"].max() > 0, "an unannounced loss can keep some trust"
 
 
 def test_the_severity_0_of_every_curve_is_the_clean_prediction(measured: list[pd.DataFrame]) -> None:
@@ -193,78 +193,78 @@ def test_the_severity_0_of_every_curve_is_the_clean_prediction(measured: list[pd
     clean = rows.query("cell == 'clean'")["prediction"].to_numpy()
     same = rows[rows["cell"].str.endswith("-0.0") | rows["cell"].isin(["joint-0.00-0.00", "subsets-tav"])]
     assert same["cell"].nunique() == 3 + 9 + 2 + 2
-    for _, found in same.groupby("cell"):
-        np.testing.assert_array_equal(found["prediction"], clean)
+    for _, cell_rows in same.groupby("cell"):
+        np.testing.assert_array_equal(cell_rows["prediction"], clean)
 
 
-def test_reliability_trust_and_routing_are_there_where_a_model_has_them(measured: list[pd.DataFrame]) -> None:
+def test_only_models_with_reliability_have_its_columns(measured: list[pd.DataFrame]) -> None:
     qamoe, mean = measured
     assert qamoe[["r_text", "r_audio", "r_vision"]].notna().all(axis=None)
     assert qamoe["trust_text"].between(0, 1).all()
     silent = (qamoe["clip_id"] == "clip-2") & (qamoe["kind_audio"] != "swap")
-    assert (qamoe.loc[silent, "trust_audio"] == 0).all(), "no sound, no trust in it"
+    assert (qamoe.loc[silent, "trust_audio"] == 0).all(), "without audio, its trust is 0"
     assert np.allclose(np.stack(qamoe["routing"]).sum(1), 1, atol=1e-5)
     assert mean[["r_text", "trust_vision"]].isna().all(axis=None)
     assert mean["routing"].isna().all()
 
 
-def test_the_oracle_is_told_which_clips_were_swapped(corpus: Any, tiny_checkpoint: Any, tmp_path: Path) -> None:
+def test_the_oracle_knows_which_clips_were_swapped(corpus: Any, tiny_checkpoint: Any, tmp_path: Path) -> None:
     oracle = checkpoint.load(tiny_checkpoint(tmp_path / "oracle", model="oracle"))
     cells = [c for c in corpus.cells if c.name == "swap-audio-0.50"]
-    (found,) = protocol.measure([oracle], corpus.split, cells, "cpu")
-    assert set(found["lost_audio"]) == {0.0, 1.0}
-    assert (found["severity_audio"] == 0.5).all()
-    np.testing.assert_array_equal(found["r_audio"], 1 - found["lost_audio"])
+    (rows,) = protocol.measure([oracle], corpus.split, cells, "cpu")
+    assert set(rows["lost_audio"]) == {0.0, 1.0}
+    assert (rows["severity_audio"] == 0.5).all()
+    np.testing.assert_array_equal(rows["r_audio"], 1 - rows["lost_audio"])
 
 
 def test_predictions_do_not_depend_on_how_clips_are_batched(
     corpus: Any, measured: list[pd.DataFrame], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(protocol, "_BATCH", 2)
-    some = ("mixed", "missing-0.4", "joint-0.25-0.75", "swap-text-1.00", "swap-audio-0.50", "held_out-desync-0.7")
-    cells = [c for c in corpus.cells if c.name in some]
-    again = protocol.measure(corpus.trained, corpus.split, cells, "cpu")
-    for before, after in zip(measured, again, strict=True):
-        expected = before[before["cell"].isin(some)].reset_index(drop=True)
+    names = ("mixed", "missing-0.4", "joint-0.25-0.75", "swap-text-1.00", "swap-audio-0.50", "held_out-desync-0.7")
+    cells = [c for c in corpus.cells if c.name in names]
+    rebatched = protocol.measure(corpus.trained, corpus.split, cells, "cpu")
+    for before, after in zip(measured, rebatched, strict=True):
+        expected = before[before["cell"].isin(names)].reset_index(drop=True)
         pd.testing.assert_frame_equal(after.drop(columns="routing"), expected.drop(columns="routing"), atol=1e-5)
 
 
-def test_what_cells_share_changes_no_prediction(corpus: Any, measured: list[pd.DataFrame]) -> None:
-    """Each modality is degraded and encoded once for all cells that hold it; here every view is predicted by itself."""
-    rows, everything = list(range(7)), corpus.split
-    for trained, found in zip(corpus.trained, measured, strict=True):
-        by_cell = dict(list(found.groupby(["cell", "draw"], sort=False)))
+def test_sharing_encodings_does_not_change_predictions(corpus: Any, measured: list[pd.DataFrame]) -> None:
+    """Compare shared encodings with every view predicted separately."""
+    rows, split = list(range(7)), corpus.split
+    for trained, table in zip(corpus.trained, measured, strict=True):
+        by_cell = dict(list(table.groupby(["cell", "draw"], sort=False)))
         for cell in corpus.cells:
             for view in cell.views:
-                batch, lost, state = everything.degraded(everything.views.index(view), rows)
-                expected, here = trained.predict(batch, state=state), by_cell[cell.name, view.number]
-                np.testing.assert_allclose(here["prediction"], expected.value, atol=1e-5)
-                np.testing.assert_array_equal(here[[f"lost_{m}" for m in MODALITIES]].to_numpy(np.float32), lost)
+                batch, lost, state = split.degraded(split.views.index(view), rows)
+                expected, of_view = trained.predict(batch, state=state), by_cell[cell.name, view.number]
+                np.testing.assert_allclose(of_view["prediction"], expected.value, atol=1e-5)
+                np.testing.assert_array_equal(of_view[[f"lost_{m}" for m in MODALITIES]].to_numpy(np.float32), lost)
                 if expected.r is not None:
-                    r = here[[f"r_{m}" for m in MODALITIES]].to_numpy(np.float32)
+                    r = of_view[[f"r_{m}" for m in MODALITIES]].to_numpy(np.float32)
                     np.testing.assert_allclose(r, expected.r, atol=1e-5)
 
 
-def test_an_encoding_is_made_once_and_dropped_after_its_last_cell(corpus: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[tuple[View, str]] = []
+def test_an_encoding_is_computed_once_and_dropped_after_its_last_cell(
+    corpus: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    computed: list[tuple[View, str]] = []
     degraded = DegradedSplit.degraded
 
-    def counted(self: DegradedSplit, view: int, rows: Any, modalities: Any = None) -> Any:
-        made.extend((self.views[view].of(m), m) for m in modalities)
+    def recorded(self: DegradedSplit, view: int, rows: Any, modalities: Any = None) -> Any:
+        computed.extend((self.views[view].of(m), m) for m in modalities)
         return degraded(self, view, rows, modalities)
 
-    monkeypatch.setattr(DegradedSplit, "degraded", counted)
+    monkeypatch.setattr(DegradedSplit, "degraded", recorded)
     order = [view for cell in corpus.cells for view in cell.views]
     encodings = Encodings(corpus.trained, corpus.split, [range(7)], order, "cpu")
     for view in order:
         encodings.of(view)
-    assert len(made) == len(set(made)) < 0.7 * 3 * len(order)
+    assert len(computed) == len(set(computed)) < 0.7 * 3 * len(order)
     assert encodings.kept == {}
 
 
-def test_checkpoints_side_by_side_predict_to_the_bit_what_each_does_alone(
-    corpus: Any, measured: list[pd.DataFrame]
-) -> None:
+def test_parallel_checkpoints_predict_the_same_bits_as_alone(corpus: Any, measured: list[pd.DataFrame]) -> None:
     cells = [c for c in corpus.cells if c.slice in ("clean", "mixed")]
     trained = [*corpus.trained, *corpus.trained]
     rows = [pd.concat(parts) for parts in zip(*protocol.by_view(trained, corpus.split, cells, "cpu", 3), strict=True)]
@@ -289,15 +289,15 @@ def test_a_corpus_without_vision_leaves_its_columns_empty(corpus: Any, tmp_path:
     assert rows[["r_text", "r_audio"]].notna().all(axis=None)
 
 
-def test_predictions_go_through_parquet(measured: list[pd.DataFrame], tmp_path: Path) -> None:
+def test_predictions_survive_parquet(measured: list[pd.DataFrame], tmp_path: Path) -> None:
     for name, rows in zip(("qamoe", "mean"), measured, strict=True):
         with protocol.predictions_file(tmp_path / f"{name}.parquet") as append:
             append(rows)
-        again = pd.read_parquet(tmp_path / f"{name}.parquet")
-        assert len(again) == len(rows)
-        np.testing.assert_array_equal(again["prediction"], rows["prediction"].astype(float))
-        assert again["draw"].dtype == np.int32
-        assert again["routing"].isna().all() == (name == "mean")
+        loaded = pd.read_parquet(tmp_path / f"{name}.parquet")
+        assert len(loaded) == len(rows)
+        np.testing.assert_array_equal(loaded["prediction"], rows["prediction"].astype(float))
+        assert loaded["draw"].dtype == np.int32
+        assert loaded["routing"].isna().all() == (name == "mean")
 
 
 SIGMAS = {"0.5": 0.7, "0.9": 1.7}
@@ -308,10 +308,10 @@ def test_every_cell_draw_and_metric_is_aggregated(corpus: Any, measured: list[pd
     assert not table.duplicated(["cell", "draw", "metric"]).any()
     assert len(table.drop_duplicates(["cell", "draw"])) == sum(len(c.views) for c in corpus.cells)
     assert (table["n"] == 7).all()
-    here = table[(table["cell"] == "missing-0.4") & (table["draw"] == 1) & (table["metric"] == "mae")].iloc[0]
+    value = table[(table["cell"] == "missing-0.4") & (table["draw"] == 1) & (table["metric"] == "mae")].iloc[0]
     rows = measured[0].query("cell == 'missing-0.4' and draw == 1")
-    assert here["value"] == pytest.approx((rows["prediction"] - rows["target"]).abs().mean(), abs=1e-6)
-    assert here[["slice", "kind", "modalities", "severity"]].tolist() == [
+    assert value["value"] == pytest.approx((rows["prediction"] - rows["target"]).abs().mean(), abs=1e-6)
+    assert value[["slice", "kind", "modalities", "severity"]].tolist() == [
         "missing",
         "missing",
         "text+audio+vision",
@@ -326,22 +326,22 @@ def test_every_cell_draw_and_metric_is_aggregated(corpus: Any, measured: list[pd
 
 
 @pytest.mark.parametrize(
-    ("gone", "sentence"),
+    ("dropped", "values"),
     [
-        ("cell == 'noise-0.3'", r"cell noise-0\.3, draw 0: 0 predictions of 7 clips"),
-        ("cell == 'alone-vision-burst-0.7'", r"cell alone-vision-burst-0\.7, draw 0: 0 predictions of 7 clips"),
-        ("cell == 'subsets-ta-blind'", r"cell subsets-ta-blind, draw 0: 0 predictions of 7 clips"),
-        ("cell == 'mixed' and draw == 2", r"cell mixed, draw 2: 0 predictions of 7 clips"),
-        ("cell == 'missing-1.0' and draw == 1 and clip_id == 'clip-4'", r"missing-1\.0, draw 1: 6 predictions of 7"),
+        ("cell == 'noise-0.3'", r"\bnoise-0\.3\b.*\b0\b.*\b0\b.*\b7\b"),
+        ("cell == 'alone-vision-burst-0.7'", r"\balone-vision-burst-0\.7\b.*\b0\b.*\b0\b.*\b7\b"),
+        ("cell == 'subsets-ta-blind'", r"\bsubsets-ta-blind\b.*\b0\b.*\b0\b.*\b7\b"),
+        ("cell == 'mixed' and draw == 2", r"\bmixed\b.*\b2\b.*\b0\b.*\b7\b"),
+        ("cell == 'missing-1.0' and draw == 1 and clip_id == 'clip-4'", r"\bmissing-1\.0\b.*\b1\b.*\b6\b.*\b7\b"),
     ],
 )
-def test_an_incomplete_grid_is_refused(corpus: Any, measured: list[pd.DataFrame], gone: str, sentence: str) -> None:
-    rows = measured[0].drop(measured[0].query(gone).index)
-    with pytest.raises(UserError, match=sentence):
+def test_an_incomplete_grid_is_refused(corpus: Any, measured: list[pd.DataFrame], dropped: str, values: str) -> None:
+    rows = measured[0].drop(measured[0].query(dropped).index)
+    with pytest.raises(UserError, match=values):
         protocol.aggregate(rows, corpus.cells, SIGMAS)
 
 
-def test_a_clip_that_is_there_twice_is_refused(corpus: Any, measured: list[pd.DataFrame]) -> None:
+def test_a_duplicate_clip_is_refused(corpus: Any, measured: list[pd.DataFrame]) -> None:
     rows = pd.concat([measured[0], measured[0].query("cell == 'clean' and clip_id == 'clip-1'")])
-    with pytest.raises(UserError, match=r"cell clean, draw 0: 8 predictions of 7 clips"):
+    with pytest.raises(UserError, match=r"\bclean\b.*\b0\b.*\b8\b.*\b7\b"):
         protocol.aggregate(rows, corpus.cells, SIGMAS)

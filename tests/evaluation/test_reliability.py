@@ -1,4 +1,4 @@
-"""Evidence of reliability on predictions whose rule is known."""
+"""Evidence on reliability, on predictions with a known rule."""
 
 import numpy as np
 import pandas as pd
@@ -22,7 +22,7 @@ SEVERITIES = np.round(np.arange(11) / 10, 1)
 
 
 def graded(name: str, prefix: str, r_of: object, frames: np.ndarray, draws: int = 3, seed: int = 1) -> pd.DataFrame:
-    """Slice `name`: audio's r from r_of(severity, lost, rng); text has none. What is lost is drawn frame by frame."""
+    """Return slice `name` with audio's r from r_of(severity, lost, rng) and no r of text; frames are lost by chance."""
     rng = np.random.default_rng(seed)
     parts = []
     for severity in SEVERITIES:
@@ -40,16 +40,16 @@ def graded(name: str, prefix: str, r_of: object, frames: np.ndarray, draws: int 
     return pd.concat(parts, ignore_index=True)
 
 
-def only(found: pd.DataFrame) -> pd.Series:
-    assert len(found) == 1
-    return found.iloc[0]
+def only(result: pd.DataFrame) -> pd.Series:
+    assert len(result) == 1
+    return result.iloc[0]
 
 
-def test_r_that_falls_with_what_is_lost_has_a_correlation_of_1() -> None:
+def test_r_that_falls_with_the_lost_share_has_correlation_1() -> None:
     rows = graded("missing", "missing", lambda s, lost, rng: 0.9 - 0.4 * lost, np.full(CLIPS, 40))
-    found = spearman(rows)
-    assert list(found["modality"].unique()) == ["audio"]
-    assert found["spearman"].to_numpy() == pytest.approx(1)
+    result = spearman(rows)
+    assert list(result["modality"].unique()) == ["audio"]
+    assert result["spearman"].to_numpy() == pytest.approx(1)
     rising = rows.assign(r_audio=1 - rows["r_audio"])
     assert spearman(rising)["spearman"].to_numpy() == pytest.approx(-1)
 
@@ -57,12 +57,12 @@ def test_r_that_falls_with_what_is_lost_has_a_correlation_of_1() -> None:
 def test_spearman_is_scipys_over_means_of_draws() -> None:
     rows = graded("noise", "noise", lambda s, lost, rng: 0.9 - 0.3 * s + rng.normal(0, 0.1, CLIPS), np.full(CLIPS, 20))
     expected = []
-    for _, own in rows.groupby("clip_id"):
-        mean = own.groupby("severity_audio")[["r_audio", "lost_audio"]].mean().round(6)
+    for _, clip in rows.groupby("clip_id"):
+        mean = clip.groupby("severity_audio")[["r_audio", "lost_audio"]].mean().round(6)
         expected.append(spearmanr(mean["r_audio"], -mean["lost_audio"]).statistic)
-    found = spearman(rows)
-    assert found["spearman"].to_numpy() == pytest.approx(np.mean(expected), abs=1e-6)
-    whole = only(found[found["seed"] == "all"])
+    result = spearman(rows)
+    assert result["spearman"].to_numpy() == pytest.approx(np.mean(expected), abs=1e-6)
+    whole = only(result[result["seed"] == "all"])
     assert whole["low"] < whole["spearman"] < whole["high"]
 
 
@@ -71,8 +71,8 @@ def test_short_clips_and_a_constant_r() -> None:
     rows = graded("burst", "burst", lambda s, lost, rng: 0.9 - 0.4 * lost, frames)
     short = rows["frames_audio"] < 8
     rows.loc[short, "r_audio"] = rows.loc[short, "lost_audio"]  # would count as -1
-    found = only(spearman(rows).query("seed == 'all'"))
-    assert (found["clips"], found["spearman"]) == (8, pytest.approx(1))
+    result = only(spearman(rows).query("seed == 'all'"))
+    assert (result["clips"], result["spearman"]) == (8, pytest.approx(1))
     assert spearman(rows.assign(r_audio=0.5))["spearman"].tolist() == [0, 0]
 
 
@@ -80,47 +80,47 @@ def test_seeds_are_averaged_and_named() -> None:
     frames = np.full(CLIPS, 30)
     falls = graded("missing", "missing", lambda s, lost, rng: 1 - lost, frames, seed=1)
     rises = graded("missing", "missing", lambda s, lost, rng: lost, frames, seed=2)
-    found = spearman(pd.concat([falls, rises], ignore_index=True)).set_index("seed")["spearman"]
-    assert found.to_dict() == pytest.approx({1: 1.0, 2: -1.0, "all": 0.0})
+    result = spearman(pd.concat([falls, rises], ignore_index=True)).set_index("seed")["spearman"]
+    assert result.to_dict() == pytest.approx({1: 1.0, 2: -1.0, "all": 0.0})
 
 
-def test_slice_alone_is_followed_in_the_degraded_modality_by_kind() -> None:
+def test_slice_alone_has_a_curve_per_kind_of_the_degraded_modality() -> None:
     frames = np.full(CLIPS, 30)
     noise = graded("alone", "alone-audio-noise", lambda s, lost, rng: np.full(CLIPS, 1 - s), frames)
     burst = graded("alone", "alone-audio-burst", lambda s, lost, rng: lost, frames)
     text = graded("alone", "alone-text-burst", lambda s, lost, rng: lost, frames)
     rows = pd.concat([noise, burst, text], ignore_index=True)
     assert {(where["kind"], where["modality"]) for where, _ in curves(rows)} == {("noise", "audio"), ("burst", "audio")}
-    found = spearman(rows).query("seed == 'all'").set_index("kind")["spearman"]
-    assert found["burst"] == pytest.approx(-1)
+    result = spearman(rows).query("seed == 'all'").set_index("kind")["spearman"]
+    assert result["burst"] == pytest.approx(-1)
     assert auroc(rows).query("kind == 'noise'")["auroc"].tolist() == [1.0] * 4
 
 
 def test_a_severity_that_a_clip_lacks_is_refused() -> None:
     rows = graded("missing", "missing", lambda s, lost, rng: 1 - lost, np.full(CLIPS, 30))
-    with pytest.raises(UserError, match="missing at some severity"):
+    with pytest.raises(UserError, match="missing, audio"):
         spearman(rows[~((rows["clip_id"] == "c03") & (rows["cell"] == "missing-0.4"))])
 
 
 def test_auroc_has_clean_as_its_positive_class() -> None:
     frames = np.array([0] * 2 + [20] * 10)
     rows = graded("noise", "noise", lambda s, lost, rng: 0.8 - 0.1 * s + rng.normal(0, 0.1, CLIPS), frames)
-    found = auroc(rows).set_index("severity")["auroc"]
-    assert list(found.index) == [0.3, 0.5, 0.7, 1.0]
-    some = rows[(rows["frames_audio"] > 0) & rows["cell"].isin(["noise-0.0", "noise-0.7"])]
-    assert found[0.7] == pytest.approx(roc_auc_score(some["cell"] == "noise-0.0", some["r_audio"]))
+    result = auroc(rows).set_index("severity")["auroc"]
+    assert list(result.index) == [0.3, 0.5, 0.7, 1.0]
+    selected = rows[(rows["frames_audio"] > 0) & rows["cell"].isin(["noise-0.0", "noise-0.7"])]
+    assert result[0.7] == pytest.approx(roc_auc_score(selected["cell"] == "noise-0.0", selected["r_audio"]))
     tied = auroc(rows.assign(r_audio=0.5))["auroc"]
     assert tied.tolist() == [0.5] * 4
 
 
 def mixed(error: float, draws: int, source_effect: float = 0.0) -> pd.DataFrame:
-    about = pd.DataFrame(
+    clips = pd.DataFrame(
         {"clip_id": [f"c{i:02d}" for i in range(CLIPS)], "source": [f"s{i // 2}" for i in range(CLIPS)]}
     )
     extra = source_effect * np.repeat(np.arange(CLIPS // 2), 2)
     return pd.concat(
         [
-            about.assign(slice="mixed", cell="mixed", draw=d, seed=s, target=1.0, prediction=1.0 + error + extra)
+            clips.assign(slice="mixed", cell="mixed", draw=d, seed=s, target=1.0, prediction=1.0 + error + extra)
             for d in range(draws)
             for s in (1, 2)
         ],
@@ -128,21 +128,21 @@ def mixed(error: float, draws: int, source_effect: float = 0.0) -> pd.DataFrame:
     )
 
 
-def test_broken_quality_is_the_relative_rise() -> None:
-    found = permuted_quality(mixed(0.5, 10), mixed(0.55, 20))
-    assert (found.rise, found.low, found.high) == pytest.approx((0.1, 0.1, 0.1))
-    assert (found.mae, found.intact) == pytest.approx((0.55, 0.5))
+def test_permuted_quality_is_the_relative_rise() -> None:
+    result = permuted_quality(mixed(0.5, 10), mixed(0.55, 20))
+    assert (result.rise, result.low, result.high) == pytest.approx((0.1, 0.1, 0.1))
+    assert (result.mae, result.intact) == pytest.approx((0.55, 0.5))
     unequal = permuted_quality(mixed(0.5, 3), mixed(0.5, 4, source_effect=0.1))
     assert unequal.low < unequal.rise < unequal.high
     assert unequal.rise == pytest.approx(0.25 / 0.5)
 
 
-def test_broken_quality_of_other_clips_is_refused() -> None:
-    with pytest.raises(UserError, match="different clips"):
+def test_permuted_quality_of_other_clips_is_refused() -> None:
+    with pytest.raises(UserError, match=r"broken\.parquet.*predictions\.parquet"):
         permuted_quality(mixed(0.5, 3), mixed(0.5, 3).query("clip_id != 'c00'"))
 
 
-def test_spread_is_that_of_predictions_when_nothing_is_left() -> None:
+def test_spread_is_that_of_predictions_at_full_loss() -> None:
     target = np.linspace(-2, 2, CLIPS)
     rows = pd.DataFrame({
         "clip_id": [f"c{i:02d}" for i in range(CLIPS)] * 2, "cell": ["missing-1.0"] * CLIPS + ["missing-0.9"] * CLIPS,

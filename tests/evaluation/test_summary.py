@@ -1,4 +1,4 @@
-"""Summaries of a slice by hand: area, the field's average, worst and clean cell."""
+"""Summaries of worked examples: area, the field's average, worst and clean cell."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from qamoe.evaluation.summary import summarise, weights
 
 
 def cells(slice_: str, values: dict[float, list[float]], metric: str = "mae") -> pd.DataFrame:
-    """Rows of cells.parquet; a list holds the draws of a severity."""
+    """Return rows of cells.parquet; a list has the draws of a severity."""
     return pd.DataFrame(
         [
             {
@@ -38,13 +38,13 @@ def test_the_area_is_the_trapezoid_divided_by_the_range() -> None:
     assert (row["clean"], row["worst"]) == (1.0, 5.0)
 
 
-def test_cells_that_are_not_evenly_spaced_weigh_by_their_distance() -> None:
+def test_unevenly_spaced_cells_are_weighted_by_distance() -> None:
     (row,) = summarise(cells("noise", {0.2: [1.0], 0.3: [1.0], 0.8: [3.0]})).to_dict("records")
     assert row["area"] == pytest.approx((0.1 * 1 + 0.5 * 2) / 0.6)
-    assert np.isnan(row["clean"]), "a slice that does not begin at 0 has no clean cell"
+    assert np.isnan(row["clean"]), "a slice that does not start at 0 has no clean cell"
 
 
-def test_rows_may_come_in_any_order() -> None:
+def test_the_order_of_rows_does_not_matter() -> None:
     table = cells("missing", {step / 10: [float(step**2)] for step in range(11)})
     shuffled = table.sample(frac=1, random_state=0)
     pd.testing.assert_frame_equal(summarise(shuffled), summarise(table))
@@ -61,15 +61,15 @@ def test_the_worst_is_the_highest_error_and_the_lowest_accuracy() -> None:
 
 def test_mixed_and_clean_are_one_cell() -> None:
     table = pd.concat([cells("mixed", {float("nan"): [1.0, 2.0, 6.0]}), cells("clean", {0.0: [0.7]})])
-    found = summarise(table).set_index("slice")
-    assert found.loc["mixed", "area"] == pytest.approx(3.0)
-    assert np.isnan(found.loc["mixed", "clean"])
-    assert np.isnan(found.loc["mixed", "area09"])
-    assert found.loc["clean", ["area", "worst", "clean"]].tolist() == [0.7] * 3
+    summary = summarise(table).set_index("slice")
+    assert summary.loc["mixed", "area"] == pytest.approx(3.0)
+    assert np.isnan(summary.loc["mixed", "clean"])
+    assert np.isnan(summary.loc["mixed", "area09"])
+    assert summary.loc["clean", ["area", "worst", "clean"]].tolist() == [0.7] * 3
 
 
 def grid(slice_: str, values: dict[str, tuple[float, float]]) -> pd.DataFrame:
-    """Rows of cells.parquet by cell name: severity and value."""
+    """Return rows of cells.parquet from severity and value by cell name."""
     return pd.DataFrame(
         [
             {"slice": slice_, "cell": cell, "severity": severity, "draw": 0, "metric": "mae", "value": value}
@@ -105,7 +105,7 @@ def test_joint_and_swap_are_the_mean_over_cells() -> None:
     (row,) = summarise(swap).to_dict("records")
     assert row["area"] == pytest.approx(3.0)
     assert np.isnan(row["area09"])
-    assert np.isnan(row["clean"]), "it has no cell in which nothing is swapped"
+    assert np.isnan(row["clean"]), "swap has no cell at severity 0"
     levels = [(m, n) for m in (0.0, 1.0) for n in (0.0, 1.0)]
     joint = grid("joint", {f"joint-{m:.2f}-{n:.2f}": (float("nan"), 1 + m + 2 * n) for m, n in levels})
     joint = joint.assign(severity_missing=[m for m, _ in levels], severity_noise=[n for _, n in levels])
@@ -114,7 +114,7 @@ def test_joint_and_swap_are_the_mean_over_cells() -> None:
     assert (row["clean"], row["worst"]) == (1.0, 4.0)
 
 
-def test_blind_subsets_stand_beside_the_announced_ones() -> None:
+def test_blind_subsets_have_weight_0() -> None:
     values = {"subsets-t": (1.0, 2.0), "subsets-a": (1.0, 3.0), "subsets-ta": (0.0, 1.0), "subsets-a-blind": (1.0, 9.0)}
     (row,) = summarise(grid("subsets", values)).to_dict("records")
     assert row["area"] == pytest.approx(2.0)
@@ -127,13 +127,13 @@ def test_a_metric_that_is_not_defined_in_a_cell_has_no_area() -> None:
 
 
 @pytest.mark.parametrize("severities", [[0.0, 0.5, 0.5], [0.0, float("nan"), 1.0]])
-def test_cells_that_are_no_curve_are_refused(severities: list[float]) -> None:
-    with pytest.raises(ValueError, match="not one curve over severity"):
+def test_cells_that_are_not_a_curve_are_refused(severities: list[float]) -> None:
+    with pytest.raises(ValueError, match="missing-0, missing-1, missing-2"):
         weights("missing", pd.Series(severities, [f"missing-{i}" for i in range(3)]))
 
 
 @pytest.mark.parametrize("name", ["missing", "mixed", "alone", "joint", "subsets", "swap", "held_out"])
-def test_a_comparison_weighs_the_cells_of_the_protocol_as_the_summary_does(name: str) -> None:
+def test_comparisons_and_summaries_weight_cells_equally(name: str) -> None:
     settings = params.load(Path(__file__).parents[2] / "params.yaml").evaluate
     plan = protocol.plan((name,), settings)
     value = np.random.default_rng(0).uniform(1, 2, len(plan))
@@ -151,9 +151,9 @@ def test_a_comparison_weighs_the_cells_of_the_protocol_as_the_summary_does(name:
     predictions = table[["slice", "cell"]].copy()
     for modality in ("text", "audio", "vision"):
         levels = [c.severity_missing if name == "joint" else c.severity for c in plan]
-        here = [level if modality in c.modalities else 0.0 for c, level in zip(plan, levels, strict=True)]
-        predictions[f"severity_{modality}"] = np.array(here, np.float32)
-    found = bootstrap.weights(predictions.sample(frac=1, random_state=1))
-    assert found.sum() == pytest.approx(1)
+        severities = [level if modality in c.modalities else 0.0 for c, level in zip(plan, levels, strict=True)]
+        predictions[f"severity_{modality}"] = np.array(severities, np.float32)
+    cell_weights = bootstrap.weights(predictions.sample(frac=1, random_state=1))
+    assert cell_weights.sum() == pytest.approx(1)
     area = summarise(table.sample(frac=1, random_state=2))["area"].item()
-    assert area == pytest.approx(float(found.reindex([c.name for c in plan]) @ value))
+    assert area == pytest.approx(float(cell_weights.reindex([c.name for c in plan]) @ value))

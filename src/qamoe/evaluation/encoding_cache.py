@@ -1,7 +1,7 @@
-"""What cells share: a modality under one degradation is degraded and encoded once, however many cells hold it.
+"""A cache of encoded modalities: each modality is degraded and encoded once per degradation, for all cells.
 
-Most cells degrade some modalities and leave the others, and the draws of one modality do not depend on the others: so
-that `alone` shares all its degradations with the curves, and every cell its clean modalities.
+The draws of a modality do not depend on the others. The slice `alone` therefore shares all its degradations with the
+curves, and all cells share their clean modalities.
 """
 
 from collections import Counter
@@ -19,8 +19,11 @@ from qamoe.rng import MODALITIES
 
 @dataclass(frozen=True)
 class Encoding:
-    """One modality of N clips under one degradation: how much was lost (N,), whether a frame is valid (N,), and the
-    vectors (N, D) of each checkpoint, None for one that does not read it."""
+    """One modality of N clips under one degradation.
+
+    It has the share lost (N,), whether any frame is valid (N,), and the vectors (N, D) of each checkpoint, None for a
+    checkpoint that does not read the modality.
+    """
 
     lost: Tensor
     present: Tensor
@@ -28,9 +31,10 @@ class Encoding:
 
 
 class Encodings:
-    """The encodings that `views` need, each kept from its first view to its last.
+    """The encodings that `views` need, each kept from the first view that uses it to the last.
 
-    `batches` are row numbers, N in all; encodings are in their order. `every` maps over the checkpoints, as `map` does.
+    `batches` are row numbers, N in total; encodings are in their order. `every` maps a function over the checkpoints,
+    like `map`.
     """
 
     def __init__(
@@ -43,15 +47,15 @@ class Encodings:
         every: Callable[..., Iterable[dict[str, Tensor]]] = map,
     ) -> None:
         self.trained, self.split, self.batches, self.device, self.every = trained, split, batches, device, every
-        self.places = {view: place for place, view in enumerate(split.views)}
+        self.view_indices = {view: index for index, view in enumerate(split.views)}
         self.uses = Counter((m, view.of(m)) for view in views for m in split.modalities)
         self.kept: dict[tuple[str, View], Encoding] = {}
 
     def of(self, view: View) -> dict[str, Encoding]:
-        """Each modality of the split under a view."""
+        """Return the encoding of each modality of the split under a view."""
         keys = {m: (m, view.of(m)) for m in self.split.modalities}
         new = [m for m, key in keys.items() if key not in self.kept]
-        self.kept |= {keys[m]: encoding for m, encoding in self._made(view, new).items()}
+        self.kept |= {keys[m]: encoding for m, encoding in self._encode(view, new).items()}
         encodings = {m: self.kept[key] for m, key in keys.items()}
         for key in keys.values():
             self.uses[key] -= 1
@@ -59,17 +63,17 @@ class Encodings:
                 del self.kept[key]
         return encodings
 
-    def _made(self, view: View, modalities: Sequence[str]) -> dict[str, Encoding]:
+    def _encode(self, view: View, modalities: Sequence[str]) -> dict[str, Encoding]:
         if not modalities:
             return {}
         lost: list[Tensor] = []
         present: list[dict[str, Tensor]] = []
         vectors: list[list[dict[str, Tensor]]] = []
         for rows in self.batches:
-            batch, gone, _ = self.split.degraded(self.places[view], rows, modalities)
+            batch, lost_share, _ = self.split.degraded(self.view_indices[view], rows, modalities)
             on_device = batch.to(self.device)
             vectors.append(list(self.every(lambda model, b=on_device: model.vectors(b), self.trained)))
-            lost.append(gone.cpu())
+            lost.append(lost_share.cpu())
             present.append({m: mask.any(1).cpu() for m, mask in batch.mask.items()})
         return {
             m: Encoding(
@@ -86,7 +90,7 @@ def _joined(parts: Sequence[dict[str, Tensor]], modality: str) -> Tensor | None:
 
 
 def of_checkpoint(encoded: dict[str, Encoding], number: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The vectors of one of the checkpoints, those that it reads, and which clips have a valid frame, by modality."""
+    """Return a checkpoint's vectors and which clips have a valid frame, both by modality."""
     vectors = {m: encoding.vectors[number] for m, encoding in encoded.items()}
     present = {m: encoding.present for m, encoding in encoded.items()}
     return {m: vector for m, vector in vectors.items() if vector is not None}, present

@@ -1,7 +1,7 @@
-"""Slice `signals`: the test split whose media were degraded before extraction, outside protocol 1.
+"""Slice `signals`: the test split with media degraded before extraction; not part of protocol 1.
 
-Each cell is a test split of its own (preprocess/signals/<cell>.arrow), predicted as it is; severity 0 of every kind is
-the clean test split. The models are told nothing.
+Each cell is a separate test split (preprocess/signals/<cell>.arrow), predicted without further degradation. Severity 0
+of every kind is the clean test split. Nothing is announced to the models.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,8 +19,8 @@ SLICE = "signals"
 
 
 def plan(severities: Mapping[str, Sequence[float]], seed: int, modalities: Sequence[str]) -> list[Cell]:
-    """The cells of the kinds whose modality the corpus has, each kind from severity 0 on."""
-    view = (uniform_view("clean", 0.0, seed, 0),)  # what is degraded was so before it was extracted
+    """Return the cells of the kinds whose modality the corpus has; each kind starts at severity 0."""
+    view = (uniform_view("clean", 0.0, seed, 0),)  # clean: the media were degraded before extraction
     planned: list[Cell] = []
     for name, kind, severity in cells(severities):
         modality = MODALITY[kind]
@@ -35,10 +35,10 @@ def plan(severities: Mapping[str, Sequence[float]], seed: int, modalities: Seque
 def by_cell(
     trained: Sequence[Trained], opened: Callable[[Cell], DegradedSplit], planned: Sequence[Cell], device: str
 ) -> Iterator[list[pd.DataFrame]]:
-    """Rows as `protocol.by_view` yields them, cell by cell; `opened` gives the split of a cell under the clean view.
+    """Yield rows like `protocol.by_view`, cell by cell; `opened` returns the split of a cell under the clean view.
 
-    The degraded modality's columns hold the kind, the severity, and as lost the severity too: how much of a sound a
-    noise takes away is not known. A clip whose modality gave no frames any more is predicted without it.
+    The columns kind and severity of the degraded modality are those of the cell. lost is the severity too, because the
+    share of audio that noise destroys is unknown. A modality without frames after degradation is missing.
     """
     for cell in planned:
         for frames in by_view(trained, opened(cell), [cell], device):

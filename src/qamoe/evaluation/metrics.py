@@ -1,7 +1,7 @@
-"""Metrics as the field defines them (thuiar/MMSA, metricsTop), each of arrays (N,) of predictions and targets.
+"""Metrics as the field defines them (thuiar/MMSA, metricsTop), from arrays (N,) of predictions and targets.
 
-Accuracies are shares in [0, 1]. The traps are in docs/evaluation.md: half to even rounding, what zero counts as,
-the argument order of F1, the correlation of a constant prediction, MAE of predictions that are not clipped.
+Accuracies are shares in [0, 1]. docs/evaluation.md explains the details: rounding half to even, the class of zero, the
+argument order of F1, the correlation of a constant prediction, and the MAE of predictions that are not clipped.
 """
 
 from typing import Any
@@ -13,10 +13,10 @@ from qamoe.models.calibration import tempered
 Metrics = dict[str, float]
 
 LIMITS = (-3.0, 3.0)  # of the labels of MOSI and MOSEI
-SIMS = (-1.0, 1.0)  # of the labels of CH-SIMS, which has accuracies of its own
+SIMS = (-1.0, 1.0)  # of the labels of CH-SIMS, which has its own accuracies
 SIMS_CUTS = {"2": (0.0,), "3": (-0.1, 0.1), "5": (-0.7, -0.1, 0.1, 0.7)}
 BINS = 15  # of confidence in the calibration error of classes
-LOWER_IS_BETTER = ("mae", "nll", "corr_undefined", "width_", "calibration_error", "risk_coverage")  # beginnings
+LOWER_IS_BETTER = ("mae", "nll", "corr_undefined", "width_", "calibration_error", "risk_coverage")  # prefixes
 
 
 def lower_is_better(metric: Any) -> bool:
@@ -24,24 +24,24 @@ def lower_is_better(metric: Any) -> bool:
 
 
 def _rounded_accuracy(prediction: np.ndarray, target: np.ndarray, limit: float) -> float:
-    """Share of equal values after clipping to [-limit, limit] and rounding half to even."""
+    """Return the share of equal values after clipping to [-limit, limit] and rounding half to even."""
     return float((np.round(prediction.clip(-limit, limit)) == np.round(target.clip(-limit, limit))).mean())
 
 
 def _counts(prediction: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Hits, predictions and targets (C,) of each class that occurs on either side, classes in order."""
+    """Return hits, predictions and targets (C,) of each class that occurs on either side, in class order."""
     classes = np.union1d(prediction, target)
     predicted, true = prediction == classes[:, None], target == classes[:, None]
     return (predicted & true).sum(1), predicted.sum(1), true.sum(1)
 
 
-def _per_class(hits: np.ndarray, of: np.ndarray) -> np.ndarray:
-    """Shares (C,); 0 where there is nothing to take a share of."""
-    return np.divide(hits, of, out=np.zeros(len(hits)), where=of > 0)
+def _per_class(hits: np.ndarray, total: np.ndarray) -> np.ndarray:
+    """Return hits / total (C,), and 0 for a total of 0."""
+    return np.divide(hits, total, out=np.zeros(len(hits)), where=total > 0)
 
 
 def _binary(prediction: np.ndarray, target: np.ndarray) -> tuple[float, float, float]:
-    """Accuracy, F1 weighted by the classes' share of the target, and balanced accuracy of booleans (N,)."""
+    """Return accuracy, F1 weighted by the classes' share of the target, and balanced accuracy of booleans (N,)."""
     if not len(target):
         return (float("nan"),) * 3
     hits, predicted, true = _counts(prediction, target)
@@ -54,7 +54,7 @@ def _binary(prediction: np.ndarray, target: np.ndarray) -> tuple[float, float, f
 
 
 def correlation(prediction: np.ndarray, target: np.ndarray) -> tuple[float, bool]:
-    """Pearson's r, and True where it is undefined (a constant side) and therefore given as 0."""
+    """Return Pearson's r, and whether it is undefined (a side is constant) and set to 0."""
     scale = max(1.0, float(np.abs(prediction).max(initial=0.0)))
     if len(target) < 2 or prediction.std() < 1e-7 * scale or target.std() == 0:
         return 0.0, True
@@ -62,22 +62,22 @@ def correlation(prediction: np.ndarray, target: np.ndarray) -> tuple[float, bool
 
 
 def regression(prediction: np.ndarray, target: np.ndarray, limits: tuple[float, float] = LIMITS) -> Metrics:
-    """All point metrics of a regression task; the accuracies are those of CH-SIMS where labels lie in [-1, 1]."""
+    """Return all point metrics of a regression task; for labels in [-1, 1], the accuracies are those of CH-SIMS."""
     prediction, target = prediction.astype(np.float64), target.astype(np.float64)
     corr, undefined = correlation(prediction, target)
-    found = {
+    point_metrics = {
         "mae": float(np.abs(prediction - target).mean()),
         "mean_error": float((prediction - target).mean()),
         "corr": corr,
         "corr_undefined": float(undefined),
     }
-    return found | (_sims if tuple(limits) == SIMS else _mosi)(prediction, target)
+    return point_metrics | (_sims if tuple(limits) == SIMS else _mosi)(prediction, target)
 
 
 def _mosi(prediction: np.ndarray, target: np.ndarray) -> Metrics:
     has0 = _binary(prediction >= 0, target >= 0)
-    some = target != 0
-    non0 = _binary(prediction[some] > 0, target[some] > 0)
+    nonzero = target != 0
+    non0 = _binary(prediction[nonzero] > 0, target[nonzero] > 0)
     return {
         "acc7": _rounded_accuracy(prediction, target, 3),
         "acc5": _rounded_accuracy(prediction, target, 2),
@@ -90,27 +90,27 @@ def _mosi(prediction: np.ndarray, target: np.ndarray) -> Metrics:
 
 
 def _sims(prediction: np.ndarray, target: np.ndarray) -> Metrics:
-    """CH-SIMS (MMSA, eval_sims_regression): both sides clipped to [-1, 1], also for its MAE and Corr.
+    """Return the metrics of CH-SIMS (MMSA, eval_sims_regression): all, also MAE and Corr, clip both sides to [-1, 1].
 
-    A class holds its upper cut. In single precision, as there: a label .1 read from float32 is above .1 in double.
+    A class includes its upper cut. Single precision, as in MMSA: a label .1 read from float32 is above .1 in double.
     """
     prediction, target = (side.astype(np.float32).clip(*SIMS) for side in (prediction, target))
-    found = {"mae_clipped": float(np.abs(prediction - target).mean(dtype=np.float64))}
-    found["corr_clipped"] = correlation(prediction.astype(np.float64), target.astype(np.float64))[0]
+    sims_metrics = {"mae_clipped": float(np.abs(prediction - target).mean(dtype=np.float64))}
+    sims_metrics["corr_clipped"] = correlation(prediction.astype(np.float64), target.astype(np.float64))[0]
     for name, cuts in SIMS_CUTS.items():
         edges = np.array(cuts, np.float32)
         ours, theirs = np.searchsorted(edges, prediction), np.searchsorted(edges, target)
-        found[f"acc{name}_sims"] = float((ours == theirs).mean())
+        sims_metrics[f"acc{name}_sims"] = float((ours == theirs).mean())
         if name == "2":
-            _, found["f1_sims"], found["balanced_acc2"] = _binary(ours, theirs)
-    return found
+            _, sims_metrics["f1_sims"], sims_metrics["balanced_acc2"] = _binary(ours, theirs)
+    return sims_metrics
 
 
 def risk_coverage(risk: np.ndarray, uncertainty: np.ndarray) -> float:
-    """Area under the risk-coverage curve: mean risk of the k surest clips, averaged over k = 1..N (Geifman 2018).
+    """Return the area under the risk-coverage curve (Geifman 2018).
 
-    risk: each clip's loss (N,). uncertainty (N,): clips are taken from the smallest on; among equals no order is
-    better than another, so each counts with the mean risk of its equals.
+    This is the mean risk of the k least uncertain clips, averaged over k = 1..N. risk: each clip's loss (N,).
+    uncertainty (N,): clips with equal uncertainty have no order, so each has their mean risk.
     """
     levels, level = np.unique(uncertainty, return_inverse=True)
     shared = np.bincount(level, risk, len(levels)) / np.bincount(level, minlength=len(levels))
@@ -119,37 +119,37 @@ def risk_coverage(risk: np.ndarray, uncertainty: np.ndarray) -> float:
 
 
 def uncertainty(prediction: np.ndarray, variance: np.ndarray, target: np.ndarray, sigmas: dict[str, float]) -> Metrics:
-    """Gaussian NLL, coverage and width of the calibrated intervals, their calibration error, risk-coverage area.
+    """Return the Gaussian NLL, the coverage, width and calibration error of the intervals, and the risk-coverage area.
 
-    `sigmas` maps a level to how many sigmas its interval reaches out. The calibration error is the mean absolute
+    `sigmas` maps a level to the half-width of its interval in sigmas. The calibration error is the mean absolute
     gap between coverage and level over all levels (Kuleshov et al. 2018, with absolute instead of squared gaps).
     """
     residual = prediction.astype(np.float64) - target
     variance = variance.astype(np.float64)
     deviation = np.sqrt(variance)
-    found = {"nll": float((0.5 * (np.log(2 * np.pi * variance) + residual**2 / variance)).mean())}
-    for level, reach in sigmas.items():
+    values = {"nll": float((0.5 * (np.log(2 * np.pi * variance) + residual**2 / variance)).mean())}
+    for level, half_width in sigmas.items():
         name = f"{float(level) * 100:.0f}"
-        found[f"coverage_{name}"] = float((np.abs(residual) <= reach * deviation).mean())
-        found[f"width_{name}"] = float((2 * reach * deviation).mean())
+        values[f"coverage_{name}"] = float((np.abs(residual) <= half_width * deviation).mean())
+        values[f"width_{name}"] = float((2 * half_width * deviation).mean())
     if sigmas:
-        gaps = [abs(found[f"coverage_{float(level) * 100:.0f}"] - float(level)) for level in sigmas]
-        found["calibration_error"] = float(np.mean(gaps))
-    return found | {"risk_coverage": risk_coverage(np.abs(residual), variance)}
+        gaps = [abs(values[f"coverage_{float(level) * 100:.0f}"] - float(level)) for level in sigmas]
+        values["calibration_error"] = float(np.mean(gaps))
+    return values | {"risk_coverage": risk_coverage(np.abs(residual), variance)}
 
 
 def classification(probabilities: np.ndarray, target: np.ndarray) -> Metrics:
-    """All metrics of a classification task; probabilities (N, C), target (N,) class numbers.
+    """Return all metrics of a classification task; probabilities (N, C), target (N,) class numbers.
 
     accuracy is the field's WA, macro_recall its UA (GCNet, MoMKE). Macro means are over the classes that occur
-    among targets or predictions, as sklearn has them; a share of nothing is 0.
+    among targets or predictions, as in sklearn; a share with a denominator of 0 is 0.
     """
     probabilities, target = probabilities.astype(np.float64), target.astype(np.int64)
     predicted = probabilities.argmax(1)
     hits, guessed, true = _counts(predicted, target)
     share = true / true.sum()
     precision, recall, f1 = _per_class(hits, guessed), _per_class(hits, true), _per_class(2 * hits, guessed + true)
-    of_target = probabilities[np.arange(len(target)), target]
+    target_probability = probabilities[np.arange(len(target)), target]
     confidence = probabilities.max(1)
     return {
         "accuracy": float(hits.sum() / len(target)),
@@ -158,31 +158,31 @@ def classification(probabilities: np.ndarray, target: np.ndarray) -> Metrics:
         "macro_f1": float(f1.mean()),
         "weighted_precision": float(precision @ share),
         "weighted_f1": float(f1 @ share),
-        "nll": float(-np.log(of_target.clip(1e-12)).mean()),
+        "nll": float(-np.log(target_probability.clip(1e-12)).mean()),
         "calibration_error": _expected_calibration_error(confidence, predicted == target),
         "risk_coverage": risk_coverage((predicted != target).astype(np.float64), -confidence),
     }
 
 
 def _expected_calibration_error(confidence: np.ndarray, hit: np.ndarray) -> float:
-    """Gap between accuracy and mean confidence in 15 equal bins (b, b + 1] / 15, weighted by size (Guo et al. 2017)."""
-    place = np.ceil(confidence * BINS).clip(1, BINS).astype(int) - 1
-    gaps = np.bincount(place, hit - confidence, BINS)
+    """Return the weighted gap between accuracy and confidence in 15 bins (b, b + 1] / 15 (Guo et al. 2017)."""
+    bin_index = np.ceil(confidence * BINS).clip(1, BINS).astype(int) - 1
+    gaps = np.bincount(bin_index, hit - confidence, BINS)
     return float(np.abs(gaps).sum() / len(hit))
 
 
 def classes_of(rows: Any) -> list[str]:
-    """The columns of class probabilities, in the order of the classes; none for a regression task."""
+    """Return the columns of class probabilities in class order; empty for a regression task."""
     return [column for column in rows if str(column).startswith("p_")]
 
 
 def of_predictions(
     rows: Any, sigmas: dict[str, float], temperature: float = 1.0, limits: tuple[float, float] = LIMITS
 ) -> Metrics:
-    """All metrics of rows of predictions.parquet that belong to one cell and draw.
+    """Return all metrics of the rows of predictions.parquet of one cell and draw.
 
-    The rows hold what the model itself said: `sigmas` (of a regression's intervals) and `temperature` (of class
-    probabilities) are its calibration, as in model.json. limits: the range of the labels.
+    The rows are uncalibrated. `sigmas` (of a regression's intervals) and `temperature` (of class probabilities) are the
+    model's calibration in model.json. limits: the range of the labels.
     """
     target = rows["target"].to_numpy()
     if classes := classes_of(rows):

@@ -1,7 +1,7 @@
-"""The reliability spectrum, protocol version 1: plan the cells, measure predictions once, aggregate everything else.
+"""The reliability spectrum, protocol version 1: plan the cells, predict them once, and aggregate the predictions.
 
-A cell is one way of degrading the whole test split; a slice is a named set of cells. Predictions are kept row by row;
-every metric, interval and comparison is computed from them.
+A cell is one way of degrading the whole test split; a slice is a named set of cells. All metrics, intervals and
+comparisons are computed from the stored predictions.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -37,17 +37,17 @@ PROTOCOL = 1
 SEVERITIES = tuple(round(0.1 * step, 1) for step in range(11))
 JOINT = (0.0, 0.25, 0.5, 0.75, 1.0)  # of missing and of noise
 SWAPPED = (0.25, 0.5, 0.75, 1.0)
-HELD_OUT_MODALITIES = ("audio", "vision")  # what kinds that are held out act on
+HELD_OUT_MODALITIES = ("audio", "vision")  # modalities that the held-out kinds degrade
 _BATCH = 128
-_ROWS = 50_000  # of predictions that are held before they are written
+_ROWS = 50_000  # of predictions that are buffered before they are written
 
 
 @dataclass(frozen=True)
 class Cell:
     """One cell and its draws.
 
-    `modalities` are those that it is meant for, also at severity 0. `severity` is NaN where clips draw their own
-    (slice mixed) and where there are two, of missing and of noise (slice joint).
+    `modalities` are those that it degrades, also at severity 0. `severity` is NaN if clips draw their own (slice mixed)
+    and if there are two, of missing and of noise (slice joint).
     """
 
     slice: str
@@ -66,9 +66,9 @@ def plan(
     modalities: Sequence[str] = MODALITIES,
     timed: Sequence[str] = HELD_OUT_MODALITIES,
 ) -> list[Cell]:
-    """The cells of the named slices in a fixed order, for a corpus that has `modalities`.
+    """Return the cells of the named slices in a fixed order, for a corpus that has `modalities`.
 
-    `timed` are those whose frame rate is known: the others cannot be shifted by a time.
+    `timed` are the modalities with a known frame rate; others cannot be shifted by a time.
     """
     cells: list[Cell] = []
     for name in slices:
@@ -78,7 +78,7 @@ def plan(
             cells.append(mixed(params.seed, params.mixed_draws, modalities))
         elif name == "held_out":
             cells += _held_out(modalities, timed, params)
-        elif name == "signals":  # its clips are others: evaluation/media_slice.py
+        elif name == "signals":  # has its own clips: evaluation/media_slice.py
             continue
         elif name in trainable_kinds():
             cells += _curve(name, name, name, modalities, params)
@@ -88,21 +88,23 @@ def plan(
 
 
 def _views(kinds: dict[str, str], severity: float, params: Evaluate) -> tuple[View, ...]:
-    """The draws of a cell whose modalities have these kinds at one severity; the others are clean."""
-    of_kind = tuple(kinds.get(m, "clean") for m in MODALITIES)
-    levels = tuple(severity if m in kinds else 0.0 for m in MODALITIES)
-    return tuple(View(params.seed, draw, of_kind, levels) for draw in range(params.draws if severity > 0 else 1))
+    """Return the draws of a cell: these kinds by modality at one severity; other modalities are clean."""
+    kind_of_each = tuple(kinds.get(m, "clean") for m in MODALITIES)
+    severities = tuple(severity if m in kinds else 0.0 for m in MODALITIES)
+    return tuple(
+        View(params.seed, draw, kind_of_each, severities) for draw in range(params.draws if severity > 0 else 1)
+    )
 
 
 def _curve(slice_: str, name: str, kind: str, modalities: Sequence[str], params: Evaluate) -> Iterator[Cell]:
-    """One kind in some modalities alike, at every severity."""
+    """Yield the cells of one kind in some modalities, one per severity."""
     for severity in SEVERITIES:
         views = _views(dict.fromkeys(modalities, kind), severity, params)
         yield Cell(slice_, f"{name}-{severity:.1f}", kind, severity, views, tuple(modalities))
 
 
 def mixed(seed: int, draws: int, modalities: Sequence[str] = MODALITIES) -> Cell:
-    """Each clip and modality draws its own kind and severity: the training distribution without its clean share."""
+    """Return the cell in which each clip and modality draws a kind and severity: as in training, but never clean."""
     views = tuple(View(seed, draw) for draw in range(draws))
     return Cell("mixed", "mixed", "mixed", nan, views, tuple(modalities))
 
@@ -113,10 +115,10 @@ def _alone(modalities: Sequence[str], params: Evaluate) -> Iterator[Cell]:
 
 
 def _joint(modalities: Sequence[str], params: Evaluate) -> Iterator[Cell]:
-    """Noise, then missing, in all modalities alike."""
-    everything = len(MODALITIES)
+    """Yield the cells of noise followed by missing in all modalities."""
+    count = len(MODALITIES)
     for missing, noise in product(JOINT, JOINT):
-        steps = [((kind,) * everything, (s,) * everything) for kind, s in (("noise", noise), ("missing", missing))]
+        steps = [((kind,) * count, (s,) * count) for kind, s in (("noise", noise), ("missing", missing))]
         draws = params.draws if missing or noise else 1
         yield Cell(
             "joint",
@@ -131,16 +133,16 @@ def _joint(modalities: Sequence[str], params: Evaluate) -> Iterator[Cell]:
 
 
 def _subsets(modalities: Sequence[str], params: Evaluate) -> Iterator[Cell]:
-    """Every subset of the modalities, the others wholly missing: announced, and blind. Nothing is left to chance."""
+    """Yield each subset of modalities, the others wholly missing: announced, and blind. No random numbers."""
     kept = [subset for size in range(1, len(modalities) + 1) for subset in combinations(modalities, size)]
     for announced, subset in product((True, False), kept):
-        gone = tuple(m for m in modalities if m not in subset)
-        if not gone and not announced:
+        missing = tuple(m for m in modalities if m not in subset)
+        if not missing and not announced:
             continue
-        kinds = tuple("missing" if m in gone else "clean" for m in MODALITIES)
-        view = View(params.seed, 0, kinds, tuple(float(m in gone) for m in MODALITIES), announced=announced)
+        kinds = tuple("missing" if m in missing else "clean" for m in MODALITIES)
+        view = View(params.seed, 0, kinds, tuple(float(m in missing) for m in MODALITIES), announced=announced)
         name = f"subsets-{''.join(m[0] for m in subset)}{'' if announced else '-blind'}"
-        yield Cell("subsets", name, "missing" if gone else "clean", 1.0 if gone else 0.0, (view,), gone)
+        yield Cell("subsets", name, "missing" if missing else "clean", 1.0 if missing else 0.0, (view,), missing)
 
 
 def _swap(modalities: Sequence[str], params: Evaluate) -> Iterator[Cell]:
@@ -150,38 +152,38 @@ def _swap(modalities: Sequence[str], params: Evaluate) -> Iterator[Cell]:
 
 
 def _held_out(modalities: Sequence[str], timed: Sequence[str], params: Evaluate) -> Iterator[Cell]:
-    """Kinds that neither training nor the choice of a model saw, in audio and vision alike."""
+    """Yield the cells of kinds that neither training nor selection uses, in audio and vision together."""
     for kind in HELD_OUT:
-        here = [m for m in HELD_OUT_MODALITIES if m in modalities and (kind != "desync" or m in timed)]
-        if here:
-            yield from _curve("held_out", f"held_out-{kind}", kind, here, params)
+        degraded = [m for m in HELD_OUT_MODALITIES if m in modalities and (kind != "desync" or m in timed)]
+        if degraded:
+            yield from _curve("held_out", f"held_out-{kind}", kind, degraded, params)
 
 
 _PLANNED = {"alone": _alone, "joint": _joint, "subsets": _subsets, "swap": _swap}
 
 
 def slice_names() -> tuple[str, ...]:
-    """The slices that there are: a curve for each kind that can be trained, and those with a plan of their own."""
+    """Return the names of all slices: a curve for each trainable kind, and the slices with their own plan."""
     return ("clean", *trainable_kinds(), "mixed", *_PLANNED, "held_out", "signals")
 
 
 def views(cells: Iterable[Cell]) -> list[View]:
-    """Every view of the cells once, in order."""
+    """Return the distinct views of the cells, in order."""
     return list(dict.fromkeys(view for cell in cells for view in cell.views))
 
 
 def by_view(
     trained: Sequence[Trained], split: DegradedSplit, cells: Iterable[Cell], device: str, side_by_side: int = 1
 ) -> Iterator[list[pd.DataFrame]]:
-    """Predictions of several checkpoints of one corpus on the same degraded clips, cell by cell and draw by draw.
+    """Predict the same degraded clips with several checkpoints of one corpus, cell by cell and draw by draw.
 
-    Yields for each view a frame of rows for each checkpoint, in clip-id order; `split` holds all these views.
-    `side_by_side` checkpoints predict at once, a thread each, as each alone would.
+    Yields for each view one table of rows per checkpoint, in clip-id order; `split` has all these views.
+    `side_by_side` checkpoints predict in parallel, one thread each, with the same results as alone.
     """
     store = split.store
     batches, sort = batched(store)
     order = [row for rows in batches for row in rows]
-    about = {
+    clip_columns = {
         "clip_id": np.array([store.clip_ids[row] for row in order], object)[sort],
         "source": np.array([store.sources[row] for row in order], object)[sort],
         "target": np.array([store.labels[row] for row in order], np.float32)[sort],
@@ -194,20 +196,20 @@ def by_view(
         encodings = Encodings(trained, split, batches, [view for _, view in planned], device, pool.map)
         for cell, view in planned:
             encoded, state = encodings.of(view), view.state(keys)
-            shared = {"slice": cell.slice, "cell": cell.name, "draw": view.number} | about
+            shared = {"slice": cell.slice, "cell": cell.name, "draw": view.number} | clip_columns
             conditions = _conditions(cell, encoded, state)
             shared |= _sorted(conditions, sort)
             known = state.with_realised_swaps(torch.tensor(np.stack([conditions[f"lost_{m}"] for m in MODALITIES], 1)))
 
-            def columns(place: int, encoded: dict[str, Encoding] = encoded, known: State = known) -> dict[str, Any]:
-                return predicted(trained[place], *of_checkpoint(encoded, place), state=known)
+            def columns(index: int, encoded: dict[str, Encoding] = encoded, known: State = known) -> dict[str, Any]:
+                return predicted(trained[index], *of_checkpoint(encoded, index), state=known)
 
-            found = pool.map(columns, range(len(trained)))
-            yield [pd.DataFrame(shared | _sorted(own, sort)) for own in found]
+            results = pool.map(columns, range(len(trained)))
+            yield [pd.DataFrame(shared | _sorted(columns_of_model, sort)) for columns_of_model in results]
 
 
 def batched(store: Store) -> tuple[list[list[int]], np.ndarray]:
-    """The rows of a split in batches of clips whose texts are about as long, and what sorts them by clip id."""
+    """Return the rows of a split in batches of similar text length, and the permutation that sorts them by clip id."""
     lengths = store.lengths("text")
     order = sorted(range(len(store)), key=lambda row: (int(lengths[row]), row))
     sort = np.argsort(np.array([store.clip_ids[row] for row in order]))
@@ -215,14 +217,14 @@ def batched(store: Store) -> tuple[list[list[int]], np.ndarray]:
 
 
 def measure(trained: Sequence[Trained], split: DegradedSplit, cells: Sequence[Cell], device: str) -> list[pd.DataFrame]:
-    """All of `by_view` at once, a frame a checkpoint: for few cells."""
+    """Return all rows of `by_view` in one table per checkpoint; for few cells."""
     return [
         pd.concat(frames, ignore_index=True) for frames in zip(*by_view(trained, split, cells, device), strict=True)
     ]
 
 
 def _sorted(columns: dict[str, Any], sort: np.ndarray) -> dict[str, Any]:
-    """Columns in the order `sort`."""
+    """Return the columns in the order `sort`."""
     return {name: values[sort] for name, values in columns.items()}
 
 
@@ -240,12 +242,12 @@ def _valid_frames(split: DegradedSplit, batches: Sequence[Sequence[int]]) -> dic
 
 
 def _conditions(cell: Cell, encoded: dict[str, Encoding], state: State) -> dict[str, np.ndarray]:
-    """The columns that say what was done to each clip."""
+    """Return the columns that describe the degradation of each clip."""
     columns: dict[str, np.ndarray] = {}
     joint = cell.slice == "joint" and bool((state.kind >= 0).any())
     names = np.array([*KINDS, "clean"], object)
-    for place, modality in enumerate(MODALITIES):
-        kind, severity = names[state.kind[:, place].numpy()], state.severity[:, place]
+    for index, modality in enumerate(MODALITIES):
+        kind, severity = names[state.kind[:, index].numpy()], state.severity[:, index]
         if joint:
             kind, severity = np.full(len(kind), cell.kind, object), torch.full_like(severity, cell.severity_missing)
         if modality in encoded:
@@ -265,18 +267,18 @@ def predicted(
     quality: Tensor | None = None,
     state: State | None = None,
 ) -> dict[str, Any]:
-    """The columns that a checkpoint adds: its predictions, reliability, trust and routing.
+    """Return the columns of a checkpoint: its predictions, reliability, trust and routing.
 
-    `vectors` (N, D) are its own, `present` (N,) says which clips have a valid frame. `quality` (N, M) overrides r;
-    `state` is how the clips were degraded, of which the oracle alone is told.
+    `vectors` (N, D) are the checkpoint's; `present` (N,) marks clips with a valid frame. `quality` (N, M) overrides r.
+    `state` is how the clips were degraded; only the oracle uses it.
     """
-    here = torch.stack([present[m] for m in trained.config["modalities"]], 1)
-    clips = len(here)
+    present_NM = torch.stack([present[m] for m in trained.config["modalities"]], 1)
+    clips = len(present_NM)
     prediction = trained.fuse(vectors, clips, quality, state)
-    trust = None if prediction.r is None else trained.trust(prediction.r.float().cpu(), here)
+    trust = None if prediction.r is None else trained.trust(prediction.r.float().cpu(), present_NM)
     columns: dict[str, Any] = {f"{n}_{m}": np.full(clips, nan, np.float32) for m in MODALITIES for n in ("r", "trust")}
-    said = prediction_columns(prediction, trained.config, trust)
-    columns |= {name: column.float().cpu().numpy() for name, column in said.items()}
+    model_columns = prediction_columns(prediction, trained.config, trust)
+    columns |= {name: column.float().cpu().numpy() for name, column in model_columns.items()}
     if prediction.probabilities is None:
         columns["prediction"] = columns.pop("score")
     else:
@@ -313,7 +315,7 @@ def _schema(rows: pd.DataFrame) -> pa.Schema:
 
 @contextmanager
 def predictions_file(path: Path) -> Iterator[Callable[[pd.DataFrame], None]]:
-    """Yield what appends rows to a parquet file, which is written aside, some rows at a time."""
+    """Yield a function that appends rows to a parquet file; the file is complete when the body ends."""
     waiting: list[pd.DataFrame] = []
     writer: pq.ParquetWriter | None = None
 
@@ -348,20 +350,20 @@ def aggregate(
     temperature: float = 1.0,
     limits: tuple[float, float] = metrics.LIMITS,
 ) -> pd.DataFrame:
-    """Predictions -> one row a (cell, draw, metric). Raises ValueError where a cell, draw or clip is missing.
+    """Return one row per (cell, draw, metric). Raises UserError if a cell, draw or clip is missing or duplicate.
 
-    sigmas, temperature, limits: calibration and range of the labels, as metrics.of_predictions takes them.
+    sigmas, temperature, limits: calibration and label range, as in metrics.of_predictions.
     """
     clips = predictions["clip_id"].nunique()
     groups = dict(list(predictions.groupby(["cell", "draw"], sort=False)))
     rows = []
     for cell in cells:
         for view in cell.views:
-            here = groups.get((cell.name, view.number))
-            if here is None or here["clip_id"].nunique() != clips or len(here) != clips:
-                seen = 0 if here is None else len(here)
+            group = groups.get((cell.name, view.number))
+            if group is None or group["clip_id"].nunique() != clips or len(group) != clips:
+                count = 0 if group is None else len(group)
                 raise UserError(
-                    f"Incomplete grid: cell {cell.name}, draw {view.number}: {seen} predictions of {clips} clips."
+                    f"Cell {cell.name}, draw {view.number} has {count} predictions; expected {clips}, one per clip."
                 )
             shared: dict[str, Any] = {
                 "slice": cell.slice,
@@ -374,6 +376,6 @@ def aggregate(
                 "draw": view.number,
                 "n": clips,
             }
-            found = metrics.of_predictions(here, sigmas, temperature, limits)
-            rows += [{**shared, "metric": m, "value": v} for m, v in found.items()]
+            values = metrics.of_predictions(group, sigmas, temperature, limits)
+            rows += [{**shared, "metric": m, "value": v} for m, v in values.items()]
     return pd.DataFrame(rows)

@@ -1,29 +1,29 @@
-"""cells.parquet -> the summary of each slice; light, for those who only read results."""
+"""Summarise cells.parquet by slice. This module does not import torch."""
 
 import numpy as np
 import pandas as pd
 
 from qamoe.evaluation.metrics import lower_is_better
 
-EVEN = ("joint", "subsets", "swap")  # slices whose cells weigh alike; the others are curves over severity
-BLIND = "-blind"  # ends the names of the cells of subsets that only stand beside the announced ones
+EQUALLY_WEIGHTED = ("joint", "subsets", "swap")  # slices with equal cell weights; others are curves over severity
+BLIND = "-blind"  # suffix of the unannounced cells of slice subsets, which have weight 0
 
 
 def weights(name: str, severity: pd.Series) -> pd.Series:
-    """The weight of each cell in the area of slice `name`, summing to 1; severity by cell, cells in any order.
+    """Return the weight of each cell in the area of slice `name`, summing to 1; severity by cell, in any order.
 
-    A curve is a trapezoid over severity, divided by its range. Where a slice has several (alone: a modality and kind
-    each; held_out: a kind each) they weigh alike; a curve's cells are named alike up to their last hyphen. Cells of
-    joint, swap and subsets weigh alike, blind ones nothing. A single cell weighs 1. Raises ValueError where two cells
-    of a curve have the same severity, or one has none.
+    The area of a curve is the trapezoid rule over severity, divided by the range. Several curves of a slice (alone: one
+    per modality and kind; held_out: one per kind) have equal weights; names of a curve's cells are equal up to the last
+    hyphen. Cells of joint, swap and subsets have equal weights, and blind ones 0. A single cell has weight 1. Raises
+    ValueError if two cells of a curve have the same severity, or a cell has none.
     """
     cells = severity.index.astype(str)
-    if name in EVEN:
+    if name in EQUALLY_WEIGHTED:
         counted = ~cells.str.endswith(BLIND)
         return pd.Series(counted / counted.sum(), severity.index)
     if len(severity) == 1:
         return pd.Series(1.0, severity.index)
-    curves = [_trapezoid(own) for _, own in severity.groupby(cells.str.rsplit("-", n=1).str[0], sort=False)]
+    curves = [_trapezoid(curve) for _, curve in severity.groupby(cells.str.rsplit("-", n=1).str[0], sort=False)]
     return (pd.concat(curves) / len(curves)).reindex(severity.index)
 
 
@@ -37,11 +37,11 @@ def _trapezoid(severity: pd.Series) -> pd.Series:
 
 
 def summarise(cells: pd.DataFrame) -> pd.DataFrame:
-    """cells.parquet -> one row a (slice, metric).
+    """Return one row per (slice, metric) from cells.parquet.
 
-    area: cells as `weights` has them. area09: of curves, the mean over severities 0 to 0.9, which is the field's
-    average. worst: of the cells that weigh something. clean: mean over the cells where nothing is degraded. NaN where a
-    slice has no such thing.
+    area: the mean with the weights of `weights`. area09: for curves, the mean over severities 0 to 0.9, which is the
+    field's average. worst: the worst cell with a weight above 0. clean: the mean over cells without degradation. A
+    value that a slice does not have is NaN.
     """
     means = cells.groupby(["slice", "cell", "metric"], sort=False)["value"].mean().reset_index()
     severity = _severities(cells)
@@ -50,7 +50,7 @@ def summarise(cells: pd.DataFrame) -> pd.DataFrame:
         values = of_slice.pivot(index="cell", columns="metric", values="value")
         severities = severity.reindex(of_slice["cell"].unique())
         values, weight = values.reindex(severities.index), weights(str(name), severities)
-        is_curve = str(name) not in EVEN and len(severities) > 1
+        is_curve = str(name) not in EQUALLY_WEIGHTED and len(severities) > 1
         counted = values[weight > 0]
         area = weight[weight > 0].to_numpy() @ counted.to_numpy()
         table = pd.DataFrame({"slice": name, "metric": values.columns, "area": area})
@@ -68,7 +68,7 @@ def _worst(metric: str, values: np.ndarray) -> float:
 
 
 def _severities(cells: pd.DataFrame) -> pd.Series:
-    """Severity by cell; of joint the larger of its two."""
+    """Return the severity by cell; for joint, the larger of its two."""
     first = cells.drop_duplicates("cell").set_index("cell")
     columns = [c for c in ("severity", "severity_missing", "severity_noise") if c in first]
     return first[columns].max(axis=1)
