@@ -110,9 +110,7 @@ def test_evaluation_does_not_depend_on_the_other_clips(
             for part, tensor in tensors(replace(together, losses={})).items():
                 assert torch.allclose(tensor[i], getattr(alone[clip], part)[0], atol=1e-5), (part, clip)
     if name != "mean":
-        assert torch.cat([result.value for result in alone]).std() > 0.01, (
-            "clips differ, so that the comparison means something"
-        )
+        assert torch.cat([result.value for result in alone]).std() > 0.01, "the comparison needs clips that differ"
 
 
 @every

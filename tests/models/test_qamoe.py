@@ -46,7 +46,7 @@ def test_a_prediction_does_not_depend_on_other_clips_or_padding(model: Any, batc
                 expected, actual = getattr(alone[clip], name)[0], getattr(together, name)[i]
                 assert torch.allclose(actual, expected, atol=1e-5), (name, clip)
     values = torch.cat([result.value for result in alone])
-    assert values.std() > 0.01, "clips differ, so that the comparison means something"
+    assert values.std() > 0.01, "the comparison needs clips that differ"
 
 
 @both

@@ -270,7 +270,7 @@ def test_an_encoder_that_does_not_fit_the_stored_ids_is_refused(
 
     other = tiny_encoder(tmp_path / "other")
     content = (other / "tokenizer.json").read_text()
-    (other / "tokenizer.json").write_text(content.replace('"film"', '"flim"'))
+    (other / "tokenizer.json").write_text(content.replace('"movie"', '"moive"'))
     (other / "vocab.txt").unlink()
     message = refusal(other)
     assert str(other) in message
