@@ -123,7 +123,7 @@ def stage_alone(stage: str, changed: Mapping[str, str] | None = None) -> State[A
 
 
 def stage_flow(stage: str) -> Flow[[], State[Any]]:
-    """Return the flow of one stage; it appears to be defined in flows/STAGE.py, where Prefect looks for it."""
+    """Return the flow of one stage; Prefect finds it in the module of flows/ with the name of the stage."""
 
     def alone() -> State[Any]:
         """Run the stage if it is stale. Earlier stages do not run."""

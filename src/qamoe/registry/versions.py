@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from qamoe.errors import UserError
 from qamoe.registry.registry import CHAMPION, PREVIOUS, ROLLED_BACK, finish
-from qamoe.report.console import stdout_console
+from qamoe.report.tables import stdout_console
 from qamoe.tracking.mlflow_store import connect, exclusive_lock, store_errors_as_user_errors
 
 # Column -> metrics on the test split, as evaluate records them; the first that a run has is shown.
@@ -96,7 +96,7 @@ def _swapped(client: Any, name: str) -> str:
     aliases = {alias: str(version) for alias, version in _aliases(client, name).items()}
     current, previous = aliases.get(CHAMPION), aliases.get(PREVIOUS)
     if current is None:
-        raise UserError(f"{name} has no champion, so there is none to roll back")
+        raise UserError(f"{name} has no champion to roll back")
     if replaced is not None:
         return _summary(name, current, replaced)
     if previous is None or previous == current:

@@ -9,8 +9,8 @@ import pandas as pd
 from qamoe.errors import UserError
 from qamoe.evaluation.bootstrap import Comparison, compare_resampled, metrics_of, resample
 from qamoe.evaluation.metrics import lower_is_better
-from qamoe.report.console import stdout_console
 from qamoe.report.results import Results, evaluations
+from qamoe.report.tables import stdout_console
 
 if TYPE_CHECKING:
     from rich.console import Console

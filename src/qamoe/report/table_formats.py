@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import pandas as pd
 
-from qamoe.report.console import stdout_console
-from qamoe.report.tables import is_share
+from qamoe.report.tables import is_share, stdout_console
 
 if TYPE_CHECKING:
     from rich.console import Console

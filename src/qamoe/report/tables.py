@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from qamoe.report.console import stdout_console
-
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -20,6 +18,7 @@ STATISTICS = ("area", "area09", "worst", "clean")
 ERRORS = ("mae", "accuracy")  # figures show the first of these that was evaluated
 METRIC_NAMES = {"mae": "MAE", "accuracy": "Accuracy"}
 FEWEST = 20  # minimum number of rows in a bin of mean severity
+UNLIMITED = 10_000  # width in characters; rich makes a table only as wide as its content
 
 
 class Column(NamedTuple):
@@ -164,6 +163,14 @@ def spread(sd: float, metric: str) -> str:
     if pd.isna(sd):
         return ""
     return f"± {100 * sd:.1f}" if is_share(metric) else f"± {sd:.3f}"
+
+
+def stdout_console() -> "Console":
+    """Return a console for stdout that cuts no table if stdout is not a terminal but a pipe or a file."""
+    from rich.console import Console
+
+    console = Console()
+    return console if console.is_terminal else Console(width=UNLIMITED)
 
 
 def print_headline(headline: pd.DataFrame, console: "Console | None" = None) -> None:
