@@ -100,5 +100,5 @@ lock: setup ## write requirements.lock from the installed packages
 
 clean: ## remove artifacts, the built site and caches; data, records, DVC's cache and .venv stay
 	git clean -fdXq artifacts  # what git tracks in it stays
-	rm -rf artifacts-* site .pytest_cache .mypy_cache .ruff_cache
+	rm -rf artifacts-* site .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find src flows tests scripts benchmarks -name __pycache__ -prune -exec rm -rf {} +

@@ -7,7 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, settings
 
+# The same examples in every run, and no time limit: a property fails or passes on any machine.
+settings.register_profile(
+    "fixed", derandomize=True, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("fixed")
 ROOT = Path(__file__).parents[1]
 pytest_plugins = ("tests.fixtures.records", "tests.fixtures.served", "tests.fixtures.trained")
 

@@ -9,11 +9,16 @@ from qamoe.errors import UserError
 
 
 def overlaid(below: Any, above: Any) -> Any:
-    """Merge `above` into `below`: mappings key by key, null removes a key, any other value replaces."""
-    if not isinstance(below, dict) or not isinstance(above, dict):
+    """Return `below` changed by `above` (RFC 7396): mappings merge, null removes a key, any other value replaces."""
+    if not isinstance(above, dict):
         return above
-    merged = {**below, **{key: overlaid(below.get(key), value) for key, value in above.items()}}
-    return {key: value for key, value in merged.items() if value is not None}
+    merged = dict(below) if isinstance(below, dict) else {}
+    for key, value in above.items():
+        if value is None:
+            merged.pop(key, None)
+        else:
+            merged[key] = overlaid(merged.get(key), value)
+    return merged
 
 
 def experiment_content(name: str, base: Path, folder: Path) -> Any:
