@@ -49,11 +49,11 @@ GONE = (
     "whoever",
     "what is asked",
 )
-COMMAND = re.compile(r"(PIP_\S+ )?(make|qamoe|dvc) |make$|\. ")
+COMMAND = re.compile(r"(make|qamoe|dvc) |make$|\. ")
 # Commands of README.md that no test runs, each with the reason.
 NOT_RUN = {
     "make demo": "installs",
-    "PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make demo": "installs",
+    "make demo TORCH=cpu": "installs",
     ". .venv/bin/activate": "needs an installation",
     "make ui": "serves until it is stopped",
     "qamoe serve --clips data": "serves until it is stopped",
