@@ -124,14 +124,17 @@ def terminal_output(command: Sequence[str], width: int = 100) -> str:
             printed += part
     os.close(ours)
     _, error = process.communicate()
-    if process.returncode:
+    if process.returncode or not printed:
         reason = (error.strip().splitlines() or ["it printed no reason"])[-1]
         raise UserError(f"{' '.join(command)} failed: {reason}")
     return printed.decode().replace("\r\n", "\n")
 
 
 def decision_of_champion(name: str) -> tuple[list[str], str]:
-    """Return the sentences of the promotion gate about the champion of `name`, in their order, and the decision."""
+    """Return the sentences of the promotion gate about the champion of `name`, in their order, and the decision.
+
+    Raises UserError if there is no champion, or if it had to beat another one: a first demo prints other rules.
+    """
     from mlflow.exceptions import MlflowException
 
     from qamoe.tracking.mlflow_store import connect
@@ -140,9 +143,11 @@ def decision_of_champion(name: str) -> tuple[list[str], str]:
         version = connect().get_model_version_by_alias(name, "champion")
     except MlflowException:
         raise UserError(f"{name} has no champion; run make demo first.") from None
+    if version.tags.get("qamoe.champion_digest") != "none":
+        raise UserError(f"The champion of {name} replaced another one; use the records of a first make demo.")
     prefix = "qamoe.rule."
     rules = [tag.removeprefix(prefix) for tag in version.tags if tag.startswith(prefix)]
-    rules.sort(key=version.description.index)
+    rules.sort(key=version.description.find)
     return [version.tags[prefix + rule] for rule in rules], version.tags["qamoe.decision"]
 
 
@@ -154,7 +159,7 @@ def write_readme() -> None:
         raise UserError(f"{missing} does not exist; run make demo first.")
     cells = results.read_cells(results.evaluations(Path("artifacts/evaluate")))
     reasons, decision = decision_of_champion(load(Path("params.yaml")).registry.name)
-    command = [sys.executable, "-m", "qamoe.cli.app", "predict", str(CLIP), "--text", TEXT]
+    command = [sys.executable, "-m", "qamoe", "predict", str(CLIP), "--text", TEXT]
     blocks = {
         "demo": demo_block(cells, reasons, decision),
         "prediction": prediction_block(terminal_output(command)),
