@@ -97,9 +97,9 @@ def results_block(cells: pd.DataFrame) -> str:
     """Return the small table of results, as `qamoe table --format md` prints its columns."""
     table = benchmark_table.headline(cells)
     kept = [number for number, measure in enumerate(table.measures) if measure.name in RESULT_COLUMNS]
-    lines = [line._replace(values=[line.values[number] for number in kept]) for line in table.lines]
-    small = table._replace(measures=[table.measures[number] for number in kept], lines=lines)
-    return "".join(f"{row}\n" for row in table_formats.markdown(small).splitlines() if row.startswith("|"))
+    rows = [row._replace(values=[row.values[number] for number in kept]) for row in table.rows]
+    small = table._replace(measures=[table.measures[number] for number in kept], rows=rows)
+    return "".join(f"{line}\n" for line in table_formats.markdown(small).splitlines() if line.startswith("|"))
 
 
 def prediction_block(output: str) -> str:

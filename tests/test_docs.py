@@ -18,12 +18,13 @@ import yaml
 
 from qamoe.cli import predict
 from qamoe.config.params import load
-from qamoe.registry.gate import Evidence, rules
+from qamoe.registry.gate import GateMeasurements, rules
+from qamoe.report import tables
 from qamoe.report.results import evaluations, read_cells
 from scripts import docs
 from tests.end_to_end.conftest import Run, finished, untouched  # noqa: F401
 from tests.end_to_end.services import environment
-from tests.registry.test_gate import evidence
+from tests.registry.test_gate import measure
 from tests.report.conftest import write_run
 
 ROOT = Path(__file__).parents[1]
@@ -107,7 +108,7 @@ def cells(tmp_path: Path) -> pd.DataFrame:
     return read_cells(evaluations(tmp_path / "evaluate"))
 
 
-def reasons(gate: Evidence) -> list[str]:
+def reasons(gate: GateMeasurements) -> list[str]:
     """What the promotion gate says of a candidate that is good enough."""
     clean = gate.candidate[gate.candidate["slice"] == "clean"].set_index("clip_id").loc[gate.clips.index]
     answers = clean.rename(columns={"prediction": "score"})
@@ -116,7 +117,7 @@ def reasons(gate: Evidence) -> list[str]:
 
 
 def test_the_demos_output_has_the_form_of_today(cells: pd.DataFrame) -> None:
-    today = docs.demo_block(cells, reasons(evidence([0.1, -0.2, 0.1, 0.2, 0.1, -0.1])), "promoted")
+    today = docs.demo_block(cells, reasons(measure([0.1, -0.2, 0.1, 0.2, 0.1, -0.1])), "promoted")
     written = docs.block(README.read_text(), "demo")
     assert masked(written) == masked(today)
     assert len(written.splitlines()) == 8 + 2
@@ -178,6 +179,12 @@ def test_every_parameter_is_documented_with_its_value() -> None:
     parameters = leaves(yaml.safe_load((ROOT / "params.yaml").read_text()))
     same = {key for key in parameters if key.startswith("models.oracle.")}  # the page says: as qamoe
     assert {key: value for key, value in parameters.items() if key not in same and documented.get(key) != value} == {}
+
+
+def test_the_headline_is_documented_with_its_labels(cells: pd.DataFrame) -> None:
+    page = (ROOT / "docs/reference/metrics.md").read_text()
+    documented = re.findall(r"^\| (.+?) \| `([\w.]+)` \| (?:lower|higher|near)", page, re.MULTILINE)
+    assert documented == [(column.label, column.name) for column in tables.columns_of(cells)]
 
 
 def test_every_environment_variable_is_documented() -> None:
