@@ -1,6 +1,6 @@
 """Make the images of docs/ from the runs and models of this checkout.
 
-    python -m scripts.pictures artifacts-evidence    # after qamoe experiment evidence (docs/log.md, L04)
+    python -m scripts.pictures artifacts-evidence    # after qamoe experiment evidence (docs/notebook/l04.md)
     python -m scripts.pictures                       # after make demo; needs chromium
 
 The first command draws docs/glance.png, the first figure of the report of an experiment. The second starts an MLflow

@@ -127,7 +127,11 @@ def test_an_import_of_a_higher_package_is_a_lint_error(tmp_path: Path) -> None:
         assert ("qamoe.models.moe -> qamoe.pipeline.train" in done.stdout) == bool(code)
 
 
-DOCUMENTS = [ROOT / "README.md", *(path for path in (ROOT / "docs").glob("*.md") if path.name != "log.md")]
+DOCUMENTS = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    *(path for path in (ROOT / "docs").rglob("*.md") if path.parent.name != "notebook"),
+]
 FOLDERS = ("src", "flows", "tests", "benchmarks", "scripts")
 SOURCES = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")]
 # Names after `qamoe.` that are not modules: tags of MLflow, labels of Prefect, a key of summary.json.

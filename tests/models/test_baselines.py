@@ -261,10 +261,10 @@ def test_true_quality_is_one_minus_severity_of_the_models_modalities(model: Any)
 
 
 def test_the_documented_sizes_are_those_of_the_parameters() -> None:
-    """docs/method.md has a table of parameter counts, for the frame dimensions of the default extractors."""
+    """docs/how/method.md has a table of parameter counts, for the frame dimensions of the default extractors."""
     models = load(ROOT / "params.yaml").models
     rows = re.findall(
-        r"^\| `(\w+)` \| ([\d,]+) \| ([\d,]+) \| ([\d,]+) \|$", (ROOT / "docs/method.md").read_text(), re.MULTILINE
+        r"^\| `(\w+)` \| ([\d,]+) \| ([\d,]+) \| ([\d,]+) \|$", (ROOT / "docs/how/method.md").read_text(), re.MULTILINE
     )
     documented = {name: [int(number.replace(",", "")) for number in numbers] for name, *numbers in rows}
     assert list(documented) == list(MODELS)

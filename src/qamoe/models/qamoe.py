@@ -1,6 +1,6 @@
 """The model QA-MoE (Zhu et al., ACL 2026, arXiv 2604.05704): quality guides a mixture of experts.
 
-docs/method.md says which equations are the paper's and which are our decision. The package, the class QAMoE and the
+docs/how/method.md says which equations are the paper's and which are our decision. The package, the class QAMoE and the
 block `models.qamoe` of params.yaml (qamoe.config.params.QAMoE) are named after it.
 """
 

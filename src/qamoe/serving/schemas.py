@@ -73,7 +73,7 @@ class PredictRequest(_Strict):
 
 
 class Degradation(_Strict):
-    """The degradation of a modality before prediction. docs/evaluation.md describes the kinds."""
+    """The degradation of a modality before prediction. docs/how/evaluation.md describes the kinds."""
 
     kind: Literal["missing", "noise"]
     severity: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
