@@ -1,7 +1,7 @@
 """Metrics as the field defines them (thuiar/MMSA, metricsTop), from arrays (N,) of predictions and targets.
 
-Accuracies are shares in [0, 1]. docs/how/evaluation.md explains the details: rounding half to even, the class of zero, the
-argument order of F1, the correlation of a constant prediction, and the MAE of predictions that are not clipped.
+Accuracies are shares in [0, 1]. docs/how/evaluation.md explains the details: rounding half to even, the class of zero,
+the argument order of F1, the correlation of a constant prediction, and the MAE of predictions that are not clipped.
 """
 
 from typing import Any
