@@ -163,9 +163,8 @@ def test_a_p_value_agrees_with_its_interval() -> None:
         assert comparison.difference == pytest.approx(shift)
         assert (comparison.p < 0.05) == (comparison.low > 0 or comparison.high < 0)
         assert 0 < comparison.p <= 1
-    assert comparison.p == pytest.approx(
-        0.0046, abs=1e-4
-    )  # 1 / 2001 is 3.29 deviations; with 20 sources, 3.21 of Student's t
+    # 1 / 2001 is 3.29 deviations of a normal; with 20 sources, 3.21 of Student's t.
+    assert comparison.p == pytest.approx(0.0046, abs=1e-4)
     assert compare(zero, zero).p == 1
 
 
@@ -182,9 +181,8 @@ def test_one_source_or_a_draw_without_a_value_gives_no_claim() -> None:
     assert (comparison.difference, comparison.claimed) == (0.5, False)
     assert np.isnan([comparison.low, comparison.high, comparison.p, comparison.ratio]).all()
     unsigned = rows.assign(target=np.where(rows["source"] == "a", 0.0, 1.0), prediction=1.0)
-    comparison = compare(
-        unsigned.assign(prediction=-1.0), unsigned, "acc2_non0"
-    )  # a draw of source a only has no target other than 0
+    # A draw that has only source a has no target other than 0.
+    comparison = compare(unsigned.assign(prediction=-1.0), unsigned, "acc2_non0")
     assert (comparison.difference, comparison.claimed) == (-1.0, False)
     assert np.isnan([comparison.low, comparison.high, comparison.p]).all()
 

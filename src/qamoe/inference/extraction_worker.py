@@ -171,9 +171,8 @@ def _extract_upload(
         seconds = _measured(path, limits) if end_s is None else end_s - start_s
     except ClipError as problem:
         return Extracted({}, {}, refusal=str(problem))
-    last_s = (
-        start_s + limits.seconds if end_s is None else end_s
-    )  # the times of packets may be wrong; those of decoded frames are not
+    # The times of packets may be wrong; those of decoded frames are not.
+    last_s = start_s + limits.seconds if end_s is None else end_s
     extracted = extract_file(path, extractors, start_s, last_s)
     if not extracted.frames:
         why = "; ".join(f"{modality}: {reason}" for modality, reason in extracted.problems.items())

@@ -61,7 +61,7 @@ def router_z_loss(logits_BNE: Tensor) -> Tensor:
 
 
 def grouped_matmul(x_SD: Tensor, weight_EDO: Tensor, ends_E: Tensor) -> Tensor:
-    """Multiply rows, sorted by expert, by their expert's matrix: (S, O). Rows of expert e end at ends[e] (int32)."""
+    """Multiply rows, sorted by expert, by their expert's matrix: (S, O). Rows of expert e end before ends[e]."""
     out, weight_EDO = weight_EDO.shape[2], weight_EDO.to(x_SD.dtype)
     short, narrow = -weight_EDO.shape[1] % _ALIGNED, -out % _ALIGNED
     if short or narrow:

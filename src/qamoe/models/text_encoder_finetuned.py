@@ -50,9 +50,8 @@ def architecture(sizes: TextEncoder, tokens: int, vocabulary: str) -> dict[str, 
 
 def vocabulary(stats: Stats) -> str:
     """Return the digest of the vocabulary of a corpus's stored ids (stats.json)."""
-    return stats["text"].get("vocabulary_sha256") or vocabulary_digest(
-        model_folder()
-    )  # older files have ids of MiniLM's vocabulary
+    # Older files without the key have ids of MiniLM's vocabulary.
+    return stats["text"].get("vocabulary_sha256") or vocabulary_digest(model_folder())
 
 
 class FinetunedEncoder(nn.Module):

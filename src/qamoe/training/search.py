@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _HEARTBEAT_S = 15
 _POLL_S = 1.0  # between checks of the trials of other workers
 _MOST_RETRIES = 3  # per trial
-_TABLES = 20  # at least as many as Optuna has
+_TABLES = 20  # more than Optuna has
 # Messages of PostgreSQL and SQLite.
 _ALREADY_EXISTS = ("already exists", "duplicate key", "UNIQUE constraint")
 TrainOne = Callable[[Params, int, Callable[[dict[str, Any]], None]], float]

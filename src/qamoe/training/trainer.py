@@ -129,7 +129,7 @@ class Trainer:
         self.finish()
 
     def epoch(self, number: int) -> dict[str, float]:
-        """Train on every clip once and return the mean losses by name; a model without parameters has none."""
+        """Train on every clip once and return the mean losses by name; an untrainable model has none."""
         if not self.trainable:
             return {}
         job, share = self.job, self.job.share
@@ -332,9 +332,8 @@ def _trust_anchors(
         return anchors
     for column, modality in enumerate(modalities):
         present = valid.store.lengths(modality) > 0
-        used = (
-            present if present.any() else ~present
-        )  # r of a clip without the modality depends on its other modalities
+        # r of a clip without the modality depends on its other modalities.
+        used = present if present.any() else ~present
         low, high = (float(np.median(r[:, used, column])) for r in (fully_degraded, clean))
         anchors[modality] = {"clean": high, "fully_degraded": low, "rescaled": low < high}
         if low >= high:
