@@ -5,13 +5,12 @@ test compares the two. The digests that those stages write, and that a checkpoin
 file without comments and docstrings. An edit of a comment therefore makes nothing stale.
 """
 
-import ast
 import hashlib
 import json
 from pathlib import Path
 
-from qamoe.errors import UserError, exit_on_user_error
-from qamoe.source_code import normalised_source, syntax_tree
+from qamoe.errors import exit_on_user_error
+from qamoe.source_code import imported_names, normalised_source
 
 PACKAGE = Path(__file__).parent.parent
 STAGES = ("extract", "preprocess", "tune", "train", "evaluate", "report")
@@ -41,22 +40,6 @@ def _file(module: str) -> Path | None:
     return None
 
 
-def imports(path: Path) -> set[str]:
-    """Return the dotted names that a file imports, at any depth. Raises UserError for a relative import."""
-    names: set[str] = set()
-    for node in ast.walk(syntax_tree(path)):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            if node.level or node.module is None:
-                raise UserError(
-                    f"{path}, line {node.lineno}: a relative import; write an absolute one (from qamoe...)."
-                )
-            names.add(node.module)
-            names |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return names
-
-
 def closure(module: str) -> list[Path]:
     """Return the sorted source files of qamoe that a module reaches by imports, and the templates in their folders."""
     seen: dict[str, Path] = {}
@@ -69,7 +52,7 @@ def closure(module: str) -> list[Path]:
             continue
         seen[name] = path
         parents = [".".join(name.split(".")[:i]) for i in range(2, name.count(".") + 1)]
-        waiting += [n for n in imports(path) if n.startswith("qamoe.")] + parents
+        waiting += [n for n in imported_names(path) if n.startswith("qamoe.")] + parents
     templates = {template for path in seen.values() for template in path.parent.glob("*.html")}
     return sorted(path for path in {*seen.values(), *templates} if path.stat().st_size > 0)
 

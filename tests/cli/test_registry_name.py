@@ -1,6 +1,7 @@
 """`registry.name` in params.yaml decides which champion a command uses."""
 
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,18 +15,35 @@ from qamoe.cli.app import app
 from qamoe.errors import UserError
 from qamoe.registry import registry
 from qamoe.serving import model_loader
+from qamoe.tracking.mlflow_store import connect
 from qamoe.tracking.runs import record_training
 
 ROOT = Path(__file__).parents[2]
 NAMES = ("qa-moe", "qa-moe-team")
 
 
+@pytest.fixture(scope="module")
+def registered(
+    empty_records: Path, tiny_checkpoint: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A folder with a record store of two registered champions."""
+    folder = tmp_path_factory.mktemp("champions")
+    shutil.copy(empty_records, folder / "mlflow.db")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'mlflow.db'}")
+        patch.chdir(folder)
+        client = connect()
+        for seed, name in enumerate(NAMES, 1):
+            run = client.get_run(record_training(client, tiny_checkpoint(folder / name, seed=seed), name))
+            client.set_registered_model_alias(name, "champion", registry._register(client, name, run))
+    return folder
+
+
 @pytest.fixture
-def champions(records: Any, tiny_checkpoint: Callable[..., Path], tmp_path: Path) -> Callable[[str], Path]:
+def champions(registered: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
     """Two registered champions; champions("qa-moe-team") gives a params.yaml with that registry.name."""
-    for seed, name in enumerate(NAMES, 1):
-        run = records.get_run(record_training(records, tiny_checkpoint(tmp_path / name, seed=seed), name))
-        records.set_registered_model_alias(name, "champion", registry._register(records, name, run))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{registered / 'mlflow.db'}")
+    monkeypatch.setenv("QAMOE_DEVICE", "cpu")
 
     def params(name: str) -> Path:
         content = yaml.safe_load((ROOT / "params.yaml").read_text())
