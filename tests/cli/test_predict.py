@@ -17,7 +17,7 @@ from tests.fixtures.served import written
 
 KEYS = ["clip", "score", "interval", "trust", "reasons"]
 SRT = "1\n00:00:00,200 --> 00:00:01,000\na lovely film\n\n2\n00:00:02,000 --> 00:00:02,900\na dull film\n"
-GENERATED = "trained on generated clips only: it says nothing about real people.\n"
+GENERATED = "trained on generated clips only; its predictions of real people mean nothing.\n"
 
 
 @pytest.fixture

@@ -6,7 +6,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from qamoe.cli.app import app
 from qamoe.config import params as parameters
 from qamoe.errors import UserError
 from qamoe.extractors import worker_pool
@@ -16,8 +18,9 @@ ROW = "a,anna,clip.mp4,,,hello,1.5,train"
 
 
 @pytest.fixture
-def extract(stage: Any, params_file: Any, tmp_path: Path) -> Any:
+def extract(environment: Any, params_file: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Run extract on a manifest of the given rows, or without a data folder if the only row is None."""
+    monkeypatch.chdir(tmp_path)
 
     def run(*rows: str | None, **changes: Any) -> SimpleNamespace:
         if rows != (None,):
@@ -25,8 +28,8 @@ def extract(stage: Any, params_file: Any, tmp_path: Path) -> Any:
             (tmp_path / "data/clip.mp4").write_bytes(b"")
             (tmp_path / "data/manifest.csv").write_text("\n".join((HEADER, *rows)) + "\n")  # type: ignore[arg-type]
         params = params_file({"extract.corpus": {"kind": "clips", "path": "data"}} | changes)
-        done = stage("extract", "--params", params, "--out", "out")
-        return SimpleNamespace(code=done.returncode, stderr=done.stderr, stdout=done.stdout, out=tmp_path / "out")
+        done = CliRunner().invoke(app, ["run", "extract", "--params", str(params), "--out", "out"])
+        return SimpleNamespace(code=done.exit_code, stderr=done.stderr, stdout=done.stdout, out=tmp_path / "out")
 
     return run
 

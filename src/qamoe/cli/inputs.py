@@ -64,8 +64,8 @@ def inputs_of(clip: MediaSpan, options: InputOptions) -> list[PredictInput]:
         return [
             PredictInput(
                 clip.clip_id,
-                fault=f"{clip.clip_id} is {seconds:.1f} s long; the limit is {limit}, twice the longest training clip. "
-                f"--window S cuts it into windows of S seconds.",
+                fault=f"{clip.clip_id} is {seconds:.1f} s long; the limit is {limit}, twice the longest training clip "
+                f"({options.longest:.1f} s). --window S cuts it into windows of S seconds.",
             )
         ]
     spans = [clip]
