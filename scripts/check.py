@@ -6,12 +6,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 BIN = Path(sys.executable).parent
-CHECKS = {
+CHECKS: dict[str, list[str | Path]] = {
     "ruff check": [BIN / "ruff", "check"],
     "ruff format": [BIN / "ruff", "format", "--check"],
     "import order": [BIN / "lint-imports", "--no-cache"],
     "mypy": [BIN / "mypy"],
-    "unit tests": [sys.executable, "-m", "pytest", "-m", "not process and not slow and not real_data"],
+    "unit tests": [sys.executable, "-m", "pytest", "-m", "not integration and not slow and not real_data"],
 }
 
 

@@ -15,7 +15,21 @@ settings.register_profile(
 )
 settings.load_profile("fixed")
 ROOT = Path(__file__).parents[1]
-pytest_plugins = ("tests.fixtures.records", "tests.fixtures.served", "tests.fixtures.trained")
+# Tests of stages, flows and commands; other integration tests have the marker.
+INTEGRATION = ("cli", "end_to_end", "flows", "pipeline", "serving")
+pytest_plugins = (
+    "tests.fixtures.processes",
+    "tests.fixtures.records",
+    "tests.fixtures.served",
+    "tests.fixtures.trained",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests of whole folders as integration tests."""
+    for item in items:
+        if item.path.relative_to(ROOT / "tests").parts[0] in INTEGRATION:
+            item.add_marker(pytest.mark.integration)
 
 
 @pytest.fixture(scope="session")

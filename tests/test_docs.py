@@ -116,6 +116,7 @@ def reasons(gate: GateMeasurements) -> list[str]:
     return [f"passed {verdict.rule}: {verdict.sentence}" for verdict in verdicts]
 
 
+@pytest.mark.integration
 def test_the_demos_output_has_the_form_of_today(cells: pd.DataFrame) -> None:
     today = docs.demo_block(cells, reasons(measure([0.1, -0.2, 0.1, 0.2, 0.1, -0.1])), "promoted")
     written = docs.block(README.read_text(), "demo")
@@ -123,10 +124,12 @@ def test_the_demos_output_has_the_form_of_today(cells: pd.DataFrame) -> None:
     assert len(written.splitlines()) == 8 + 2
 
 
+@pytest.mark.integration
 def test_the_table_of_results_has_the_form_of_today(cells: pd.DataFrame) -> None:
     assert masked(docs.block(README.read_text(), "results")) == masked(docs.results_block(cells))
 
 
+@pytest.mark.integration
 def test_the_prediction_has_the_form_of_today(
     checkpoint_folder: Path, film: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -181,6 +184,7 @@ def test_every_parameter_is_documented_with_its_value() -> None:
     assert {key: value for key, value in parameters.items() if key not in same and documented.get(key) != value} == {}
 
 
+@pytest.mark.integration
 def test_the_headline_is_documented_with_its_labels(cells: pd.DataFrame) -> None:
     page = (ROOT / "docs/reference/metrics.md").read_text()
     documented = re.findall(r"^\| (.+?) \| `([\w.]+)` \| (?:lower|higher|near)", page, re.MULTILINE)
@@ -231,6 +235,7 @@ def test_every_page_is_in_the_navigation() -> None:
     assert sorted(listed) == sorted(str(page.relative_to(ROOT / "docs")) for page in (ROOT / "docs").rglob("*.md"))
 
 
+@pytest.mark.integration
 def test_the_site_builds_and_loads_nothing_from_elsewhere(tmp_path: Path) -> None:
     zensical = shutil.which("zensical", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     if zensical is None:
@@ -286,6 +291,7 @@ def test_pages_are_in_plain_words() -> None:
     assert [phrase for page in PLAIN for phrase in gone(page)] == []
 
 
+@pytest.mark.integration
 def test_sources_are_in_plain_words() -> None:
     assert [phrase for path in SOURCES for phrase in gone(path)] == []
 

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from qamoe.files import atomic_write, remove_abandoned
 
 KILLED = """
@@ -17,6 +19,7 @@ with atomic_write(Path(sys.argv[1])) as temporary:
 """
 
 
+@pytest.mark.integration
 def test_only_the_temporary_files_of_killed_processes_are_removed(tmp_path: Path) -> None:
     killed = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "text-train-1.npy")], check=False)
     assert killed.returncode == -9

@@ -62,12 +62,14 @@ def pins() -> dict[str, str]:
     return {canonicalize_name(name): version for name, _, version in split_lines}
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("tool", ONLY)
 def test_a_tool_is_imported_only_in_its_own_folders(tool: str) -> None:
     importers = {path.as_posix() for path in FILES if any(within(name, tool) for name in imported(path))}
     assert {path for path in importers if not path.startswith(ONLY[tool] or "-")} == set()
 
 
+@pytest.mark.integration
 def test_every_imported_package_is_a_requirement() -> None:
     """A package that only comes with another one, or that is left from before, may be missing for users."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -104,10 +106,12 @@ def import_graph(package: Path) -> dict[str, set[str]]:
     return graph
 
 
+@pytest.mark.integration
 def test_imports_have_no_cycle() -> None:
     graphlib.TopologicalSorter(import_graph(ROOT / "src/qamoe")).prepare()
 
 
+@pytest.mark.integration
 def test_an_import_of_a_higher_package_is_a_lint_error(tmp_path: Path) -> None:
     """`make lint` checks the layers of pyproject.toml, also for an import inside a function."""
     shutil.copytree(ROOT / "src", tmp_path / "src", ignore=shutil.ignore_patterns("__pycache__"))
@@ -185,6 +189,7 @@ def test_dead_names_are_found() -> None:
         assert dead_names(f"as in `{dead}` and {alive}") == {dead}
 
 
+@pytest.mark.integration
 def test_modules_and_files_named_in_documents_and_comments_exist() -> None:
     named = {path.relative_to(ROOT).as_posix(): {*chain(*map(dead_names, prose(path)))} for path in DOCUMENTS + SOURCES}
     assert {path: dead for path, dead in named.items() if dead} == {}
@@ -247,6 +252,7 @@ def test_compose_runs_the_server_versions_of_the_lock() -> None:
     assert [port for port in ports if not port.startswith("127.0.0.1:")] == []
 
 
+@pytest.mark.integration
 def test_prefects_server_starts_with_the_installed_packages() -> None:
     """`pip check` accepts newer versions, but a newer fastapi breaks flow calls, and a newer sqlalchemy scheduling."""
     code = "import prefect.server.api.server as s; s.create_app(); import sqlalchemy; print(sqlalchemy.__version__)"
@@ -255,6 +261,7 @@ def test_prefects_server_starts_with_the_installed_packages() -> None:
     assert done.stdout.startswith("2.0.")
 
 
+@pytest.mark.integration
 def test_setup_names_the_missing_system_packages(tmp_path: Path) -> None:
     absent = "import ctypes\n\ndef load(name, *rest, **more):\n    raise OSError(name)\n\nctypes.CDLL = load\n"
     (tmp_path / "sitecustomize.py").write_text(absent)

@@ -47,12 +47,14 @@ def output_until_end(process: "subprocess.Popen[bytes]") -> bytes:
             process.kill()
 
 
+@pytest.mark.integration
 def test_a_process_ends_with_its_parent(never: int) -> None:
     code = PARENT.format(child=TIED)
     with subprocess.Popen([sys.executable, "-c", code], stdin=never, stdout=subprocess.PIPE) as parent:
         assert output_until_end(parent) == b"tied\n"
 
 
+@pytest.mark.integration
 def test_a_process_whose_parent_has_already_ended_ends_at_once(never: int) -> None:
     """For example a stage that still runs its imports when dvc is killed."""
     command = [sys.executable, "-c", LATE_PARENT.format(child=LATE)]
@@ -60,6 +62,7 @@ def test_a_process_whose_parent_has_already_ended_ends_at_once(never: int) -> No
         assert output_until_end(parent) == b""
 
 
+@pytest.mark.integration
 def test_a_session_leader_is_not_taken_for_an_orphan(never: int) -> None:
     command = [sys.executable, "-c", TIED]
     with subprocess.Popen(command, stdin=never, stdout=subprocess.PIPE, start_new_session=True) as leader:

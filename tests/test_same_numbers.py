@@ -28,12 +28,14 @@ def run(*arguments: str | Path) -> "subprocess.CompletedProcess[str]":
     return subprocess.run([sys.executable, str(SCRIPT), *arguments], capture_output=True, text=True, check=False)
 
 
+@pytest.mark.integration
 def test_equal_folders_pass(tmp_path: Path) -> None:
     process = run(written(tmp_path / "old"), written(tmp_path / "new"))
     assert (process.returncode, process.stdout.split()[0]) == (0, "2"), process.stdout + process.stderr
     assert "2 rows" in process.stdout
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("changed", "named"),
     [({"mae": 0.5000001}, "qamoe.clean.mae"), ({"prediction": 1.0000001}, "prediction"), ({"routing": 0.5}, "routing")],
@@ -44,12 +46,14 @@ def test_a_difference_is_named(tmp_path: Path, changed: dict[str, float], named:
     assert named in process.stdout
 
 
+@pytest.mark.integration
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     old, new = written(tmp_path / "old"), written(tmp_path / "new")
     (new / "evaluate/qamoe/1/predictions.parquet").unlink()
     assert "evaluate/qamoe/1/predictions.parquet is only in the old one" in run(old, new).stdout
 
 
+@pytest.mark.integration
 def test_help_wrong_arguments_and_a_missing_folder(tmp_path: Path) -> None:
     assert run("--help").returncode == 0
     assert (run("one").returncode, "usage: " in run("one").stderr) == (2, True)

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 SERVICES = Path(__file__).parents[1] / "scripts/services.py"
 WAITS = "import signal; print('ready', flush=True); signal.pause()"
 
@@ -15,6 +17,7 @@ def started(pid: int) -> str:
     return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[19]
 
 
+@pytest.mark.integration
 def test_stop_ends_the_worker_before_the_server_and_spares_a_process_with_a_reused_id(tmp_path: Path) -> None:
     (tmp_path / ".run").mkdir()
     processes = {}
@@ -38,6 +41,7 @@ def test_stop_ends_the_worker_before_the_server_and_spares_a_process_with_a_reus
             process.wait()
 
 
+@pytest.mark.integration
 def test_a_running_service_is_not_started_again(tmp_path: Path) -> None:
     with subprocess.Popen([sys.executable, "-c", WAITS], stdout=subprocess.PIPE) as process:
         (tmp_path / ".run").mkdir()
@@ -52,6 +56,7 @@ def test_a_running_service_is_not_started_again(tmp_path: Path) -> None:
     assert str(process.pid) in line
 
 
+@pytest.mark.integration
 def test_help_and_an_unknown_service(tmp_path: Path) -> None:
     for argument, code in (("--help", 0), ("unknown", 2)):
         command = [sys.executable, str(SERVICES), argument]
@@ -61,6 +66,7 @@ def test_help_and_an_unknown_service(tmp_path: Path) -> None:
         assert "Traceback" not in process.stderr
 
 
+@pytest.mark.integration
 def test_a_service_sends_no_telemetry_and_stores_its_leases(tmp_path: Path) -> None:
     """A module replaces Prefect and prints its arguments and its environment."""
     (tmp_path / "prefect").mkdir()

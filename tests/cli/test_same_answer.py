@@ -38,6 +38,7 @@ def test_a_video_without_a_span_has_the_same_frames_as_in_extract(
     assert {modality: len(frames) for modality, frames in extracted.frames.items()} == {"audio": 29, "vision": 8}
 
 
+@pytest.mark.slow
 def test_a_clip_has_the_same_prediction_as_in_evaluate(
     tmp_path: Path, tiny_params: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -3,6 +3,7 @@
 import copy
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -48,16 +49,19 @@ def nulls(content: Any) -> int:
     return sum(nulls(value) + (value is None) for value in content.values()) if isinstance(content, dict) else 0
 
 
+@pytest.mark.integration
 @given(below=with_null | scalars, above=with_null | scalars | lists)
 def test_an_overlay_is_a_json_merge_patch(below: Any, above: Any) -> None:
     assert overlaid(below, above) == merge_patch(below, above)
 
 
+@pytest.mark.integration
 @given(below=with_null)
 def test_an_empty_overlay_changes_nothing(below: dict[str, Any]) -> None:
     assert overlaid(below, {}) == below
 
 
+@pytest.mark.integration
 @given(below=with_null, above=with_null)
 def test_an_overlay_laid_twice_is_laid_once(below: dict[str, Any], above: dict[str, Any]) -> None:
     once = overlaid(below, above)
@@ -71,6 +75,7 @@ def test_overlays_without_null_may_be_grouped_in_any_way(
     assert overlaid(overlaid(first, second), third) == overlaid(first, overlaid(second, third))
 
 
+@pytest.mark.integration
 @given(below=without_null, above=with_null)
 def test_null_removes_a_key_and_none_is_left(below: dict[str, Any], above: dict[str, Any]) -> None:
     merged = overlaid(below, above)

@@ -49,6 +49,7 @@ def split(store: Store, tiny_stats: Any, tmp_path_factory: pytest.TempPathFactor
     return open_views(store, VIEWS, MODALITIES, references_from_stats(tiny_stats), folder, "data", "cpu")
 
 
+@pytest.mark.integration
 def test_a_clip_has_the_encoded_ids_of_its_view(split: Any, store: Store) -> None:
     for number, view in enumerate(VIEWS):
         for row in range(5):

@@ -2,6 +2,7 @@
 
 from collections import Counter
 
+import pytest
 import torch
 
 from qamoe.degradation.swap_partners import SwapPartners
@@ -17,6 +18,7 @@ def partners(clip_ids: list[str], sources: list[str], rows: list[int], number: i
     return [clip_ids[row] for row in partner_rows]
 
 
+@pytest.mark.integration
 def test_every_clip_of_another_source_is_equally_likely() -> None:
     for row in (0, 5, 9):
         counts = Counter(partners(CLIPS, SOURCES, [row], number)[0] for number in range(1500))

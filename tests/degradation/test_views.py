@@ -102,6 +102,7 @@ def _padded(batch: Batch, by: int) -> Batch:
     return Batch(batch.keys, x, mask, batch.target)
 
 
+@pytest.mark.integration
 def test_a_clip_is_degraded_the_same_way_in_every_batch(store: Store) -> None:
     rows = list(range(CLIPS))
     together = degraded_bits(store.path, rows)
@@ -112,6 +113,7 @@ def test_a_clip_is_degraded_the_same_way_in_every_batch(store: Store) -> None:
         assert {key: value for part in parts for key, value in part.items()} == together
 
 
+@pytest.mark.integration
 def test_a_clip_is_degraded_the_same_way_in_another_process(store: Store) -> None:
     together = degraded_bits(store.path, list(range(CLIPS)))
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:

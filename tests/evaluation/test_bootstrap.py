@@ -48,6 +48,7 @@ def predictions(cells: list[protocol.Cell], seed: int, slope: float) -> pd.DataF
     return pd.concat(rows, ignore_index=True)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("name", SLICES)
 @pytest.mark.parametrize("metric", sorted(REGRESSION))
 def test_the_difference_is_that_of_the_slice_summaries(cells: list[protocol.Cell], name: str, metric: str) -> None:

@@ -20,6 +20,8 @@ from tests.fixtures.research_data import shared_data
 
 real_clips = shared_data() / "clips" / "cremad"
 needs_real_clips = pytest.mark.skipif(not real_clips.is_dir(), reason=f"{real_clips} does not exist")
+pytestmark = pytest.mark.integration  # mediapipe starts ldconfig
+
 STILL = Expression(smile=0, brow=0, frown=0, squint=0, opening=0)
 
 

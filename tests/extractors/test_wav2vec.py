@@ -38,6 +38,7 @@ def noise(seconds: float) -> np.ndarray:
     return np.random.default_rng(1).normal(0, 0.1, round(seconds * SAMPLE_RATE)).astype(np.float32)
 
 
+@pytest.mark.integration
 def test_frames_have_the_requested_rate_and_are_means_of_the_encoder_states(folder: Path) -> None:
     coarse, fine = Wav2vec(10, str(folder)), Wav2vec(50, str(folder))
     frames, states = coarse.describe(noise(2.0)), fine.describe(noise(2.0))

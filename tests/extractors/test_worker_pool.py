@@ -105,6 +105,7 @@ def values(parts: list[Any]) -> list[Any]:
     return [part.ravel().tolist() if isinstance(part, np.ndarray) else part for part in parts]
 
 
+@pytest.mark.integration
 def test_a_worker_that_dies_affects_only_its_clip(extracted: Any, tmp_path: Path) -> None:
     """Each dies while working: after its neighbour, which waited for it to begin, was reported done."""
     pipes = {}
@@ -135,6 +136,7 @@ def test_a_worker_that_dies_affects_only_its_clip(extracted: Any, tmp_path: Path
     assert all(name.endswith(".npy") for name in names), "no temporary file is left"
 
 
+@pytest.mark.slow
 def test_workers_that_die_at_once_affect_only_their_clips(extracted: Any) -> None:
     """They die before the pool notices that they started, one at a time and two in parallel."""
     deaths = {2: "kill", 3: "exit", 4: "kill", 8: "exit"}
@@ -148,6 +150,7 @@ def test_workers_that_die_at_once_affect_only_their_clips(extracted: Any) -> Non
         assert result.advanced == 10
 
 
+@pytest.mark.integration
 def test_workers_that_cannot_start_fail_every_clip(extracted: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker_pool, "_make_part", Unreadable())
     result = extracted("1", "2", "3")
@@ -159,6 +162,7 @@ def test_no_jobs_start_no_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     assert make_parts([], {}, 2, 60, lambda: None) == {}
 
 
+@pytest.mark.integration
 def test_an_interrupted_stage_leaves_no_worker(extracted: Any) -> None:
     def stop(_: int) -> None:
         raise KeyboardInterrupt
@@ -180,6 +184,7 @@ make_parts([job], {"audio": Block()}, 1, 600, lambda: None)
 """
 
 
+@pytest.mark.integration
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel ties a process to its parent on Linux only")
 def test_a_hanging_worker_ends_with_a_killed_stage(tmp_path: Path) -> None:
     """The worker inherits the standard output, which reports EOF when the last process that holds it ends."""
@@ -195,18 +200,21 @@ def test_a_hanging_worker_ends_with_a_killed_stage(tmp_path: Path) -> None:
     os.close(here)
 
 
+@pytest.mark.integration
 def test_a_clip_that_hangs_is_given_up_and_affects_no_other(extracted: Any) -> None:
     result = extracted("1", "hang", "2", workers=1, limit_s=2)
     assert values(result.parts) == [[1, 1], None, [2, 2]]
     assert result.failed == {("clip-1", "audio"): "took longer than 2 s"}
 
 
+@pytest.mark.integration
 def test_a_problem_and_an_absent_stream_are_parts(extracted: Any) -> None:
     result = extracted("problem", "no stream", "5", workers=1)
     assert result.failed == {}
     assert values(result.parts) == ["no face", "", [5, 5]]
 
 
+@pytest.mark.integration
 def test_an_unexpected_error_affects_only_its_clip(extracted: Any) -> None:
     result = extracted("1", "error", "2", workers=1)
     assert values(result.parts) == [[1, 1], None, [2, 2]]

@@ -99,6 +99,7 @@ def command_flow(module: str) -> "State[object]":
     return _dvc.command("thing", module)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("server")
 def test_only_a_locked_repository_is_retried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

@@ -73,6 +73,7 @@ def test_a_failed_stage_stops_the_pipeline_before_the_promotion(repository: Path
     assert promotions == []
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("server")
 def test_absent_data_is_pulled_first(repository: Path, promotions: list[str]) -> None:
     """data/ is tracked by data.dvc and stored in a remote, as in a fresh clone."""
@@ -211,6 +212,7 @@ def test_prefect_finds_the_flow_of_a_stage_by_path_and_by_module(stage: str, mon
     assert by_module.to_deployment(name="by-hand").entrypoint == f"flows/{stage}.py:{stage}"
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("server")
 def test_new_clips_are_ingested_before_the_stages(repository: Path, promotions: list[str]) -> None:
     """DVC tracks data/, and a folder has a manifest; a folder without one is skipped."""

@@ -126,6 +126,7 @@ def test_a_python_with_the_media_requirements_reads_paths(logged, film, tmp_path
     np.testing.assert_allclose(json.loads(run(python, code, tmp_path)), expected, atol=1e-5)
 
 
+@pytest.mark.integration
 def test_paths_are_read_if_the_model_is_loaded_with_paths(logged, film, tmp_path):
     import mlflow
     from mlflow.exceptions import MlflowException

@@ -155,6 +155,7 @@ def test_input_of_another_type_or_shape_is_refused(trained, column, value, reaso
         predict(trained, pd.DataFrame({column: pd.Series([None, value], dtype=object)}))
 
 
+@pytest.mark.integration
 def test_the_logged_model_predicts_as_its_checkpoint_and_raises_client_errors(records, tiny_checkpoint, tmp_path):
     import mlflow
     from mlflow.exceptions import MlflowException

@@ -193,6 +193,7 @@ def test_the_contents_of_an_unusable_file_are_a_problem(tmp_path: Path) -> None:
         contents(tmp_path / "half.mp4")
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("name", ["clip.mp4", "clip.mkv", "clip.avi", "clip.wav"])
 def test_damaged_media_are_either_read_or_a_problem(tmp_path: Path, name: str) -> None:
     """50 damaged files per container: only ClipError is raised, and results have the right shape."""

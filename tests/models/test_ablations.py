@@ -86,6 +86,7 @@ def test_without_others_quality_depends_on_its_own_modality_only(model: Any, bat
         assert torch.equal(network(batch).r[:, 0], network(mixed).r[:, 0]) != depends
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("part", ABLATIONS)
 def test_every_ablation_has_finite_losses_and_learns(model: Any, batch_of: Any, part: str) -> None:
     network = model(f"ablation-{part}").train()

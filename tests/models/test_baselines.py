@@ -142,6 +142,7 @@ def test_only_models_that_estimate_reliability_return_it(model: Any, batch_of: A
         assert torch.allclose(result.fusion.sum(1), torch.ones(3))
 
 
+@pytest.mark.integration
 @every
 def test_without_a_target_there_are_no_losses(model: Any, batch_of: Any, name: str) -> None:
     with_target, without = (predict(model(name), batch_of(range(3), target=target)) for target in (True, False))

@@ -70,6 +70,7 @@ def test_evaluation_is_deterministic(model: Any, batch: Any, name: str) -> None:
     assert torch.equal(predict(network, batch).probabilities, predict(network, batch).probabilities)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("name", ["concat", "tensor", "precision", "moe", "qamoe"])
 def test_it_learns_a_class_from_audio(model: Any, batch: Any, name: str) -> None:
     network = model(name).train()

@@ -81,6 +81,7 @@ def test_training_samples_and_evaluation_does_not() -> None:
     assert torch.equal(module(h, None)[0], module(h, None)[0])
 
 
+@pytest.mark.integration
 def test_samples_have_the_predicted_variance() -> None:
     module, h = quality(), torch.randn(1, 3, 8)
     samples = torch.cat([module(h, None)[0] for _ in range(4000)]).detach()
@@ -118,6 +119,7 @@ def learned_r(module: Any, draw: Callable[[], tuple[Tensor, Tensor]], steps: int
     return module.eval()(h, None)[1].mean(0)
 
 
+@pytest.mark.integration
 def test_r_falls_for_a_modality_without_information_on_the_target() -> None:
     """Self-supervision: without quality labels, r falls for noise and rises for informative features."""
     random = torch.Generator().manual_seed(1)
@@ -133,6 +135,7 @@ def test_r_falls_for_a_modality_without_information_on_the_target() -> None:
     assert r[1:].max() < 0.6
 
 
+@pytest.mark.integration
 def test_r_falls_for_a_modality_without_information_on_the_class() -> None:
     """The same for classes: small logits would hide uncertainty, so the probe's logits have a fixed spread."""
     random = torch.Generator().manual_seed(1)
@@ -163,6 +166,7 @@ def test_the_severity_loss_is_the_cross_entropy_of_r_with_one_minus_severity() -
     assert losses["severity"].item() == pytest.approx(expected.item(), rel=1e-5)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(("variance_context", "least", "most"), [("own", 0.4, 0.6), ("all", 0.9, 1.0)])
 def test_the_context_of_all_modalities_detects_a_swapped_one(
     variance_context: Literal["own", "all"], least: float, most: float

@@ -26,6 +26,7 @@ def some_ids(lengths: list[int], length: int) -> tuple[torch.Tensor, torch.Tenso
     return ids, torch.arange(length) < torch.tensor(lengths)[:, None]
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("lengths", [[9, 9], [1, 9, 4]])
 def test_minilm_gives_the_states_of_transformers(lengths: list[int]) -> None:
     ids, mask = some_ids(lengths, 9)

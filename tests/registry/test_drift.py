@@ -49,6 +49,7 @@ def test_reliability_of_an_absent_modality_is_left_out() -> None:
     assert "text.r" not in extended, "the model has no r for text"
 
 
+@pytest.mark.integration
 def test_new_sources_of_the_same_distribution_raise_no_alarm() -> None:
     """A test that treats clips as independent raises many alarms here, as `naive` counts."""
     from scipy.stats import ks_2samp

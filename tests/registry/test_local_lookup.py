@@ -20,6 +20,7 @@ def registered(records: Any, tiny_checkpoint: Callable[..., Path], tmp_path: Pat
     return records
 
 
+@pytest.mark.integration
 def test_the_version_and_files_are_those_of_mlflow(registered: Any, tmp_path: Path) -> None:
     def assert_same_as_mlflow(version: str | None, alias: str | None, expected: str) -> None:
         local = local_lookup.version_and_folder("qa-moe", version, alias)
@@ -35,6 +36,7 @@ def test_the_version_and_files_are_those_of_mlflow(registered: Any, tmp_path: Pa
     assert_same_as_mlflow(None, "champion", "1")
 
 
+@pytest.mark.integration
 def test_unknown_versions_and_stores_are_left_to_mlflow(
     registered: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -52,6 +54,7 @@ def test_unknown_versions_and_stores_are_left_to_mlflow(
     assert not (tmp_path / "absent.db").exists()
 
 
+@pytest.mark.integration
 def test_files_outside_local_folders_are_left_to_mlflow(registered: Any, tmp_path: Path) -> None:
     import sqlite3
 

@@ -27,6 +27,7 @@ def test_a_champion_of_another_corpus_is_refused():
             registry.same_corpus(config, config | changed, "qa-moe", "1")
 
 
+@pytest.mark.integration
 def test_listed_versions_have_a_date_and_their_aliases(records, tiny_checkpoint, tmp_path):
     run = records.get_run(record_training(records, tiny_checkpoint(tmp_path / "1"), "qa-moe"))
     registry._register(records, "qa-moe", run)
@@ -37,6 +38,7 @@ def test_listed_versions_have_a_date_and_their_aliases(records, tiny_checkpoint,
     assert abs(datetime.now(UTC) - registered) < timedelta(minutes=10)
 
 
+@pytest.mark.integration
 def test_the_table_of_versions_is_not_cut_in_a_pipe(records, tiny_checkpoint, tmp_path, monkeypatch, capsys):
     run = records.get_run(record_training(records, tiny_checkpoint(tmp_path / "1"), "qa-moe"))
     registry._register(records, "qa-moe", run)

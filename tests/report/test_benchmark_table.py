@@ -17,6 +17,7 @@ def cells(results: Path) -> pd.DataFrame:
     return read_cells(evaluations(results / "evaluate"))
 
 
+@pytest.mark.integration
 def test_a_graded_slice_is_averaged_over_severities_below_1_then_over_seeds(cells: pd.DataFrame, results: Path) -> None:
     table = benchmark_table.of_slice(cells, "missing")
     qamoe = next(row for row in table.rows if row.model == "qamoe")

@@ -32,6 +32,7 @@ def test_a_pair_is_compared_on_one_slice_or_one_cell(many: Path) -> None:
     assert pair.rows["noise-0.7"][:3] == pytest.approx(paired_bootstrap(rows_a, rows_b, "corr"))
 
 
+@pytest.mark.integration
 def test_a_part_of_a_slice_is_weighted_as_in_the_slice(many: Path, tmp_path: Path) -> None:
     """Slice alone has two curves; a part with one of them is weighted by its own trapezoids."""
     for model in ("qamoe", "moe"):
@@ -122,6 +123,7 @@ def test_a_long_name_is_folded_and_hides_no_number(many: Path) -> None:
     assert all(part in text for part in pairwise.format_comparison(pair.rows["mixed"]))
 
 
+@pytest.mark.integration
 def test_the_commands_print_and_refuse(many: Path, results: Path) -> None:
     def run(*arguments: str) -> str:
         command = CliRunner().invoke(app.app, [*arguments])

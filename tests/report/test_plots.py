@@ -89,6 +89,7 @@ def test_expert_usage_shows_the_share_of_every_expert(evaluated: Results) -> Non
     assert np.asarray(shares) == pytest.approx(expected)
 
 
+@pytest.mark.integration
 def test_an_embedded_figure_is_a_reproducible_svg_without_metadata(evaluated: Results) -> None:
     usage = tables.usage_by_severity(evaluated.predictions("qamoe"), "missing")
     uris = [plots.data_uri(plots.expert_usage("missing", usage, seed=1)) for _ in range(2)]

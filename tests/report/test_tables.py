@@ -17,6 +17,7 @@ def evaluated(results: Path) -> Results:
     return read(results / "evaluate", results / "train")
 
 
+@pytest.mark.integration
 def test_headline_is_the_mean_and_sd_of_the_seeds_summaries(evaluated: Results, results: Path) -> None:
     headline = tables.headline(evaluated.cells).set_index("model")
     assert list(headline.index) == ["mean", "concat", "qamoe"]
@@ -144,6 +145,7 @@ def test_bins_of_mean_severity_hold_the_rows_in_their_range(evaluated: Results) 
     assert (bins["rows"] >= tables.FEWEST).all()
 
 
+@pytest.mark.integration
 def test_mean_severity_is_over_the_modalities_of_the_corpus(make_run: Callable[..., None], tmp_path: Path) -> None:
     make_run(tmp_path, "qamoe", 1, present=("text", "audio"))
     rows = read(tmp_path / "evaluate", tmp_path / "train").predictions("qamoe")

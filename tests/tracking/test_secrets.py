@@ -47,6 +47,7 @@ def written_files(folder: Path) -> Iterator[Path]:
             yield path
 
 
+@pytest.mark.integration
 def test_records_promotion_and_output_contain_no_secret(
     planted: Any,
     tiny_params: Any,

@@ -44,6 +44,7 @@ def test_every_clip_has_the_same_weight(processes: int, parts: int, clips: int) 
     assert max(len(parts_of_process) for parts_of_process in by_process) <= parts
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("model", ["qamoe", "moe", "concat"])
 def test_parts_within_a_process_have_the_losses_of_the_whole(train: Any, tmp_path: Path, model: str) -> None:
     for name, share in (("whole", WHOLE_BATCH), ("parts", BatchShare(parts=3))):
@@ -51,6 +52,7 @@ def test_parts_within_a_process_have_the_losses_of_the_whole(train: Any, tmp_pat
     assert 0 < largest_difference(tmp_path / "whole", tmp_path / "parts") < 1e-4
 
 
+@pytest.mark.integration
 def test_a_balance_loss_of_each_part_alone_would_differ(
     train: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -62,6 +64,7 @@ def test_a_balance_loss_of_each_part_alone_would_differ(
     assert largest_difference(tmp_path / "whole", tmp_path / "parts") > 1e-3
 
 
+@pytest.mark.integration
 def test_the_counting_pass_does_not_change_the_random_state(train: Any, tmp_path: Path) -> None:
     """A batch of one clip is one part, so the counting pass must not advance the generator of dropout."""
     for name, share in (("whole", WHOLE_BATCH), ("parts", BatchShare(parts=3))):

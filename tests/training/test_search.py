@@ -41,6 +41,7 @@ def states(study: optuna.Study) -> list[str]:
     return sorted(t.state.name for t in study.get_trials() if t.state != TrialState.FAIL)
 
 
+@pytest.mark.integration
 def test_a_study_ends_and_a_new_one_has_the_same_first_trials(params: Params, url: str, tmp_path: Path) -> None:
     work(params, url, "one")
     study = search.open_study(params, "s", url)
@@ -57,6 +58,7 @@ def test_a_study_ends_and_a_new_one_has_the_same_first_trials(params: Params, ur
     assert [t["lr"] for t in repeated] == [t["lr"] for t in trials]
 
 
+@pytest.mark.integration
 def test_workers_that_start_together_create_one_study(params: Params, url: str) -> None:
     together = threading.Barrier(6)
 
@@ -69,6 +71,7 @@ def test_workers_that_start_together_create_one_study(params: Params, url: str) 
     assert len(optuna.get_all_study_names(url)) == 1
 
 
+@pytest.mark.integration
 def test_the_trial_of_a_dead_worker_is_tried_again(params: Params, url: str) -> None:
     study = search.open_study(params, "s", url)
     for worker in ("dead", "alive"):
@@ -84,6 +87,7 @@ def test_the_trial_of_a_dead_worker_is_tried_again(params: Params, url: str) -> 
     assert trials[2].params["lr"] == trials[0].params["lr"], "the retry has the same values"
 
 
+@pytest.mark.integration
 def test_a_trial_that_keeps_killing_its_worker_is_given_up(params: Params, url: str) -> None:
     study = search.open_study(params, "s", url)
     study.ask().set_user_attr("worker", "dead")
@@ -112,6 +116,7 @@ def test_parallel_workers_do_not_run_more_trials_than_configured(params: Params,
     assert len({t.params["lr"] for t in ended}) == 7
 
 
+@pytest.mark.integration
 def test_a_waiting_trial_is_taken_by_one_worker_only(params: Params, url: str) -> None:
     study = search.open_study(params, "s", url)
     for _ in range(24):
@@ -131,6 +136,7 @@ def test_a_waiting_trial_is_taken_by_one_worker_only(params: Params, url: str) -
     assert sorted(taken) == list(range(24))
 
 
+@pytest.mark.integration
 def test_plots_of_a_study_are_reproducible(params: Params, url: str) -> None:
     study = search.open_study(params, "s", url)
     work(params.model_copy(update={"tune": params.tune.model_copy(update={"trials": 1})}), url, "one")
@@ -145,6 +151,7 @@ def test_plots_of_a_study_are_reproducible(params: Params, url: str) -> None:
         assert "<svg" in text
 
 
+@pytest.mark.integration
 def test_a_study_of_identical_trials_can_be_plotted(params: Params, url: str) -> None:
     same = {"lr": (0.001, 0.001), "weight_decay": (0.01, 0.01), "dropout": (0.2, 0.2)}
     params = params.model_copy(update={"tune": params.tune.model_copy(update=same)})

@@ -43,6 +43,7 @@ def config_and_history(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any
     return checkpoint.read_config(folder) or {}, history
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("model", [*MODELS, "specialist-missing-03"])
 def test_the_same_seed_gives_the_same_bits(train: Any, tmp_path: Path, model: str) -> None:
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
@@ -57,6 +58,7 @@ def test_the_same_seed_gives_the_same_bits(train: Any, tmp_path: Path, model: st
         assert losses == {f"losses.{name}" for name in {"task", "variance"} | of_baselines.get(model, quality)}
 
 
+@pytest.mark.integration
 def test_every_epoch_takes_every_clip_once_in_its_own_order(
     train: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -74,12 +76,14 @@ def test_every_epoch_takes_every_clip_once_in_its_own_order(
     assert len({tuple(order) for order in orders}) == 4, "the order depends on seed and epoch"
 
 
+@pytest.mark.integration
 def test_earlier_random_draws_do_not_change_a_training(train: Any, whole: Path, tmp_path: Path) -> None:
     torch.rand(17)
     train(tmp_path)
     assert files(tmp_path) == files(whole)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("stops", [(1,), (5,), (2, 2, 4)])
 def test_a_resumed_training_gives_the_same_bits(
     train: Any, whole: Path, tmp_path: Path, stops: tuple[int, ...], caplog: pytest.LogCaptureFixture
@@ -102,6 +106,7 @@ def test_a_resumed_training_gives_the_same_bits(
     ]
 
 
+@pytest.mark.integration
 def test_a_training_killed_between_its_last_epoch_and_its_checkpoint_is_finished(
     train: Any, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -116,6 +121,7 @@ def test_a_training_killed_between_its_last_epoch_and_its_checkpoint_is_finished
     assert files(tmp_path / "killed") == files(whole)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("changed", ["params", "data", "code"])
 def test_a_state_with_other_digests_is_ignored_with_a_log_line(
     train: Any, setting: Any, whole: Path, tmp_path: Path, changed: str, caplog: pytest.LogCaptureFixture
@@ -129,6 +135,7 @@ def test_a_state_with_other_digests_is_ignored_with_a_log_line(
     assert files(tmp_path) == files(whole)
 
 
+@pytest.mark.integration
 def test_temporary_files_of_a_killed_training_are_deleted(train: Any, tmp_path: Path) -> None:
     """The folder is an output of the pipeline: DVC stores and shares every file in it."""
     for name in (f".{RESUME}.99999", ".weights.safetensors.99999"):
@@ -137,6 +144,7 @@ def test_temporary_files_of_a_killed_training_are_deleted(train: Any, tmp_path: 
     assert sorted(p.name for p in tmp_path.iterdir()) == ["history.jsonl", "model.json", "weights.safetensors"]
 
 
+@pytest.mark.integration
 def test_the_best_epoch_becomes_the_checkpoint(train: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     values = iter([0.9, 0.5, 0.7])
     weights: list[dict[str, torch.Tensor]] = []
@@ -163,6 +171,7 @@ def test_the_selection_value_is_that_of_the_checkpoint(setting: Any, whole: Path
     assert config["selection"] == min(line["valid"] for line in history)
 
 
+@pytest.mark.integration
 def test_patience_ends_a_training(train: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     values = iter([0.9, 0.5, 0.7, 0.6, 0.55, 0.1])
     monkeypatch.setattr(trainer, "selection_value", lambda *_: next(values))
@@ -172,6 +181,7 @@ def test_patience_ends_a_training(train: Any, tmp_path: Path, monkeypatch: pytes
     assert (config["best_epoch"], config["selection"]) == (2, 0.5)
 
 
+@pytest.mark.integration
 def test_training_learns_from_audio(train: Any, tmp_path: Path) -> None:
     train(tmp_path / "mean", "mean")
     train(tmp_path / "qamoe", common={"epochs": 25, "patience": 25})
