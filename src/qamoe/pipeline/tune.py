@@ -82,6 +82,8 @@ def _open_study(params: Params, name: str, url: str) -> Any:
 
     try:
         return search.open_study(params, name, url)
+    except ModuleNotFoundError:  # Optuna itself; a driver that is missing is an ImportError
+        raise
     except Exception as error:
         raise UserError(f"Cannot open the study at {masked(url)} (QAMOE_STUDY_URL): {reason(error)}.") from None
 

@@ -59,7 +59,8 @@ def library_folder() -> tuple[str, str]:
         import espeakng_loader
     except ImportError:
         raise UserError(
-            'The sample corpus needs espeak-ng, which is not installed; run: pip install "qamoe[sample]".'
+            "The sample corpus needs espeak-ng (espeakng_loader), which is not installed;"
+            " pip install '.[sample]' in the checkout installs it."
         ) from None
     return espeakng_loader.get_library_path(), espeakng_loader.get_data_path()
 
