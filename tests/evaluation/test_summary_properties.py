@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qamoe.evaluation.summary import BLIND, EVEN, summarise, weights
+from qamoe.evaluation.summary import BLIND, EQUALLY_WEIGHTED, summarise, weights
 
 CURVES = ("missing", "noise", "alone", "held_out")
 METRICS = ("mae", "corr", "mean_error")
@@ -36,7 +36,7 @@ def curves(draw: st.DrawFn) -> tuple[str, dict[str, float]]:
 @st.composite
 def even(draw: st.DrawFn) -> tuple[str, dict[str, float]]:
     """A slice whose cells weigh alike; of subsets, some are blind."""
-    name = draw(st.sampled_from(EVEN))
+    name = draw(st.sampled_from(EQUALLY_WEIGHTED))
     count = draw(st.integers(1, 6))
     cells = {f"{name}-{number}": draw(st.sampled_from([0.0, 0.5, 1.0])) for number in range(count)}
     if name == "subsets":
@@ -70,7 +70,7 @@ def series(cells: dict[str, float]) -> pd.Series:
 
 def naive_weights(name: str, cells: dict[str, float]) -> dict[str, float]:
     """Weights by their definition: what each cell adds to the area when it alone is 1."""
-    if name in EVEN:
+    if name in EQUALLY_WEIGHTED:
         counted = [cell for cell in cells if not cell.endswith(BLIND)]
         return {cell: (cell in counted) / len(counted) for cell in cells}
     if len(cells) == 1:
@@ -102,7 +102,7 @@ def naive_summary(rows: Rows) -> dict[tuple[str, str], dict[str, float]]:
         counted = [mean[cell] for cell in cells if weight[cell] > 0]
         below = [mean[cell] for cell in cells if cells[cell] < 0.95]
         clean = [mean[cell] for cell in cells if cells[cell] == 0]
-        is_curve = name not in EVEN and len(cells) > 1
+        is_curve = name not in EQUALLY_WEIGHTED and len(cells) > 1
         worst = {"mae": max, "corr": min, "mean_error": lambda numbers: max(numbers, key=abs)}[metric]
         found[name, metric] = {
             "area": sum(weight[cell] * mean[cell] for cell in cells),

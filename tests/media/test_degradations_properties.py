@@ -7,13 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qamoe.media import degradations
-from qamoe.media.degradations import PICTURES, SOUND, drawn
+from qamoe.media.degradations import AUDIO, VISION, draws_for
 from qamoe.media.word_confusion import Vocabulary
 
 RATE = 8000.0
 PACKET = 160  # samples that are lost together: 20 ms
 LOSING = ("occlusion", "lost_frames")  # kinds that replace pixels
-VOCABULARY = Vocabulary.of(("the plot was weak and the acting grate", "a great night at the opera, a knight"))
+VOCABULARY = Vocabulary.from_texts(("the plot was weak and the acting grate", "a great night at the opera, a knight"))
 
 severities = st.just(1.0) | st.floats(0.001, 1)
 partial = st.floats(0.05, 0.95)
@@ -40,19 +40,19 @@ def videos(draw: st.DrawFn, fewest: int = 0, smallest: int = 1) -> list[np.ndarr
 
 
 texts = st.lists(st.sampled_from(["the", "Plot,", "42", "night", "héros", "…", "grate."]), max_size=12).map(" ".join)
-sounds, sights = st.sampled_from(list(SOUND)), st.sampled_from(list(PICTURES))
+audio_kinds, vision_kinds = st.sampled_from(list(AUDIO)), st.sampled_from(list(VISION))
 
 
 def heard(kind: str, wave: np.ndarray, severity: float, seed: int, clip: str = "a") -> np.ndarray:
     others = [np.sin(np.arange(n) / 5).astype(np.float32) for n in (0, 70, 400)]
-    return degradations.sound(kind, wave, RATE, severity, drawn(seed, clip, kind), others)
+    return degradations.degrade_audio(kind, wave, RATE, severity, draws_for(seed, clip, kind), others)
 
 
 def seen(kind: str, video: list[np.ndarray], severity: float, seed: int, clip: str = "a") -> list[np.ndarray]:
-    return list(degradations.pictures(kind, video, severity, drawn(seed, clip, kind)))
+    return list(degradations.degrade_frames(kind, video, severity, draws_for(seed, clip, kind)))
 
 
-@given(kind=sounds, wave=waves(), severity=severities, seed=seeds)
+@given(kind=audio_kinds, wave=waves(), severity=severities, seed=seeds)
 def test_degraded_audio_has_the_length_and_dtype_of_the_clip(
     kind: str, wave: np.ndarray, severity: float, seed: int
 ) -> None:
@@ -64,7 +64,7 @@ def test_degraded_audio_has_the_length_and_dtype_of_the_clip(
     assert wave.any() or not degraded.any(), "silence stays silent"
 
 
-@given(kind=sights, video=videos(), severity=severities, seed=seeds)
+@given(kind=vision_kinds, video=videos(), severity=severities, seed=seeds)
 def test_degraded_frames_have_the_number_shape_and_dtype_of_the_clip(
     kind: str, video: list[np.ndarray], severity: float, seed: int
 ) -> None:
@@ -75,15 +75,20 @@ def test_degraded_frames_have_the_number_shape_and_dtype_of_the_clip(
 
 
 @given(
-    sound=sounds, sight=sights, wave=waves(), video=videos(), text=texts | st.text("a é\t\n", max_size=20), seed=seeds
+    audio=audio_kinds,
+    vision=vision_kinds,
+    wave=waves(),
+    video=videos(),
+    text=texts | st.text("a é\t\n", max_size=20),
+    seed=seeds,
 )
 def test_severity_0_changes_nothing(
-    sound: str, sight: str, wave: np.ndarray, video: list[np.ndarray], text: str, seed: int
+    audio: str, vision: str, wave: np.ndarray, video: list[np.ndarray], text: str, seed: int
 ) -> None:
-    assert heard(sound, wave, 0.0, seed).tobytes() == wave.tobytes()
-    kept = seen(sight, video, 0.0, seed)
+    assert heard(audio, wave, 0.0, seed).tobytes() == wave.tobytes()
+    kept = seen(vision, video, 0.0, seed)
     assert all(np.array_equal(a, b) for a, b in zip(kept, video, strict=True))
-    assert degradations.word_errors(text, 0.0, drawn(seed, "a", "word_errors"), VOCABULARY) == text
+    assert degradations.word_errors(text, 0.0, draws_for(seed, "a", "word_errors"), VOCABULARY) == text
 
 
 @given(wave=waves(8000), video=videos(), seed=seeds)
@@ -138,15 +143,15 @@ def test_a_rectangle_hides_its_share_up_to_whole_rows_and_columns(
 
 
 CLIP_RESULTS: dict[str, Callable[[str, float, int], bytes]] = {
-    **{k: lambda clip, s, seed, k=k: heard(k, np.ones(500, np.float32), s, seed, clip).tobytes() for k in SOUND},
+    **{k: lambda clip, s, seed, k=k: heard(k, np.ones(500, np.float32), s, seed, clip).tobytes() for k in AUDIO},
     **{
         k: lambda clip, s, seed, k=k: b"".join(
             frame.tobytes() for frame in seen(k, [np.full((6, 6, 3), 200, np.uint8)] * 3, s, seed, clip)
         )
-        for k in PICTURES
+        for k in VISION
     },
     "word_errors": lambda clip, s, seed: degradations.word_errors(
-        "the plot was weak", s, drawn(seed, clip, "word_errors"), VOCABULARY
+        "the plot was weak", s, draws_for(seed, clip, "word_errors"), VOCABULARY
     ).encode(),
 }
 
@@ -164,15 +169,17 @@ def test_a_clip_is_degraded_alike_in_any_order(kind: str, clips: list[str], seve
 def test_words_that_are_not_hit_stay_in_their_order(text: str, severity: float, seed: int) -> None:
     """A word is replaced, left out or followed by one of the vocabulary: never by a word of another kind."""
     words = text.split()
-    heard_words = degradations.word_errors(text, severity, drawn(seed, "a", "word_errors"), VOCABULARY).split()
+    heard_words = degradations.word_errors(text, severity, draws_for(seed, "a", "word_errors"), VOCABULARY).split()
     plain = {word.strip(",.…").lower() for word in heard_words if word not in words}
     assert plain <= set(VOCABULARY.words)
-    hits = drawn(seed, "a", "word_errors").uniform(4 * max(1, len(words)))[0].view(-1, 4)[: len(words), 0] >= severity
+    hits = (
+        draws_for(seed, "a", "word_errors").uniform(4 * max(1, len(words)))[0].view(-1, 4)[: len(words), 0] >= severity
+    )
     remaining = iter(heard_words)
     assert all(word in remaining for word, kept in zip(words, hits.tolist(), strict=True) if kept)
 
 
 @given(text=texts, severity=severities, seed=seeds)
 def test_without_a_vocabulary_no_word_changes(text: str, severity: float, seed: int) -> None:
-    draws = drawn(seed, "a", "word_errors")
-    assert degradations.word_errors(text, severity, draws, Vocabulary.of(())) == " ".join(text.split())
+    draws = draws_for(seed, "a", "word_errors")
+    assert degradations.word_errors(text, severity, draws, Vocabulary.from_texts(())) == " ".join(text.split())
