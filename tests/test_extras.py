@@ -27,6 +27,8 @@ from importlib.machinery import PathFinder
 
 HIDDEN = {hidden!r}
 
+pytestmark = pytest.mark.integration
+
 
 class Visible:
     find_distributions, invalidate_caches = PathFinder.find_distributions, PathFinder.invalidate_caches
