@@ -18,6 +18,8 @@ from packaging.utils import canonicalize_name
 
 from qamoe.errors import EXTRAS
 
+pytestmark = pytest.mark.integration
+
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 # Python imports this module at the start of each process, of the process that reads media too.
@@ -26,8 +28,6 @@ import sys
 from importlib.machinery import PathFinder
 
 HIDDEN = {hidden!r}
-
-pytestmark = pytest.mark.integration
 
 
 class Visible:
