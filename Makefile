@@ -50,6 +50,9 @@ demo: setup ## sample corpus -> features -> models -> spectrum report -> champio
 check: setup ## lint, types and the unit tests that start no process, within a minute
 	@$(PY) scripts/check.py
 
+# Tests run side by side, so each uses one thread.
+check test: export OMP_NUM_THREADS := 1
+
 test: setup ## the tests except the slow ones, about 4 minutes on two cores
 	$(PY) -m pytest --numprocesses auto --dist loadfile -m "not slow and not real_data"
 
