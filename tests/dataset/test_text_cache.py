@@ -15,6 +15,8 @@ from qamoe.dataset.degraded_split import open_views
 from qamoe.degradation.views import View, apply, references_from_stats, uniform_view
 from qamoe.models import text_encoder_frozen
 
+pytestmark = pytest.mark.integration
+
 MODALITIES = ("text", "audio", "vision")
 SWAP = View(7, 0, ("swap", "swap", "clean"), (0.6, 1.0, 0.0))
 GONE = View(7, 0, ("missing",) * 3, (1.0, 0.0, 0.0), announced=True)
@@ -49,7 +51,6 @@ def split(store: Store, tiny_stats: Any, tmp_path_factory: pytest.TempPathFactor
     return open_views(store, VIEWS, MODALITIES, references_from_stats(tiny_stats), folder, "data", "cpu")
 
 
-@pytest.mark.integration
 def test_a_clip_has_the_encoded_ids_of_its_view(split: Any, store: Store) -> None:
     for number, view in enumerate(VIEWS):
         for row in range(5):

@@ -19,6 +19,8 @@ from qamoe.evaluation import protocol
 from qamoe.evaluation.encoding_cache import Encodings
 from qamoe.models import checkpoint
 
+pytestmark = pytest.mark.integration
+
 ALL = ("clean", "missing", "noise", "burst", "mixed", "alone", "joint", "subsets", "swap", "held_out")
 MODALITIES = ("text", "audio", "vision")
 
@@ -143,7 +145,6 @@ def measured(corpus: Any) -> list[pd.DataFrame]:
     return protocol.measure(corpus.trained, corpus.split, corpus.cells, "cpu")
 
 
-@pytest.mark.integration
 def test_there_is_one_row_per_clip_cell_and_draw_in_order(corpus: Any, measured: list[pd.DataFrame]) -> None:
     for rows in measured:
         assert len(rows) == 7 * sum(len(c.views) for c in corpus.cells)
@@ -218,7 +219,6 @@ def test_the_oracle_knows_which_clips_were_swapped(corpus: Any, tiny_checkpoint:
     np.testing.assert_array_equal(rows["r_audio"], 1 - rows["lost_audio"])
 
 
-@pytest.mark.integration
 def test_predictions_do_not_depend_on_how_clips_are_batched(
     corpus: Any, measured: list[pd.DataFrame], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -231,7 +231,6 @@ def test_predictions_do_not_depend_on_how_clips_are_batched(
         pd.testing.assert_frame_equal(after.drop(columns="routing"), expected.drop(columns="routing"), atol=1e-5)
 
 
-@pytest.mark.integration
 def test_sharing_encodings_does_not_change_predictions(corpus: Any, measured: list[pd.DataFrame]) -> None:
     """Compare shared encodings with every view predicted separately."""
     rows, split = list(range(7)), corpus.split
@@ -248,7 +247,6 @@ def test_sharing_encodings_does_not_change_predictions(corpus: Any, measured: li
                     np.testing.assert_allclose(r, expected.r, atol=1e-5)
 
 
-@pytest.mark.integration
 def test_an_encoding_is_computed_once_and_dropped_after_its_last_cell(
     corpus: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

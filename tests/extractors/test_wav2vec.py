@@ -11,6 +11,8 @@ from qamoe.errors import UserError
 from qamoe.extractors.wav2vec import SAMPLE_RATE, Wav2vec
 from qamoe.media.decode import ClipError
 
+pytestmark = pytest.mark.integration
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -38,7 +40,6 @@ def noise(seconds: float) -> np.ndarray:
     return np.random.default_rng(1).normal(0, 0.1, round(seconds * SAMPLE_RATE)).astype(np.float32)
 
 
-@pytest.mark.integration
 def test_frames_have_the_requested_rate_and_are_means_of_the_encoder_states(folder: Path) -> None:
     coarse, fine = Wav2vec(10, str(folder)), Wav2vec(50, str(folder))
     frames, states = coarse.describe(noise(2.0)), fine.describe(noise(2.0))

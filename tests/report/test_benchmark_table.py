@@ -11,13 +11,14 @@ from qamoe.evaluation.summary import summarise
 from qamoe.report import benchmark_table, table_formats
 from qamoe.report.results import evaluations, read_cells
 
+pytestmark = pytest.mark.integration
+
 
 @pytest.fixture(scope="module")
 def cells(results: Path) -> pd.DataFrame:
     return read_cells(evaluations(results / "evaluate"))
 
 
-@pytest.mark.integration
 def test_a_graded_slice_is_averaged_over_severities_below_1_then_over_seeds(cells: pd.DataFrame, results: Path) -> None:
     table = benchmark_table.of_slice(cells, "missing")
     qamoe = next(row for row in table.rows if row.model == "qamoe")

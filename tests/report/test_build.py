@@ -17,6 +17,8 @@ from qamoe.report import build, comparisons, curves, plots, tables
 from qamoe.report.results import read
 from qamoe.report.section import merged
 
+pytestmark = pytest.mark.integration
+
 Maker = Callable[..., None]
 
 
@@ -61,7 +63,6 @@ def summary(written: Path) -> dict:
     return json.loads((written / "summary.json").read_text())
 
 
-@pytest.mark.integration
 def test_the_page_is_self_contained(written: Path) -> None:
     html = (written / "index.html").read_text()
     page = Page(html)
@@ -121,7 +122,6 @@ def test_each_number_of_the_headline_is_in_its_row_and_column(written: Path, sum
     assert len(set(shown.values())) > 12
 
 
-@pytest.mark.integration
 def test_the_report_shows_only_the_chosen_models(results: Path, tmp_path: Path) -> None:
     written = build.write(results / "evaluate", results / "train", tmp_path / "report", models=["qamoe", "mean"])
     assert list(written.headline["model"]) == ["mean", "qamoe"]
@@ -168,7 +168,6 @@ def all_models(all_written: Path) -> tuple[str, dict]:
     return text, json.loads((all_written / "summary.json").read_text())
 
 
-@pytest.mark.integration
 def test_differences_are_bold_if_their_interval_excludes_0(all_written: Path, all_models: tuple[str, dict]) -> None:
     _, summary = all_models
     claimed = 0
@@ -203,7 +202,6 @@ def test_holm_corrects_over_the_evaluated_members_of_the_family(all_models: tupl
     )
 
 
-@pytest.mark.integration
 def test_the_first_figure_claims_what_the_table_claims(many: Path) -> None:
     drawn: list[pd.DataFrame] = []
     with pytest.MonkeyPatch.context() as patch:
@@ -284,7 +282,6 @@ def test_coverage_is_shown_per_slice_and_for_the_selection_cells(many: Path, all
     assert "selection cells 3" in text
 
 
-@pytest.mark.integration
 @pytest.mark.usefixtures("undrawn")
 def test_without_broken_parquet_the_page_has_no_permuted_quality(tmp_path: Path, make_run: Maker) -> None:
     make_run(tmp_path, "qamoe", 1)
@@ -309,7 +306,6 @@ def test_curves_for_dvc(written: Path, summary: dict) -> None:
     assert of_qamoe["error"][0.7] == pytest.approx(summary["qamoe.missing.mae.s07.mean"], abs=1e-5)
 
 
-@pytest.mark.integration
 def test_a_second_report_has_the_same_bytes_and_replaces_the_first(written: Path, results: Path) -> None:
     before = {path.name: path.read_bytes() for path in written.iterdir()}
     (written / "stale.png").write_bytes(b"of an older version")
@@ -318,7 +314,6 @@ def test_a_second_report_has_the_same_bytes_and_replaces_the_first(written: Path
     assert [path.name for path in written.parent.iterdir()] == ["report"]
 
 
-@pytest.mark.integration
 @pytest.mark.usefixtures("undrawn")
 def test_a_failed_report_keeps_the_old_one(
     written: Path, results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -337,7 +332,6 @@ def test_a_failed_report_keeps_the_old_one(
     assert [path.name for path in tmp_path.iterdir()] == ["report"]
 
 
-@pytest.mark.integration
 @pytest.mark.usefixtures("undrawn")
 def test_strings_of_a_corpus_are_escaped(tmp_path: Path, make_run: Maker) -> None:
     make_run(tmp_path, "qamoe", 1, odd='<script>alert("&")</script>', modalities=["<b>text</b>", "audio", "vision"])
@@ -349,7 +343,6 @@ def test_strings_of_a_corpus_are_escaped(tmp_path: Path, make_run: Maker) -> Non
     assert "&lt;b&gt;text" in html
 
 
-@pytest.mark.integration
 @pytest.mark.usefixtures("undrawn")
 def test_an_odd_source_is_shown_and_escaped(tmp_path: Path, make_run: Maker) -> None:
     make_run(tmp_path, "qamoe", 1, odd="<script>")
@@ -363,7 +356,6 @@ def test_an_odd_source_is_shown_and_escaped(tmp_path: Path, make_run: Maker) -> 
     assert "<script" not in html
 
 
-@pytest.mark.integration
 @pytest.mark.usefixtures("undrawn")
 def test_a_corpus_without_vision_has_no_row_for_it(tmp_path: Path, make_run: Maker) -> None:
     for model in ("concat", "qamoe"):
@@ -375,7 +367,6 @@ def test_a_corpus_without_vision_has_no_row_for_it(tmp_path: Path, make_run: Mak
     assert "this corpus does not have: vision" in (tmp_path / "report" / "index.html").read_text()
 
 
-@pytest.mark.integration
 @pytest.mark.usefixtures("undrawn")
 def test_models_without_trust_and_routing_give_a_page_without_them(tmp_path: Path, make_run: Maker) -> None:
     make_run(tmp_path, "mean", 1)
@@ -388,7 +379,6 @@ def test_models_without_trust_and_routing_give_a_page_without_them(tmp_path: Pat
     assert "of another model" not in text
 
 
-@pytest.mark.integration
 @pytest.mark.usefixtures("undrawn")
 def test_the_page_notes_trust_without_rescaling(tmp_path: Path, make_run: Maker) -> None:
     make_run(tmp_path, "qamoe", 4, trust={"audio": {"clean": 0.6, "fully_degraded": 0.7, "rescaled": False}})
@@ -414,7 +404,6 @@ def as_classes(root: Path, model: str) -> None:
     (folder / "broken.parquet").unlink(missing_ok=True)
 
 
-@pytest.mark.integration
 @pytest.mark.usefixtures("undrawn")
 def test_the_page_of_a_classification_shows_its_metrics(tmp_path: Path, make_run: Maker) -> None:
     task = {"kind": "classification", "classes": ["no", "yes"]}
@@ -442,7 +431,6 @@ def test_a_name_set_by_two_sections_is_an_error() -> None:
         merged({"a": 1, "b": 2}, {"b": 2})
 
 
-@pytest.mark.integration
 def test_an_incomplete_run_is_refused_with_the_missing_file(tmp_path: Path, make_run: Maker) -> None:
     with pytest.raises(UserError, match=rf"{tmp_path}/evaluate.*run the stage evaluate"):
         write(tmp_path)
@@ -453,7 +441,6 @@ def test_an_incomplete_run_is_refused_with_the_missing_file(tmp_path: Path, make
     assert not (tmp_path / "report").exists()
 
 
-@pytest.mark.integration
 def test_the_page_shows_a_search_if_there_is_one(results: Path, undrawn: None, tmp_path: Path) -> None:
     tuned = tmp_path / "tune"
     folders = (results / "evaluate", results / "train", tmp_path / "report", tuned)

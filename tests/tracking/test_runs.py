@@ -16,6 +16,8 @@ from qamoe.tracking import runs as tracking
 from qamoe.tracking.mlflow_store import masked
 from qamoe.tracking.provenance import main_checkout
 
+pytestmark = pytest.mark.integration
+
 DIGESTS = {"params": "p" * 64, "data": "d" * 64, "code": "c" * 64}
 
 
@@ -33,7 +35,6 @@ def git(*arguments: str, where: Path) -> None:
     subprocess.run(["git", *identity, *arguments], cwd=where, check=True, capture_output=True)
 
 
-@pytest.mark.integration
 def test_every_copy_of_a_checkout_uses_the_store_of_the_main_checkout(tmp_path, monkeypatch):
     main = tmp_path.resolve() / "main"
     subfolder = main / "src"
@@ -51,7 +52,6 @@ def test_every_copy_of_a_checkout_uses_the_store_of_the_main_checkout(tmp_path, 
     assert tracking.uri() == f"sqlite:///{main}/mlflow.db"
 
 
-@pytest.mark.integration
 def test_without_git_the_store_is_in_the_working_folder_unless_the_environment_sets_it(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert main_checkout(tmp_path) == tmp_path.resolve()
@@ -85,7 +85,6 @@ def test_a_database_is_complete_or_absent(empty_records, tmp_path, monkeypatch, 
         pytest.fail("training began")
 
 
-@pytest.mark.integration
 def test_a_specialist_is_recorded_under_its_own_name_with_the_sizes_of_qamoe(
     records, tiny_params, tiny_checkpoint, tmp_path
 ):
@@ -98,7 +97,6 @@ def test_a_specialist_is_recorded_under_its_own_name_with_the_sizes_of_qamoe(
     assert run.data.params["model"] == name
 
 
-@pytest.mark.integration
 def test_a_training_run_holds_its_parameters_tags_and_model(
     records, tiny_params, tiny_checkpoint, tmp_path, monkeypatch
 ):
@@ -134,7 +132,6 @@ def test_a_training_run_holds_its_parameters_tags_and_model(
     assert model.tags["qamoe.artifact_digest"] == checkpoint.digest(folder)
 
 
-@pytest.mark.integration
 @pytest.mark.parametrize(("error", "status"), [(KeyboardInterrupt, "KILLED"), (ValueError, "FAILED"), (None, "FAILED")])
 def test_a_stopped_training_continues_in_its_own_run(records, tiny_params, tiny_checkpoint, tmp_path, error, status):
     def stopped_training() -> None:
@@ -159,7 +156,6 @@ def test_a_stopped_training_continues_in_its_own_run(records, tiny_params, tiny_
     assert [m.step for m in records.get_metric_history(run.info.run_id, "valid")] == [1, 2, 3]
 
 
-@pytest.mark.integration
 def test_only_the_same_training_continues_a_run_that_a_kill_left_running(records, tiny_params):
     with pytest.raises(KeyboardInterrupt), tracking.training_run(tiny_params, "qamoe", 1, DIGESTS):
         raise KeyboardInterrupt
@@ -170,7 +166,6 @@ def test_only_the_same_training_continues_a_run_that_a_kill_left_running(records
     assert len(runs(records)) == 3
 
 
-@pytest.mark.integration
 def test_only_seeds_of_the_same_training_are_children_of_one_run(records, tiny_params, tiny_checkpoint, tmp_path):
     other = {"params": "o" * 64}
     for name, seed, changed in (("qamoe", 1, {}), ("qamoe", 2, {}), ("qamoe", 3, other), ("mean", 1, {})):
@@ -187,7 +182,6 @@ def test_only_seeds_of_the_same_training_are_children_of_one_run(records, tiny_p
     assert not any(run.data.params or run.data.metrics for run in by_id.values()), "MLflow would average them as seeds"
 
 
-@pytest.mark.integration
 def test_a_store_that_fails_does_not_stop_a_training(records, tiny_params, tiny_checkpoint, tmp_path, caplog):
     with tracking.training_run(tiny_params, "qamoe", 1, DIGESTS) as record:
         assert record.record is not None
@@ -223,7 +217,6 @@ def test_a_store_that_cannot_be_used_is_refused_before_training(tmp_path, monkey
         pytest.fail("training began")
 
 
-@pytest.mark.integration
 def test_untracked_training_never_imports_mlflow(tmp_path):
     code = (
         "import sys\nfrom pathlib import Path\nfrom qamoe.tracking.runs import record_evaluation, training_run\n"
@@ -235,7 +228,6 @@ def test_untracked_training_never_imports_mlflow(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.integration
 def test_a_folder_is_recorded_once(records, tiny_checkpoint, tmp_path):
     folder = tiny_checkpoint(tmp_path / "checkpoint", model="mean")
     first = tracking.record_training(records, folder, "qa-moe")
@@ -250,7 +242,6 @@ def test_a_folder_is_recorded_once(records, tiny_checkpoint, tmp_path):
         tracking.record_training(records, tmp_path, "qa-moe")
 
 
-@pytest.mark.integration
 def test_two_checkpoints_recorded_at_the_same_time_have_one_run_each(records, tiny_checkpoint, tmp_path, monkeypatch):
     """Both have the same digests, and logging the second starts before the first is finished."""
     first, second = (tiny_checkpoint(tmp_path / str(answer), answer=answer) for answer in (0.5, 0.7))
@@ -286,7 +277,6 @@ def evaluate(folder: Path, digest: str, offset: float = 0.0) -> Path:
     return folder
 
 
-@pytest.mark.integration
 def test_an_evaluation_is_recorded_once_with_its_curves(records, tiny_checkpoint, tmp_path):
     folder = tiny_checkpoint(tmp_path / "train" / "qamoe" / "1")
     evaluated = evaluate(tmp_path / "evaluate" / "qamoe" / "1", "first")
@@ -316,7 +306,6 @@ def test_an_evaluation_is_not_lost_if_the_store_does_not_answer(tmp_path, monkey
     assert f"qamoe record {folder}" in caplog.text
 
 
-@pytest.mark.integration
 def test_record_takes_training_folders_with_their_evaluations(records, tiny_checkpoint, tmp_path, capsys):
     from qamoe.pipeline import record
 
