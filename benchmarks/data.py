@@ -127,7 +127,8 @@ def rate(store: Store) -> None:
     random = np.random.default_rng(2)
     chosen = random.choice(len(store), IN_MEMORY, replace=False)
     clips = collate(store, chosen.tolist(), MODALITIES)
-    assert clips.target is not None
+    target = clips.target
+    assert target is not None
     ids = [store.value("clip_id", row) for row in chosen]
     batches = [random.choice(IN_MEMORY, CLIPS, replace=False) for _ in range(40)]
 
@@ -140,7 +141,7 @@ def rate(store: Store) -> None:
             rows = torch.from_numpy(indices)
             keys = torch.tensor([clip_key(ids[index]) for index in indices])
             x, mask = {m: v[rows] for m, v in clips.x.items()}, {m: v[rows] for m, v in clips.mask.items()}
-            Batch(keys, x, mask, clips.target[rows])
+            Batch(keys, x, mask, target[rows])
 
     taken = alternated({"mapped": mapped, "memory": in_memory}, 9, clock=time.process_time)
     figure("data: MOSEI's shape, reading", 40 * CLIPS / min(taken["mapped"]), "clips/s")

@@ -32,7 +32,7 @@ from qamoe.rng import MODALITIES
 CLIPS = 64
 EVERY = 20  # measure every 20th view cell by cell
 COLUMNS = {"audio": 25, "vision": 71}
-STATS: dict[str, Any] = {
+STATS: Any = {  # the keys of stats.json that are read here
     "modalities": list(MODALITIES),
     "text": {"unk": 100, "special": [0, 101, 102], "vocabulary": shapes.VOCABULARY, "frequencies": [[2204, 3], [9, 2]]},
     "audio": {"dimension": COLUMNS["audio"], "rate": 20.0},
@@ -115,7 +115,7 @@ def by_view(trained: Trained, store: Store, cell: Cell, view: View) -> pd.DataFr
 
 def untrained(params: parameters.Params, seed: int) -> Trained:
     """Return an untrained QA-MoE of params.yaml; its predictions do not matter here."""
-    config = {
+    config: Any = {
         "model": "qamoe",
         "models": params.models.model_dump(mode="json", include={"encoders", "qamoe"}),
         "inputs": feature_sizes(STATS),

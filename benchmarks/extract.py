@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from time import monotonic
@@ -86,7 +87,7 @@ def processor_s() -> float:
     return used.ru_utime + used.ru_stime
 
 
-def spans(corpus: Path) -> "csv.DictReader[str]":
+def spans(corpus: Path) -> Iterator[dict[str, str]]:
     """Yield rows of a manifest, one per span: the first span of every clip, then the second of every clip, etc."""
     with (corpus / "manifest.csv").open(newline="", encoding="utf-8") as lines:
         clips = [row for row in csv.DictReader(lines) if row["end_s"] and float(row["end_s"]) >= SPAN_S]

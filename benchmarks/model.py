@@ -109,7 +109,8 @@ def memory_for_backward() -> None:
     saved_bytes = {}
     for experts in (8, 64):
         mixture = Experts(shapes.ENCODERS.width, shapes.QAMOE.hidden, experts)
-        parameters, sizes = {p.data_ptr() for p in mixture.parameters()}, []
+        parameters = {p.data_ptr() for p in mixture.parameters()}
+        sizes: list[int] = []
         weights = torch.zeros(32, 3, experts)
         weights[..., : shapes.QAMOE.active] = 1 / shapes.QAMOE.active
         x = torch.randn(32, 3, shapes.ENCODERS.width, requires_grad=True)

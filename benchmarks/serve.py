@@ -105,9 +105,9 @@ def ask(connection: HTTPConnection, method: str, path: str, body: Any = None) ->
     content = None if body is None else json.dumps(body)
     connection.request(method, path, content, {"Content-Type": "application/json"})
     answer = connection.getresponse()
-    content = answer.read()
-    assert answer.status < 300, content
-    return json.loads(content)
+    received = answer.read()
+    assert answer.status < 300, received
+    return json.loads(received)
 
 
 if __name__ == "__main__":
