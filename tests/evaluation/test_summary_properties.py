@@ -25,7 +25,7 @@ def curves(draw: st.DrawFn) -> tuple[str, dict[str, float]]:
     """A slice of one or several curves: severity by cell."""
     name = draw(st.sampled_from(CURVES))
     count = draw(st.integers(1, 3)) if name in ("alone", "held_out") else 1
-    cells = {}
+    cells: dict[str, float] = {}
     for number in range(count):
         prefix = f"{name}-{'abc'[number]}-x" if count > 1 or name in ("alone", "held_out") else name
         steps = draw(st.lists(st.integers(0, 100), min_size=2, max_size=8, unique=True))
@@ -103,20 +103,21 @@ def naive_summary(rows: Rows) -> dict[tuple[str, str], dict[str, float]]:
         below = [mean[cell] for cell in cells if cells[cell] < 0.95]
         clean = [mean[cell] for cell in cells if cells[cell] == 0]
         is_curve = name not in EQUALLY_WEIGHTED and len(cells) > 1
-        worst = {"mae": max, "corr": min, "mean_error": lambda numbers: max(numbers, key=abs)}[metric]
+        worst: dict[str, float] = {"mae": max(counted), "corr": min(counted), "mean_error": max(counted, key=abs)}
         found[name, metric] = {
             "area": sum(weight[cell] * mean[cell] for cell in cells),
             "area09": float(np.mean(below)) if is_curve and below else math.nan,
-            "worst": worst(counted),
+            "worst": worst[metric],
             "clean": float(np.mean(clean)) if clean else math.nan,
         }
     return found
 
 
 def summary_of(rows: Rows) -> dict[tuple[str, str], dict[str, float]]:
-    table = summarise(pd.DataFrame(rows)).set_index(["slice", "metric"])
-    assert table.index.is_unique
-    return {(str(name), str(metric)): row.to_dict() for (name, metric), row in table.iterrows()}  # type: ignore[misc]
+    table = summarise(pd.DataFrame(rows))
+    assert not table.duplicated(["slice", "metric"]).any()
+    figures = ["area", "area09", "worst", "clean"]
+    return {(row["slice"], row["metric"]): {name: row[name] for name in figures} for row in table.to_dict("records")}
 
 
 def assert_close(found: dict[tuple[str, str], dict[str, float]], expected: dict[tuple[str, str], Any]) -> None:

@@ -94,6 +94,7 @@ def test_views_that_are_shared_out_are_gathered_in_their_order(count: int, proce
     shares = [BatchShare(process, processes) for process in range(processes)]
     numbers = [share.views(range(count)) for share in shares]
     assert sorted(view for own in numbers for view in own) == list(range(count))
+    arrays: list[dict[str, np.ndarray | None]]
     arrays = [{"prediction": whole[list(own)], "variance": None} for own in numbers]
 
     def all_gather(into: list[object], _: object) -> None:
@@ -103,6 +104,7 @@ def test_views_that_are_shared_out_are_gathered_in_their_order(count: int, proce
         patch.setattr(distributed.distributed, "all_gather_object", all_gather)
         for share, own in zip(shares, arrays, strict=True):
             gathered = share.gathered(own, count)
+            assert gathered["prediction"] is not None
             assert np.array_equal(gathered["prediction"], whole)
             assert gathered["variance"] is None
 
