@@ -140,7 +140,7 @@ def tiny_checkpoint(tiny_params: Any, tiny_stats: dict[str, Any]) -> Callable[..
         content = tiny_params.model_dump(mode="json")
         if encoder is not None:
             content["models"]["encoders"]["text"] |= {"finetune": True, "encoder": str(encoder)}
-        config = checkpoint.untrained_config(
+        config: Any = checkpoint.untrained_config(
             type(tiny_params).model_validate(content), model, seed, tiny_stats, inputs, digests
         )
         anchors = {m: {"clean": 0.8, "fully_degraded": 0.4, "rescaled": True} for m in inputs}

@@ -58,7 +58,9 @@ def test_a_clip_has_the_same_prediction_as_in_evaluate(
     preprocess.run(params, out)
     stats = json.loads((out / "preprocess" / "stats.json").read_text())
     inputs = {"text": 384} | {m: len(stats[m]["kept"]) for m in ("audio", "vision")}
-    config = checkpoint.untrained_config(params, "qamoe", 1, stats, inputs, {"params": "p", "data": "d", "code": "c"})
+    config: Any = checkpoint.untrained_config(
+        params, "qamoe", 1, stats, inputs, {"params": "p", "data": "d", "code": "c"}
+    )
     anchors = {m: {"clean": 0.8, "fully_degraded": 0.4, "rescaled": True} for m in inputs}
     sigmas = {"sigmas": {"0.5": 0.7, "0.8": 1.3, "0.9": 1.7, "0.95": 2.0}}
     config |= {"selection": 1.0, "best_epoch": 1, "calibration": sigmas, "trust": anchors}

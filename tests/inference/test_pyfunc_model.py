@@ -85,7 +85,7 @@ def test_every_input_format_gives_the_same_predictions(trained):
     )
     np.testing.assert_allclose(numbers(predict(trained, object_arrays)), expected, atol=1e-6)  # as read from parquet
     tokens = [None if text is None else MiniLM(50).extract(text)[0] for text in CLIPS["text"].replace({np.nan: None})]
-    with_tokens = CLIPS.assign(tokens=tokens, text=["something else", None, "other"])
+    with_tokens = CLIPS.assign(tokens=tokens, text=pd.Series(["something else", None, "other"]))
     np.testing.assert_allclose(numbers(predict(trained, with_tokens)), expected, atol=1e-6)
 
 

@@ -51,10 +51,10 @@ def write_media(
             time = np.arange(round(seconds * RATE)) / RATE
             wave = np.sin(2 * np.pi * 440 * time) * np.where(time % 1 < 0.5, 0.25, 0.5)
             samples = np.rint(wave * 32767).astype(np.int16).reshape(1, -1)
-            frame = av.AudioFrame.from_ndarray(samples, format="s16", layout="mono")
-            frame.sample_rate, frame.pts, frame.time_base = RATE, 0, Fraction(1, RATE)
+            sound = av.AudioFrame.from_ndarray(samples, format="s16", layout="mono")
+            sound.sample_rate, sound.pts, sound.time_base = RATE, 0, Fraction(1, RATE)
             resampler = av.AudioResampler(format=audio.codec_context.format, layout="mono", rate=RATE)
-            for part in [*resampler.resample(frame), *resampler.resample(None)]:
+            for part in [*resampler.resample(sound), *resampler.resample(None)]:
                 container.mux(audio.encode(part))
             container.mux(audio.encode(None))
     return path

@@ -1,6 +1,7 @@
 """Degraded audio, frames and transcripts: each severity has its measured amount; results repeat and nest."""
 
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -178,8 +179,10 @@ def all_kinds() -> list[tuple[str, Callable[[float, str], bytes]]]:
     kinds: list[tuple[str, Callable[[float, str], bytes]]] = [
         ("word_errors", lambda s, clip: degraded_text(s, clip).encode())
     ]
-    kinds += [(kind, lambda s, clip, kind=kind: degraded_audio(kind, s, clip).tobytes()) for kind in AUDIO]
-    kinds += [(kind, lambda s, clip, kind=kind: np.stack(degraded_frames(kind, s, clip)).tobytes()) for kind in VISION]
+    for kind in AUDIO:
+        kinds.append((kind, partial(lambda kind, s, clip: degraded_audio(kind, s, clip).tobytes(), kind)))
+    for kind in VISION:
+        kinds.append((kind, partial(lambda kind, s, clip: np.stack(degraded_frames(kind, s, clip)).tobytes(), kind)))
     return kinds
 
 

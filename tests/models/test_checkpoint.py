@@ -214,7 +214,8 @@ def test_a_checkpoint_of_format_1_loads_with_current_key_names(
         assert f'"{new}"' in text
         text = text.replace(f'"{new}"', f'"{old}"')
     (folder / "model.json").write_text(text)
-    assert {**(checkpoint.read_config(folder) or {}), "format": 2} == current
+    read: Any = checkpoint.read_config(folder)
+    assert {**read, "format": 2} == current
     checkpoint.load(folder)
 
 

@@ -33,9 +33,9 @@ def params_file(tmp_path: Path) -> Callable[..., Path]:
         common["selection"] |= {"severities": {"missing": [0.0, 0.5], "noise": [0.5]}, "draws": 1}
         content["seeds"] = {"mean": [1], "concat": [1], "qamoe": [1]}
         for key, value in (changes or {}).items():
-            *path, last = key.split(".")
+            *parents, last = key.split(".")
             section = content
-            for part in path:
+            for part in parents:
                 section = section[part]
             section[last] = value
         path = tmp_path / "params.yaml"

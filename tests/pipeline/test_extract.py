@@ -111,7 +111,7 @@ def test_words_replace_token_ids_of_another_vocabulary(
     encoder = tiny_encoder(tmp_path / "encoder")
     content = (encoder / "tokenizer.json").read_text()
     (encoder / "tokenizer.json").write_text(content.replace('"film":', '"flim":'))
-    changes = {"extract.corpus": {"kind": "mmsa", "path": "mosi.pkl"}}
+    changes: dict[str, Any] = {"extract.corpus": {"kind": "mmsa", "path": "mosi.pkl"}}
     changes["extract.text"] = {"extractor": "huggingface", "model": str(encoder), "max_tokens": 50}
     text = Store(run(changes) / "text.arrow")
     assert text.metadata["extractor"] == "huggingface"

@@ -29,11 +29,11 @@ SHIPPED = yaml.safe_load((ROOT / "params.yaml").read_text())
 class Wide(baselines.Concat):
     """A model with a block of its own."""
 
-    class Block(Block):
+    class Block(Block):  # type: ignore[misc]
         hidden: Annotated[int, Field(ge=1)]
         times: Annotated[int, Field(ge=2)]
 
-    Block: ClassVar[type[Block]]
+    Block: ClassVar[type[Block]]  # type: ignore[no-redef]
 
 
 @pytest.fixture

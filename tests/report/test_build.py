@@ -106,11 +106,11 @@ def test_each_number_of_the_headline_is_in_its_row_and_column(written: Path, sum
     html = (written / "index.html").read_text()
     table = re.search(r'<table class="headline.*?</table>', html, flags=re.S)
     assert table is not None
-    shown = {}
+    shown: dict[tuple[str, str], str] = {}
     for row in re.findall(r"<tr.*?</tr>", table[0], flags=re.S):
         cells = re.findall(r'data-label="(.*?)"><span>([^<]*?)(?:&thinsp;|\u2009)?†? ?<span', row)
-        if model := re.search(r'scope="row">(\w+)<', row):
-            shown |= {(model[1], label): value.strip() for label, value in cells}
+        if heading := re.search(r'scope="row">(\w+)<', row):
+            shown |= {(heading[1], label): value.strip() for label, value in cells}
     checked = 0
     for model in ("mean", "concat", "qamoe"):
         for column in tables.REGRESSION:

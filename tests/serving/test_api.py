@@ -343,7 +343,7 @@ def test_a_body_without_a_length_is_limited_too(server):
 
 
 def test_requests_from_pages_of_other_sites_are_refused(server):
-    body = {"clips": [{}]}
+    body: dict[str, Any] = {"clips": [{}]}
     assert server.ask("POST", "/predict", body, Origin="http://example.org")[0] == 403
     assert server.ask("POST", "/predict", body, Origin="null")[0] == 403
     assert server.ask("POST", "/predict", body, Origin=f"http://127.0.0.1:{server.port}")[0] == 200

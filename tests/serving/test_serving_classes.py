@@ -28,7 +28,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, tiny_params: Any, tiny_stat
     stats = {key: value for key, value in tiny_stats.items() if not key.startswith("target_")}
     stats |= {"task": task, "class_shares": [0.4, 0.1, 0.2, 0.3]}
     inputs = {"text": 384, "audio": 2, "vision": 2}
-    config = checkpoint.untrained_config(
+    config: Any = checkpoint.untrained_config(
         tiny_params, "qamoe", 1, stats, inputs, {"params": "p", "data": "d", "code": "c"}
     )
     anchors = {m: {"clean": 0.8, "fully_degraded": 0.4, "rescaled": True} for m in inputs}

@@ -40,7 +40,7 @@ def files(folder: Path) -> dict[str, bytes]:
 def config_and_history(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Return config and history."""
     history = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
-    return checkpoint.read_config(folder) or {}, history
+    return dict(checkpoint.read_config(folder) or {}), history
 
 
 @pytest.mark.integration
@@ -64,7 +64,7 @@ def test_every_epoch_takes_every_clip_once_in_its_own_order(
 ) -> None:
     orders: list[list[int]] = []
 
-    def recorded(*arguments: Any) -> list[list[int]]:
+    def recorded(*arguments: Any) -> Any:
         batches = rows_in_batches(*arguments)
         orders.append([row for batch in batches for row in batch])
         return batches
