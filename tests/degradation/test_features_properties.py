@@ -23,6 +23,8 @@ from qamoe.degradation.features import (
 )
 from qamoe.rng import Draws, clip_key
 
+pytestmark = pytest.mark.integration
+
 PAD, UNK, CLS, SEP = 0, 100, 101, 102
 SPECIAL = (PAD, CLS, SEP)
 IDS = torch.tensor([PAD, UNK, CLS, SEP, 200, 201, 202, 203])

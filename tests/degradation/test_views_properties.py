@@ -3,6 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
+import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -12,6 +13,8 @@ from qamoe.data.batch import Batch
 from qamoe.degradation.features import DRAWN, KINDS, Reference
 from qamoe.degradation.views import View, apply
 from qamoe.rng import MODALITIES, Draws, clip_key
+
+pytestmark = pytest.mark.integration
 
 SPECIAL = (0, 101, 102)
 REFERENCES = {

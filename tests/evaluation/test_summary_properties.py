@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 
 from qamoe.evaluation.summary import BLIND, EQUALLY_WEIGHTED, summarise, weights
 
+pytestmark = pytest.mark.integration
+
 CURVES = ("missing", "noise", "alone", "held_out")
 METRICS = ("mae", "corr", "mean_error")
 Rows = list[dict[str, Any]]

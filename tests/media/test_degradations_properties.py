@@ -1,12 +1,15 @@
 """Properties of degraded audio, frames and transcripts, for any clip, draws and severities."""
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from qamoe.media import degradations
 from qamoe.media.degradations import AUDIO, VISION, draws_for
 from qamoe.media.word_confusion import Vocabulary
+
+pytestmark = pytest.mark.integration
 
 RATE = 8000.0
 PACKET = 160  # samples that are lost together: 20 ms
