@@ -41,7 +41,7 @@ def run(script: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
-@pytest.mark.integration
+@pytest.mark.slow
 @pytest.mark.parametrize("script", ["benchmarks/serve.py", "benchmarks/rollback.py", "scripts/pictures.py"])
 def test_scripts_print_their_help_and_refuse_wrong_arguments(script: str) -> None:
     for arguments, code in ((["--help"], 0), (["one", "two", "three"], 2), (["--unknown"], 2)):
@@ -51,7 +51,7 @@ def test_scripts_print_their_help_and_refuse_wrong_arguments(script: str) -> Non
         assert "usage: " in process.stdout + process.stderr
 
 
-@pytest.mark.integration
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("script", "arguments"),
     [

@@ -99,13 +99,14 @@ def test_the_readme_names_every_package_of_the_source() -> None:
     assert set(re.findall(r"^    (\w+) +\w", README.read_text(), re.MULTILINE)) == packages
 
 
-@pytest.fixture
-def cells(tmp_path: Path) -> pd.DataFrame:
-    """Cells of the demo's models and seeds, with other numbers."""
+@pytest.fixture(scope="module")
+def cells(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
+    """Cells of the demo's models and seeds, with other numbers; read only."""
+    folder = tmp_path_factory.mktemp("demo")
     for model, seeds in load(ROOT / "params.yaml").seeds.items():
         for seed in seeds:
-            write_run(tmp_path, model, seed)
-    return read_cells(evaluations(tmp_path / "evaluate"))
+            write_run(folder, model, seed)
+    return read_cells(evaluations(folder / "evaluate"))
 
 
 def reasons(gate: GateMeasurements) -> list[str]:

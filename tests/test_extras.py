@@ -111,9 +111,9 @@ def test_the_table_of_extras_is_that_of_pyproject() -> None:
         ("versions", "mlflow"),
         ("record train/qamoe/1", "mlflow"),
         ("serve --folder train/qamoe/1", "fastapi"),
-        ("serve --folder train/qamoe/1 --port 0", "uvicorn"),
+        pytest.param("serve --folder train/qamoe/1 --port 0", "uvicorn", marks=pytest.mark.slow),
         ("sample data-new --clips 4", "espeakng_loader"),
-        ("run tune", "optuna"),
+        pytest.param("run tune", "optuna", marks=pytest.mark.slow),
         ("accept-tuned", "ruamel"),
     ],
 )

@@ -78,6 +78,7 @@ def test_a_video_with_text_is_predicted_in_the_terminal(qamoe, film, lines):
     assert sum(answer["routing"]) == pytest.approx(1)
 
 
+@pytest.mark.slow
 def test_an_unreadable_clip_has_a_reason_and_the_others_a_prediction(
     qamoe, checkpoint_folder, film, voice, tmp_path, monkeypatch, capsys
 ):

@@ -20,6 +20,7 @@ from qamoe.models import checkpoint
 from qamoe.pipeline import evaluate, extract, preprocess
 
 
+@pytest.mark.slow
 def test_a_video_without_a_span_has_the_same_frames_as_in_extract(
     corpus: Path, tiny_params: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -121,6 +121,7 @@ def extract_alone() -> "State[object]":
     return _dvc.run_stage("extract")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("server")
 def test_a_flow_waits_for_the_lock_of_another_dvc(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lock = zc.lockfile.LockFile(str(repository / ".dvc/tmp/lock"))
