@@ -17,9 +17,9 @@ from pathlib import Path
 import figures
 import shapes
 import torch
-from data import write_store
 from figures import alternated, figure, machine, milliseconds, ratio
 from mult import MulT
+from reading import write_store
 
 from qamoe.data.arrow_store import Store
 from qamoe.data.batch import Batch

@@ -1,4 +1,4 @@
-"""Measure reading data of CMU-MOSEI's shape: `python benchmarks/data.py [FOLDER]`.
+"""Measure reading data of CMU-MOSEI's shape: `python benchmarks/reading.py [FOLDER]`.
 
 Takes four minutes and 8 GB of disk space in FOLDER, a temporary folder by default. Writes stores of random clips as
 preprocess does. Separate processes measure opening, the first batch and anonymous memory (RssAnon, which the page
@@ -132,6 +132,9 @@ def rate(store: Store) -> None:
     ids = [store.value("clip_id", row) for row in chosen]
     batches = [random.choice(IN_MEMORY, CLIPS, replace=False) for _ in range(40)]
 
+    target = clips.target
+    assert target is not None
+
     def mapped() -> None:
         for indices in batches:
             collate(store, chosen[indices].tolist(), MODALITIES)
@@ -154,5 +157,5 @@ if __name__ == "__main__":
     parser.add_argument("folder", nargs="?", type=Path, help="where to write temporary stores of up to 8 GB")
     parser.add_argument("--read", type=Path, help=argparse.SUPPRESS)  # what open_in_process runs
     options = parser.parse_args()
-    with exit_on_user_error("data.py"):
+    with exit_on_user_error("reading.py"):
         read_store(options.read) if options.read else main(options.folder)
