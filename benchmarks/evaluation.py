@@ -32,7 +32,7 @@ from qamoe.rng import MODALITIES
 CLIPS = 64
 EVERY = 20  # measure every 20th view cell by cell
 COLUMNS = {"audio": 25, "vision": 71}
-STATS: Any = {  # the keys of stats.json that are read here
+STATS: Any = {
     "modalities": list(MODALITIES),
     "text": {"unk": 100, "special": [0, 101, 102], "vocabulary": shapes.VOCABULARY, "frequencies": [[2204, 3], [9, 2]]},
     "audio": {"dimension": COLUMNS["audio"], "rate": 20.0},

@@ -102,8 +102,8 @@ def timed(port: int, path: str, body: dict[str, Any], count: int) -> list[float]
 
 
 def ask(connection: HTTPConnection, method: str, path: str, body: Any = None) -> Any:
-    content = None if body is None else json.dumps(body)
-    connection.request(method, path, content, {"Content-Type": "application/json"})
+    encoded = None if body is None else json.dumps(body)
+    connection.request(method, path, encoded, {"Content-Type": "application/json"})
     answer = connection.getresponse()
     received = answer.read()
     assert answer.status < 300, received

@@ -58,7 +58,11 @@ def _with_whole_sentences(page: str, command: object, prefix: str) -> str:
         anchor = f"{prefix} {name}".replace(" ", "-")
         sentence = " ".join((below.help or "").split("\n\n")[0].split())
         entry = f"* [`{name}`](#{anchor}): {sentence}"
-        page = re.sub(rf"^\* `{name}`: .*$", entry.replace("\\", r"\\"), page, count=1, flags=re.MULTILINE)
+
+        def linked(_: re.Match[str], entry: str = entry) -> str:
+            return entry
+
+        page = re.sub(rf"^\* `{name}`: .*$", linked, page, count=1, flags=re.MULTILINE)
         page = _with_whole_sentences(page, below, f"{prefix} {name}")
     return page
 

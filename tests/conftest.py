@@ -74,7 +74,7 @@ def tiny_params() -> Any:
 
 
 @pytest.fixture(scope="session")
-def tiny_stats() -> dict[str, Any]:
+def tiny_stats() -> Any:
     """stats.json of a corpus in which one of three audio columns was dropped because it is constant."""
 
     def columns(kept: list[int], mean: list[float], deviation: list[float]) -> dict[str, Any]:
@@ -116,7 +116,7 @@ def tiny_encoder() -> Callable[..., Path]:
 
 
 @pytest.fixture(scope="session")
-def tiny_checkpoint(tiny_params: Any, tiny_stats: dict[str, Any]) -> Callable[..., Path]:
+def tiny_checkpoint(tiny_params: Any, tiny_stats: Any) -> Callable[..., Path]:
     """Return a function that writes a checkpoint: tiny_checkpoint(folder, answer=1.0) predicts about `answer`.
 
     `encoder` is the folder of a fine-tuned text encoder.
@@ -152,7 +152,7 @@ def tiny_checkpoint(tiny_params: Any, tiny_stats: dict[str, Any]) -> Callable[..
         }
         config |= changed
         torch.manual_seed(seed)
-        network = checkpoint.make(model, config)
+        network: Any = checkpoint.make(model, config)
         if model != "mean":
             with torch.no_grad():
                 network.head.out.weight.mul_(0.05)

@@ -1,6 +1,7 @@
 """Counter-based draws: the published vectors of Philox4x32-10, and numbers that depend on their key alone."""
 
 from itertools import product
+from typing import Any
 
 import pytest
 import torch
@@ -36,17 +37,18 @@ def by_integers(counter: list[int], key: list[int]) -> list[int]:
 
 @pytest.mark.parametrize(("counter", "key", "expected"), PUBLISHED)
 def test_philox_gives_its_published_vectors(counter: str, key: str, expected: str) -> None:
-    c = [torch.tensor([word]) for word in numbers(counter)]
-    k = [torch.tensor([word]) for word in numbers(key)]
-    assert [int(word) for word in philox(tuple(c), tuple(k))] == numbers(expected)
+    c: Any = tuple(torch.tensor([word]) for word in numbers(counter))
+    k: Any = tuple(torch.tensor([word]) for word in numbers(key))
+    assert [int(word) for word in philox(c, k)] == numbers(expected)
     assert [int(word) for word in _rounds(*c, *k)] == numbers(expected), "the rounds that a GPU runs"
     assert by_integers(numbers(counter), numbers(key)) == numbers(expected)
 
 
 def test_the_rounds_of_a_gpu_match_those_of_a_cpu() -> None:
-    words = [torch.randint(0, 2**32, shape) for shape in ((1, 40), (9, 1), (9, 1), (9, 1), (9, 1), (9, 1))]
+    shapes = ((1, 40), (9, 1), (9, 1), (9, 1), (9, 1), (9, 1))
+    words: Any = tuple(torch.randint(0, 2**32, shape) for shape in shapes)
     by_numpy, by_torch = (
-        philox(tuple(words[:4]), tuple(words[4:])),
+        philox(words[:4], words[4:]),
         _rounds(*torch.broadcast_tensors(*words[:4]), *words[4:]),
     )
     for expected, word in zip(by_numpy, by_torch, strict=True):

@@ -274,7 +274,7 @@ def test_a_damaged_manifest_is_read_or_rejected_and_undamaged_rows_stay_the_same
         except UserError as error:
             rejected.append(str(error))
             continue
-        assert all(clip.media.path == folder.resolve() / "media/one.mp4" for clip in now.values())
+        assert all(clip.media and clip.media.path == folder.resolve() / "media/one.mp4" for clip in now.values())
         undamaged = {name for name, line in lines.items() if line in path.read_bytes().splitlines()}
         assert {name: now.get(name) for name in undamaged} == {name: first[name] for name in undamaged}
     assert 200 < len(rejected) < 400

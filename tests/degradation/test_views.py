@@ -32,7 +32,7 @@ VIEWS = (
     View(7, 1, ("noise",) * 3, (0.5,) * 3, then=(ALL, (0.25,) * 3)),
     View(7, 0, ALL, (1.0, 0.0, 1.0), announced=True),
 )
-STATS: dict[str, Any] = {
+STATS: Any = {
     "text": {"unk": 100, "special": [0, 101, 102], "vocabulary": 4000, "frequencies": [[2000, 3], [3000, 1]]},
     "audio": {"dimension": 3, "rate": 20.0},
     "vision": {"dimension": 2, "rate": 5.0},
@@ -201,4 +201,5 @@ def test_references_come_from_the_training_statistics() -> None:
     assert references["audio"].mean.tolist() == [0, 0, 0]  # type: ignore[union-attr]
     assert references["vision"].deviation.tolist() == [1, 1]  # type: ignore[union-attr]
     assert (references["audio"].rate, references["vision"].rate) == (20.0, 5.0)
-    assert "vision" not in references_from_stats({k: v for k, v in STATS.items() if k != "vision"})
+    without_vision: Any = {k: v for k, v in STATS.items() if k != "vision"}
+    assert "vision" not in references_from_stats(without_vision)

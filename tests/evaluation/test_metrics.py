@@ -1,5 +1,7 @@
 """Metrics on worked examples, in particular where published code is wrong or differs."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -16,7 +18,7 @@ from qamoe.evaluation.metrics import (
 )
 
 
-def measured(prediction: list[float], target: list[float]) -> dict[str, float]:
+def measured(prediction: Sequence[float], target: Sequence[float]) -> dict[str, float]:
     return regression(np.array(prediction, np.float32), np.array(target, np.float64))
 
 
@@ -133,7 +135,7 @@ SIMS = (-1.0, 1.0)
 
 def test_labels_in_minus_one_to_one_have_the_accuracies_of_ch_sims() -> None:
     """A class includes its upper cut, and a label of .1 stays .1 although it was stored in single precision."""
-    target = np.float32([-1.0, -0.7, -0.6, -0.1, 0.0, 0.1, 0.2, 0.7, 0.8]).astype(np.float64)
+    target = np.array([-1.0, -0.7, -0.6, -0.1, 0.0, 0.1, 0.2, 0.7, 0.8], np.float32).astype(np.float64)
     classes = {"acc5": [0, 0, 1, 1, 2, 2, 3, 3, 4], "acc3": [0, 0, 0, 0, 1, 1, 2, 2, 2], "acc2": [0] * 5 + [1] * 4}
     middles = {"acc5": [-0.9, -0.4, 0.05, 0.4, 0.9], "acc3": [-0.5, 0.05, 0.5], "acc2": [-0.5, 0.5]}
     for name, expected in classes.items():

@@ -155,7 +155,7 @@ def test_there_is_one_row_per_clip_cell_and_draw_in_order(corpus: Any, measured:
 
 
 def test_rows_describe_the_degradation_of_each_clip(measured: list[pd.DataFrame]) -> None:
-    rows = measured[0].set_index(["cell", "draw", "clip_id"]).sort_index()
+    rows: Any = measured[0].set_index(["cell", "draw", "clip_id"]).sort_index()
     clean, half, gone = rows.loc[("clean", 0)], rows.loc[("missing-0.5", 1)], rows.loc[("missing-1.0", 0)]
     assert (clean[["kind_text", "kind_audio", "kind_vision"]] == "clean").all(axis=None)
     assert (clean[["lost_text", "lost_audio", "lost_vision"]] == 0).all(axis=None)
@@ -184,7 +184,7 @@ def test_rows_describe_the_degradation_of_each_clip(measured: list[pd.DataFrame]
 
 
 def test_an_announced_missing_modality_has_trust_0(measured: list[pd.DataFrame]) -> None:
-    rows = measured[0].set_index("cell")
+    rows: Any = measured[0].set_index("cell")
     assert (rows.loc["subsets-t", ["trust_audio", "trust_vision"]] == 0).all(axis=None)
     blind = rows.loc["subsets-t-blind"].query("clip_id != 'clip-2'")
     assert blind["trust_audio"].max() > 0, "an unannounced loss can keep some trust"
@@ -205,7 +205,7 @@ def test_only_models_with_reliability_have_its_columns(measured: list[pd.DataFra
     assert qamoe["trust_text"].between(0, 1).all()
     silent = (qamoe["clip_id"] == "clip-2") & (qamoe["kind_audio"] != "swap")
     assert (qamoe.loc[silent, "trust_audio"] == 0).all(), "without audio, its trust is 0"
-    assert np.allclose(np.stack(qamoe["routing"]).sum(1), 1, atol=1e-5)
+    assert np.allclose(np.stack(list(qamoe["routing"])).sum(1), 1, atol=1e-5)
     assert mean[["r_text", "trust_vision"]].isna().all(axis=None)
     assert mean["routing"].isna().all()
 
@@ -278,7 +278,7 @@ def test_parallel_checkpoints_predict_the_same_bits_as_alone(corpus: Any, measur
 def test_a_corpus_without_vision_leaves_its_columns_empty(corpus: Any, tmp_path: Path) -> None:
     two = ("text", "audio")
     trained = corpus.trained[0]
-    config = {**trained.config, "modalities": list(two), "inputs": {m: trained.config["inputs"][m] for m in two}}
+    config: Any = {**trained.config, "modalities": list(two), "inputs": {m: trained.config["inputs"][m] for m in two}}
     torch.manual_seed(0)
     smaller = checkpoint.Trained(checkpoint.make("qamoe", config).eval(), config, tmp_path)
     whole = corpus.split

@@ -1,5 +1,8 @@
 """Evidence on reliability, on predictions with a known rule."""
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -21,7 +24,9 @@ CLIPS = 12
 SEVERITIES = np.round(np.arange(11) / 10, 1)
 
 
-def graded(name: str, prefix: str, r_of: object, frames: np.ndarray, draws: int = 3, seed: int = 1) -> pd.DataFrame:
+def graded(
+    name: str, prefix: str, r_of: Callable[..., Any], frames: np.ndarray, draws: int = 3, seed: int = 1
+) -> pd.DataFrame:
     """Return slice `name` with audio's r from r_of(severity, lost, rng) and no r of text; frames are lost by chance."""
     rng = np.random.default_rng(seed)
     parts = []

@@ -1,6 +1,7 @@
 """Summaries of worked examples: area, the field's average, worst and clean cell."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -61,7 +62,7 @@ def test_the_worst_is_the_highest_error_and_the_lowest_accuracy() -> None:
 
 def test_mixed_and_clean_are_one_cell() -> None:
     table = pd.concat([cells("mixed", {float("nan"): [1.0, 2.0, 6.0]}), cells("clean", {0.0: [0.7]})])
-    summary = summarise(table).set_index("slice")
+    summary: Any = summarise(table).set_index("slice")
     assert summary.loc["mixed", "area"] == pytest.approx(3.0)
     assert np.isnan(summary.loc["mixed", "clean"])
     assert np.isnan(summary.loc["mixed", "area09"])

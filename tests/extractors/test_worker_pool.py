@@ -24,7 +24,8 @@ from qamoe.media.decode import ClipError, NoStream
 class ScriptedExtractor:
     """An extractor that follows the instructions in its file, step by step."""
 
-    name, version, columns, made_with = "scripted", "1", ("value",), ""
+    name, version, made_with = "scripted", "1", ""
+    columns: tuple[str, ...] = ("value",)
 
     def __init__(self, rate: float) -> None:
         self.rate = rate
@@ -35,7 +36,7 @@ class ScriptedExtractor:
     def warm_up(self) -> None:
         pass
 
-    def extract(self, path: Path, start_s: float, end_s: float | None) -> np.ndarray:
+    def extract(self, path: Path, start_s: float = 0.0, end_s: float | None = None) -> np.ndarray:
         *steps, last = path.read_text().split(";")
         for step in steps:
             action, pipe = step.split(" ", 1)

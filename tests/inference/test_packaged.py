@@ -188,7 +188,7 @@ def test_mlflows_server_predicts_as_the_model_and_does_not_open_paths(logged, fi
     address, folder = logged
     process, port = served(address, tmp_path)
 
-    def request(rows: list[dict[str, Any]]) -> tuple[int, Any]:
+    def request(rows: list[Any]) -> tuple[int, Any]:
         connection = HTTPConnection("127.0.0.1", port, timeout=300)
         connection.request("POST", "/invocations", json.dumps({"dataframe_records": rows}),
                            {"Content-Type": "application/json"})  # fmt: skip

@@ -41,7 +41,8 @@ def numbers(frame: pd.DataFrame) -> np.ndarray:
 
 def test_a_batch_equals_its_rows(trained):
     whole = predict(trained, CLIPS)
-    assert list(whole.columns) == output_columns({"kind": "regression"})
+    task: Any = {"kind": "regression"}
+    assert list(whole.columns) == output_columns(task)
     assert list(whole.index) == ["x", "y", "z"]
     alone = pd.concat([predict(trained, CLIPS.loc[[name]]) for name in CLIPS.index])
     np.testing.assert_allclose(numbers(whole), numbers(alone), atol=1e-5)
@@ -58,7 +59,7 @@ def test_more_clips_than_a_batch_keep_their_order(trained, monkeypatch):
 
 
 def test_the_interval_is_conformal_and_a_missing_modality_has_trust_0(trained):
-    predictions = predict(trained, CLIPS)
+    predictions: Any = predict(trained, CLIPS)
     half_width = trained.config["calibration"]["sigmas"]["0.9"] * np.sqrt(predictions["variance"])
     np.testing.assert_allclose(predictions["high_90"] - predictions["score"], half_width)
     np.testing.assert_allclose(predictions["score"] - predictions["low_90"], half_width)
@@ -84,8 +85,11 @@ def test_every_input_format_gives_the_same_predictions(trained):
         lambda value: np.array([*value, None], object)[:-1] if isinstance(value, np.ndarray) else value
     )
     np.testing.assert_allclose(numbers(predict(trained, object_arrays)), expected, atol=1e-6)  # as read from parquet
-    tokens = [None if text is None else MiniLM(50).extract(text)[0] for text in CLIPS["text"].replace({np.nan: None})]
-    with_tokens = CLIPS.assign(tokens=tokens, text=pd.Series(["something else", None, "other"]))
+    tokens: Any = [
+        None if text is None else MiniLM(50).extract(text)[0] for text in CLIPS["text"].replace({np.nan: None})
+    ]
+    other_text: Any = ["something else", None, "other"]
+    with_tokens = CLIPS.assign(tokens=tokens, text=other_text)
     np.testing.assert_allclose(numbers(predict(trained, with_tokens)), expected, atol=1e-6)
 
 

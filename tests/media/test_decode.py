@@ -3,6 +3,7 @@
 import struct
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -30,7 +31,8 @@ def write_media(
     `streams` names video (v) and audio (a). If it is empty, all frames are white on the left and black on the right.
     """
     with av.open(str(path), "w", options=options or {}) as container:
-        video = audio = None
+        video: Any = None
+        audio: Any = None
         if "v" in streams or not streams:
             video = container.add_stream("mpeg4", rate=rate)
             video.width, video.height, video.pix_fmt = *size, "yuv420p"
@@ -51,10 +53,10 @@ def write_media(
             time = np.arange(round(seconds * RATE)) / RATE
             wave = np.sin(2 * np.pi * 440 * time) * np.where(time % 1 < 0.5, 0.25, 0.5)
             samples = np.rint(wave * 32767).astype(np.int16).reshape(1, -1)
-            sound = av.AudioFrame.from_ndarray(samples, format="s16", layout="mono")
-            sound.sample_rate, sound.pts, sound.time_base = RATE, 0, Fraction(1, RATE)
+            wave_frame = av.AudioFrame.from_ndarray(samples, format="s16", layout="mono")
+            wave_frame.sample_rate, wave_frame.pts, wave_frame.time_base = RATE, 0, Fraction(1, RATE)
             resampler = av.AudioResampler(format=audio.codec_context.format, layout="mono", rate=RATE)
-            for part in [*resampler.resample(sound), *resampler.resample(None)]:
+            for part in [*resampler.resample(wave_frame), *resampler.resample(None)]:
                 container.mux(audio.encode(part))
             container.mux(audio.encode(None))
     return path

@@ -174,15 +174,21 @@ def test_an_empty_text_and_an_empty_vocabulary_change_nothing() -> None:
     assert degradations.word_errors("one two", 1.0, draws, Vocabulary.from_texts(())) == "one two"
 
 
+def audio_bytes(kind: str, severity: float, clip: str) -> bytes:
+    return degraded_audio(kind, severity, clip).tobytes()
+
+
+def vision_bytes(kind: str, severity: float, clip: str) -> bytes:
+    return np.stack(degraded_frames(kind, severity, clip)).tobytes()
+
+
 def all_kinds() -> list[tuple[str, Callable[[float, str], bytes]]]:
     """Each kind with a function of severity and clip that returns the degraded signal as bytes."""
     kinds: list[tuple[str, Callable[[float, str], bytes]]] = [
         ("word_errors", lambda s, clip: degraded_text(s, clip).encode())
     ]
-    for kind in AUDIO:
-        kinds.append((kind, partial(lambda kind, s, clip: degraded_audio(kind, s, clip).tobytes(), kind)))
-    for kind in VISION:
-        kinds.append((kind, partial(lambda kind, s, clip: np.stack(degraded_frames(kind, s, clip)).tobytes(), kind)))
+    kinds += [(kind, partial(audio_bytes, kind)) for kind in AUDIO]
+    kinds += [(kind, partial(vision_bytes, kind)) for kind in VISION]
     return kinds
 
 

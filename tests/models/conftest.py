@@ -10,7 +10,7 @@ from qamoe.config.params import Encoders, QAMoE
 from qamoe.data.batch import Batch
 from qamoe.rng import clip_key
 
-TEXT = {"finetune": False, "encoder": "minilm", "lr": 5e-5, "dropout": 0.1, "pooling": "attention"}
+TEXT: Any = {"finetune": False, "encoder": "minilm", "lr": 5e-5, "dropout": 0.1, "pooling": "attention"}
 FEATURES = {"text": 6, "audio": 3, "vision": 2}
 
 
@@ -21,7 +21,8 @@ def _one_thread() -> None:
 
 @pytest.fixture
 def sizes() -> Encoders:
-    return Encoders(width=8, layers=1, heads=2, dropout=0.2, stride={"text": 1, "audio": 2, "vision": 3}, text=TEXT)
+    stride: Any = {"text": 1, "audio": 2, "vision": 3}
+    return Encoders(width=8, layers=1, heads=2, dropout=0.2, stride=stride, text=TEXT)
 
 
 @pytest.fixture

@@ -19,8 +19,8 @@ def test_a_loaded_model_predicts_the_same_bits_as_the_saved_one(
 ) -> None:
     batch = setting.valid.batch(1, range(6))
     folder = tiny_checkpoint(tmp_path / "1")
-    trained = checkpoint.load(folder)
-    rebuilt = checkpoint.make("qamoe", trained.config)
+    trained: Any = checkpoint.load(folder)
+    rebuilt: Any = checkpoint.make("qamoe", trained.config)
     rebuilt.load_state_dict(trained.model.state_dict())
     expected = rebuilt.eval()(batch)
     actual = trained.predict(batch)
@@ -38,13 +38,14 @@ def test_modalities_keep_their_order(tiny_checkpoint: Any, tmp_path: Path) -> No
 
 
 def test_quality_overrides_r(tiny_checkpoint: Any, setting: Any, tmp_path: Path) -> None:
-    trained, batch = checkpoint.load(tiny_checkpoint(tmp_path)), setting.valid.batch(0, range(3))
-    quality = torch.full((3, 3), 0.25)
+    trained: Any = checkpoint.load(tiny_checkpoint(tmp_path))
+    batch, quality = setting.valid.batch(0, range(3)), torch.full((3, 3), 0.25)
     assert torch.equal(trained.predict(batch, quality).r, quality)
 
 
 def test_only_the_oracle_uses_the_state(tiny_checkpoint: Any, setting: Any, tmp_path: Path) -> None:
-    oracle, qamoe = (checkpoint.load(tiny_checkpoint(tmp_path / name, model=name)) for name in ("oracle", "qamoe"))
+    oracle: Any = checkpoint.load(tiny_checkpoint(tmp_path / "oracle", model="oracle"))
+    qamoe: Any = checkpoint.load(tiny_checkpoint(tmp_path / "qamoe", model="qamoe"))
     batch, _, state = setting.train.degraded(0, range(6))
     assert torch.equal(oracle.predict(batch, state=state).r, 1 - state.severity)
     quality = torch.full((6, 3), 0.25)
@@ -214,8 +215,8 @@ def test_a_checkpoint_of_format_1_loads_with_current_key_names(
         assert f'"{new}"' in text
         text = text.replace(f'"{new}"', f'"{old}"')
     (folder / "model.json").write_text(text)
-    read: Any = checkpoint.read_config(folder)
-    assert {**read, "format": 2} == current
+    restored: Any = checkpoint.read_config(folder)
+    assert {**(restored or {}), "format": 2} == current
     checkpoint.load(folder)
 
 

@@ -125,7 +125,9 @@ def test_the_product_of_experts_follows_the_more_precise_one(model: Any, batch: 
 
 
 def test_the_task_determines_the_target() -> None:
-    assert isinstance(target_of({"task": {"kind": "regression"}, "target_mean": 0.0, "target_std": 1.0}), Target)
-    target = target_of({"task": {"kind": "classification"}, "class_shares": [1.0, 0.0]})
+    regression: Any = {"task": {"kind": "regression"}, "target_mean": 0.0, "target_std": 1.0}
+    assert isinstance(target_of(regression), Target)
+    classification: Any = {"task": {"kind": "classification"}, "class_shares": [1.0, 0.0]}
+    target = target_of(classification)
     assert isinstance(target, Classes)
     assert torch.isfinite(target.log_shares).all(), "a class that training lacks is unlikely, not impossible"

@@ -1,6 +1,7 @@
 """The mixture: routing weights, expert mixing against a loop over experts, and the two auxiliary losses."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -27,7 +28,7 @@ def test_equal_logits_still_choose_exactly_the_active_number() -> None:
 
 def test_the_router_adds_semantic_and_quality_logits() -> None:
     torch.manual_seed(0)
-    router = Router(8, 3, 5)
+    router: Any = Router(8, 3, 5)
     z, r = torch.randn(2, 3, 8), torch.rand(2, 3)
     expected = F.linear(z, router.semantic.weight, router.semantic.bias) + (r @ router.quality.weight.T)[:, None]
     assert torch.allclose(router(z, r), expected, atol=1e-6)
@@ -49,7 +50,8 @@ def test_experts_are_glu_and_mixed_by_weight() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_routed_and_dense_forward_agree(width: int, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
-    experts, logits = Experts(width, 7, 6), torch.randn(9, 3, 6)
+    experts: Any = Experts(width, 7, 6)
+    logits = torch.randn(9, 3, 6)
     results = []
     for method in ("routed_forward", "dense_forward"):
         x = torch.randn(9, 3, width, generator=torch.Generator().manual_seed(1)).to(dtype).requires_grad_()

@@ -97,7 +97,7 @@ def test_a_folder_is_scored_by_content(champion: Any, tmp_path: Path, capsys: py
     (source / "other.mp4").write_bytes(b"not a video either")
     header = "path,clip_id,text"
 
-    def scored(*rows: str) -> pd.DataFrame:
+    def scored(*rows: str) -> Any:
         (source / "manifest.csv").write_text("\n".join([header, *rows]))
         score.run(source, tmp_path / "scores", "models:/qa-moe@champion")
         return pd.read_parquet(tmp_path / "scores/scores.parquet").set_index("clip_id")
@@ -137,6 +137,6 @@ def test_scored_clips_are_compared_with_the_training_clips_of_the_champion(
     (tmp_path / "manifest.csv").write_text("\n".join(["clip_id,path,text", *rows]))
     score.run(tmp_path / "manifest.csv", tmp_path / "scores", "models:/qa-moe@champion")
     assert "drift: ALARM by 30 clips" in capsys.readouterr().out, "no audio, no vision"
-    drift = pd.read_csv(tmp_path / "scores/drift.csv").set_index("feature")
+    drift: Any = pd.read_csv(tmp_path / "scores/drift.csv").set_index("feature")
     assert drift.loc["audio.absent", "p"] < 0.01
     assert (drift.loc["audio.absent", "now"], drift.loc["text.r", "now"] > 0) == (1, True)

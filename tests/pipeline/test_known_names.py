@@ -5,7 +5,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any
 
 import pytest
 import yaml
@@ -32,8 +32,6 @@ class Wide(baselines.Concat):
     class Block(Block):  # type: ignore[misc]
         hidden: Annotated[int, Field(ge=1)]
         times: Annotated[int, Field(ge=2)]
-
-    Block: ClassVar[type[Block]]  # type: ignore[no-redef]
 
 
 @pytest.fixture

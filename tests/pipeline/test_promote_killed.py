@@ -31,7 +31,7 @@ def _run_in_store(folder: Path, work: Callable[..., Any], arguments: tuple[Any, 
 
     from qamoe.models import text_encoder_frozen
 
-    def encode(ids: torch.Tensor, mask: torch.Tensor, encoder: str) -> torch.Tensor:
+    def encode(ids: torch.Tensor, mask: torch.Tensor, encoder: str = "") -> torch.Tensor:
         return (
             torch.sin(ids[..., None] * torch.arange(1, text_encoder_frozen.WIDTH + 1) / text_encoder_frozen.WIDTH)
             * mask[..., None]
@@ -227,11 +227,11 @@ def promotion_after_barrier(params: Any, out: str, barrier: Any) -> str:
     """Promote, but register the candidate only after the other process has measured its own."""
     submit = registry.submit
 
-    def submit_after_barrier(*arguments: Any) -> Any:
+    def submit_after_barrier(*arguments: Any, **named: Any) -> Any:
         if not barrier.broken:
             registry.submit = submit
             barrier.wait(TIMEOUT_S)
-        return submit(*arguments)
+        return submit(*arguments, **named)
 
     setattr(registry, "submit", submit_after_barrier)  # noqa: B010
     return promotion(params, out)

@@ -120,7 +120,7 @@ def test_a_frozen_encoder_folder_is_read_and_part_of_the_digest(
     changes = {"train.common.epochs": 1, "seeds.qamoe": [1], "models.encoders.text.encoder": str(encoder)}
     params = parameters.load(params_file(changes))
     train.run(params, preprocessed, "qamoe")
-    trained = checkpoint.load(preprocessed / "train/qamoe/1")
+    trained: Any = checkpoint.load(preprocessed / "train/qamoe/1")
     assert trained.frozen_encoder == str(encoder)
     assert trained.model.encode.encoders["text"].project.in_features == 8
     _, valid, _ = train.open_splits(params, train.read_stats(preprocessed), preprocessed, "qamoe")

@@ -23,7 +23,7 @@ def sources(count: int, random: np.random.Generator, clips: int = 8, shift: floa
 def test_describe_computes_the_documented_features() -> None:
     stats = {"modalities": ["text", "audio"], "text": TEXT}
     x = np.array([[1.0, -1.0], [0.0, 2.0]], np.float32)
-    clips = [
+    clips: list[dict[str, np.ndarray]] = [
         {"text": np.array([101, 150, 100, 150, 102]), "audio": x},
         {"text": np.zeros(0, np.int64), "audio": x[:1]},
         {"text": np.array([101, 102]), "audio": x[:0]},
@@ -82,7 +82,8 @@ def test_a_missing_modality_is_drift() -> None:
     random = np.random.default_rng(2)
     reference, new = (sources(n, random).assign(**{"vision.absent": 0.0}) for n in (24, 5))
     new["vision.absent"], new["vision.level"] = 1.0, np.nan
-    assert drift(reference, new).features.set_index("feature").loc["vision.absent", "p"] < 0.01
+    features: Any = drift(reference, new).features.set_index("feature")
+    assert features.loc["vision.absent", "p"] < 0.01
 
 
 def few_clips(reference: pd.DataFrame, new: pd.DataFrame) -> Any:

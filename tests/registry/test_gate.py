@@ -32,8 +32,9 @@ def rows(errors: list[float], name: str = "mixed", variance: float = 0.25) -> pd
 
 def measure(errors: list[float], champion: list[float] | None = None, **changed: Any) -> GateMeasurements:
     clean = rows(errors, "clean")
+    config: Any = {"task": {"kind": "regression"}, "target_mean": 0.0, "calibration": {"sigmas": {"0.9": 1.6}}}
     measurements = GateMeasurements(
-        config={"task": {"kind": "regression"}, "target_mean": 0.0, "calibration": {"sigmas": {"0.9": 1.6}}},
+        config=config,
         candidate=pd.concat([clean, rows(errors)], ignore_index=True),
         champion=None if champion is None else pd.concat([rows(champion, "clean"), rows(champion)], ignore_index=True),
         clips=pd.DataFrame({"text": ["a", "b"]}, index=["clip-1", "clip-0"]),

@@ -112,11 +112,11 @@ def test_each_number_of_the_headline_is_in_its_row_and_column(written: Path, sum
         if heading := re.search(r'scope="row">(\w+)<', row):
             shown |= {(heading[1], label): value.strip() for label, value in cells}
     checked = 0
-    for model in ("mean", "concat", "qamoe"):
+    for name in ("mean", "concat", "qamoe"):
         for column in tables.REGRESSION:
-            value = summary.get(f"{model}.{column.name}.mean")
+            value = summary.get(f"{name}.{column.name}.mean")
             if value is not None and column.metric == "mae":
-                assert shown[model, column.label] == f"{value:.3f}"
+                assert shown[name, column.label] == f"{value:.3f}"
                 checked += 1
     assert checked > 12
     assert len(set(shown.values())) > 12

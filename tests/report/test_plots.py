@@ -1,5 +1,6 @@
 import base64
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -23,7 +24,9 @@ def test_spectrum_has_one_panel_per_slice_and_one_labelled_line_per_model(evalua
     assert [ax.get_title(loc="left") for ax in figure.axes] == ["missing", "noise"]
     assert figure.axes[0].get_ylabel() == "MAE (label units)"
     assert "η" in figure.axes[0].get_xlabel()
-    labels = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    legend = figure.axes[0].get_legend()
+    assert legend is not None
+    labels = [text.get_text() for text in legend.get_texts()]
     assert labels == ["mean", "concat", "qamoe"]
 
 
@@ -59,7 +62,7 @@ def test_at_a_glance_fills_the_marks_of_claimed_differences(evaluated: Results) 
     )
     figure = plots.at_a_glance(cells, r, pairs, "mae", "qamoe")
     assert len(figure.axes) == 3
-    forest = figure.axes[-1]
+    forest: Any = figure.axes[-1]
     marks = [line for line in forest.lines if line.get_marker() == "o" and len(line.get_xdata())]
     assert [float(line.get_xdata()[0]) for line in marks] == pytest.approx([-5, -1, 2])
     assert [line.get_markerfacecolor() == line.get_color() for line in marks] == [True, False, True]

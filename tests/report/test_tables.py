@@ -1,6 +1,7 @@
 import io
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,11 +20,11 @@ def evaluated(results: Path) -> Results:
 
 @pytest.mark.integration
 def test_headline_is_the_mean_and_sd_of_the_seeds_summaries(evaluated: Results, results: Path) -> None:
-    headline = tables.headline(evaluated.cells).set_index("model")
+    headline: Any = tables.headline(evaluated.cells).set_index("model")
     assert list(headline.index) == ["mean", "concat", "qamoe"]
     areas, coverage = [], []
     for seed in (1, 2, 3):
-        summary = summarise(pd.read_parquet(results / "evaluate" / "qamoe" / str(seed) / "cells.parquet"))
+        summary: Any = summarise(pd.read_parquet(results / "evaluate" / "qamoe" / str(seed) / "cells.parquet"))
         summary = summary.set_index(["slice", "metric"])
         areas.append(summary.loc[("missing", "mae"), "area"])
         coverage.append(summary.loc[("mixed", "coverage_90"), "area"])

@@ -361,7 +361,7 @@ def test_a_file_that_takes_too_long_does_not_affect_the_next_one(film):
     from qamoe.config.extractor_settings import EgemapsSettings
     from qamoe.errors import UserError
 
-    extractors = {"audio": EgemapsSettings(extractor="egemaps", rate=20)}
+    extractors: Any = {"audio": EgemapsSettings(extractor="egemaps", rate=20)}
     extraction = Extraction(Limits(work_s=0.001), extractors)
     try:
         with pytest.raises(UserError, match=r"0\.001 s"):
@@ -382,12 +382,13 @@ def test_a_killed_worker_is_replaced(film):
     from qamoe.config.extractor_settings import EgemapsSettings
     from qamoe.errors import UserError
 
-    extractors = {"audio": EgemapsSettings(extractor="egemaps", rate=20)}
+    extractors: Any = {"audio": EgemapsSettings(extractor="egemaps", rate=20)}
     before = set(multiprocessing.active_children())
     extraction = Extraction(Limits(), extractors)
     try:
         first = extraction.extract(film, extractors)
         (worker,) = set(multiprocessing.active_children()) - before
+        assert worker.pid is not None
         os.kill(worker.pid, signal.SIGKILL)
         with pytest.raises(UserError):
             extraction.extract(film, extractors)

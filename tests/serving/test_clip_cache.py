@@ -3,11 +3,12 @@
 import numpy as np
 import pytest
 
+from qamoe.config.task import TaskDescription
 from qamoe.errors import UserError
 from qamoe.inference.extraction_worker import Extracted
 from qamoe.serving.clip_cache import CachedClip, ClipCache, samples
 
-TASK = {"kind": "regression", "low": -3.0, "high": 3.0, "classes": []}
+TASK: TaskDescription = {"kind": "regression", "low": -3.0, "high": 3.0, "classes": []}
 
 
 def clip(key: str, values: int = 10) -> CachedClip:

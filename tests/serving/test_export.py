@@ -65,7 +65,7 @@ def assert_same_predictions(trained: Trained, path: Path, batches: int) -> None:
             if expected[name].notna().any():
                 np.testing.assert_allclose(outputs[name].numpy(), expected[name], atol=1e-5, err_msg=name)
         if expected["routing"].notna().any():
-            np.testing.assert_allclose(outputs["routing"].numpy(), np.stack(expected["routing"]), atol=1e-5)
+            np.testing.assert_allclose(outputs["routing"].numpy(), np.stack(list(expected["routing"])), atol=1e-5)
     assert len(subsets) == 8, "every subset of the modalities occurs"
 
 

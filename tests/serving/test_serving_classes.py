@@ -23,9 +23,9 @@ CLIPS = pd.DataFrame({"text": ["a lovely video", None, "I could not stay awake"]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory, tiny_params: Any, tiny_stats: dict[str, Any]) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory, tiny_params: Any, tiny_stats: Any) -> Path:
     task = {"kind": "classification", "low": -3.0, "high": 3.0, "classes": CLASSES}
-    stats = {key: value for key, value in tiny_stats.items() if not key.startswith("target_")}
+    stats: Any = {key: value for key, value in tiny_stats.items() if not key.startswith("target_")}
     stats |= {"task": task, "class_shares": [0.4, 0.1, 0.2, 0.3]}
     inputs = {"text": 384, "audio": 2, "vision": 2}
     config: Any = checkpoint.untrained_config(
@@ -110,7 +110,7 @@ def test_a_folder_of_clips_gets_classes(folder: Path, tmp_path: Path, monkeypatc
     monkeypatch.setattr(model_loader, "open_model", lambda model, _: open_model("", folder))
     for _ in range(2):  # the second run reads the kept scores
         score.run(tmp_path, tmp_path / "out", "models:/qa-moe@champion")
-        rows = pd.read_parquet(tmp_path / "out/scores.parquet").set_index("clip_id")
+        rows: Any = pd.read_parquet(tmp_path / "out/scores.parquet").set_index("clip_id")
         probabilities = rows.loc["a", [f"p_{name}" for name in CLASSES]]
         assert rows.loc["a", "class"] == CLASSES[int(np.argmax(probabilities))]
         assert probabilities.sum() == pytest.approx(1)

@@ -143,7 +143,7 @@ def test_a_checkpoint_loads_without_the_encoders_folder(
 
 
 def test_evaluation_has_no_dropout_and_does_not_depend_on_other_clips(finetuned_setting: Any, whole: Path) -> None:
-    trained = checkpoint.load(whole)
+    trained: Any = checkpoint.load(whole)
     together = trained.predict(finetuned_setting.valid.batch(1, range(10)))
     assert torch.equal(together.value, trained.predict(finetuned_setting.valid.batch(1, range(10))).value)
     for row in range(10):
@@ -172,7 +172,8 @@ def test_a_frozen_model_reads_ids_too(
     """Evaluation can then measure it on the same views as a fine-tuned model."""
     from qamoe.models import text_encoder_frozen as text
 
-    trained, batch = checkpoint.load(tiny_checkpoint(tmp_path)), finetuned_setting.valid.batch(2, range(4))
+    trained: Any = checkpoint.load(tiny_checkpoint(tmp_path))
+    batch = finetuned_setting.valid.batch(2, range(4))
     states = batch.with_x(text=text.encode(batch.x["text"], batch.mask["text"]))
     assert torch.equal(trained.predict(batch).value, trained.predict(states).value)
 

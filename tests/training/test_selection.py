@@ -96,13 +96,14 @@ def test_only_the_oracle_gets_the_severity_of_each_view(setting: Any, tiny_check
     cells = setting.cells
     assert [cells.views[i].severities[0] for i in (0, 1, 3)] == [0.0, 0.5, 0.5]
     models = {name: checkpoint.load(tiny_checkpoint(tmp_path / name, model=name)).model for name in ("oracle", "qamoe")}
-    r = predictions(models["oracle"], setting.valid, (0, 1, 3, cells.fully_degraded[0]), 4, "cpu").r
+    r: Any = predictions(models["oracle"], setting.valid, (0, 1, 3, cells.fully_degraded[0]), 4, "cpu").r
     for index, severity in enumerate((0.0, 0.5, 0.5, 1.0)):
         assert (r[index] == 1 - severity).all()
-    own_r = predictions(models["qamoe"], setting.valid, (0, 1), 4, "cpu").r
+    own_r: Any = predictions(models["qamoe"], setting.valid, (0, 1), 4, "cpu").r
     assert ((own_r > 0) & (own_r < 1)).all()
     batch, quality = with_oracle_quality(models["oracle"], setting.train.degraded(1, [3, 1]), "cpu")
     state = setting.train.degraded(1, [3, 1])[2]
+    assert quality is not None
     assert torch.equal(quality, 1 - state.severity)  # drawn per clip and modality
     assert len(set(quality.flatten().tolist())) > 2
     assert torch.equal(batch.x["audio"], setting.train.batch(1, [3, 1]).x["audio"])
@@ -119,7 +120,9 @@ def test_the_severity_of_a_swap_is_its_outcome(setting: Any, tiny_checkpoint: An
     assert torch.equal(injected[~swap], state.severity[~swap])
     assert 10 < int(swap.sum()) < 50
     oracle = checkpoint.load(tiny_checkpoint(tmp_path / "oracle", model="oracle")).model
-    assert torch.equal(with_oracle_quality(oracle, (batch, lost, state), "cpu")[1], 1 - injected)
+    quality = with_oracle_quality(oracle, (batch, lost, state), "cpu")[1]
+    assert quality is not None
+    assert torch.equal(quality, 1 - injected)
 
 
 def test_repeated_keeps_batches_up_to_its_limit(setting: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,7 +150,7 @@ def test_the_value_is_the_mean_over_cells_of_the_mean_over_draws() -> None:
 def test_predictions_do_not_depend_on_the_batch_size(setting: Any, tiny_checkpoint: Any, tmp_path: Any) -> None:
     model = checkpoint.load(tiny_checkpoint(tmp_path)).model
     views = (0, 2, 4)
-    whole = predictions(model, setting.valid, views, 100, "cpu")
+    whole: Any = predictions(model, setting.valid, views, 100, "cpu")
     assert whole.value.shape == whole.variance.shape == (3, 10)
     assert whole.r.shape == (3, 10, 3)
     assert whole.target.tolist() == setting.valid.store.labels

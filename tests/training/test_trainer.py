@@ -15,6 +15,7 @@ import torch
 from qamoe.dataset.degraded_split import rows_in_batches
 from qamoe.models import checkpoint
 from qamoe.models.factory import MODELS
+from qamoe.models.model import Model
 from qamoe.training import trainer
 from qamoe.training.selection import SplitPredictions, predictions, selection_value
 from qamoe.training.trainer import RESUME, learning_rate, objective
@@ -40,7 +41,8 @@ def files(folder: Path) -> dict[str, bytes]:
 def config_and_history(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Return config and history."""
     history = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
-    return dict(checkpoint.read_config(folder) or {}), history
+    config: Any = checkpoint.read_config(folder)
+    return config or {}, history
 
 
 @pytest.mark.integration
@@ -64,7 +66,7 @@ def test_every_epoch_takes_every_clip_once_in_its_own_order(
 ) -> None:
     orders: list[list[int]] = []
 
-    def recorded(*arguments: Any) -> Any:
+    def recorded(*arguments: Any) -> list[np.ndarray]:
         batches = rows_in_batches(*arguments)
         orders.append([row for batch in batches for row in batch])
         return batches
@@ -149,7 +151,7 @@ def test_the_best_epoch_becomes_the_checkpoint(train: Any, tmp_path: Path, monke
     values = iter([0.9, 0.5, 0.7])
     weights: list[dict[str, torch.Tensor]] = []
 
-    def recorded(model: torch.nn.Module, *rest: Any) -> SplitPredictions:
+    def recorded(model: Model, *rest: Any) -> SplitPredictions:
         weights.append({name: value.clone() for name, value in model.state_dict().items()})
         return predictions(model, *rest)
 
@@ -205,9 +207,8 @@ def test_the_config_has_everything_that_prediction_needs(setting: Any, whole: Pa
 
 def test_trust_is_anchored_at_the_median_r_of_clean_and_of_fully_degraded_clips(setting: Any, whole: Path) -> None:
     trained, cells = checkpoint.load(whole), setting.cells
-    clean, fully_degraded = (
-        predictions(trained.model, setting.valid, views, 8, "cpu").r for views in (cells.clean, cells.fully_degraded)
-    )
+    clean: Any = predictions(trained.model, setting.valid, cells.clean, 8, "cpu").r
+    fully_degraded: Any = predictions(trained.model, setting.valid, cells.fully_degraded, 8, "cpu").r
     for column, modality in enumerate(trained.config["modalities"]):
         present = setting.valid.store.lengths(modality) > 0  # some clips of this store lack a modality
         high, low = (float(np.median(r[:, present, column])) for r in (clean, fully_degraded))
@@ -219,7 +220,7 @@ def test_trust_is_anchored_at_the_median_r_of_clean_and_of_fully_degraded_clips(
 
 def test_intervals_have_their_coverage_on_the_selection_cells(setting: Any, whole: Path) -> None:
     trained = checkpoint.load(whole)
-    predicted = predictions(trained.model, setting.valid, setting.cells.selection, 8, "cpu")
+    predicted: Any = predictions(trained.model, setting.valid, setting.cells.selection, 8, "cpu")
     scores = np.abs(predicted.value - predicted.target) / np.sqrt(predicted.variance)
     for level, reach in trained.config["calibration"]["sigmas"].items():
         share = (scores <= reach + 1e-5).mean()

@@ -89,8 +89,11 @@ def test_the_audio_files_of_the_corpus_are_media(tmp_path: Path) -> None:
     (tmp_path / "Session1/sentences/wav").mkdir(parents=True)
     corpus = read(store(tmp_path, content()), FOUR)
     assert corpus.modalities == ("text", "audio")
-    assert corpus.clips[0].media.path == tmp_path / "Session1/sentences/wav/Ses01F_impro01/Ses01F_impro01_F000.wav"
-    assert corpus.clips[5].media.path == tmp_path / "Session5/sentences/wav/Ses05F_impro08b/Ses05F_impro08b_M002.wav"
+    first, last = corpus.clips[0].media, corpus.clips[5].media
+    assert first is not None
+    assert last is not None
+    assert first.path == tmp_path / "Session1/sentences/wav/Ses01F_impro01/Ses01F_impro01_F000.wav"
+    assert last.path == tmp_path / "Session5/sentences/wav/Ses05F_impro08b/Ses05F_impro08b_M002.wav"
 
 
 def with_item(index: int, key: Any, value: Any) -> list[Any]:

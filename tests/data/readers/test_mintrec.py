@@ -80,7 +80,9 @@ def test_the_clips_themselves_are_media(folder: Path) -> None:
     (folder / "raw_data").mkdir()
     corpus = read(folder, TASK)
     assert corpus.modalities == ("text", "audio", "vision")
-    assert corpus.clips[0].media.path == folder / "raw_data/S05/E16/329.mp4"
+    media = corpus.clips[0].media
+    assert media is not None
+    assert media.path == folder / "raw_data/S05/E16/329.mp4"
 
 
 @pytest.mark.parametrize(

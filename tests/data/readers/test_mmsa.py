@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from qamoe.config.task import Task
-from qamoe.data.clip import check_text
+from qamoe.data.clip import LabelledClip, check_text
 from qamoe.data.readers import mmsa
 from qamoe.data.readers.mmsa import read
 from qamoe.errors import UserError
@@ -64,6 +64,11 @@ def store(path: Path, splits: Any) -> Path:
 
 def without(splits: Content, *columns: str) -> Content:
     return {name: {k: v for k, v in split.items() if k not in columns} for name, split in splits.items()}
+
+
+def token_ids(clip: LabelledClip) -> list[int]:
+    assert clip.tokens is not None
+    return clip.tokens.tolist()
 
 
 @pytest.mark.parametrize("aligned", [False, True])
@@ -138,10 +143,10 @@ def test_a_sequence_padded_at_the_front_keeps_its_end(tmp_path: Path) -> None:
 
 def test_the_axes_of_text_bert_in_the_first_version_are_recognised(tmp_path: Path) -> None:
     splits = content()
-    before = [clip.tokens.tolist() for clip in read(store(tmp_path / "a.pkl", splits), REGRESSION).clips]
+    before = [token_ids(clip) for clip in read(store(tmp_path / "a.pkl", splits), REGRESSION).clips]
     for columns in splits.values():
         columns["text_bert"] = columns["text_bert"].transpose(0, 2, 1).astype(np.float32)
-    after = [clip.tokens.tolist() for clip in read(store(tmp_path / "b.pkl", splits), REGRESSION).clips]
+    after = [token_ids(clip) for clip in read(store(tmp_path / "b.pkl", splits), REGRESSION).clips]
     assert after == before
 
 
@@ -155,7 +160,7 @@ def test_the_output_of_mmsa_fet_is_read(tmp_path: Path) -> None:
     expected = read(store(tmp_path / "a.pkl", content()), REGRESSION)
     corpus = read(store(tmp_path / "b.pkl", splits | {"config": {"audio": {"tool": "librosa"}}}), REGRESSION)
     for clip, other in zip(corpus.clips, expected.clips, strict=True):
-        assert clip.tokens.tolist() == other.tokens.tolist()
+        assert token_ids(clip) == token_ids(other)
         assert all(clip.frames[m].tolist() == other.frames[m].tolist() for m in ("audio", "vision"))
 
 
@@ -315,7 +320,7 @@ def test_the_real_files_are_read_exactly(name: str, counts: Any, modalities: Any
             assert (clip.clip_id, clip.text) == (columns["id"][i], columns["raw_text"][i])
             assert clip.label == pytest.approx(float(columns["regression_labels"][i]), abs=1e-6)
             bert = columns["text_bert"][i]
-            assert clip.tokens.tolist() == bert[0][bert[1] > 0].tolist()
+            assert token_ids(clip) == bert[0][bert[1] > 0].tolist()
             for modality in modalities[1:]:
                 n = columns[f"{modality}_lengths"][i] if f"{modality}_lengths" in columns else 1
                 np.testing.assert_array_equal(clip.frames[modality], columns[modality][i][:n])
