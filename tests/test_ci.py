@@ -23,7 +23,7 @@ def recipe(target: str) -> list[str]:
     assert block is not None, f"the Makefile has no target {target}"
     lines = [line.strip() for line in block[1].splitlines()]
     for _ in variables:  # a variable may hold another one
-        lines = [re.sub(r"\$\((\w+)\)", lambda name: variables[name[1]], line) for line in lines]
+        lines = [re.sub(r"(?<!\$)\$\((\w+)\)", lambda name: variables[name[1]], line) for line in lines]
     return lines
 
 
