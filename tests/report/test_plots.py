@@ -9,6 +9,8 @@ import pytest
 from qamoe.report import plots, tables
 from qamoe.report.results import Results, read
 
+pytestmark = pytest.mark.integration  # matplotlib starts fc-list when its cache of fonts is empty
+
 
 @pytest.fixture(scope="module")
 def evaluated(results: Path) -> Results:
@@ -92,7 +94,6 @@ def test_expert_usage_shows_the_share_of_every_expert(evaluated: Results) -> Non
     assert np.asarray(shares) == pytest.approx(expected)
 
 
-@pytest.mark.integration
 def test_an_embedded_figure_is_a_reproducible_svg_without_metadata(evaluated: Results) -> None:
     usage = tables.usage_by_severity(evaluated.predictions("qamoe"), "missing")
     uris = [plots.data_uri(plots.expert_usage("missing", usage, seed=1)) for _ in range(2)]
