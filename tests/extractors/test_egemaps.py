@@ -10,6 +10,8 @@ from qamoe.extractors.egemaps import COLUMNS, SAMPLE_RATE, Egemaps
 from qamoe.media.decode import ClipError, NoStream
 from tests.fixtures.research_data import shared_data
 
+pytestmark = pytest.mark.integration  # runs openSMILE
+
 real_clips = shared_data() / "clips" / "cremad"
 needs_real_clips = pytest.mark.skipif(not real_clips.is_dir(), reason=f"{real_clips} does not exist")
 PITCH, LOUDNESS = COLUMNS.index("F0semitoneFrom27.5Hz_sma3nz"), COLUMNS.index("Loudness_sma3")

@@ -12,6 +12,8 @@ import torch
 from qamoe.extractors.minilm import model_folder
 from qamoe.models import text_encoder_bert, text_encoder_frozen
 
+pytestmark = pytest.mark.integration  # loads the encoder
+
 
 def expected(folder: Path, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     from transformers import AutoModel
@@ -26,7 +28,6 @@ def some_ids(lengths: list[int], length: int) -> tuple[torch.Tensor, torch.Tenso
     return ids, torch.arange(length) < torch.tensor(lengths)[:, None]
 
 
-@pytest.mark.integration
 @pytest.mark.parametrize("lengths", [[9, 9], [1, 9, 4]])
 def test_minilm_gives_the_states_of_transformers(lengths: list[int]) -> None:
     ids, mask = some_ids(lengths, 9)

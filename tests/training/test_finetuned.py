@@ -22,6 +22,8 @@ from qamoe.models import checkpoint, text_encoder_finetuned
 from qamoe.pipeline import train as stage
 from qamoe.training.trainer import Trainer, TrainingJob, learning_rate
 
+pytestmark = pytest.mark.integration  # trains encoders
+
 ENGLISH = vocabulary_digest(model_folder())
 
 
@@ -71,7 +73,6 @@ def encoder_weights(folder: Path) -> dict[str, torch.Tensor]:
     return {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
 
 
-@pytest.mark.integration
 def test_training_changes_the_encoder_at_its_own_learning_rate(
     finetuned_setting: Any, folder: Path, whole: Path, tmp_path: Path
 ) -> None:
@@ -95,7 +96,6 @@ def test_a_frozen_checkpoint_does_not_contain_an_encoder(train: Any, tmp_path: P
     assert checkpoint.load(tmp_path).frozen_encoder
 
 
-@pytest.mark.integration
 @pytest.mark.parametrize("stop", [1, 2])
 def test_a_resumed_training_gives_the_same_bits(finetuned_setting: Any, whole: Path, tmp_path: Path, stop: int) -> None:
     def killed(line: dict[str, Any]) -> None:
@@ -109,7 +109,6 @@ def test_a_resumed_training_gives_the_same_bits(finetuned_setting: Any, whole: P
         assert (tmp_path / name).read_bytes() == (whole / name).read_bytes()
 
 
-@pytest.mark.integration
 @pytest.mark.parametrize("model", ["mean", "text", "concat", "oracle", "moe"])
 def test_every_model_fine_tunes_in_both_precisions(finetuned_setting: Any, tmp_path: Path, model: str) -> None:
     for precision in ("float32", "bfloat16"):
@@ -120,7 +119,6 @@ def test_every_model_fine_tunes_in_both_precisions(finetuned_setting: Any, tmp_p
         assert np.isfinite(checkpoint.load(checkpoint_folder).config["selection"])
 
 
-@pytest.mark.integration
 def test_a_checkpoint_loads_without_the_encoders_folder(
     finetuned_setting: Any, tiny_encoder: Any, tmp_path: Path
 ) -> None:
@@ -256,7 +254,6 @@ def refusal(encoder: Any, tokens: int = 50) -> str:
     return str(caught.value)
 
 
-@pytest.mark.integration
 def test_an_encoder_that_does_not_fit_the_stored_ids_is_refused(
     folder: Path, tiny_encoder: Any, tmp_path: Path
 ) -> None:

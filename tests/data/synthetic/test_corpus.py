@@ -18,6 +18,8 @@ from qamoe.data.synthetic.corpus import CLASSES, draw_sentiment, generate, main,
 from qamoe.errors import UserError
 from qamoe.media.decode import read_audio, read_frames
 
+pytestmark = pytest.mark.integration  # writes media
+
 CLIPS, SEED = 6, 7
 REGRESSION = Task(kind="regression", low=-3, high=3)
 
@@ -38,14 +40,12 @@ def content(corpus: Path) -> dict[str, bytes]:
     return {str(p.relative_to(corpus)): p.read_bytes() for p in sorted(corpus.rglob("*")) if p.is_file()}
 
 
-@pytest.mark.integration
 def test_the_same_arguments_give_the_same_bytes_with_any_number_of_processes(corpus: Path, tmp_path: Path) -> None:
     generate(tmp_path / "again", CLIPS, SEED, "regression", 2)
     assert content(tmp_path / "again") == content(corpus)
     assert len(content(corpus)) == CLIPS + 2
 
 
-@pytest.mark.integration
 def test_another_seed_gives_other_clips(corpus: Path, tmp_path: Path) -> None:
     generate(tmp_path / "other", 4, SEED + 1, "regression", 1)
     assert not {r["text"] for r in rows(tmp_path / "other")} & {r["text"] for r in rows(corpus)}
@@ -79,7 +79,6 @@ def test_audio_and_video_have_the_same_length(corpus: Path) -> None:
         assert 1 < len(row["text"].split()) / end < 7
 
 
-@pytest.mark.integration
 def test_four_classes(tmp_path: Path) -> None:
     generate(tmp_path / "data", 5, SEED, "four-classes", 1)
     about = json.loads((tmp_path / "data" / "corpus.json").read_text())
