@@ -2,6 +2,8 @@
 
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -125,3 +127,19 @@ def test_python_loads_that_champion_and_predicts(champions: Any) -> None:
     assert list(answers.index) == [0, 1]
     assert answers["score"].notna().all()
     assert answers["trust_text"].tolist()[1] == 0.0
+
+
+def test_python_refuses_an_unknown_key_of_a_clip(champions: Any) -> None:
+    model = qamoe.load_champion(champions("qa-moe"))
+    with pytest.raises(UserError) as refused:
+        model.predict([{"text": "fine"}, {"pth": "clip.mp4"}])
+    assert all(part in str(refused.value) for part in ("1", "'pth'", "path"))
+
+
+@pytest.mark.parametrize(
+    "before", ["", "import mlflow, torch, transformers", "import qamoe.serving.api, qamoe.config.params"]
+)
+def test_the_champion_loads_in_any_order_of_imports(champions: Any, before: str) -> None:
+    code = f"{before}\nimport qamoe\nprint(qamoe.load_champion({str(champions('qa-moe-team'))!r}).name)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "qa-moe-team version 1 (champion)"
