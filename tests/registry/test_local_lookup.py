@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 
+from qamoe.errors import UserError
 from qamoe.models import checkpoint
 from qamoe.registry import local_lookup, registry
+from qamoe.serving import model_loader
 from qamoe.tracking.runs import record_training
 
 
@@ -37,21 +39,42 @@ def test_the_version_and_files_are_those_of_mlflow(registered: Any, tmp_path: Pa
 
 
 @pytest.mark.integration
-def test_unknown_versions_and_stores_are_left_to_mlflow(
-    registered: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+@pytest.mark.parametrize("store", ["sqlite", "server"])
+def test_what_is_not_registered_is_named_with_what_is(
+    registered: Any, store: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    assert local_lookup.version_and_folder("qa-moe", None, "champion") is not None
-    assert local_lookup.version_and_folder("qa-moe", None, "latest") is None
-    assert local_lookup.version_and_folder("other", None, "champion") is None
-    assert local_lookup.version_and_folder("qa-moe", "3", None) is None
-    assert local_lookup.version_and_folder("qa-moe", "9" * 30, None) is None
+    if store == "server":  # MLflow is asked for the same, as it is for a store that is not a file
+        monkeypatch.setattr(local_lookup, "version_and_folder", lambda *_: None)
+
+    def refusal(model: str) -> str:
+        with pytest.raises(UserError) as refused, model_loader.located(model, None):
+            pass
+        return str(refused.value)
+
+    assert all(word in refusal("models:/other@champion") for word in ("other", "qamoe promote"))
+    assert all(word in refusal("models:/qa-moe@stable") for word in ("'stable'", "1, 2"))
+    assert all(word in refusal("models:/qa-moe/3") for word in ("version 3", "1, 2"))
     registered.delete_model_version("qa-moe", "2")
-    assert local_lookup.version_and_folder("qa-moe", None, "champion") is None
-    assert local_lookup.version_and_folder("qa-moe", "2", None) is None
-    for store in ("http://127.0.0.1:9", f"sqlite:///{tmp_path / 'absent.db'}", f"sqlite:///{tmp_path}"):
+    assert "versions: 1;" in refusal("models:/qa-moe@champion")
+    assert "version 2" in refusal("models:/qa-moe/2")
+
+
+@pytest.mark.integration
+def test_no_records_is_no_version(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    absent = tmp_path / "absent.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{absent}")
+    with pytest.raises(UserError, match=f"{absent}.*qamoe promote"):
+        local_lookup.version_and_folder("qa-moe", None, "champion")
+    assert not absent.exists()
+
+
+@pytest.mark.integration
+def test_other_stores_are_left_to_mlflow(registered: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert local_lookup.version_and_folder("qa-moe", "9" * 30, None) is None
+    assert local_lookup.version_and_folder("qa-moe", None, "latest") is None  # MLflow's own alias
+    for store in ("http://127.0.0.1:9", f"sqlite:///{tmp_path}"):
         monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
         assert local_lookup.version_and_folder("qa-moe", "1", None) is None
-    assert not (tmp_path / "absent.db").exists()
 
 
 @pytest.mark.integration

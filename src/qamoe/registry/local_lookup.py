@@ -1,25 +1,30 @@
 """Find a registered version on this machine without importing MLflow, which takes most of the start-up time.
 
 This works if the store is an SQLite file and the files of the version are in a local folder. Otherwise, and on
-anything unexpected, return None; the caller then uses MLflow, which also reports errors.
+anything unexpected, return None; the caller then uses MLflow, which also reports errors. What is not registered is
+reported here, because a base installation has no MLflow.
 """
 
 import sqlite3
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
 
 from qamoe.config.params import registry_name
-from qamoe.tracking.mlflow_store import SQLITE, uri
+from qamoe.errors import UserError
+from qamoe.tracking.mlflow_store import SQLITE, masked, uri
 
 # The tables of the MLflow version that pyproject.toml pins. Stores with several workspaces are left to MLflow.
-_VERSION = """
+_WORKSPACES = "SELECT 1 FROM registered_models WHERE workspace <> 'default'"
+_REGISTERED = "SELECT version FROM model_versions WHERE name = :name AND current_stage <> 'Deleted_Internal'"
+_VERSION = f"""
     SELECT version, COALESCE(NULLIF(storage_location, ''), source) FROM model_versions
     WHERE name = :name AND current_stage <> 'Deleted_Internal'
     AND version = COALESCE(
         :version, (SELECT version FROM registered_model_aliases WHERE name = :name AND alias = :alias)
     )
-    AND NOT EXISTS (SELECT 1 FROM registered_models WHERE workspace <> 'default')
+    AND NOT EXISTS ({_WORKSPACES})
 """
 
 
@@ -29,18 +34,39 @@ def champion_address(params: Path) -> str:
 
 
 def version_and_folder(name: str, version: str | None, alias: str | None) -> tuple[str, Path] | None:
-    """Return a version and the folder of its checkpoint, by number or else by alias; None if MLflow must be used."""
-    if not uri().startswith(SQLITE):
+    """Return a version and the folder of its checkpoint, by number or else by alias; None if MLflow must be used.
+
+    Raises UserError if the store has no such version, or does not exist yet.
+    """
+    if not uri().startswith(SQLITE) or alias == "latest":  # MLflow's own name for the newest version
         return None
-    database = f"file:{quote(uri().removeprefix(SQLITE))}?mode=ro"
+    path = Path(uri().removeprefix(SQLITE))
+    if not path.exists():
+        raise not_registered(name, version, alias, [])
     parameters = {"name": name, "version": None if version is None else int(version), "alias": alias}
     try:
-        with closing(sqlite3.connect(database, uri=True)) as store:
+        with closing(sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True)) as store:
             row = store.execute(_VERSION, parameters).fetchone()
+            if row is None:
+                in_workspaces = store.execute(_WORKSPACES).fetchone()
+                registered = [str(found) for (found,) in store.execute(_REGISTERED, {"name": name})]
     except (sqlite3.Error, OverflowError):  # OverflowError: the version number exceeds 64 bits
         return None
     if row is None:
-        return None
+        if in_workspaces:
+            return None
+        raise not_registered(name, version, alias, registered)
     source = urlsplit(row[1])
     folder = Path(unquote(source.path)) / "artifacts"
     return (str(row[0]), folder) if source.scheme == "file" and not source.netloc and folder.is_dir() else None
+
+
+def not_registered(name: str, version: str | None, alias: str | None, registered: Sequence[str]) -> UserError:
+    """Return the error for a model, version or alias that the store does not have; `registered`: its versions."""
+    store = f"the records at {masked(uri())}"
+    if not registered:
+        return UserError(f"No version of {name} is registered in {store}; `qamoe promote` registers the first.")
+    versions = ", ".join(sorted(registered, key=int))
+    what = f"alias {alias!r}" if version is None else f"version {version}"
+    advice = "; `qamoe promote` sets it" if version is None and alias == "champion" else ""
+    return UserError(f"{name} has no {what} in {store}; registered versions: {versions}{advice}.")

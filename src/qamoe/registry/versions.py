@@ -4,6 +4,7 @@ import time
 from typing import Any, NamedTuple
 
 from qamoe.errors import UserError
+from qamoe.registry.local_lookup import not_registered
 from qamoe.registry.registry import CHAMPION, PREVIOUS, ROLLED_BACK, finish
 from qamoe.report.tables import stdout_console
 from qamoe.tracking.mlflow_store import connect, exclusive_lock, store_errors_as_user_errors
@@ -50,7 +51,7 @@ def listed(client: Any, name: str) -> list[VersionRow]:
     """Return one row per version, the newest first. Raises UserError if none is registered."""
     versions = sorted(client.search_model_versions(f"name = '{name}'"), key=lambda version: -int(version.version))
     if not versions:
-        raise UserError(f"No version of {name} is registered; qamoe promote or make demo registers the first.")
+        raise not_registered(name, None, None, [])
     aliases = client.get_registered_model(name).aliases
     rows = []
     for version in versions:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 _SEED = 2026  # of the degradations on the page; each clip has its own draws
 _REGISTERED = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<version>\d+))")
-_ADVICE = "; --folder artifacts/train/qamoe/1 uses a trained checkpoint without the registry"
+_ADVICE = "; on the command line, --folder artifacts/train/qamoe/1 takes a trained checkpoint without the registry"
 
 
 @dataclass(frozen=True)
@@ -128,12 +128,23 @@ def _registered(model: str, temporary: Path) -> LocatedModel:
     return LocatedModel(folder, f"{label} ({alias})" if alias else label, (name, version))
 
 
-def _fetched(name: str, version: str | None, alias: str, temporary: Path) -> tuple[str, Path]:
-    from qamoe.registry import registry
+def _fetched(name: str, version: str | None, alias: str | None, temporary: Path) -> tuple[str, Path]:
+    from mlflow.exceptions import MlflowException
+
+    from qamoe.registry import local_lookup, registry
     from qamoe.tracking.mlflow_store import connect, store_errors_as_user_errors
 
     client = connect(_ADVICE)
     with store_errors_as_user_errors(_ADVICE):
-        if version is None:
-            version = str(client.get_model_version_by_alias(name, alias).version)
-        return version, registry.fetch(name, version, temporary)
+        try:
+            found = (
+                client.get_model_version_by_alias(name, alias)
+                if version is None
+                else client.get_model_version(name, version)
+            )
+        except MlflowException as error:
+            if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                raise
+            registered = [str(known.version) for known in client.search_model_versions(f"name = '{name}'")]
+            raise local_lookup.not_registered(name, version, alias, registered) from None
+        return str(found.version), registry.fetch(name, str(found.version), temporary)
