@@ -19,6 +19,17 @@ if absent and sys.platform == "linux":
 endef
 export PREFLIGHT
 
+# pip would repeat a warning for minutes.
+define REACHES_PYTORCH
+import sys, urllib.request
+try:
+    urllib.request.urlopen("https://download.pytorch.org/whl/cpu/", timeout=20).close()
+except OSError as error:
+    sys.exit(f"setup: https://download.pytorch.org/whl/cpu cannot be read ({error}); leave out TORCH=cpu, or name a mirror"
+             " of it in PIP_EXTRA_INDEX_URL instead")
+endef
+export REACHES_PYTORCH
+
 .DEFAULT_GOAL := help
 .PHONY: help setup preflight demo check test test-all lint bench docs ui server worker deploy schedule stop lock clean
 
@@ -36,6 +47,7 @@ preflight: ## check the Python version and the system libraries that pip cannot 
 $(VENV)/.installed: export PIP_EXTRA_INDEX_URL := $(if $(filter cpu,$(TORCH)),https://download.pytorch.org/whl/cpu,$(PIP_EXTRA_INDEX_URL))
 $(VENV)/.installed: requirements.lock pyproject.toml
 	@$(MAKE) --no-print-directory preflight
+	@test "$(TORCH)" != cpu || $(PYTHON) -c "$$REACHES_PYTORCH"
 	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	@echo "setup: installing $$(grep -c == requirements.lock) packages into $(VENV): about 4 minutes on a fast network"
 	@test -n "$(TORCH)" || command -v nvidia-smi >/dev/null \
@@ -73,13 +85,13 @@ docs: setup ## rewrite README's output and the command reference from the last d
 
 ui server deploy worker schedule: export DO_NOT_TRACK := true
 
-ui: setup ## MLflow's page with runs, metrics and models: http://127.0.0.1:5000 (PORT=5001 picks another port)
+ui: setup ## MLflow's page with runs, metrics and models: http://127.0.0.1:5000 (another port: make ui PORT=5001)
 	$(VENV)/bin/mlflow ui --host 127.0.0.1 --port $(or $(PORT),5000) \
 		--backend-store-uri "$$($(PY) -c 'from qamoe.tracking import mlflow_store; print(mlflow_store.uri())')"
 
 server worker deploy schedule: export PREFECT_API_URL ?= http://127.0.0.1:$(or $(PORT),4200)/api
 
-server: setup ## Prefect's server, http://127.0.0.1:4200 (PORT=4201 picks another port, here and below); keep it running
+server: setup ## Prefect's server, http://127.0.0.1:4200; keep it running (PORT=4201 for another port: here, deploy, worker, schedule)
 	$(PY) scripts/services.py server --port $(or $(PORT),4200)
 
 deploy: setup ## create the deployments of prefect.yaml on the server

@@ -13,6 +13,7 @@ from typing import Any
 
 from prefect import Flow, State, flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
+from prefect.runtime import deployment
 from prefect.states import Completed, Failed
 
 from flows import _workspace
@@ -25,10 +26,18 @@ _CODE = "code-"  # prefix of the stage that records the source files of a stage
 _LOCKED = "Unable to acquire lock"
 _LOST = "The records at http"  # a server may come back; an unusable file does not
 _TRIES, _BETWEEN_S = 60, 5
+_RUNS = "Running stage "
 # Lines that dvc prints in addition to those of the stage. dvc --quiet would hide its errors too, such as a held lock.
-_STARTS, _ENDS = ("> ",), ("Running stage ", "Updating lock file ", "Generating lock file ", "Use `dvc push` ")
+_STARTS, _ENDS = ("> ",), (_RUNS, "Updating lock file ", "Generating lock file ", "Use `dvc push` ")
 _STAGE_DONE = '{"stage": '  # the JSON line at the end of `qamoe run`, for programs
-_ADVICE = (*_ENDS[1:], "To track the changes with git", "To enable auto staging", "\tgit add ", "\tdvc config ")
+_ADVICE = (
+    *_ENDS[1:],
+    "To track the changes with git",
+    "To enable auto staging",
+    "\tgit add ",
+    "\tdvc config ",
+    "No remote provided",  # of `dvc pull data.dvc`, which names its remote
+)
 
 
 def locked(_task: Any, _run: Any, state: State[Any]) -> bool:
@@ -79,8 +88,10 @@ def stage_output(stdout: Sequence[str]) -> str:
 def _command(arguments: Sequence[str], show: bool, changed: Mapping[str, str]) -> State[Any]:
     log = get_run_logger()
 
-    def log_line(line: str) -> None:
-        if show and line.strip() and not line.startswith(_ADVICE):
+    def log_line(stream: str, line: str) -> None:
+        # `start` prints what a command has on stdout; a deployed flow has its log alone.
+        logged = stream == "stderr" or deployment.id is not None or line.startswith(_RUNS)
+        if show and logged and line.strip() and not line.startswith(_ADVICE):
             log.info(line)
 
     result = run([sys.executable, "-m", *arguments], log_line, environment(changed))

@@ -32,9 +32,9 @@ class CommandResult:
 
 
 def run(
-    command: Sequence[str], on_line: Callable[[str], None], environment: Mapping[str, str] | None = None
+    command: Sequence[str], on_line: Callable[[str, str], None], environment: Mapping[str, str] | None = None
 ) -> CommandResult:
-    """Run a command and call `on_line` with each line as it is written; then end all processes of its group."""
+    """Run a command and call `on_line` with the stream and each line, as it is written; then end all processes of its group."""
     process = subprocess.Popen(
         [sys.executable, __file__, str(os.getpid()), *command],
         stdin=subprocess.DEVNULL,
@@ -48,7 +48,7 @@ def run(
         try:
             for stream, line in _lines(process):
                 lines[stream].append(line)
-                on_line(line)
+                on_line(stream, line)
             os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
         finally:
             _end(process)

@@ -13,6 +13,8 @@ from flows import _workspace
 from flows._dvc import command, run_stage, stale, start, status
 from flows.promote import decision, run_promotion
 
+_NEXT = """Report: artifacts/report/index.html   Runs and models: make ui
+Next: . .venv/bin/activate, then qamoe predict CLIP --text WORDS"""
 _BEGUN = Path(".dvc/tmp/pull-begun")  # exists while dvc fills data/ file by file
 
 
@@ -51,7 +53,7 @@ def _run_stages(ingest_from: str | None) -> State[Any]:
     outputs.append(state.result())
     _workspace.set_run_name(f"{title}, {decision(state.result())}")
     _workspace.publish("pipeline", state.result())
-    outputs.append("Report: artifacts/report/index.html   Runs and models: make ui   Next: dvc metrics show")
+    outputs.append(_NEXT)
     message = f"ran {', '.join(stages)}" if stages else "nothing was stale"
     return Completed(message=message, data="\n\n".join(filter(None, outputs)))
 

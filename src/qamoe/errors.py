@@ -36,7 +36,7 @@ def exit_on_user_error(command: str) -> Iterator[None]:
         if package not in EXTRAS:
             raise
         advice = f"pip install '.[{EXTRAS[package]}]' in the checkout installs it"
-        print(f"{command}: this needs {package}, which is not installed; {advice}.", file=sys.stderr)
+        print(f"{command}: the module {package} is not installed; {advice}.", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print(f"{command}: stopped; start it again to go on.", file=sys.stderr)

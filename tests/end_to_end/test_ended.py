@@ -37,7 +37,7 @@ def training(services: Services) -> Iterator[tuple[str, int]]:
     run = services.begin(DEPLOYMENT)
     log = {"logs": {"flow_run_id": {"any_": [run]}}, "sort": "TIMESTAMP_DESC"}
     services.until(
-        lambda: any('"model": "qamoe"' in line["message"] for line in services.request("logs/filter", log) or ())
+        lambda: any('qamoe, seed' in line["message"] for line in services.request("logs/filter", log) or ())
     )
     (process,) = services.processes("qamoe run train --model qamoe")
     descriptor = os.pidfd_open(process)

@@ -62,7 +62,7 @@ def test_lines_arrive_while_the_command_runs(tmp_path: Path) -> None:
     code = "import sys; print('first', flush=True); print('received', open(sys.argv[1]).read())"
     received = []
 
-    def on_line(line: str) -> None:
+    def on_line(stream: str, line: str) -> None:
         received.append(line)
         if line == "first":
             answer.write_text("it")
@@ -74,7 +74,7 @@ def test_lines_arrive_while_the_command_runs(tmp_path: Path) -> None:
 
 def test_stdout_and_stderr_are_separate_and_a_failure_has_its_exit_code() -> None:
     code = "import sys; print('10%\\r20%\\rdone'); sys.stderr.write('bad\\nno end of line'); sys.exit(3)"
-    result = _group.run(python(code), lambda line: None)
+    result = _group.run(python(code), lambda stream, line: None)
     assert result == _group.CommandResult(3, ("10%", "20%", "done"), ("bad", "no end of line"))
 
 
@@ -83,7 +83,7 @@ def test_a_process_that_a_command_leaves_behind_is_ended(pipe: Pipe) -> None:
     code = "import os, subprocess, sys; subprocess.Popen([sys.executable, '-c', sys.argv[1]])"
     code += "; os.read(os.open(sys.argv[2], os.O_RDONLY), 4)"  # waits until the process runs
     holder = HOLDER.format(ignore_sigterm="", pipe=pipe.path)
-    assert _group.run(python(code, holder, pipe.path), lambda line: None).code == 0
+    assert _group.run(python(code, holder, pipe.path), lambda stream, line: None).code == 0
     assert pipe.read() == b""
 
 
@@ -92,7 +92,7 @@ def test_an_exception_ends_the_grandchild(pipe: Pipe, monkeypatch: pytest.Monkey
     if ignore_sigterm:
         monkeypatch.setattr(_group, "GRACE_S", 0.1)
 
-    def interrupt(line: str) -> None:
+    def interrupt(stream: str, line: str) -> None:
         assert line == "ready"
         raise KeyboardInterrupt
 

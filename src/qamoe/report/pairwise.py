@@ -102,9 +102,11 @@ def show(pair: Pair, console: "Console | None" = None) -> None:
     for name, row in zip(pair.rows, rows, strict=True):
         table.add_row(name, *compress(row, filled))
     console.print(table)
+    claims = any(row[-1] for row in rows)
     console.print(
-        f"Paired bootstrap over {pair.sources} sources, training seeds averaged. A row says better or worse only if "
-        "the interval of the difference excludes 0. Nothing is corrected for multiple comparisons.",
+        f"Paired bootstrap over {pair.sources} sources, training seeds averaged. "
+        + ("Better, worse: the interval" if claims else "No interval")
+        + " of the difference excludes 0. Nothing is corrected for multiple comparisons.",
         highlight=False,
     )
 

@@ -4,7 +4,6 @@ Under torchrun every process runs it, on its share of each batch and of the vali
 """
 
 import copy
-import json
 import logging
 import math
 import time
@@ -39,6 +38,7 @@ from qamoe.training.selection import (
 
 log = logging.getLogger("qamoe")
 RESUME = "resume.pt"
+_LOGGED = 10  # epochs of a training that are logged; the history and MLflow have every epoch
 EpochLine = dict[str, Any]  # epoch, loss, losses.<name>, valid; and seconds, which is not written to files
 
 
@@ -169,7 +169,7 @@ class Trainer:
             "selection": self.best["value"],
             "best_epoch": self.best["epoch"],
             "calibration": fitted,
-            "trust": _trust_anchors(clean, fully_degraded, self.job.valid, self.config["modalities"]),
+            "trust": _trust_anchors(self.job, clean, fully_degraded, self.config["modalities"]),
         }
         if self.job.share.first:
             checkpoint.save(self.job.folder, self.model, config, self.history)
@@ -213,8 +213,13 @@ class Trainer:
 
     def _report(self, line: EpochLine) -> None:
         self.on_epoch(line)
-        short = {key: round(value, 4) if isinstance(value, float) else value for key, value in line.items()}
-        log.info(json.dumps({"model": self.job.model, "seed": self.job.seed, **short}))
+        epochs = self.job.common.epochs
+        if line["epoch"] % max(1, epochs // _LOGGED) == 0:
+            losses = f"loss {line['loss']:.4f}, " if "loss" in line else ""
+            log.info(
+                "%s, seed %d: epoch %d of %d, %svalidation error %.4f",
+                *(self.job.model, self.job.seed, line["epoch"], epochs, losses, line["valid"]),
+            )
 
     def _set_learning_rate(self, step: int, steps: int) -> None:
         for group in self.optimiser.param_groups:
@@ -324,20 +329,22 @@ def _summed_over_parts(forwards: Sequence[Callable[..., Any]], share: BatchShare
 
 
 def _trust_anchors(
-    clean: np.ndarray | None, fully_degraded: np.ndarray | None, valid: DegradedSplit, modalities: list[str]
+    job: TrainingJob, clean: np.ndarray | None, fully_degraded: np.ndarray | None, modalities: list[str]
 ) -> dict[str, TrustAnchors]:
     """Return each modality's trust anchors: its median r (V, N, M) under the clean and the fully degraded views."""
     anchors: dict[str, TrustAnchors] = {}
     if clean is None or fully_degraded is None:
         return anchors
     for column, modality in enumerate(modalities):
-        present = valid.store.lengths(modality) > 0
+        present = job.valid.store.lengths(modality) > 0
         # r of a clip without the modality depends on its other modalities.
         used = present if present.any() else ~present
         low, high = (float(np.median(r[:, used, column])) for r in (fully_degraded, clean))
         anchors[modality] = {"clean": high, "fully_degraded": low, "rescaled": low < high}
         if low >= high:
             log.info(
-                "trust in %s is r itself: clean clips have median r %.3f, fully degraded ones %.3f", modality, high, low
+                "%s, seed %d: trust in %s does not follow damage: the median r of clean clips is %.3f, that of fully"
+                " degraded ones is %.3f",
+                *(job.model, job.seed, modality, high, low),
             )
     return anchors
