@@ -36,9 +36,7 @@ def training(services: Services) -> Iterator[tuple[str, int]]:
     """Start a run and wait until its training works; yields its id and a descriptor of the training process."""
     run = services.begin(DEPLOYMENT)
     log = {"logs": {"flow_run_id": {"any_": [run]}}, "sort": "TIMESTAMP_DESC"}
-    services.until(
-        lambda: any('qamoe, seed' in line["message"] for line in services.request("logs/filter", log) or ())
-    )
+    services.until(lambda: any("qamoe, seed" in line["message"] for line in services.request("logs/filter", log) or ()))
     (process,) = services.processes("qamoe run train --model qamoe")
     descriptor = os.pidfd_open(process)
     yield run, descriptor
