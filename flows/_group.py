@@ -34,7 +34,7 @@ class CommandResult:
 def run(
     command: Sequence[str], on_line: Callable[[str, str], None], environment: Mapping[str, str] | None = None
 ) -> CommandResult:
-    """Run a command and call `on_line` with the stream and each line, as it is written; then end all processes of its group."""
+    """Run a command and call `on_line` with the stream and each line; then end all processes of its group."""
     process = subprocess.Popen(
         [sys.executable, __file__, str(os.getpid()), *command],
         stdin=subprocess.DEVNULL,
@@ -56,14 +56,17 @@ def run(
 
 
 def _lines(process: subprocess.Popen[bytes], until: float | None = None) -> Iterator[tuple[str, str]]:
-    """Yield (stream, line) until all writers have closed, the command has ended and is silent, or time `until`."""
+    """Yield (stream, line) until all writers have closed, the command has ended and is silent, or time `until`.
+
+    With `until`, a process that the command leaves behind gets that time to end.
+    """
     partial = {"stdout": b"", "stderr": b""}  # the start of an unfinished line
     with selectors.DefaultSelector() as selector:
         for stream in partial:
             selector.register(getattr(process, stream), selectors.EVENT_READ, stream)
         while selector.get_map() and (until is None or time.monotonic() < until):
             ready = selector.select(timeout=1.0)
-            if not ready and os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG):
+            if not ready and until is None and os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG):
                 break  # a process that it left behind holds the pipes
             for key, _ in ready:
                 chunk = os.read(key.fd, 65536)
@@ -76,7 +79,7 @@ def _lines(process: subprocess.Popen[bytes], until: float | None = None) -> Iter
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """End the group: SIGTERM first, then SIGKILL after GRACE_S or as soon as the command has ended.
+    """End the group: SIGTERM first, then SIGKILL after GRACE_S or as soon as no process of it holds the output.
 
     The command is reaped last; until then no other group can get its number.
     """

@@ -18,6 +18,7 @@ ROOT = Path(__file__).parents[1]
 # Tests of stages, flows and commands; other integration tests have the marker.
 INTEGRATION = ("cli", "end_to_end", "flows", "pipeline", "serving")
 pytest_plugins = (
+    "tests.fixtures.disks",
     "tests.fixtures.processes",
     "tests.fixtures.records",
     "tests.fixtures.served",

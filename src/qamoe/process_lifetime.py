@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import platform
 import signal
 import sys
 from pathlib import Path
@@ -9,8 +10,8 @@ from pathlib import Path
 _PR_SET_PDEATHSIG = 1
 
 
-def die_with_parent() -> None:
-    """On Linux, kill this process when its parent ends, or at once if the parent has already ended.
+def die_with_parent(by: signal.Signals = signal.SIGKILL) -> None:
+    """On Linux, send this process a signal when its parent ends, or at once if the parent has already ended.
 
     The kernel signals only a parent that ends from now on, and imports may have taken seconds. A process that lost its
     parent is adopted by one of another session, so a parent in another session means an orphan. A session leader is
@@ -18,7 +19,7 @@ def die_with_parent() -> None:
     """
     if sys.platform != "linux":
         return
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, by)
     session = os.getsid(0)
     if session == os.getpid():
         return
@@ -27,7 +28,28 @@ def die_with_parent() -> None:
     except ProcessLookupError:
         orphaned = True
     if orphaned:
-        os.kill(os.getpid(), signal.SIGKILL)
+        os.kill(os.getpid(), by)
+
+
+def end_on_sigterm(seconds: int = 10) -> None:
+    """Make SIGTERM raise SystemExit, so that a command can say how it ended; the kernel ends it after some seconds."""
+
+    def stop(number: int, _frame: object) -> None:
+        signal.alarm(seconds)
+        sys.exit(128 + number)
+
+    signal.signal(signal.SIGTERM, stop)
+
+
+def this_process() -> str:
+    """Return host, number and start time of this process: what `is_dead` needs to know it again."""
+    return f"{platform.node()} {os.getpid()} {start_time(os.getpid())}"
+
+
+def is_dead(process: str) -> bool:
+    """Return whether a process that `this_process` named has ended; False for one of another machine."""
+    host, pid, started = process.split(" ") if process.count(" ") == 2 else ("", "0", "")
+    return host == platform.node() and start_time(int(pid)) != started
 
 
 def start_time(pid: int) -> str | None:

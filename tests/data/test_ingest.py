@@ -1,6 +1,7 @@
 """New clips are added to data/ completely or not at all, only once, and never to the git-tracked remote."""
 
 import csv
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -131,3 +132,38 @@ def test_a_push_after_an_ingest_leaves_the_sample_remote_as_it_was(
     assert "sample" not in (tmp_path / "data.dvc").read_text()
     assert run("dvc", "push", check=False).returncode != 0, "no remote is left for it"
     assert tree(tmp_path / ".dvcstore") == store
+
+
+INGEST = """
+import sys
+from pathlib import Path
+from qamoe.config.task import Task
+from qamoe.data.ingest import ingest
+print("ready", flush=True)
+sys.stdin.readline()
+done = ingest(Path(sys.argv[1]), Path(sys.argv[2]), Task(kind="regression", low=-3, high=3))
+print(done.new, done.known)
+"""
+
+
+@pytest.mark.integration
+def test_two_ingests_at_once_add_every_clip_once(data: Path, tmp_path: Path) -> None:
+    rows = [(f"n{i}", f"s{i}", f"m{i}.mp4", "", "", "words", "1", "train") for i in range(40)]
+    new = write(tmp_path / "new", *rows, **{f"m{i}": str(i).encode() * 5000 for i in range(40)})
+    (data / "media").mkdir()
+    (data / "media" / ".ab12.mp4.999999999").write_bytes(b"left by a kill")
+    command = [sys.executable, "-c", INGEST, str(new), str(data)]
+    both = [
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ})
+        for _ in range(2)
+    ]
+    for process in both:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+    for process in both:
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    assert sorted(process.communicate()[0] for process in both) == ["0 40\n", "40 0\n"]
+    assert [clip.clip_id for clip in manifest.read(data, TASK).clips] == ["a", "b", *(f"n{i}" for i in range(40))]
+    assert not list((data / "media").glob(".*"))

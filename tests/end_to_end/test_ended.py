@@ -2,8 +2,9 @@
 
 import os
 import select
+import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 
 import pytest
 import yaml
@@ -48,6 +49,12 @@ def cancel(services: Services, run: str) -> None:
     services.request(f"flow_runs/{run}/set_state", {"state": {"type": "CANCELLING", "name": "Cancelling"}})
 
 
+def statuses(services: Services) -> list[str]:
+    """Return the status of each run in MLflow, the newest last."""
+    with closing(sqlite3.connect(services.checkout / "mlflow.db")) as store:
+        return [status for (status,) in store.execute("SELECT status FROM runs ORDER BY start_time")]
+
+
 def assert_next_run_starts(services: Services) -> None:
     """Start another run, which needs the slot, and cancel it."""
     run = services.begin(DEPLOYMENT, NEXT_RUN_S)
@@ -60,6 +67,7 @@ def test_cancelling_by_the_api_ends_the_training(endless: Services) -> None:
         cancel(endless, run)
         assert select.select([process], [], [], CANCEL_S)[0], "the training is still running"
         assert endless.wait_for_end(run)["type"] == "CANCELLED"
+        assert statuses(endless)[-1] == "KILLED"
     endless.until(lambda: endless.processes("qamoe.pipeline") == endless.processes("-m dvc") == [])
 
 

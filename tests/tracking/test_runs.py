@@ -1,6 +1,7 @@
 """Test that runs are complete or marked unfinished, are continued rather than duplicated, and never stop a training."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -154,6 +155,40 @@ def test_a_stopped_training_continues_in_its_own_run(records, tiny_params, tiny_
     (run,) = runs(records)
     assert run.info.status == "FINISHED"
     assert [m.step for m in records.get_metric_history(run.info.run_id, "valid")] == [1, 2, 3]
+
+
+KILLED = """
+import os, signal, sys, yaml
+from pathlib import Path
+from qamoe.config.params import load
+from qamoe.process_lifetime import end_on_sigterm
+from qamoe.tracking.runs import runs_end_with_their_processes, training_run
+end_on_sigterm()
+with runs_end_with_their_processes(), training_run(load(Path(sys.argv[1])), "qamoe", 1, {"data": "d"}):
+    print("recording", flush=True)
+    signal.pause()
+"""
+
+
+@pytest.mark.parametrize(("number", "at_once"), [("SIGKILL", "RUNNING"), ("SIGTERM", "KILLED"), ("SIGINT", "KILLED")])
+def test_a_killed_training_is_killed_in_the_records(records, tiny_checkpoint, tmp_path, number, at_once):
+    """A kill -9 is recorded by the next training of any kind; a process that runs is left alone."""
+    params = Path(__file__).parents[2] / "params.yaml"
+    processes = [
+        subprocess.Popen([sys.executable, "-c", KILLED, str(params)], stdout=subprocess.PIPE, cwd=folder, text=True)
+        for folder in (tmp_path, params.parent)  # other folders have other runs
+    ]
+    for process in processes:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "recording\n"
+    killed, running = processes
+    killed.send_signal(getattr(signal, number))
+    killed.wait()
+    assert sorted(run.info.status for run in runs(records)) == sorted(["RUNNING", at_once])
+    tracking.record_training(records, tiny_checkpoint(tmp_path / "checkpoint"), "qa-moe")
+    assert sorted(run.info.status for run in runs(records)) == ["FINISHED", "KILLED", "RUNNING"]
+    running.kill()
+    running.wait()
 
 
 def test_only_the_same_training_continues_a_run_that_a_kill_left_running(records, tiny_params):

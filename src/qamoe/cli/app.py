@@ -13,6 +13,7 @@ from qamoe.cli.options import Folder, Model, Out, Params, model_address
 from qamoe.config import settings
 from qamoe.config.params import registry_name
 from qamoe.errors import UserError, exit_on_user_error
+from qamoe.process_lifetime import end_on_sigterm
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -29,6 +30,7 @@ Format = Literal["terminal", "md", "latex", "csv"]
 def main() -> None:
     """Run the command; a UserError becomes one sentence on stderr and exit code 2."""
     settings.go_offline()
+    end_on_sigterm()
     with exit_on_user_error("qamoe"):
         app()
 

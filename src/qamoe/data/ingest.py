@@ -14,7 +14,7 @@ from qamoe.config.task import Task
 from qamoe.data import manifest
 from qamoe.data.clip import LabelledClip, check_clips, drawn_split
 from qamoe.errors import UserError
-from qamoe.files import atomic_write, file_digest, write_text
+from qamoe.files import atomic_write, exclusive_lock, file_digest, remove_abandoned, write_text
 
 _SAMPLE = "  remote: sample\n"
 
@@ -34,8 +34,15 @@ def ingest(folder: Path, data: Path, task: Task) -> Ingested:
     A row without a split gets the split that its source has in `data`, or else the one drawn by the source's hash.
     Before the first clip is added, the line `remote: sample` is deleted from data.dvc (next to `data`), so that other
     people's clips are never pushed to the git-tracked remote. Raises UserError, and changes nothing, if a row of
-    either manifest is invalid, an id belongs to another clip, or a source would be in two splits.
+    either manifest is invalid, an id belongs to another clip, or a source would be in two splits. Two processes add to
+    `data` one after the other.
     """
+    with exclusive_lock(data):
+        return _ingest(folder, data, task)
+
+
+def _ingest(folder: Path, data: Path, task: Task) -> Ingested:
+    remove_abandoned(data, "media/.*.[0-9]*")
     incoming = manifest.read(folder, task).clips
     existing = {clip.clip_id: clip for clip in manifest.read(data, task).clips}
     splits = {clip.source: clip.split for clip in existing.values()}

@@ -136,7 +136,7 @@ def open_views(
     weights_digest = None if encoder == NAME else text_encoder_frozen.digest(encoder)
     key = digest(data_digest, code, weights_digest, store.path.name, [repr(view) for view in views])[:16]
     path = folder / f"text-{store.path.stem}-{key}.npy"
-    remove_abandoned(folder, f"text-{store.path.stem}-*")
+    remove_abandoned(folder, f".text-{store.path.stem}-*.[0-9]*")
     if text_cache.load(path) is None:
         text_cache.encode(_ids(store, views, references), path, device, encoder)
     for other in folder.glob(f"text-{store.path.stem}-*"):

@@ -4,6 +4,8 @@ Most views leave text unchanged, and degradations nest, so many views share few 
 restarts share the file; it has the same bits after an interrupted run.
 """
 
+import io
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from qamoe.files import atomic_write
+from qamoe.files import atomic_write, write_bytes
 from qamoe.models import text_encoder_frozen
 
 _AT_ONCE = 1024  # sequences whose states are in memory at a time
@@ -51,15 +53,17 @@ def encode(views: Iterable[Sequence[np.ndarray]], path: Path, device: str, encod
     offsets = np.concatenate([[0], np.cumsum([len(ids) for ids in sequences])]).astype(np.int64)
     with atomic_write(path) as aside:
         shape = (max(1, int(offsets[-1])), text_encoder_frozen.width(encoder))  # an empty file cannot be mapped
-        with aside.open("wb") as file:
-            out = np.lib.format.open_memmap(file.name, mode="w+", dtype=np.float32, shape=shape)
+        out: Any = np.lib.format.open_memmap(str(aside), mode="w+", dtype=np.float32, shape=shape)
+        with aside.open("r+b") as file:  # writing to the map of a file without blocks on a full disk would be fatal
+            os.posix_fallocate(file.fileno(), 0, aside.stat().st_size)
         for start in range(0, len(sequences), _AT_ONCE):
             chunk = sequences[start : start + _AT_ONCE]
             encoded = np.concatenate(text_encoder_frozen.encode_all(chunk, device, encoder))
             out[offsets[start] : offsets[start + len(chunk)]] = encoded
         out.flush()
-    with atomic_write(path.with_suffix(".npz")) as aside, aside.open("wb") as file:
-        np.savez(file, offsets=offsets, index=index)
+    content = io.BytesIO()
+    np.savez(content, offsets=offsets, index=index)
+    write_bytes(path.with_suffix(".npz"), content.getvalue())
 
 
 def load(path: Path) -> TextStates | None:

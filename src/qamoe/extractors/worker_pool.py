@@ -9,7 +9,9 @@ failed job is always known, and no lock can be left behind by a dead worker. On 
 at a time, which writes the same parts by the same code.
 """
 
+import errno
 import hashlib
+import io
 import math
 import os
 import signal
@@ -28,8 +30,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from qamoe.config.block import Block
+from qamoe.errors import UserError
 from qamoe.extractors.registry import Extractor, extractor
-from qamoe.files import atomic_write, file_digest, write_text
+from qamoe.files import file_digest, write_bytes, write_text
 from qamoe.media import decode
 from qamoe.media.decode import ClipError, NoStream
 from qamoe.process_lifetime import die_with_parent
@@ -110,8 +113,9 @@ def _make_part(chosen: Block, job: Job, part: Path) -> None:
     except ClipError as problem:
         write_text(part.with_suffix(".problem"), str(problem))
     else:
-        with atomic_write(part.with_suffix(".npy")) as temporary, temporary.open("wb") as file:
-            np.save(file, frames)
+        content = io.BytesIO()
+        np.save(content, frames)
+        write_bytes(part.with_suffix(".npy"), content.getvalue())
 
 
 def _extract(made_by: Extractor, job: Job, folder: Path) -> np.ndarray:
@@ -127,21 +131,40 @@ def _extract(made_by: Extractor, job: Job, folder: Path) -> np.ndarray:
 
 
 def read_part(part: Path) -> np.ndarray | str | None:
-    """Return frames (T, D), the reason of a problem ("" for a file without that stream), or None if not made yet."""
+    """Return frames (T, D), the reason of a problem ("" for a file without that stream), or None if not made yet.
+
+    A damaged file counts as not made.
+    """
     if part.with_suffix(".npy").exists():
-        return np.load(part.with_suffix(".npy"))
+        try:
+            frames: np.ndarray = np.load(part.with_suffix(".npy"))
+        except (ValueError, EOFError):
+            return None
+        return frames
     if part.with_suffix(".problem").exists():
         return part.with_suffix(".problem").read_text()
     return None
 
 
-def _failure(make: Callable[..., None], extractors: dict[str, Block], job: Job, part: Path) -> str | None:
-    """Make a part; return the reason if that fails, else None."""
+def _failure(make: Callable[..., None], extractors: dict[str, Block], job: Job, part: Path) -> str | UserError | None:
+    """Make a part; return the reason if that fails, else None. A UserError is not the clip's: the part has no place."""
     try:
         make(extractors[job.modality], job, part)
+    except UserError as error:
+        return error
     except Exception as error:  # an extractor is third-party code; its errors must not affect other clips
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):  # a degraded copy had no place
+            return UserError(f"{part.parent} cannot be written: {os.strerror(errno.ENOSPC)}.")
         return f"the extractor failed: {type(error).__name__}: {error}"
     return None
+
+
+def _note(failed: dict[tuple[str, str], str], job: Job, reason: str | UserError | None) -> None:
+    """Note why a job left no part. Raises the UserError of a part that could not be written."""
+    if isinstance(reason, UserError):
+        raise reason
+    if reason is not None:
+        failed[job.clip_id, job.modality] = reason
 
 
 @dataclass
@@ -163,6 +186,7 @@ def make_parts(
     """Make the parts of `jobs`; return the reasons of the jobs that left no part, by (clip id, modality).
 
     `extractors` holds the settings of each modality's extractor; `advance` is called once per finished job.
+    Raises UserError if parts cannot be written, such as on a full disk.
     """
     waiting = deque(jobs)
     failed: dict[tuple[str, str], str] = {}
@@ -175,8 +199,7 @@ def make_parts(
                 pool.append(_Assigned(worker, waiting.popleft(), time.monotonic() + START_S))
             pool, ended = _advance_pool(pool, waiting, seconds_per_clip)
             for job, reason in ended:
-                if reason is not None:
-                    failed[job.clip_id, job.modality] = reason
+                _note(failed, job, reason)
                 advance()
     finally:
         for assigned in pool:
@@ -186,7 +209,7 @@ def make_parts(
 
 def _advance_pool(
     pool: list[_Assigned], waiting: deque[tuple[Job, Path]], limit_s: float
-) -> tuple[list[_Assigned], list[tuple[Job, str | None]]]:
+) -> tuple[list[_Assigned], list[tuple[Job, str | UserError | None]]]:
     """Wait until a worker answers, dies or exceeds its deadline; return the busy workers and the jobs that ended.
 
     Each ended job comes with the reason why it left no part, or None.
@@ -194,7 +217,7 @@ def _advance_pool(
     timeout = max(0.0, min(assigned.deadline for assigned in pool) - time.monotonic())
     answering = wait([assigned.worker.pipe for assigned in pool], timeout=timeout)
     busy: list[_Assigned] = []
-    ended: list[tuple[Job, str | None]] = []
+    ended: list[tuple[Job, str | UserError | None]] = []
     for assigned in pool:
         worker, (job, _) = assigned.worker, assigned.task
         if worker.pipe in answering:
@@ -233,7 +256,7 @@ class _Actor:
     def ready(self) -> None:
         """Return as soon as the worker runs."""
 
-    def make(self, job: Job, part: Path) -> str | None:
+    def make(self, job: Job, part: Path) -> str | UserError | None:
         return _failure(self.part, self.extractors, job, part)
 
 
@@ -265,10 +288,8 @@ def make_parts_on_ray(
     failed: dict[tuple[str, str], str] = {}
     pool: dict[Any, _RayWorker] = {}  # by the pending answer
 
-    def ended(worker: _RayWorker, reason: str | None) -> None:
-        job, _ = worker.task
-        if reason is not None:
-            failed[job.clip_id, job.modality] = reason
+    def ended(worker: _RayWorker, reason: str | UserError | None) -> None:
+        _note(failed, worker.task[0], reason)
         advance()
 
     try:

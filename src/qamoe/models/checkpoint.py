@@ -5,8 +5,8 @@ weights.safetensors, model.json (the model's description, with everything that i
 """
 
 import hashlib
+import io
 import json
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,7 +24,7 @@ from qamoe.data.normalise import Columns
 from qamoe.data.stats import Stats, frame_stats, text_is_vectors
 from qamoe.degradation.features import State
 from qamoe.errors import UserError
-from qamoe.files import atomic_write, write_text
+from qamoe.files import write_bytes, write_text
 from qamoe.models import text_encoder_finetuned, text_encoder_frozen
 from qamoe.models.checkpoint_config import (
     CONFIG,
@@ -184,12 +184,11 @@ def untrained_config(
 
 def save(folder: Path, model: Model, config: CheckpointConfig, history: list[dict[str, Any]]) -> None:
     """Write a finished checkpoint; model.json last."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save as to_bytes
 
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIG).unlink(missing_ok=True)  # until all files are new, the folder is not finished
-    with atomic_write(folder / WEIGHTS) as aside:
-        save_file({k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}, aside)
+    write_bytes(folder / WEIGHTS, to_bytes({k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}))
     write_text(folder / HISTORY, "".join(json.dumps(line) + "\n" for line in history))
     write_text(folder / CONFIG, json.dumps(config, indent=1, sort_keys=True, allow_nan=False))
 
@@ -227,10 +226,9 @@ def digest(folder: Path) -> str:
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
     """Write a resumable state atomically: an interruption leaves the old state or the new one."""
-    with atomic_write(path) as aside, aside.open("wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
+    content = io.BytesIO()
+    torch.save(state, content)
+    write_bytes(path, content.getvalue())
 
 
 def load_state(path: Path) -> dict[str, Any] | None:

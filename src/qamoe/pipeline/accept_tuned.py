@@ -7,7 +7,7 @@ from typing import Any
 
 from qamoe.config import params as parameters
 from qamoe.errors import UserError
-from qamoe.files import atomic_write
+from qamoe.files import atomic_write, exclusive_lock
 
 
 def accept(tuned: Path, target: Path) -> str:
@@ -15,12 +15,17 @@ def accept(tuned: Path, target: Path) -> str:
 
     Raises UserError if the search has not run, or if its result has a key that `target` does not have.
     """
-    from ruamel.yaml import YAML
-
     if not tuned.is_file():
         raise UserError(f"{tuned} does not exist; run the search first: dvc repro tune.")
-    before = target.read_text() if target.is_file() else ""
     parameters.load(target)
+    with exclusive_lock(target.parent):
+        return _accept(tuned, target)
+
+
+def _accept(tuned: Path, target: Path) -> str:
+    from ruamel.yaml import YAML
+
+    before = target.read_text()
     yaml = YAML()  # the default style, which DVC also uses
     yaml.width = 4096
     merged = yaml.load(before)

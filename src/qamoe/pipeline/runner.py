@@ -13,7 +13,7 @@ from typing import Any
 from qamoe.config import settings
 from qamoe.config.params import Params
 from qamoe.errors import UserError, exit_on_user_error
-from qamoe.files import write_text
+from qamoe.files import remove_abandoned, write_text
 from qamoe.pipeline.known_names import load_params
 from qamoe.process_lifetime import die_with_parent, start_time
 
@@ -44,8 +44,8 @@ def run_stage(
         process, processes, _ = settings.processes()
         if processes > 1 and not distributed:
             raise UserError(f"WORLD_SIZE is {processes}, as torchrun sets it; train is the only stage that it can run.")
-        if settings.under_dvc() or processes > 1:
-            die_with_parent()  # a killed dvc or torchrun leaves no stage behind
+        if settings.under_dvc() or processes > 1:  # a killed dvc or torchrun leaves no stage behind
+            die_with_parent(signal.SIGKILL if processes > 1 else signal.SIGTERM)
         if process > 0:
             log.setLevel(logging.WARNING)  # only the first process reports
         params = load_params(params_file, named_sections)
@@ -56,6 +56,8 @@ def run_stage(
         with ExitStack() as held:
             for name in locks(stage, params, model, selects_model) if process == 0 else ():
                 held.enter_context(single_instance(out / name))
+            if process == 0:
+                remove_abandoned(out / stage / (model or ""), "**/.*.[0-9]*")
             done = work(params, out, model) if selects_model else work(params, out)
         if process == 0:
             print(json.dumps({"stage": stage, **done}), flush=True)

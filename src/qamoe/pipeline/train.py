@@ -10,7 +10,7 @@ The same function trains all models on the same views, except that specialists t
 import shutil
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +38,7 @@ def run(params: Params, out: Path, model: str | None = None) -> dict[str, Any]:
     Returns the trained and the kept seeds, as MODEL/SEED. Raises UserError if an earlier stage has not run.
     """
     from qamoe.models import text_encoder_finetuned
+    from qamoe.tracking.runs import runs_end_with_their_processes
     from qamoe.training.distributed import BatchShare, process_group
 
     stats = read_stats(out)
@@ -55,7 +56,8 @@ def run(params: Params, out: Path, model: str | None = None) -> dict[str, Any]:
     with process_group(share, settings.device(), local_rank):
         waiting = share.once(partial(_prepare, params, stats, out, names))
         if waiting:
-            _train_all(params, out, waiting, share)
+            with runs_end_with_their_processes():
+                _train_all(params, out, waiting, share)
         for name in filter(specialist_cell, names) if share.first else ():
             shutil.rmtree(_states(out, name), ignore_errors=True)  # large, and no other model uses them
     trained = [f"{name}/{seed}" for name, seed, _ in waiting]
@@ -95,8 +97,14 @@ def _train_all(params: Params, out: Path, waiting: list[Waiting], share: "BatchS
         return
     level = runner.log.level
     with ProcessPoolExecutor(side_by_side, get_context("spawn"), initialise_worker, (level,)) as pool:
-        for future in [pool.submit(train_one, params, out, *arguments, share) for arguments in waiting]:
-            future.result()
+        futures = [pool.submit(train_one, params, out, *arguments, share) for arguments in waiting]
+        try:
+            for future in futures:
+                future.result()
+        except (KeyboardInterrupt, SystemExit):  # the pool would wait until its workers have finished
+            for process in active_children():
+                process.kill()
+            raise
 
 
 def training_digests(params: Params, name: str, data: str) -> dict[str, str]:

@@ -40,6 +40,7 @@ def run(params: Params, out: Path) -> dict[str, Any]:
     """
     from qamoe.models.factory import block_of
     from qamoe.tracking import search_runs
+    from qamoe.tracking.runs import runs_end_with_their_processes
     from qamoe.training import search
 
     stats = read_stats(out)
@@ -54,7 +55,8 @@ def run(params: Params, out: Path) -> dict[str, Any]:
         search.retry_dead_trials(study)  # the stage runs alone on its folder, so no worker of an earlier run is alive
     parent = search_runs.parent_run(params, name)
     try:
-        _search(params, out, name, parent, study)
+        with runs_end_with_their_processes():
+            _search(params, out, name, parent, study)
     finally:
         shutil.rmtree(folder / "trials", ignore_errors=True)
     best, value, trials = search.outcome(study)

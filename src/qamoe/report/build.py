@@ -18,6 +18,7 @@ from typing import Any
 
 import pandas as pd
 
+from qamoe.files import remove_abandoned
 from qamoe.report import comparisons, curves, reliability, sections, tables
 from qamoe.report.results import Results, read
 from qamoe.report.section import Numbers, Section, merged
@@ -60,6 +61,7 @@ def write(
     error = tables.error_metric(results.cells)
     if error:
         curve_table.insert(3, "error", curve_table[error])
+    remove_abandoned(out.parent, f".{out.name}.*[0-9]")
     staging = out.with_name(f".{out.name}.{os.getpid()}")
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)

@@ -4,6 +4,7 @@ ONNX would support other runtimes but needs three more packages. Our decision. T
 marks valid frames with masks.
 """
 
+import io
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from torch.nn import functional as F
 from qamoe.data.normalise import _FURTHEST, Columns
 from qamoe.data.stats import frame_stats, text_is_vectors
 from qamoe.errors import UserError
-from qamoe.files import atomic_write
+from qamoe.files import write_bytes
 from qamoe.models import text_encoder_frozen
 from qamoe.models.checkpoint import Trained
 from qamoe.models.checkpoint_config import CheckpointConfig
@@ -144,5 +145,6 @@ def export(trained: Trained, path: Path) -> None:
         )
     finally:
         torch.backends.mha.set_fastpath_enabled(fastpath_was_enabled)
-    with atomic_write(path) as temporary, temporary.open("wb") as file:
-        torch.export.save(program, file)
+    content = io.BytesIO()
+    torch.export.save(program, content)
+    write_bytes(path, content.getvalue())

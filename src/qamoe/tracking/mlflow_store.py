@@ -1,13 +1,13 @@
 """Connect to the MLflow store, and turn its failures into user errors."""
 
 import logging
-import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from qamoe import files
 from qamoe.config import settings
 from qamoe.errors import UserError
 from qamoe.tracking.provenance import main_checkout
@@ -74,17 +74,11 @@ def _make_database(path: Path) -> None:
 @contextmanager
 def exclusive_lock() -> Iterator[None]:
     """Lock an SQLite store against other processes of this machine; do nothing for the store of a server."""
-    import fcntl
-
     if not uri().startswith(SQLITE):
         yield
         return
-    folder = os.open(Path(uri().removeprefix(SQLITE)).parent, os.O_RDONLY)
-    try:
-        fcntl.flock(folder, fcntl.LOCK_EX)  # the system releases it when the process ends
+    with files.exclusive_lock(Path(uri().removeprefix(SQLITE)).parent):
         yield
-    finally:
-        os.close(folder)
 
 
 @contextmanager

@@ -22,7 +22,9 @@ from qamoe.config import settings
 from qamoe.config.model_names import family
 from qamoe.config.params import Params
 from qamoe.errors import UserError
+from qamoe.files import exclusive_lock
 from qamoe.models.checkpoint_config import Calibration, CheckpointConfig, ParametersConfig
+from qamoe.process_lifetime import is_dead, this_process
 from qamoe.tracking.mlflow_store import (
     PARENT,
     connect,
@@ -41,6 +43,7 @@ log = logging.getLogger("qamoe")
 ARTIFACT = "qamoe.artifact_digest"
 EVALUATED = "qamoe.evaluated_digest"
 MODEL_ID = "qamoe.logged_model"
+PROCESS = "qamoe.process"  # tag of a run: the process that writes it
 _LATER = "qamoe.recorded_digest"  # tag of a run that is logged from files: the digest of its checkpoint
 _NOTE = "mlflow.note.content"
 _SEEDS = "The child runs are the training seeds, with the same parameters, data and code."
@@ -148,6 +151,7 @@ def _begin(client: Any, experiment: str, config: ParametersConfig, tags: dict[st
     for run in unfinished:
         # A run that is logged from the files of another checkpoint may have the same parameters and data.
         if run.data.tags.get(_LATER, tags.get(_LATER)) == tags.get(_LATER):
+            client.set_tag(run.info.run_id, PROCESS, this_process())
             return run.info.run_id
     parent, created = one_run(
         client, experiment_number, name, shared | {"qamoe.role": "model"}, _SOURCE | {_NOTE: _SEEDS} | tags
@@ -155,7 +159,9 @@ def _begin(client: Any, experiment: str, config: ParametersConfig, tags: dict[st
     if created:
         client.set_terminated(parent, "FINISHED")
     run = client.create_run(
-        experiment_number, tags=_SOURCE | identity | tags | {PARENT: parent}, run_name=f"{name}-seed{seed}"
+        experiment_number,
+        tags=_SOURCE | identity | tags | {PARENT: parent, PROCESS: this_process()},
+        run_name=f"{name}-seed{seed}",
     )
     models = {part: config["models"][part] for part in ("encoders", family(name))}
     values = flat(
@@ -252,9 +258,29 @@ def training_run(params: Params, name: str, seed: int, digests: dict[str, str]) 
     client = connect(_WITHOUT)
     with store_errors_as_user_errors(_WITHOUT):
         config = parameters_config(params, name, seed, digests)
+        end_runs_of_dead_processes(client)
         record = Record(client, _begin(client, params.registry.name, config, provenance()))
     with _active(record, system_metrics=importlib.util.find_spec("psutil") is not None):
         yield Training(record)
+
+
+def end_runs_of_dead_processes(client: Any) -> None:
+    """Give the status KILLED to runs that a process of this machine began and, having been killed, did not end."""
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    for run in client.search_runs(experiments, "attributes.status = 'RUNNING'"):
+        if is_dead(run.data.tags.get(PROCESS, "")):
+            client.set_terminated(run.info.run_id, "KILLED")
+
+
+@contextmanager
+def runs_end_with_their_processes() -> Iterator[None]:
+    """If the body is interrupted, end the runs of its processes, which have been killed."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        if not settings.untracked():
+            end_runs_of_dead_processes(connect())
+        raise
 
 
 def record_training(client: Any, folder: Path, experiment: str) -> str:
@@ -267,10 +293,18 @@ def record_training(client: Any, folder: Path, experiment: str) -> str:
     config = checkpoint.read_config(folder)
     if config is None:
         raise UserError(f"no finished checkpoint in {folder}: {checkpoint.CONFIG} does not exist")
+    with exclusive_lock(folder):  # two commands record a checkpoint once
+        return _record_training(client, folder, experiment, config)
+
+
+def _record_training(client: Any, folder: Path, experiment: str, config: CheckpointConfig) -> str:
+    from qamoe.models import checkpoint
+
     digest = checkpoint.digest(folder)
     existing = find(client, qamoe__artifact_digest=digest)
     if existing is not None:
         return existing.info.run_id
+    end_runs_of_dead_processes(client)
     lines = [json.loads(line) for line in (folder / checkpoint.HISTORY).read_text().splitlines()]
     later = {"qamoe.recorded": "later, from its files", _LATER: digest}
     record = Record(client, _begin(client, experiment, config, later))

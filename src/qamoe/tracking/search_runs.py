@@ -7,12 +7,13 @@ from typing import Any
 
 from qamoe.config import settings
 from qamoe.config.params import Params
+from qamoe.process_lifetime import this_process
 from qamoe.tracking import mlflow_store
 from qamoe.tracking.mlflow_store import PARENT, connect, experiment_id, reason, store_errors_as_user_errors
 from qamoe.tracking.provenance import provenance
-from qamoe.tracking.runs import Record, flat, log, milliseconds
+from qamoe.tracking.runs import PROCESS, Record, end_runs_of_dead_processes, flat, log, milliseconds
 
-_STUDY, _TRIAL = "qamoe.study", "qamoe.trial"
+_STUDY, _TRIAL, _STATE = "qamoe.study", "qamoe.trial", "qamoe.state"
 _SOURCE = {"mlflow.source.name": "qamoe.pipeline.tune", "mlflow.source.type": "LOCAL"}
 _WITHOUT = "; QAMOE_TRACKING=off searches without records"
 _STATUS = {"COMPLETE": "FINISHED", "PRUNED": "FINISHED", "FAIL": "KILLED"}  # Optuna's state -> MLflow's status
@@ -32,6 +33,9 @@ def parent_run(params: Params, study: str) -> str | None:
         run, created = mlflow_store.one_run(client, experiment, f"search-{study[:8]}", tags, _SOURCE | provenance())
         if created:
             _log_params(client, run, {"tune": params.tune.model_dump(mode="json")})
+        end_runs_of_dead_processes(client)
+        client.set_tag(run, PROCESS, this_process())
+        client.update_run(run, status="RUNNING")  # the search of an earlier process goes on
         return run
 
 
@@ -56,6 +60,7 @@ def trial_run(parent: str | None, params: Params, number: int) -> Iterator[Calla
     try:
         study = client.get_run(parent)
         tags = _SOURCE | {PARENT: parent, _STUDY: study.data.tags[_STUDY], _TRIAL: str(number)}
+        tags[PROCESS] = this_process()
         run = client.create_run(study.info.experiment_id, tags=tags, run_name=f"trial-{number}").info.run_id
         common = params.train.common
         parameters: dict[str, Any] = {"train": {"common": {"lr": common.lr, "weight_decay": common.weight_decay}}}
@@ -83,9 +88,9 @@ def finish(parent: str | None, trials: list[dict[str, Any]], best: dict[str, flo
         by_number = {str(trial["number"]): trial for trial in trials}
         for run in client.search_runs([experiment], f"tags.`{PARENT}` = '{parent}'", max_results=5000):
             trial = by_number.get(run.data.tags.get(_TRIAL, ""))
-            if trial is None or run.info.status != "RUNNING":
+            if trial is None or _STATE in run.data.tags:
                 continue
-            client.set_tag(run.info.run_id, "qamoe.state", trial["state"])
+            client.set_tag(run.info.run_id, _STATE, trial["state"])
             if trial["value"] is not None and math.isfinite(trial["value"]):
                 client.log_metric(run.info.run_id, "selection", trial["value"])
             client.set_terminated(run.info.run_id, _STATUS.get(trial["state"], "KILLED"))

@@ -38,7 +38,7 @@ from qamoe.training.selection import (
 
 log = logging.getLogger("qamoe")
 RESUME = "resume.pt"
-_LOGGED = 10  # epochs of a training that are logged; the history and MLflow have every epoch
+_LOGGED = 10  # epochs of a training that are logged after the first; the history and MLflow have every epoch
 EpochLine = dict[str, Any]  # epoch, loss, losses.<name>, valid; and seconds, which is not written to files
 
 
@@ -214,7 +214,7 @@ class Trainer:
     def _report(self, line: EpochLine) -> None:
         self.on_epoch(line)
         epochs = self.job.common.epochs
-        if line["epoch"] % max(1, epochs // _LOGGED) == 0:
+        if line["epoch"] == 1 or line["epoch"] % max(1, epochs // _LOGGED) == 0:
             losses = f"loss {line['loss']:.4f}, " if "loss" in line else ""
             log.info(
                 "%s, seed %d: epoch %d of %d, %svalidation error %.4f",

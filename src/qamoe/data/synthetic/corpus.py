@@ -25,7 +25,7 @@ from qamoe.config import settings
 from qamoe.data.manifest import COLUMNS, GENERATOR_VERSION
 from qamoe.data.synthetic import face, video, voice, words
 from qamoe.errors import UserError
-from qamoe.files import write_text
+from qamoe.files import remove_abandoned, write_text
 
 GENERATOR = "qamoe-sample"
 LOW, HIGH = -3.0, 3.0
@@ -175,6 +175,7 @@ def generate(out: Path, clips: int, seed: int, task: str, processes: int = 1) ->
         raise UserError(f"{out} exists and is not an empty folder; choose a new folder for the sample corpus.")
     plans = plan(clips, seed)
     voice.library_folder()  # fail early without espeak-ng
+    remove_abandoned(out.resolve().parent, f".{out.resolve().name}.[0-9]*")
     temporary = out.resolve().with_name(f".{out.resolve().name}.{os.getpid()}")
     try:
         (temporary / "media").mkdir(parents=True)
