@@ -9,6 +9,7 @@ The same function trains all models on the same views, except that specialists t
 
 import shutil
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
 from functools import partial
 from multiprocessing import active_children, get_context
 from pathlib import Path
@@ -55,8 +56,8 @@ def run(params: Params, out: Path, model: str | None = None) -> dict[str, Any]:
     share = BatchShare(process, processes, settings.batch_parts())
     with process_group(share, settings.device(), local_rank):
         waiting = share.once(partial(_prepare, params, stats, out, names))
-        if waiting:
-            with runs_end_with_their_processes():
+        with runs_end_with_their_processes() if share.first else nullcontext():
+            if waiting:
                 _train_all(params, out, waiting, share)
         for name in filter(specialist_cell, names) if share.first else ():
             shutil.rmtree(_states(out, name), ignore_errors=True)  # large, and no other model uses them

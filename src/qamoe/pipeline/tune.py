@@ -53,9 +53,9 @@ def run(params: Params, out: Path) -> dict[str, Any]:
     study = _open_study(params, name, _url(folder))
     if settings.study_url() is None:
         search.retry_dead_trials(study)  # the stage runs alone on its folder, so no worker of an earlier run is alive
-    parent = search_runs.parent_run(params, name)
     try:
         with runs_end_with_their_processes():
+            parent = search_runs.parent_run(params, name)
             _search(params, out, name, parent, study)
     finally:
         shutil.rmtree(folder / "trials", ignore_errors=True)

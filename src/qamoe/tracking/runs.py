@@ -258,7 +258,6 @@ def training_run(params: Params, name: str, seed: int, digests: dict[str, str]) 
     client = connect(_WITHOUT)
     with store_errors_as_user_errors(_WITHOUT):
         config = parameters_config(params, name, seed, digests)
-        end_runs_of_dead_processes(client)
         record = Record(client, _begin(client, params.registry.name, config, provenance()))
     with _active(record, system_metrics=importlib.util.find_spec("psutil") is not None):
         yield Training(record)
@@ -274,7 +273,14 @@ def end_runs_of_dead_processes(client: Any) -> None:
 
 @contextmanager
 def runs_end_with_their_processes() -> Iterator[None]:
-    """If the body is interrupted, end the runs of its processes, which have been killed."""
+    """End the runs of dead processes: first those of earlier commands, then, if the body is interrupted, its own.
+
+    Raises UserError if the store does not answer.
+    """
+    if not settings.untracked():
+        client = connect(_WITHOUT)
+        with store_errors_as_user_errors(_WITHOUT):
+            end_runs_of_dead_processes(client)
     try:
         yield
     except (KeyboardInterrupt, SystemExit):
@@ -300,11 +306,11 @@ def record_training(client: Any, folder: Path, experiment: str) -> str:
 def _record_training(client: Any, folder: Path, experiment: str, config: CheckpointConfig) -> str:
     from qamoe.models import checkpoint
 
+    end_runs_of_dead_processes(client)
     digest = checkpoint.digest(folder)
     existing = find(client, qamoe__artifact_digest=digest)
     if existing is not None:
         return existing.info.run_id
-    end_runs_of_dead_processes(client)
     lines = [json.loads(line) for line in (folder / checkpoint.HISTORY).read_text().splitlines()]
     later = {"qamoe.recorded": "later, from its files", _LATER: digest}
     record = Record(client, _begin(client, experiment, config, later))

@@ -11,7 +11,7 @@ from qamoe.process_lifetime import this_process
 from qamoe.tracking import mlflow_store
 from qamoe.tracking.mlflow_store import PARENT, connect, experiment_id, reason, store_errors_as_user_errors
 from qamoe.tracking.provenance import provenance
-from qamoe.tracking.runs import PROCESS, Record, end_runs_of_dead_processes, flat, log, milliseconds
+from qamoe.tracking.runs import PROCESS, Record, flat, log, milliseconds
 
 _STUDY, _TRIAL, _STATE = "qamoe.study", "qamoe.trial", "qamoe.state"
 _SOURCE = {"mlflow.source.name": "qamoe.pipeline.tune", "mlflow.source.type": "LOCAL"}
@@ -33,7 +33,6 @@ def parent_run(params: Params, study: str) -> str | None:
         run, created = mlflow_store.one_run(client, experiment, f"search-{study[:8]}", tags, _SOURCE | provenance())
         if created:
             _log_params(client, run, {"tune": params.tune.model_dump(mode="json")})
-        end_runs_of_dead_processes(client)
         client.set_tag(run, PROCESS, this_process())
         client.update_run(run, status="RUNNING")  # the search of an earlier process goes on
         return run
