@@ -78,13 +78,19 @@ def reduce_corpus(data: Path) -> None:
 def untouched(tmp_path_factory: pytest.TempPathFactory, empty_records: Path) -> Path:
     """Make a checkout in which nothing has run: everything committed, with data/ and an empty MLflow store."""
     folder = tmp_path_factory.mktemp("untouched") / "checkout"
+    make_untouched(folder, small_params(), empty_records)
+    return folder
+
+
+def make_untouched(folder: Path, params: dict[str, Any], empty_records: Path) -> None:
+    """Write such a checkout with these parameters into a new folder."""
     folder.mkdir()
     for name in git(ROOT, "ls-files", "--cached", "--others", "--exclude-standard").splitlines():
         if name.split("/")[0] not in LEFT_OUT and (ROOT / name).is_file():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, folder / name)
     (folder / "dvc.lock").unlink()
-    (folder / "params.yaml").write_text(yaml.safe_dump(small_params(), sort_keys=False))
+    (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
     git(folder, "init", "--quiet")
     dvc(folder, "pull", "data.dvc")
     reduce_corpus(folder / "data")
@@ -93,7 +99,6 @@ def untouched(tmp_path_factory: pytest.TempPathFactory, empty_records: Path) -> 
     shutil.copy(empty_records, folder / "mlflow.db")
     git(folder, "add", "--all")
     git(folder, "commit", "--quiet", "--message", "a small pipeline")
-    return folder
 
 
 @dataclass(frozen=True)
