@@ -167,7 +167,7 @@ def _ids(config: CheckpointConfig, row: dict[Hashable, Any], number: int) -> np.
     if tokens is not None:
         try:
             ids = np.asarray(tokens, np.float64)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             ids = np.full(1, np.nan)
         vocabulary = config["stats"]["text"]["vocabulary"]
         if ids.ndim != 1 or not ((ids == ids.round()) & (ids >= 0) & (ids < vocabulary)).all():
@@ -186,7 +186,7 @@ def _frames(value: Any, columns: Columns, where: str) -> np.ndarray:
     needed = int(columns.kept.max(initial=-1)) + 1
     try:
         frames = np.array([np.asarray(frame, np.float64) for frame in (() if value is None else value)])
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise UserError(
             f"{where} must be a table of numbers (frames x columns) whose frames have equally many columns."
         ) from None
