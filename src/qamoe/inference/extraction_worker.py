@@ -37,13 +37,20 @@ class WorkerLost(UserError):
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits of a server: bytes of a file and of a JSON body, seconds and pixels of a video, and seconds of work."""
+    """Limits of a server: bytes of a file and of a JSON body, seconds and pixels of a video, and seconds of work.
+
+    head_s: seconds for the head of a request, and for a client that does not read its answer. body_s: seconds for a
+    body. exchange_s: seconds from the head of a request to the end of its answer; eight files may wait.
+    """
 
     media_bytes: int = 64 << 20
     json_bytes: int = 16 << 20
     seconds: float = 60.0
     pixels: int = 4096 * 2304
     work_s: float = 60.0
+    head_s: float = 10.0
+    body_s: float = 60.0
+    exchange_s: float = 600.0
 
 
 @dataclass(frozen=True)
@@ -86,9 +93,12 @@ class Extraction:
             with self._turn:
                 if self._closed:
                     raise UserError("The server is shutting down.")
+                # An idle worker sends nothing: what can be read is the end of a worker that died before this file.
+                if self._worker.ready and self._worker.pipe.poll(0):
+                    self._replace()
+                if not self._worker.ready:
+                    self._wait_until_ready()
                 try:
-                    if not self._worker.ready:
-                        self._wait_until_ready()
                     self._worker.pipe.send((path, extractors, start_s, end_s))
                     if not self._worker.pipe.poll(limit_s):
                         self._replace()
@@ -118,7 +128,12 @@ class Extraction:
         if not self._worker.pipe.poll(START_S):
             self._replace()
             raise WorkerLost(f"Loading the extractors took longer than {START_S:g} s; send the file again.")
-        if refusal := self._worker.pipe.recv():
+        try:
+            refusal = self._worker.pipe.recv()
+        except (EOFError, OSError):
+            self._replace()
+            raise WorkerLost("The worker died before it read the file; send the file again.") from None
+        if refusal:
             raise UserError(refusal)
         self._worker.ready = True
 
