@@ -61,11 +61,21 @@ class Served:
         return predict.predict(self.trained, rows, self.device, lambda batch: apply(batch, view, self.references)[0])
 
     def warm_up(self) -> None:
-        """Predict once to load the text encoder before the first request."""
+        """Predict once to load the text encoder before the first request.
+
+        Raises UserError for a model with a weight or an answer that is not a finite number.
+        """
+        import numpy as np
         import pandas as pd
 
-        if not text_is_vectors(self.trained.config["stats"]):
-            self.predict(pd.DataFrame({"text": ["ready"]}))
+        for name, weights in self.trained.model.state_dict().items():
+            if not bool(weights.isfinite().all()):
+                raise UserError(f"{self.name}: the weights {name} hold a value that is not finite.")
+        words = None if text_is_vectors(self.trained.config["stats"]) else "ready"
+        answers = self.predict(pd.DataFrame({"text": pd.Series([words], dtype=object)}))
+        numbers = answers["variance"] if "variance" in answers else answers.filter(like="p_")
+        if not np.isfinite(numbers.to_numpy(float)).all():
+            raise UserError(f"{self.name}: its answer is not a finite number.")
 
     @cached_property
     def extractors(self) -> dict[str, Block]:
