@@ -288,12 +288,20 @@ def serve(
     clips: Annotated[Path | None, typer.Option(help="A folder of media files to offer as samples.")] = None,
     host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free port.")] = 8000,
+    allowed_hosts: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="A name under which clients reach the server, if it differs from --host, such as that of a proxy in"
+            " front of it. Repeat the option for several names.",
+        ),
+    ] = None,
 ) -> None:
     """Serve predictions over HTTP, with a web page."""
     from qamoe.inference.extraction_worker import Limits
     from qamoe.serving.api import serve
 
-    serve(model_address(model, folder, params), folder, clips, host, port, Limits())
+    serve(model_address(model, folder, params), folder, clips, host, port, Limits(), allowed_hosts or [])
 
 
 @app.command(rich_help_panel=CHAMPION)

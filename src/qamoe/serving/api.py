@@ -4,14 +4,16 @@ A request cannot name a path or an address: media are sent as bytes, and the mod
 invalid request gets a status code and {"error": one sentence}; the sentence never repeats the content of the request.
 """
 
+import errno
 import logging
+import re
 import socket
 import tempfile
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import pandas as pd
 from fastapi import FastAPI, Request
@@ -32,13 +34,15 @@ from qamoe.files import file_digest
 from qamoe.inference.extraction_worker import Busy, Extraction, Limits
 from qamoe.serving import schemas
 from qamoe.serving.clip_cache import CachedClip, ClipCache, samples
+from qamoe.serving.json_bodies import JsonRoute
 from qamoe.serving.middleware import RequestGuard
 from qamoe.serving.model_loader import Served, open_model
+from qamoe.serving.upload_folder import upload_folder
 
 PAGE = Path(__file__).parent / "page"
 log = logging.getLogger("qamoe")
 _REFUSALS: dict[int | str, dict[str, Any]] = {
-    code: {"model": schemas.Error} for code in (400, 403, 404, 409, 413, 415, 422, 503)
+    code: {"model": schemas.Error} for code in (400, 403, 404, 408, 409, 413, 415, 422, 503, 507)
 }
 # Messages of starlette and fastapi -> sentences.
 _FRAMEWORK = {
@@ -61,6 +65,7 @@ class Service:
         self._predicting = threading.BoundedSemaphore(settings.workers())
         self._loading = threading.Lock()
         self.extraction: Extraction | None = None
+        self.uploads: Path | None = None
 
     def predict(
         self, rows: pd.DataFrame, degradations: dict[str, tuple[str, float]] | None = None
@@ -68,14 +73,33 @@ class Service:
         with self._predicting:
             return schemas.answers(self.served.predict(rows, degradations))
 
+    def rows(self, request: schemas.PredictRequest) -> pd.DataFrame:
+        """Return a request as input of `predict`. Raises UserError for frames of another size than the model reads."""
+        about = self.about()
+        for number, clip in enumerate(request.clips):
+            for modality, columns in about.columns.items():
+                frames = getattr(clip, modality)
+                if frames is None:
+                    continue
+                if frames.shape[1] != columns:
+                    raise UserError(
+                        f"clips.{number}.{modality} has {frames.shape[1]} columns; this model reads {columns}."
+                    )
+                if frames.shape[0] > about.frames[modality]:
+                    raise UserError(
+                        f"clips.{number}.{modality} has {frames.shape[0]} frames; this model reads"
+                        f" {about.frames[modality]}."
+                    )
+        return request.rows()
+
     def reload(self) -> None:
         """Load the model again and replace the current one, which answers until then."""
         if not self._loading.acquire(blocking=False):
             raise HTTPException(409, "Another request is already loading the model.")
         try:
             self.served = self._loaded()
-        except UserError as error:  # its message may name a path of this machine
-            log.warning("reload: %s", error)
+        except Exception as error:  # files of any content; the message may name a path of this machine
+            log.warning("reload: %s: %s", type(error).__name__, error)
             raise HTTPException(503, "The model cannot be loaded; the previous model stays in use.") from None
         finally:
             self._loading.release()
@@ -136,6 +160,7 @@ class Service:
             digest=served.digest,
             modalities=config["modalities"],
             columns={m: max(frame_stats(stats, m)["kept"]) + 1 for m in frame_modalities},
+            frames={m: config["max_frames"][m] for m in frame_modalities},
             low=None if classes else task["low"],
             high=None if classes else task["high"],
             classes=classes,
@@ -147,28 +172,30 @@ class Service:
         )
 
 
-def application(service: Service) -> FastAPI:
-    """Return the application with all routes of a service."""
+def application(service: Service, hosts: frozenset[str] = frozenset()) -> RequestGuard:
+    """Return the application with all routes of a service. hosts: as of RequestGuard."""
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        service.extraction = Extraction(service.limits, service.served.extractors)
-        try:
-            yield
-        finally:
-            service.extraction.close()
+        with upload_folder() as service.uploads:
+            service.extraction = Extraction(service.limits, service.served.extractors)
+            try:
+                yield
+            finally:
+                service.extraction.close()
 
     app = FastAPI(
         title="qamoe", version="1", lifespan=lifespan, docs_url=None, redoc_url=None, responses=_REFUSALS,
+        redirect_slashes=False,  # a redirect would repeat the Host and the query of the request
         description="Predicts a score with an interval, or a class with probabilities, and the trust in each modality.",
     )  # fmt: skip
-    app.add_middleware(RequestGuard, limits=service.limits)
+    app.router.route_class = JsonRoute
     _error_handlers(app)
     _pages(app)
     _model_routes(app, service)
     _clip_routes(app, service)
     _sample_routes(app, service)
-    return app
+    return RequestGuard(app, service.limits, hosts)
 
 
 def _model_routes(app: FastAPI, service: Service) -> None:
@@ -191,7 +218,7 @@ def _model_routes(app: FastAPI, service: Service) -> None:
     @app.post("/predict")
     def predict(request: schemas.PredictRequest) -> schemas.Answers:
         """Predict clips from text and raw features; any modality may be left out."""
-        return schemas.Answers(clips=service.predict(request.rows()))
+        return schemas.Answers(clips=service.predict(service.rows(request)))
 
 
 def _clip_routes(app: FastAPI, service: Service) -> None:
@@ -202,14 +229,17 @@ def _clip_routes(app: FastAPI, service: Service) -> None:
         """Upload a video or audio file as the body. The server caches its features under the returned id."""
         if request.headers.get("content-type", "").startswith("multipart/"):
             raise HTTPException(415, "Send the file itself as the body, not a form.")
-        with tempfile.TemporaryDirectory(prefix="qamoe-") as folder:
-            path = Path(folder) / "clip"
-            with path.open("wb") as file:
-                async for chunk in request.stream():
-                    file.write(chunk)
-            if not path.stat().st_size:
-                raise HTTPException(400, "The body is empty; send a video or audio file.")
-            return service.uploaded(await run_in_threadpool(service.extract, path))
+        try:
+            with tempfile.TemporaryDirectory(dir=service.uploads, ignore_cleanup_errors=True) as folder:
+                path = Path(folder) / "clip"
+                with path.open("wb") as file:
+                    async for chunk in request.stream():
+                        file.write(chunk)
+                if not path.stat().st_size:
+                    raise HTTPException(400, "The body is empty; send a video or audio file.")
+                return service.uploaded(await run_in_threadpool(service.extract, path))
+        except OSError as error:
+            _no_room(error)
 
     @app.post("/clips/{clip_id}/predict")
     def predict_clip(clip_id: ClipId, request: schemas.ClipRequest) -> schemas.Either:
@@ -218,6 +248,15 @@ def _clip_routes(app: FastAPI, service: Service) -> None:
         row = {"text": request.text, "tokens": request.tokens, **clip.extracted.frames}
         columns = {name: pd.Series([value], [clip.key], object) for name, value in row.items()}
         return service.predict(pd.DataFrame(columns), request.degrade.by_modality())[0]
+
+
+def _no_room(error: OSError) -> NoReturn:
+    """Refuse an upload for which the server has no disk or descriptor left; raise any other error again."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        raise HTTPException(507, "The server has no disk space left for uploads.") from None
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        raise HTTPException(503, "The server has too many files open; send this file again.", {"Retry-After": "10"})
+    raise error
 
 
 def _sample_routes(app: FastAPI, service: Service) -> None:
@@ -287,20 +326,41 @@ def _sentence(error: dict[str, Any]) -> str:
     return f"{where}: {message[0].lower()}{message[1:]}."
 
 
-def serve(model: str, folder: Path | None, clips: Path | None, host: str, port: int, limits: Limits) -> None:
-    """Serve until Ctrl-C. Raises UserError if the port is in use or the model cannot be loaded."""
+def serve(
+    model: str,
+    folder: Path | None,
+    clips: Path | None,
+    host: str,
+    port: int,
+    limits: Limits,
+    allowed_hosts: Sequence[str] = (),
+) -> None:
+    """Serve until Ctrl-C. Raises UserError if the port is in use or the model cannot be loaded.
+
+    allowed_hosts: names of the server besides `host`, such as those of a proxy in front of it.
+    """
     import torch
-    import uvicorn
+
+    from qamoe.serving.connections import Server
 
     torch.set_num_threads(1)  # one clip is too little work for several threads; clips are predicted in parallel instead
+    hosts = names_of(host, allowed_hosts)
     listener = _listening(host, port)
     service = Service(lambda: open_model(model, folder), clips, limits)
-    config = uvicorn.Config(application(service), log_level="warning", access_log=False, server_header=False)
     shown_host = f"[{host}]" if ":" in host else host
     print(
         f"{service.served.name} at http://{shown_host}:{listener.getsockname()[1]} (press Ctrl-C to stop)", flush=True
     )
-    uvicorn.Server(config).run(sockets=[listener])
+    Server(application(service, hosts), limits).run(sockets=[listener])
+
+
+def names_of(host: str, allowed: Sequence[str]) -> frozenset[str]:
+    """Return the names that a Host header may have on a server of an address. Raises UserError for another form."""
+    for name in allowed:
+        if not re.fullmatch(r"[A-Za-z0-9_.-]+|[0-9A-Fa-f:.]+", name):
+            raise UserError(f"--allowed-hosts {name!r} is not a host; allowed: names and addresses without a port")
+    local = ["localhost"] if host in ("0.0.0.0", "::", "::1") or host.startswith("127.") else []
+    return frozenset(name.lower() for name in (host, *local, *allowed))
 
 
 def _listening(host: str, port: int) -> socket.socket:

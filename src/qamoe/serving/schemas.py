@@ -12,6 +12,7 @@ from qamoe.inference.predict import json_answers
 from qamoe.rng import MODALITIES
 
 MOST_CLIPS = 64  # per request
+_LARGEST = (1 << 31) - 1  # of any integer; what the model reads is checked with the model
 
 
 class _Strict(BaseModel):
@@ -21,7 +22,7 @@ class _Strict(BaseModel):
 class Frames(_Strict):
     """Raw features of one modality. float32: shape[0] frames of shape[1] columns, little-endian, as base64."""
 
-    shape: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=2, max_length=2)]
+    shape: Annotated[list[Annotated[int, Field(ge=0, le=_LARGEST)]], Field(min_length=2, max_length=2)]
     float32: str
     _array: np.ndarray = PrivateAttr()
 
@@ -32,6 +33,8 @@ class Frames(_Strict):
         except (binascii.Error, ValueError):
             raise ValueError("float32 is not valid base64") from None
         frames, columns = self.shape
+        if not columns:  # any number of empty frames would fit into no bytes
+            raise ValueError("shape must have at least 1 column")
         if len(raw) != 4 * frames * columns:
             raise ValueError("float32 must hold 4 bytes for each number of shape")
         self._array = np.frombuffer(raw, "<f4").reshape(frames, columns)
@@ -48,7 +51,7 @@ class Words(_Strict):
     """The text of a clip, as words or as token ids; token ids are used if both are given."""
 
     text: Annotated[str, Field(max_length=10_000)] | None = None
-    tokens: Annotated[list[int], Field(max_length=512)] | None = None
+    tokens: Annotated[list[Annotated[int, Field(ge=0, le=_LARGEST)]], Field(max_length=512)] | None = None
 
 
 class Clip(Words):
@@ -151,7 +154,7 @@ class Sample(BaseModel):
 
 
 class About(BaseModel):
-    """The model and its inputs. columns: minimum number of columns of raw features by modality.
+    """The model and its inputs. columns, frames: number of columns and most frames of raw features by modality.
 
     low, high: bounds of a score, null for a classification model. classes: empty for a regression model.
     """
@@ -160,6 +163,7 @@ class About(BaseModel):
     digest: str
     modalities: list[str]
     columns: dict[str, int]
+    frames: dict[str, int]
     low: float | None
     high: float | None
     classes: list[str]
