@@ -128,6 +128,12 @@ def test_connections_without_requests_and_without_readers_are_ended(hurried: Ser
     assert hurried.ask("GET", "/healthz")[0] == 200
 
 
+def test_a_client_that_ends_its_side_gets_its_answer(server: Server) -> None:
+    connection = connected(server.port, head("GET", "/healthz"))
+    connection.shutdown(socket.SHUT_WR)
+    assert received(connection).startswith(b"HTTP/1.1 200 ")
+
+
 def test_a_connection_beyond_the_limit_waits(checkpoint_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connections, "_MOST", 2)
     with running(lambda: open_model("", checkpoint_folder)) as full:

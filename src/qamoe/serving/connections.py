@@ -114,6 +114,13 @@ class Connection(H11Protocol):
         if not self._refused:
             super().data_received(data)
 
+    def eof_received(self) -> bool:
+        """Called when the client sends nothing more; return whether the connection stays, for an answer under way."""
+        if self._refused or self.cycle is None or self.cycle.response_complete or self.cycle.more_body:
+            return False
+        self.cycle.keep_alive = False
+        return True
+
     def handle_events(self) -> None:
         super().handle_events()
         request = None if self.cycle is None or self.cycle.response_complete else self.cycle
