@@ -175,8 +175,28 @@ def test_the_logged_model_predicts_as_its_checkpoint_and_raises_client_errors(re
     with pytest.raises(MlflowException, match=r"Row 0: audio.*\b1\b") as refusal:
         model.predict(pd.DataFrame({"audio": [[[1.0]]]}))
     assert refusal.value.get_http_status_code() == 400
-    columns = ["text", "tokens", "audio", "vision", "path", "start_s", "end_s"]
-    assert model.metadata.get_input_schema().input_names() == columns
+    texts = ["a lovely movie", "a dull one"]
+    expected = numbers(predict(checkpoint.load(folder), pd.DataFrame({"text": texts})))
+    records_of_texts = [{"text": np.array(text)} for text in texts]  # as MLflow's server reads them
+    for given in (texts, np.array(texts), pd.Series(texts), {"text": texts}, records_of_texts):
+        np.testing.assert_allclose(numbers(model.predict(given)), expected, atol=1e-5)
+    for one in (texts[0], {"text": texts[0]}, {"text": np.array(texts[0]), "audio": None}):
+        np.testing.assert_allclose(numbers(model.predict(one)), expected[:1], atol=1e-5)
+    assert model.predict([]).shape == (0, len(REGRESSION_COLUMNS) + 1)
+    for wrong, reason in (
+        (pd.DataFrame({"words": texts}), "'words'.*text.*vision"),
+        (pd.DataFrame(texts), "0.*text"),
+        ([{"text": "a", "sound": [[1.0]]}], "'sound'"),
+        ({"text": texts, "tokens": [[101]]}, "rows"),
+        ([1.0, 2.0], "list"),
+        ([["a"]], "list"),
+        (np.ones((2, 3)), "ndarray"),
+        (5, "int"),
+        (None, "NoneType"),
+    ):
+        with pytest.raises(MlflowException, match=reason) as refusal:
+            model.predict(wrong)
+        assert refusal.value.get_http_status_code() == 400
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ from typing import Any
 
 from qamoe.config.task import TaskDescription, is_classification
 from qamoe.extractors.registry import extractors_of
-from qamoe.inference import path_inputs, predict
+from qamoe.inference import predict
 from qamoe.models import checkpoint
 from qamoe.models.checkpoint_config import CheckpointConfig
 
@@ -49,20 +49,19 @@ def requirements(config: CheckpointConfig | None = None) -> list[str]:
 
 
 def signature(task: TaskDescription) -> Any:
-    """Return the columns of qamoe.inference.predict as an MLflow signature; every input is optional."""
-    from mlflow.models import ModelSignature
-    from mlflow.types.schema import AnyType, Array, ColSpec, DataType, Schema
+    """Return the output columns of qamoe.inference.predict as an MLflow signature.
 
-    types = {"text": DataType.string, "path": DataType.string, "start_s": DataType.double, "end_s": DataType.double}
-    inputs: list[Any] = [
-        ColSpec(types.get(n, AnyType()), n, required=False) for n in (*predict.INPUTS, *path_inputs.INPUTS)
-    ]
+    It has no inputs: MLflow would drop columns that it does not list, and a list of texts would become clips without
+    any modality. The model checks its input itself.
+    """
+    from mlflow.models import ModelSignature
+    from mlflow.types.schema import Array, ColSpec, DataType, Schema
+
     outputs: list[Any] = [ColSpec(DataType.double, name) for name in predict.numeric_columns(task)]
     if is_classification(task):
         outputs.insert(0, ColSpec(DataType.string, "class"))
-    return ModelSignature(
-        Schema(inputs), Schema([*outputs, ColSpec(Array(DataType.double), "routing", required=False)])
-    )
+    outputs.append(ColSpec(Array(DataType.double), "routing", required=False))
+    return ModelSignature(outputs=Schema(outputs))
 
 
 def log_model(folder: Path, name: str, step: int, tags: dict[str, str]) -> str:
