@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -361,3 +362,20 @@ def test_a_stop_ends_unfinished_requests_and_leaves_nothing(checkpoint_folder: P
             assert received(connection) == b""
     assert list(temporary.iterdir()) == []
     assert (tmp_path / "log").read_text() == ""
+
+
+@pytest.mark.slow
+def test_a_stop_answers_requests_that_wait(checkpoint_folder: Path, tmp_path: Path) -> None:
+    clips = [{"text": "a lovely film, " * 600, "audio": packed(np.ones((400, 3)))}] * 64
+    body = json.dumps({"clips": clips}).encode()
+    sent = head("POST", "/predict", "Content-Type: application/json", f"Content-Length: {len(body)}") + body
+    with serving(checkpoint_folder, tmp_path / "log") as server:
+        waiting = [connected(server.port, sent) for _ in range(40)]
+        assert received(connected(server.port, head("GET", "/healthz", "Connection: close"))).endswith(b"}")
+    refused = []
+    for connection in waiting:
+        with suppress(ConnectionResetError):  # its body had not been read
+            answer = received(connection)
+            refused += [answer] if answer and not answer.startswith(b"HTTP/1.1 200 ") else []
+    assert {refusal(answer)[0] for answer in refused} == {503}
+    assert "Traceback" not in (tmp_path / "log").read_text()

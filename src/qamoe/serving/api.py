@@ -11,6 +11,7 @@ import socket
 import tempfile
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -62,7 +63,8 @@ class Service:
         self.samples = samples(folder, self.served.trained.config["task"])
         self.clips = ClipCache()
         self._sample_ids: dict[int, str] = {}
-        self._predicting = threading.BoundedSemaphore(settings.workers())
+        # Few threads of their own: each thread that predicts keeps memory of its own for later.
+        self._predicting = ThreadPoolExecutor(settings.workers())
         self._loading = threading.Lock()
         self.extraction: Extraction | None = None
         self.uploads: Path | None = None
@@ -70,8 +72,16 @@ class Service:
     def predict(
         self, rows: pd.DataFrame, degradations: dict[str, tuple[str, float]] | None = None
     ) -> list[schemas.Either]:
-        with self._predicting:
-            return schemas.answers(self.served.predict(rows, degradations))
+        try:
+            return schemas.answers(self._predicting.submit(self.served.predict, rows, degradations).result())
+        except CancelledError:
+            raise HTTPException(503, "The server is shutting down.", {"Retry-After": "10"}) from None
+
+    def close(self) -> None:
+        """Give up the clips and files that wait, so that the process can end."""
+        self._predicting.shutdown(wait=False, cancel_futures=True)
+        if self.extraction is not None:
+            self.extraction.close()
 
     def rows(self, request: schemas.PredictRequest) -> pd.DataFrame:
         """Return a request as input of `predict`. Raises UserError for frames of another size than the model reads."""
@@ -182,7 +192,7 @@ def application(service: Service, hosts: frozenset[str] = frozenset()) -> Reques
             try:
                 yield
             finally:
-                service.extraction.close()
+                service.close()
 
     app = FastAPI(
         title="qamoe", version="1", lifespan=lifespan, docs_url=None, redoc_url=None, responses=_REFUSALS,

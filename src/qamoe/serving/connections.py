@@ -21,7 +21,7 @@ from qamoe.serving.middleware import HEADERS
 
 _MOST = 512  # connections; more wait in the queue of the system
 _RESERVED = 128  # descriptors of the process itself: the model's files, pipes to the worker, libraries
-_STOP_S = 3  # seconds for answers under way when the server stops
+_STOP_S = 2  # seconds for answers under way when the server stops
 _LINGER_S = 2  # seconds in which a refused client may read the reason
 
 

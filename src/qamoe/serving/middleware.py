@@ -53,6 +53,10 @@ class RequestGuard:
             # A HEAD is answered as a GET; uvicorn, too, leaves out the body.
             method = "GET" if scope["method"] == "HEAD" else scope["method"]
             await self.app(scope | {"method": method}, body.receive, answer.send)
+        except asyncio.CancelledError:  # uvicorn's end of a request that takes longer than a stop may
+            if not answer.started:
+                stopping = {"error": "The server is shutting down."}
+                await JSONResponse(stopping, 503, {"Retry-After": "10"})(scope, receive, answer.send)
         finally:
             body.release()
 
@@ -127,10 +131,12 @@ class _Answer:
     """Sends an answer with the security headers. An error that is not JSON, such as starlette's own, becomes JSON."""
 
     def __init__(self, send: Any, body: _Body, without_body: bool) -> None:
-        self._send, self._body, self._without_body, self._replaced = send, body, without_body, False
+        self._send, self._body, self._without_body = send, body, without_body
+        self.started = self._replaced = False
 
     async def send(self, message: Any) -> None:
         if message["type"] == "http.response.start":
+            self.started = True
             headers, status = MutableHeaders(scope=message), message["status"]
             headers.update(HEADERS)
             if status >= 400:
