@@ -176,12 +176,13 @@ def test_the_logged_model_predicts_as_its_checkpoint_and_raises_client_errors(re
         model.predict(pd.DataFrame({"audio": [[[1.0]]]}))
     assert refusal.value.get_http_status_code() == 400
     texts = ["a lovely movie", "a dull one"]
-    expected = numbers(predict(checkpoint.load(folder), pd.DataFrame({"text": texts})))
+    scores = numbers(predict(checkpoint.load(folder), pd.DataFrame({"text": texts})))
     records_of_texts = [{"text": np.array(text)} for text in texts]  # as MLflow's server reads them
+    given: Any
     for given in (texts, np.array(texts), pd.Series(texts), {"text": texts}, records_of_texts):
-        np.testing.assert_allclose(numbers(model.predict(given)), expected, atol=1e-5)
+        np.testing.assert_allclose(numbers(model.predict(given)), scores, atol=1e-5)
     for one in (texts[0], {"text": texts[0]}, {"text": np.array(texts[0]), "audio": None}):
-        np.testing.assert_allclose(numbers(model.predict(one)), expected[:1], atol=1e-5)
+        np.testing.assert_allclose(numbers(model.predict(one)), scores[:1], atol=1e-5)
     assert model.predict([]).shape == (0, len(REGRESSION_COLUMNS) + 1)
     for wrong, reason in (
         (pd.DataFrame({"words": texts}), "'words'.*text.*vision"),

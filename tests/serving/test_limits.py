@@ -129,6 +129,12 @@ def test_connections_without_requests_and_without_readers_are_ended(hurried: Ser
     assert hurried.ask("GET", "/healthz")[0] == 200
 
 
+def test_bytes_after_the_last_request_do_not_cost_its_answer(server: Server) -> None:
+    for _ in range(20):
+        connection = connected(server.port, head("GET", "/openapi.json", "Connection: close") + b"a" * (1 << 19))
+        assert received(connection).startswith(b"HTTP/1.1 200 ")
+
+
 def test_a_client_that_ends_its_side_gets_its_answer(server: Server) -> None:
     connection = connected(server.port, head("GET", "/healthz"))
     connection.shutdown(socket.SHUT_WR)
@@ -221,7 +227,7 @@ def test_a_failure_is_json_with_the_same_headers(
         monkeypatch.setattr(failing.service, "samples", None)
         answer = received(connected(failing.port, head("GET", "/samples", "Connection: close")))
         assert refusal(answer)[0] == 500
-        assert "TypeError" in capfd.readouterr().err, "the log says why"
+    assert "TypeError" in capfd.readouterr().err, "the log says why"
 
 
 def test_head_answers_as_get_without_a_body(server: Server) -> None:

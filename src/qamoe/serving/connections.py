@@ -22,7 +22,8 @@ from qamoe.serving.middleware import HEADERS
 _MOST = 512  # connections; more wait in the queue of the system
 _RESERVED = 128  # descriptors of the process itself: the model's files, pipes to the worker, libraries
 _STOP_S = 2  # seconds for answers under way when the server stops
-_LINGER_S = 2  # seconds in which a refused client may read the reason
+_LINGER_S = 1  # seconds in which the client of a connection that ends may close its side
+_PATIENCE = 10  # times of _LINGER_S for a client that has not read its answer to the end
 
 
 class Server(uvicorn.Server):
@@ -88,6 +89,36 @@ def most_connections() -> int:
     return max(1, min(_MOST, (descriptors - _RESERVED) // 2))
 
 
+class _Transport:
+    """A transport that closes as RFC 9112, 9.6 asks: it ends its side, and reads until the client ends the other.
+
+    Closing with bytes of the client unread would reset the connection, and the client would lose the answer.
+    """
+
+    def __init__(self, transport: Any, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport, self._loop, self._closing = transport, loop, False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def is_closing(self) -> bool:
+        return self._closing or self._transport.is_closing()
+
+    def close(self) -> None:
+        if self.is_closing():
+            return
+        self._closing = True
+        self._transport.write_eof()
+        self._transport.resume_reading()
+        self._loop.call_later(_LINGER_S, self._end, _PATIENCE)
+
+    def _end(self, patience: int) -> None:
+        if patience and self._transport.get_write_buffer_size():
+            self._loop.call_later(_LINGER_S, self._end, patience - 1)
+        else:
+            self._transport.abort()
+
+
 class Connection(H11Protocol):
     """One connection. Heads, requests and clients that do not read are limited in time; refusals are JSON."""
 
@@ -97,10 +128,9 @@ class Connection(H11Protocol):
         self._timed: Any = None  # the request whose time runs; None while a head is due
         self._timer: asyncio.TimerHandle | None = None
         self._stalled: asyncio.TimerHandle | None = None
-        self._refused = False
 
     def connection_made(self, transport: Any) -> None:
-        super().connection_made(transport)
+        super().connection_made(_Transport(transport, self.loop))  # type: ignore[arg-type]
         self._limit(self._limits.head_s, self._head_is_late)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -111,12 +141,12 @@ class Connection(H11Protocol):
         self._ended()
 
     def data_received(self, data: bytes) -> None:
-        if not self._refused:
+        if not self.transport.is_closing():
             super().data_received(data)
 
-    def eof_received(self) -> bool:
+    def eof_received(self) -> bool:  # type: ignore[override]  # as of asyncio.Protocol; uvicorn always returns None
         """Called when the client sends nothing more; return whether the connection stays, for an answer under way."""
-        if self._refused or self.cycle is None or self.cycle.response_complete or self.cycle.more_body:
+        if self.transport.is_closing() or not self._answering():
             return False
         self.cycle.keep_alive = False
         return True
@@ -124,7 +154,7 @@ class Connection(H11Protocol):
     def handle_events(self) -> None:
         super().handle_events()
         request = None if self.cycle is None or self.cycle.response_complete else self.cycle
-        if request is self._timed or self._refused:
+        if request is self._timed or self.transport.is_closing():
             return
         self._timed = request
         if request is None:
@@ -144,10 +174,14 @@ class Connection(H11Protocol):
 
     def shutdown(self) -> None:
         """Called when the server stops: end the connection, but let a request that has arrived be answered."""
-        if self.cycle is None or self.cycle.response_complete or self.cycle.more_body or self._refused:
-            self.transport.close()
-        else:
+        if self._answering():
             self.cycle.keep_alive = False
+        else:
+            self.transport.close()
+
+    def _answering(self) -> bool:
+        """Return whether a whole request has arrived and its answer has not ended."""
+        return self.cycle is not None and not self.cycle.response_complete and not self.cycle.more_body
 
     def send_400_response(self, msg: str) -> None:
         """Called for bytes that are not HTTP, in place of uvicorn's plain text."""
@@ -165,7 +199,6 @@ class Connection(H11Protocol):
             self.transport.close()
 
     def _refuse(self, status: int, sentence: str) -> None:
-        self._refused = True
         if self.cycle is not None and not self.cycle.response_complete:  # the request under way ends as without client
             started = self.cycle.response_started
             self.cycle.disconnected = True
@@ -181,8 +214,4 @@ class Connection(H11Protocol):
                 h11.EndOfMessage(),
             ):
                 self.transport.write(self.conn.send(event) or b"")
-        # Closing now, with bytes of the client unread, would reset the connection and lose the reason.
-        if self.transport.can_write_eof() and not self.transport.is_closing():
-            self.transport.write_eof()
-        self.flow.resume_reading()
-        self._limit(_LINGER_S, self.transport.abort)
+        self.transport.close()
