@@ -1,4 +1,4 @@
-"""What must hold under kills, full disks, load and hostile input, in full counts: hours on two cores.
+"""What must hold under kills, full disks, two commands at once, load and hostile input: hours on two cores.
 
     python tests/endurance.py                     # everything
     python tests/endurance.py kills --count 20    # one part, with another count
@@ -33,7 +33,7 @@ from tests.end_to_end.conftest import make_untouched, small_params  # noqa: E402
 from tests.end_to_end.services import environment  # noqa: E402
 from tests.fixtures import disks  # noqa: E402
 
-COUNTS = {"kills": 200, "disks": 40}
+COUNTS = {"kills": 200, "disks": 40, "pairs": 32}
 LONGEST_S = 600  # only ends a case that hangs
 TEMPORARY = re.compile(r"\.[0-9]+$|\.making$|\.tmp$|\.part$|\.lock$|^\.copy-|^qamoe-")
 # Their bytes differ from run to run: databases, logs, the cache and the locks of tools.
@@ -63,6 +63,18 @@ OPERATIONS = {
     "serve": Operation("promoted", (*QAMOE, "serve", "--port", "0"), serves=True),
     "dvc repro": Operation("untouched", (sys.executable, "-m", "dvc", "repro", "--quiet")),
 }
+# Further commands that write; each is also started twice at once.
+FURTHER = {
+    "tune": Operation("repeated", (*QAMOE, "run", "tune"), ("artifacts/tune",)),
+    "report": Operation("repeated", (*QAMOE, "run", "report"), ("artifacts/report",)),
+    "accept-tuned": Operation("repeated", (*QAMOE, "accept-tuned")),
+    "record": Operation("repeated", (*QAMOE, "record", "artifacts/train/qamoe/1"), ("mlflow.db", "mlartifacts")),
+    "export": Operation("promoted", (*QAMOE, "export", "model.pt2")),
+    "sample": Operation("untouched", (*QAMOE, "sample", "data-new", "--clips", "8")),
+    "evaluate-champion": Operation("promoted", (*QAMOE, "evaluate-champion")),
+}
+WRITERS = {name: operation for name, operation in (OPERATIONS | FURTHER).items() if not operation.serves}
+PAIRS = [*((name, name) for name in WRITERS), ("record", "promote"), ("promote", "record")]
 
 
 class Checkout:
@@ -134,7 +146,7 @@ def build(folder: Path) -> Checkout:
     checkout.save("repeated")
     _must(checkout, OPERATIONS["promote"].command)
     checkout.save("promoted")
-    for name, operation in OPERATIONS.items():
+    for name, operation in (OPERATIONS | FURTHER).items():
         checkout.prepare(operation)
         began = time.monotonic()
         _finish(checkout, operation)
@@ -183,7 +195,7 @@ def _finish(checkout: Checkout, operation: Operation) -> str | None:
 
 def faults(checkout: Checkout, name: str) -> list[str]:
     """Finish an interrupted operation and return every difference from one that ran undisturbed."""
-    operation = OPERATIONS[name]
+    operation = (OPERATIONS | FURTHER)[name]
     failed = _finish(checkout, operation)
     if failed is not None:
         return [failed]
@@ -224,8 +236,8 @@ def killed(checkout: Checkout, draws: random.Random) -> tuple[str, list[str]]:
 
 def filled(checkout: Checkout, draws: random.Random) -> tuple[str, list[str]]:
     """Run one operation on a disk with little room, make room, finish it; return a name of the case and its faults."""
-    name = draws.choice([name for name, operation in OPERATIONS.items() if not operation.serves])
-    operation = OPERATIONS[name]
+    name = draws.choice(list(WRITERS))
+    operation = WRITERS[name]
     share = draws.random() ** 2
     size = 1 << 30
     if not disks.mounted(checkout.path, size):
@@ -244,7 +256,24 @@ def filled(checkout: Checkout, draws: random.Random) -> tuple[str, list[str]]:
         disks.unmount(checkout.path)
 
 
-PARTS: dict[str, Callable[[Checkout, random.Random], tuple[str, list[str]]]] = {"kills": killed, "disks": filled}
+def together(checkout: Checkout, draws: random.Random) -> tuple[str, list[str]]:
+    """Start two commands that write the same place at once, then finish the first."""
+    first, second = draws.choice(PAIRS)
+    checkout.prepare(WRITERS[first])
+    both = [checkout.start(WRITERS[name].command) for name in (first, second)]
+    found = []
+    for process in both:
+        out, error = process.communicate(timeout=LONGEST_S)
+        if "Traceback" in error:
+            found.append(f"a traceback: {(out + error)[-2000:]}")
+    return f"{first} and {second} at once", found + faults(checkout, first)
+
+
+PARTS: dict[str, Callable[[Checkout, random.Random], tuple[str, list[str]]]] = {
+    "kills": killed,
+    "disks": filled,
+    "pairs": together,
+}
 
 
 def run(part: str, checkout: Checkout, count: int, seed: int, report: Callable[[str], object] = print) -> int:

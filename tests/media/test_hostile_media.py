@@ -1,0 +1,23 @@
+"""Damaged media cost their clip alone: no crash of the stage, no hang, no exception that a reader did not foresee."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.fixtures import media_mutations
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("count", [24, pytest.param(200, marks=pytest.mark.slow)])
+def test_mutants_of_media_give_frames_or_a_reason(count: int, tmp_path: Path) -> None:
+    assert media_mutations.faults(tmp_path, count, seed=5) == []
+
+
+def test_the_same_seed_gives_the_same_mutants(tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+    first, second = (
+        [path.read_bytes() for path in media_mutations.mutants(tmp_path / folder, 30, 3)] for folder in ("a", "b")
+    )
+    assert first == second
+    assert len(set(first)) == 30
