@@ -177,6 +177,7 @@ def test_a_folder_without_a_manifest_lists_its_media_and_the_header_to_write(cor
     assert findings.exit_code == 2
 
 
+@pytest.mark.integration
 def test_ready_features_are_summarised_and_infinities_are_warnings(tmp_path: Path) -> None:
     x = np.ones((2, 4, 3))
     split = {"id": ["v$_$1", "v$_$2"], "raw_text": ["a", "b"], "regression_labels": [1.0, 2.0], "audio": x}

@@ -1,192 +1,153 @@
-"""Read untrusted pickles: only arrays, numbers and strings, never code.
+"""Read untrusted pickles: only arrays, numbers and strings, never code, and never more memory or time than they need.
 
-The opcodes are checked before anything is loaded: a file of 20 bytes may name memo slot 4,000,000,000, and the
-unpickler would allocate all of them. Tensors are returned as arrays.
+Another process, which has no packages, interprets the file under limits (data/pickle_child.py). It returns plain values
+and the places of arrays, and this process reads the arrays from these places. Tensors are returned as arrays.
 """
 
-import math
 import os
 import pickle
-import pickletools
+import signal
+import stat
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
+from qamoe.data import pickle_child
 from qamoe.errors import UserError
 
-_ALLOWED = {
-    ("numpy", "ndarray"),
-    ("numpy", "dtype"),
-    *(
-        (f"numpy.{core}.{module}", name)
-        for core in ("core", "_core")
-        for module, name in (
-            ("multiarray", "_reconstruct"),
-            ("multiarray", "scalar"),
-            ("numeric", "_frombuffer"),
-        )
-    ),
-    ("builtins", "set"),
-    ("__builtin__", "set"),
-    ("builtins", "slice"),
-    ("collections", "OrderedDict"),
-}
-# Width in bytes of the length prefix of an opcode's argument.
-_LENGTH_WIDTH = {
-    pickletools.TAKEN_FROM_ARGUMENT1: 1,
-    pickletools.TAKEN_FROM_ARGUMENT4: 4,
-    pickletools.TAKEN_FROM_ARGUMENT4U: 4,
-    pickletools.TAKEN_FROM_ARGUMENT8U: 8,
-}
-_PUT = ("PUT", "BINPUT", "LONG_BINPUT")
-_GET = ("GET", "BINGET", "LONG_BINGET")
-_TUPLES = ("TUPLE", "TUPLE1", "TUPLE2", "TUPLE3")
-_DEEPEST = 100  # nested tuples; arrays need a handful
-_OPCODES = {op.code.encode("latin-1"): op for op in pickletools.opcodes}
+# An import, and not a script, because Python keeps the compiled form of a module only.
+_START = "import sys; sys.path.append(sys.argv[1]); import pickle_child; sys.exit(pickle_child.main(sys.argv[2]))"
+_LAST_CHARACTER = 0x10FFFF
+_SURROGATES = 0xD800, 0xDFFF
 
 
-def _encode(text: str, encoding: str) -> bytes:
-    """Decode bytes as written by protocols 0 to 2; only latin1, because other encodings may take very long."""
-    if encoding not in ("latin1", "latin-1"):
-        raise pickle.UnpicklingError(f"it uses the encoding {encoding[:40]!r}")
-    return text.encode("latin-1")
-
-
-def _storage(content: bytes) -> np.ndarray:
-    """Return the numbers of a torch storage. torch's own function could run code."""
-    import io
-    import warnings
-
-    import torch
-
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # typed storages are deprecated, but old files have them
-            storage = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-            return torch.tensor([], dtype=storage.dtype).set_(storage).numpy()
-    except Exception as error:  # torch raises almost any exception for a damaged storage
-        raise pickle.UnpicklingError(f"it holds a damaged torch storage ({type(error).__name__})") from None
-
-
-def _tensor(storage: np.ndarray, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> np.ndarray:
-    """Return a tensor as a new array. Raises UnpicklingError if its shape reaches beyond its storage."""
-    last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True)) if all(size) else offset
-    if min((offset, *size, *stride)) < 0 or last >= len(storage) + (not all(size)):
-        raise pickle.UnpicklingError("it holds a tensor that reaches beyond its storage")
-    if math.prod(size) > len(storage):
-        raise pickle.UnpicklingError("it holds a tensor that is larger than its storage")
-    steps = tuple(step * storage.itemsize for step in stride)
-    return np.lib.stride_tricks.as_strided(storage[offset:], size, steps).copy()
-
-
-_REPLACED = {
-    ("_codecs", "encode"): _encode,
-    ("torch.storage", "_load_from_bytes"): _storage,
-    ("torch._utils", "_rebuild_tensor_v2"): _tensor,
-}
-
-
-class _Arrays(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) in _REPLACED:
-            return _REPLACED[module, name]
-        if (module, name) not in _ALLOWED:
-            dotted = f"{module}.{name}"[:80]
-            raise pickle.UnpicklingError(f"it refers to {dotted if dotted.isprintable() else repr(dotted)}")
-        return super().find_class(module, name)
-
-    def persistent_load(self, pid: Any) -> Any:
-        raise pickle.UnpicklingError("it refers to an object outside the file")
-
-
-def read(path: Path, encoding: str = "ASCII") -> Any:
+def read(path: Path, encoding: str = "utf-8") -> Any:
     """Load a pickle of plain containers, numpy arrays and torch tensors (as arrays).
 
-    `encoding` is that of strings written by Python 2. Raises UserError for any other content.
+    `encoding` is that of strings written by Python 2; those that it cannot decode are bytes. Raises UserError for any
+    other content, and for a file that takes too much memory or time.
     """
     try:
-        with path.open("rb") as file:
-            _check_opcodes(file)
-            file.seek(0)
-            return _Arrays(file, encoding=encoding).load()
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise UserError(f"{path} is {'a folder' if path.is_dir() else 'not a file'}; it must be a pickle file.")
+        with path.open("rb", buffering=0) as file, tempfile.TemporaryFile() as answer:
+            _interpret(path, file, answer, encoding)
+            answer.seek(0)
+            return _Values(answer, file, encoding).load()
     except FileNotFoundError:
         raise UserError(f"File not found: {path}.") from None
-    except IsADirectoryError:
-        raise UserError(f"{path} is a folder; it must be a pickle file.") from None
-    except pickle.UnpicklingError as error:
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}.") from None
+    except (ValueError, MemoryError) as error:
         raise UserError(f"{path} was rejected: {error}; only arrays and plain values are read.") from None
-    except (
-        EOFError,
-        OverflowError,
-        ValueError,
-        AttributeError,
-        IndexError,
-        KeyError,
-        MemoryError,
-        RecursionError,
-        TypeError,
-        UnicodeDecodeError,
-    ):
-        raise UserError(f"{path} is not a readable pickle: it is damaged or truncated.") from None
 
 
-def _check_opcodes(file: IO[bytes]) -> None:
-    """Raise UnpicklingError for an impossible memo slot or deeply nested tuples, EOFError for a truncated argument.
-
-    Picklers number their memo slots one by one, so no valid slot exceeds the number of opcodes so far. Python hashes a
-    tuple that is a key recursively and without checking its stack, so deep nesting would crash the process.
-    """
-    size = os.fstat(file.fileno()).st_size
-    count = 0
-    stack: list[int | None] = []
-    memo: dict[int, int] = {}
-    while True:
-        op = _OPCODES.get(file.read(1))
-        if op is None:
-            raise EOFError
-        count += 1
-        argument = b""
-        if op.arg is not None and op.arg.n >= 0:
-            argument = file.read(op.arg.n)
-        elif op.arg is not None and op.arg.n == pickletools.UP_TO_NEWLINE:
-            argument = file.readline()
-            if op.name in ("GLOBAL", "INST"):  # a module, then a name
-                file.readline()
-        elif op.arg is not None:
-            length = int.from_bytes(file.read(_LENGTH_WIDTH[op.arg.n]), "little")
-            if length > size - file.tell():
-                raise EOFError
-            file.seek(length, os.SEEK_CUR)
-        slot = len(memo)  # the slot of MEMOIZE
-        if op.name in _PUT or op.name in _GET:
-            slot = int(argument) if op.name in ("PUT", "GET") else int.from_bytes(argument, "little")
-            if op.name in _PUT and not 0 <= slot <= count:
-                raise pickle.UnpicklingError(f"it names memo slot {slot} after {count} opcodes")
-        if op.name == "FRAME" and int.from_bytes(argument, "little") > size - file.tell():
-            raise EOFError
-        if op.name == "STOP":
-            return
-        if _depth(op, stack, memo, slot) > _DEEPEST:
-            raise pickle.UnpicklingError(f"it nests more than {_DEEPEST} tuples")
+def text(value: Any, where: str) -> str:
+    """Return a string of a pickle; bytes are decoded as UTF-8. Raises UserError for any other value."""
+    try:
+        content = value.decode() if isinstance(value, bytes) else value
+    except UnicodeDecodeError:
+        raise UserError(f"{where} is {bytes(value[:20])!r}, which is not UTF-8; it must be text.") from None
+    if not isinstance(content, str):
+        raise UserError(f"{where} is {type(value).__name__}; it must be text.")
+    return str(content)
 
 
-def _depth(op: pickletools.OpcodeInfo, stack: list[int | None], memo: dict[int, int], slot: int) -> int:
-    """Simulate an opcode and return how deeply tuples are nested in its result.
+def _interpret(path: Path, file: IO[bytes], answer: IO[bytes], encoding: str) -> None:
+    """Write the values of `file` to `answer`. Raises UserError where the other process rejects the file or is ended."""
+    command = [sys.executable, "-I", "-S", "-c", _START, str(Path(pickle_child.__file__).parent), encoding]
+    done = subprocess.run(command, stdin=file, stdout=answer, stderr=subprocess.DEVNULL)
+    if done.returncode == pickle_child.REJECTED:
+        answer.seek(0)
+        raise UserError(f"{path} {answer.read().decode()}.")
+    if -done.returncode in (signal.SIGXCPU, signal.SIGALRM):
+        seconds = pickle_child.SECONDS + (os.fstat(file.fileno()).st_size >> 20)
+        raise UserError(f"{path} was rejected: it takes more than {seconds} s to read.")
+    if done.returncode:
+        raise UserError(f"{path} was rejected: the process that read it ended with code {done.returncode}.")
 
-    The stack and the memo hold the nesting depth of each value; a mark on the stack is None.
-    """
-    if op.name in _PUT or op.name == "MEMOIZE":
-        memo[slot] = (stack[-1] if stack else 0) or 0
-        return 0
-    depths = [memo.get(slot, 0) if op.name in _GET else 0]
-    operands = op.stack_before
-    if pickletools.markobject in operands:
-        while stack and (value := stack.pop()) is not None:
-            depths.append(value)
-        operands = operands[: operands.index(pickletools.markobject)]
-    for _ in operands[: len(stack)]:
-        depths.append(stack.pop() or 0)
-    depth = max(depths) + (op.name in _TUPLES)
-    stack.extend(None if result is pickletools.markobject else depth for result in op.stack_after)
-    return depth
+
+def _is_unicode(letters: np.ndarray) -> bool:
+    surrogates = (letters >= _SURROGATES[0]) & (letters <= _SURROGATES[1])
+    return not (surrogates.any() or (letters > _LAST_CHARACTER).any())
+
+
+class _Values(pickle.Unpickler):
+    """Load the answer of the other process; arrays come from the file."""
+
+    def __init__(self, answer: IO[bytes], file: IO[bytes], encoding: str) -> None:
+        super().__init__(answer)
+        self.file, self.encoding = file, encoding
+
+    def find_class(self, module: str, name: str) -> Any:
+        known: dict[str, Callable[..., Any]] = {
+            "array": self.array,
+            "span": self.span,
+            "tensor": self.tensor,
+            "slice": slice,
+        }
+        if module not in (pickle_child.__name__.rpartition(".")[2], "builtins") or name not in known:
+            raise pickle.UnpicklingError(f"{module}.{name}")  # a fault of pickle_child.py
+        return known[name]
+
+    def numbers(self, dtype: str, content: tuple[int, int, str] | bytes) -> np.ndarray:
+        """Return a new array (N,) of the bytes of `content`, or of those that a Span of pickle_child.py names."""
+        kind = np.dtype(dtype)
+        found = content if isinstance(content, bytes) else self.span(*content)
+        raw = found if isinstance(found, bytearray) else bytearray(found)
+        values = np.frombuffer(raw, kind) if kind.itemsize and raw else np.zeros(0, kind)
+        if kind.kind == "b" and (values.view(np.uint8) > 1).any():
+            raise ValueError("it holds a truth value that is neither true nor false")
+        if kind.kind == "U":
+            letters = values.view(kind.str[0] + "u4") if values.size else np.zeros(0, np.uint32)
+            if letters.max(initial=0) >= _SURROGATES[0] and not _is_unicode(letters):
+                raise ValueError("it holds a string that is not Unicode")
+        return values
+
+    def array(self, dtype: str, shape: tuple[int, ...] | None, layout: Any, content: Any) -> Any:
+        """Return an array, or a numpy scalar where shape is None. layout: C, F, or the axes of C order."""
+        if isinstance(content, list):
+            values = np.empty(len(content), object)
+            for place, value in enumerate(content):
+                values[place] = value
+        else:
+            values = self.numbers(dtype, content)
+        if shape is None:
+            return values[0] if values.size else np.zeros((), dtype)[()]
+        if not values.size:
+            return np.zeros(shape, dtype)  # also of strings of length 0, which have no bytes
+        return (
+            values.reshape(shape).transpose(layout)
+            if isinstance(layout, tuple)
+            else values.reshape(shape, order=layout)
+        )
+
+    def tensor(self, dtype: str, content: Any, offset: int, shape: tuple[int, ...], strides: tuple[int, ...]) -> Any:
+        """Return a tensor's numbers as a new array. pickle_child.py has checked that they are within the storage."""
+        storage = self.numbers(dtype, content)
+        steps = tuple(step * storage.itemsize for step in strides)
+        return np.lib.stride_tricks.as_strided(storage[offset:], shape, steps).copy()
+
+    def span(self, offset: int, length: int, form: str) -> Any:
+        """Return the bytes or the text at a place in the file; see Span of pickle_child.py."""
+        content = bytearray(length)
+        view, done = memoryview(content), 0
+        while done < length:
+            read = os.preadv(self.file.fileno(), [view[done:]], offset + done)
+            if not read:
+                raise ValueError("it was truncated while it was read")
+            done += read
+        if form == "bytes":
+            return content
+        try:
+            text = content.decode(self.encoding if form == "old" else "utf-8")
+            return text.encode("latin-1") if form == "latin1" else text
+        except UnicodeError:
+            if form == "old":
+                return bytes(content)
+            raise ValueError("it holds a string that is not Unicode") from None

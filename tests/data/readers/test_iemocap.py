@@ -11,6 +11,7 @@ from qamoe.config.task import Task
 from qamoe.data.readers.iemocap import CLASSES, FEATURES, read
 from qamoe.errors import UserError
 
+pytestmark = pytest.mark.integration  # a process interprets each pickle
 FOUR = Task(kind="classification", classes=("neutral", "happy", "sad", "angry"))  # another order than in the file
 SIX = Task(kind="classification", classes=CLASSES[6])
 # dialogue -> (utterance, label, speaker, sentence)

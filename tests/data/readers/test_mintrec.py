@@ -13,6 +13,7 @@ from qamoe.data.readers.mintrec import CLASSES, read
 from qamoe.errors import UserError
 from tests.fixtures.research_data import shared_data
 
+pytestmark = pytest.mark.integration  # a process interprets each pickle
 TASK = Task(kind="classification", classes=CLASSES)
 ROWS = {
     "train": [

@@ -17,6 +17,7 @@ from qamoe.extractors.minilm import MiniLM
 from tests.fixtures.damage import mutated
 from tests.fixtures.research_data import shared_data
 
+pytestmark = pytest.mark.integration  # a process interprets each pickle
 REGRESSION = Task(kind="regression", low=-3, high=3)
 COUNTS = {"train": 4, "valid": 2, "test": 3}
 TOKENS, AUDIO, VISION = 8, 12, 10  # the padded lengths of an unaligned file
@@ -235,7 +236,11 @@ def changed(column: str, value: Any) -> Content:
         (changed("vision", [[1.0], [1.0, 2.0]]), ", train: vision .*object"),
         (changed("vision", np.full((4, VISION, 20), "x")), ", train: vision .*<U1"),
         (changed("audio_lengths", [1, 2]), r", train: audio_lengths .*\b2 rows.*\bid has 4\b"),
-        (changed("audio_lengths", ["a"] * 4), ", train: audio_lengths .*<U1"),
+        (changed("audio_lengths", ["a"] * 4), ", train: audio_lengths .*object"),
+        (changed("audio", [["a"] * 4, [np.full(2, "x" * 900)]]), ", train: audio .*object"),
+        (changed("raw_text", [b"a", b"\xff", b"c", b"d"]), r", train, clip videotrain0\$_\$1: raw_text .*xff.*UTF-8"),
+        (changed("raw_text", ["a", None, "c", "d"]), r", train, clip videotrain0\$_\$1: raw_text .*NoneType"),
+        (changed("id", [b"a", b"b", b"\xff", b"d"]), r", train, clip 2: id .*xff.*UTF-8"),
         (changed("text_bert", np.zeros((4, 5, 6))), r", train: text_bert .*\(4, 5, 6\).*\(N, 3, L\)"),
         (changed("text_bert", np.full((4, 3, TOKENS), 0.5)), r", train, clip videotrain0\$_\$0: text_bert .*token id"),
         (changed("id", ["a$_$1"] * 4), r", train, clip a\$_\$1: .*'a\$_\$1'"),
@@ -254,6 +259,20 @@ def test_another_layout_is_rejected(tmp_path: Path, splits: Any, named: str) -> 
     with pytest.raises(UserError, match=rf"m\.pkl.*{named}") as raised:
         read(store(tmp_path / "m.pkl", splits), REGRESSION)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("kind", [list, np.array, lambda texts: np.array(texts, object)])
+def test_bytes_are_decoded(tmp_path: Path, kind: Any) -> None:
+    """Text and ids of Python 2 come as bytes; their form in Python, b'it was good', was taken for the text."""
+    splits = content()
+    columns = splits["train"]
+    texts = [f"it was góód {i}" for i in range(COUNTS["train"])]
+    columns["raw_text"] = kind([text.encode() for text in texts])
+    columns["id"] = kind([name.encode() for name in columns["id"]])
+    expected = split("train", COUNTS["train"], aligned=False)["id"]
+    clips = [clip for clip in read(store(tmp_path / "m.pkl", splits), REGRESSION).clips if clip.split == "train"]
+    assert [clip.text for clip in clips] == texts
+    assert [clip.clip_id for clip in clips] == expected
 
 
 def test_a_clip_without_a_single_frame_has_none(tmp_path: Path) -> None:

@@ -49,20 +49,22 @@ def read(path: Path, task: Task, faults: list[str] | None = None) -> Corpus:
         columns = [_column(by_dialogue, dialogue, file) for by_dialogue in (ids, labels, speakers, sentences)]
         if len({len(column) for column in columns}) > 1:
             raise UserError(f"{file}, dialogue {dialogue}: ids, labels, speakers and sentences differ in length.")
-        for name, label, speaker, sentence in zip(*columns, strict=True):
-            where = f"{file}, utterance {name}"
+        for item, label, speaker, sentence in zip(*columns, strict=True):
+            where = f"{file}, utterance {item!r:.40}"
             with collect_faults(faults):
-                if not _UTTERANCE.fullmatch(str(name)):
+                name = safe_pickle.text(item, f"{where}: id")
+                where = f"{file}, utterance {name}"
+                if not _UTTERANCE.fullmatch(name):
                     raise UserError(
                         f"{where}: utterance ids must begin with Ses01 to Ses05 and consist of letters, digits and _."
                     )
-                media = _wav(path, dialogue, str(name)) if wav else None
+                media = _wav(path, dialogue, name) if wav else None
                 clip = LabelledClip(
-                    span=utterance(str(name), str(sentence), where, media),
+                    span=utterance(name, safe_pickle.text(sentence, f"{where}: sentence"), where, media),
                     source=dialogue,
                     split=split,
                     label=label_value(_class(label, ways, where), task, where),
-                    frames={m: _frames(folder, str(name), str(speaker), where) for m, folder in folders.items()},
+                    frames={m: _frames(folder, name, str(speaker), where) for m, folder in folders.items()},
                 )
                 clips.append(clip)
     check_clips(clips, str(file), faults)
@@ -88,12 +90,13 @@ def _items(content: Any, file: Path) -> list[Any]:
 
 def _splits(ids: dict[Any, Any], training: Any, test: Any, file: Path) -> dict[str, str]:
     """Return the split of each dialogue; the last session of training becomes the validation split."""
-    split_of = {str(d): "train" for d in training}
-    for dialogue in map(str, test):
+    names = [[safe_pickle.text(name, f"{file}: a dialogue") for name in part] for part in (training, test, ids)]
+    split_of = dict.fromkeys(names[0], "train")
+    for dialogue in names[1]:
         if dialogue in split_of:
             raise UserError(f"{file}: dialogue {dialogue} is in both training and test.")
         split_of[dialogue] = "test"
-    for dialogue in [*split_of, *map(str, ids)]:
+    for dialogue in [*split_of, *names[2]]:
         if not _DIALOGUE.fullmatch(dialogue) or dialogue not in split_of:
             raise UserError(f"{file}: dialogue {dialogue!r} is in no split, or does not begin with Ses01 to Ses05.")
     sessions = {dialogue[4] for dialogue, split in split_of.items() if split == "train"}
@@ -107,7 +110,7 @@ def _splits(ids: dict[Any, Any], training: Any, test: Any, file: Path) -> dict[s
 
 def _column(by_dialogue: dict[Any, Any], dialogue: str, file: Path) -> list[Any]:
     column = by_dialogue.get(dialogue)
-    if not isinstance(column, (list, tuple, np.ndarray)) or not np.ndim(column):
+    if not isinstance(column, (list, tuple)) and not (isinstance(column, np.ndarray) and column.ndim):
         raise UserError(f"{file} has no list for dialogue {dialogue}.")
     return list(column)
 

@@ -59,7 +59,8 @@ def _features(path: Path, modality: str) -> dict[str, np.ndarray] | None:
     content = safe_pickle.read(file)
     if not isinstance(content, dict) or not content:
         raise UserError(f"{file} is not a feature pickle of MIntRec: it must be a dict of clip id -> frames.")
-    by_clip = {str(key): _frames(value, f"{file}, clip {key}") for key, value in content.items()}
+    named = {safe_pickle.text(key, f"{file}: key {key!r:.40}"): value for key, value in content.items()}
+    by_clip = {key: _frames(value, f"{file}, clip {key}") for key, value in named.items()}
     sizes = sorted({frames.shape[1] for frames in by_clip.values() if len(frames)})
     if len(sizes) != 1:
         raise UserError(f"{file}: the frames of clips have {sizes} columns, must all have the same number.")

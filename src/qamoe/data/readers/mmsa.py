@@ -5,6 +5,7 @@ stored `text` vectors are used only without both, because the vector of a clean 
 degradation removes later. The corpus lacks a modality that is not in every split.
 """
 
+import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ PUBLISHED = {
 }
 SPLITS = ("train", "valid", "test")
 _SEPARATOR = "$_$"
+_CHINESE_CHARACTER = re.compile("[\u4e00-\u9fff]")
 Columns = dict[str, Any]
 
 
@@ -95,7 +97,8 @@ def _items(column: Any, key: str, where: str) -> list[Any]:
 
 def _numbers(column: Any, key: str, dimensions: int, where: str) -> np.ndarray:
     try:
-        numbers = np.asarray(column)
+        # numpy gives every string the width of the longest, so one long string among many would fill the memory.
+        numbers = np.asarray(column) if _has_numbers(column) else np.empty((), object)
     except (ValueError, TypeError):
         numbers = np.empty((), object)
     if numbers.ndim != dimensions or numbers.dtype.kind not in "fiub":
@@ -103,6 +106,12 @@ def _numbers(column: Any, key: str, dimensions: int, where: str) -> np.ndarray:
             f"{where}: {key} has shape {numbers.shape} and dtype {numbers.dtype}, needs {dimensions} numeric axes."
         )
     return numbers
+
+
+def _has_numbers(column: Any) -> bool:
+    if isinstance(column, (list, tuple)):
+        return all(_has_numbers(item) and getattr(item, "dtype", np.dtype(int)).kind in "fiub" for item in column)
+    return not isinstance(column, (str, bytes))
 
 
 def _rows_first(bert: np.ndarray, where: str) -> np.ndarray:
@@ -135,28 +144,40 @@ def _clips(
 ) -> list[LabelledClip]:
     frames = {m: _frames(columns, m, side) for m, side in padding.items()}
     clips = []
-    for i, name in enumerate(map(str, columns["id"])):
-        clip_where = f"{where}, clip {name}"
+    tokens = _tokens(columns["text_bert"]) if text == "text_bert" else None
+    for i, item in enumerate(columns["id"]):
+        clip_where = f"{where}, clip {i}"
         with collect_faults(faults):
-            words = str(columns["raw_text"][i]) if "raw_text" in columns else ""
+            name = str(item) if isinstance(item, (int, np.integer)) else safe_pickle.text(item, f"{clip_where}: id")
+            clip_where = f"{where}, clip {name}"
+            words = safe_pickle.text(columns["raw_text"][i], f"{clip_where}: raw_text") if "raw_text" in columns else ""
             clip = LabelledClip(
                 span=Utterance(clip_id=name, text=words, where=clip_where),
                 source=name.split(_SEPARATOR)[0],
                 split=split,
                 label=label_value(str(columns["regression_labels"][i]), task, clip_where),
-                tokens=_tokens(columns["text_bert"][i], clip_where) if text == "text_bert" else None,
+                tokens=None if tokens is None else tokens(i, clip_where),
                 frames={m: frames_of(i) for m, frames_of in frames.items()},
             )
             clips.append(clip)
     return clips
 
 
-def _tokens(rows: np.ndarray, where: str) -> np.ndarray:
-    """Return the token ids of a text_bert item (3, L): row 0 where the mask of row 1 is set."""
-    ids = rows[0][rows[1] > 0]
-    if not np.isfinite(ids).all() or (ids != np.floor(ids)).any() or (ids < 0).any() or (ids >= 2**31).any():
-        raise UserError(f"{where}: text_bert has a value that is not a token id (an integer of at least 0).")
-    return ids.astype(np.int32)
+def _tokens(bert: np.ndarray) -> Callable[[int, str], np.ndarray]:
+    """Return a function that gives the token ids of clip i: row 0 of text_bert (N, 3, L) where row 1, the mask, is set.
+
+    It raises UserError with the clip's place for a value that is not a token id.
+    """
+    ids, mask = bert[:, 0], bert[:, 1] > 0
+    with np.errstate(invalid="ignore"):
+        wrong = (~((ids >= 0) & (ids < 2**31) & (ids == np.floor(ids))) & mask).any(1)
+
+    def tokens_of(i: int, where: str) -> np.ndarray:
+        if wrong[i]:
+            raise UserError(f"{where}: text_bert has a value that is not a token id (an integer of at least 0).")
+        return ids[i][mask[i]].astype(np.int32)
+
+    return tokens_of
 
 
 def _frames(columns: Columns, modality: str, padding: str) -> Callable[[int], np.ndarray]:
@@ -171,9 +192,9 @@ def _frames(columns: Columns, modality: str, padding: str) -> Callable[[int], np
     bert = columns.get("text_bert")
 
     def frames_of(i: int) -> np.ndarray:
-        filled = np.flatnonzero(_filled(x[i]))
-        first, n = 0, int(filled[-1]) + 1 if len(filled) else 0
+        first = 0
         if padding == "front":
+            filled = np.flatnonzero(_filled(x[i]))
             first, n = int(filled[0]) if len(filled) else 0, x.shape[1] if len(filled) else 0
         elif lengths is not None:
             n = int(lengths[i])
@@ -181,6 +202,9 @@ def _frames(columns: Columns, modality: str, padding: str) -> Callable[[int], np
             n = 1
         elif bert is not None and bert.shape[2] == x.shape[1]:
             n = max(int((bert[i, 1] > 0).sum()), 1)
+        else:
+            filled = np.flatnonzero(_filled(x[i]))
+            n = int(filled[-1]) + 1 if len(filled) else 0
         with np.errstate(
             over="ignore", invalid="ignore"
         ):  # values beyond float32 become infinite; preprocess counts them
@@ -213,4 +237,4 @@ def _filled(x: np.ndarray) -> np.ndarray:
 def _is_chinese(clips: list[LabelledClip]) -> bool:
     """Return whether most texts contain a Chinese character."""
     texts = [clip.text for clip in clips if clip.text.strip()]
-    return sum(any("\u4e00" <= letter <= "\u9fff" for letter in text) for text in texts) * 2 > len(texts)
+    return sum(bool(_CHINESE_CHARACTER.search(text)) for text in texts) * 2 > len(texts)
