@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -301,6 +302,30 @@ def test_a_registered_model_with_other_predictions_is_refused(corpus, tiny_check
     decision = corpus.promote()
     assert [v.rule for v in decision.verdicts if not v.passed] == ["predicts_the_same"]
     assert corpus.aliases() == {"challenger": "1"}
+
+
+@pytest.mark.parametrize("champion", [False, True])
+def test_a_version_registered_by_hand_is_never_run(corpus, tmp_path, champion):
+    """It has the tag of the candidate's digest, and a loader of its own; promote loaded it to compare predictions."""
+    corpus.train(answer=1.0)
+    foreign, victim = tmp_path / "foreign", tmp_path / "victim"
+    digest = checkpoint.digest(corpus.out / "train" / "qamoe" / "1")
+    shutil.copytree(corpus.out / "train" / "qamoe" / ("2" if champion else "1"), foreign / "artifacts")
+    (foreign / "code").mkdir()
+    (foreign / "code" / "foreign_loader.py").write_text(f"open({str(victim)!r}, 'w')\n")
+    flavour = {"loader_module": "foreign_loader", "code": "code", "env": {}}
+    (foreign / "MLmodel").write_text(json.dumps({"flavors": {"python_function": flavour}}))
+    corpus.client.create_registered_model("qa-moe")
+    tags = {registry.ARTIFACT: "f" * 64 if champion else digest}
+    corpus.client.create_model_version("qa-moe", foreign.as_uri(), tags=tags)
+    if champion:
+        corpus.client.set_registered_model_alias("qa-moe", "champion", "1")
+        with pytest.raises(UserError, match=r"version 1 of qa-moe .*digest .*ffffffffffff"):
+            corpus.promote()
+    else:
+        assert corpus.promote().version == "2"
+        assert corpus.aliases() == {"champion": "2"}
+    assert not victim.exists()
 
 
 def test_a_champion_of_another_corpus_is_refused(corpus, tiny_corpus, tiny_stats):

@@ -61,7 +61,7 @@ def run(params: Params, out: Path) -> None:
         return
     corpus = {"stats": stats, "task": stats["task"], "inputs": feature_sizes(stats), "extract": _extract(params)}
     with tempfile.TemporaryDirectory() as temporary:
-        trained = download_version(name, current.version, corpus, Path(temporary))
+        trained = download_version(name, current.version, corpus, Path(temporary), current.digest)
         cells = _cells(params, stats, trained, store, Path(temporary))
     with store_errors_as_user_errors():
         run_id = champion_evaluations.record(client, name, current, digest, cells, test_split)

@@ -79,7 +79,7 @@ def decide(params: Params, out: Path, dry: bool = False) -> "Decision":
     with tempfile.TemporaryDirectory() as temporary:
         models = [checkpoint.load(folder, settings.device())]
         if champion is not None:
-            models.append(download_version(name, champion.version, config, Path(temporary)))
+            models.append(download_version(name, champion.version, config, Path(temporary), champion.digest))
         rows = _measure(params, stats, models, store, Path(temporary))
     measurements = GateMeasurements(
         config,
@@ -189,14 +189,16 @@ def gate_split(out: Path) -> tuple[str, "Store"]:
     )
 
 
-def download_version(name: str, version: str, config: Mapping[str, Any], folder: Path) -> "Trained":
+def download_version(
+    name: str, version: str, config: Mapping[str, Any], folder: Path, digest: str | None = None
+) -> "Trained":
     """Load the checkpoint of a registered version. Raises UserError if its corpus is not the one of `config`."""
     from pydantic import ValidationError
 
     from qamoe.models import checkpoint
     from qamoe.registry import registry
 
-    downloaded = registry.fetch(name, version, folder / "champion")
+    downloaded = registry.fetch(name, version, folder / "champion", digest)
     registered_config = checkpoint.read_config(downloaded)
     if registered_config is None:
         raise UserError(f"Version {version} of {name} has no {checkpoint.CONFIG}; it was not registered by promote.")

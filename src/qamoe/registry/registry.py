@@ -117,11 +117,25 @@ def champion(client: Any, name: str) -> Champion | None:
     return Champion(str(version.version), digest, version.run_id)
 
 
-def fetch(name: str, version: str, folder: Path) -> Path:
-    """Download the checkpoint of a registered version; return the folder of its files."""
+def fetch(name: str, version: str, folder: Path, digest: str | None = None) -> Path:
+    """Download the checkpoint of a registered version; return the folder of its files.
+
+    A version may have a loader of its own, which runs code: only its weights and its model.json are read, by
+    models/checkpoint.py, and MLflow never loads it. Raises UserError if they do not have the digest that is given.
+    """
     import mlflow
 
-    return Path(mlflow.artifacts.download_artifacts(f"models:/{name}/{version}/artifacts", dst_path=str(folder)))
+    from qamoe.models import checkpoint
+
+    files = Path(mlflow.artifacts.download_artifacts(f"models:/{name}/{version}/artifacts", dst_path=str(folder)))
+    if digest is not None and not all((files / part).is_file() for part in (checkpoint.WEIGHTS, checkpoint.CONFIG)):
+        raise UserError(f"version {version} of {name} has no checkpoint; promote did not register it")
+    if digest is not None and (found := checkpoint.digest(files)) != digest:
+        raise UserError(
+            f"version {version} of {name} holds a checkpoint of digest {found[:12]}, but its tag {ARTIFACT} is "
+            f"{digest[:12]}; promote did not register it"
+        )
+    return files
 
 
 def same_corpus(ours: Mapping[str, Any], theirs: Mapping[str, Any], name: str, version: str) -> None:
@@ -221,7 +235,10 @@ def submit(
     registered once, and champion moves before previous. If another version became champion since `against` was
     measured, no alias moves and the outcome is `overtaken`.
     """
-    import mlflow
+    import tempfile
+
+    from qamoe.inference import predict
+    from qamoe.models import checkpoint
 
     run = client.get_run(run_id)
     version = _register(client, name, run)
@@ -229,7 +246,9 @@ def submit(
         client.set_registered_model_alias(name, CHALLENGER, version)
 
     def registered(clips: pd.DataFrame) -> pd.DataFrame:
-        return mlflow.pyfunc.load_model(f"models:/{name}/{version}").predict(clips)
+        with tempfile.TemporaryDirectory() as folder:
+            trained = checkpoint.load(fetch(name, version, Path(folder), run.data.tags[ARTIFACT]))
+            return predict.predict(trained, clips)
 
     verdicts = tuple(rule(measurements, registered) for rule in rules(measurements))
     decision = _decision(verdicts, version, run_id)
@@ -311,8 +330,10 @@ def _register(client: Any, name: str, run: Any) -> str:
     from mlflow.exceptions import MlflowException
 
     digest = run.data.tags[ARTIFACT]
+    # The id of the logged model is unique; a run may hold models of several steps.
+    source = f"models:/{run.data.tags[MODEL_ID]}"
     existing = _version_of(client, name, digest)
-    if existing is not None:
+    if existing is not None and existing.source == source:  # not one that has the tag and other files
         return str(existing.version)
     try:
         client.create_registered_model(name)
@@ -320,8 +341,6 @@ def _register(client: Any, name: str, run: Any) -> str:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
     tags = {tag: run.data.tags[tag] for tag in (ARTIFACT, MODEL_ID, "qamoe.model", "qamoe.seed")}
-    # The id of the logged model is unique; a run may hold models of several steps.
-    source = f"models:/{run.data.tags[MODEL_ID]}"
     created = client.create_model_version(name, source, run.info.run_id, tags, model_id=run.data.tags[MODEL_ID])
     return str(created.version)
 
