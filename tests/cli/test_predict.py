@@ -202,3 +202,23 @@ def test_control_characters_in_a_name_do_not_reach_the_terminal(
     out = capsys.readouterr().out
     assert "\x1b" not in out
     assert "[bold]b.wav" in out
+
+
+@pytest.mark.parametrize(
+    "dotted", ["modalities", "stats", "stats.audio", "extract", "extract.audio", "models", "task", "trust", "seed"]
+)
+def test_a_model_json_that_lacks_a_key_is_one_sentence(voice, tmp_path, tiny_checkpoint, dotted):
+    """The extractors are chosen before the model is loaded, and each missing key gave a traceback there."""
+    folder, clip = tiny_checkpoint(tmp_path / "1"), written(tmp_path / "a.wav", voice)
+    config = json.loads((folder / "model.json").read_text())
+    config["stats"]["audio"]["rate"] = 20.0  # so that audio is extracted from media
+    *parents, key = dotted.split(".")
+    parent = config
+    for name in parents:
+        parent = parent[name]
+    del parent[key]
+    (folder / "model.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=dotted.split(".")[0]) as refusal:
+        predict.predict([clip], None, None, "", folder, as_json=True)
+    assert "\n" not in str(refusal.value)
+    assert "model.json" in str(refusal.value)

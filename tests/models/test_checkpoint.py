@@ -84,7 +84,7 @@ def test_an_unfinished_checkpoint_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "reason"),
-    [("{", "JSON object"), ("[1]", "JSON object"), ("{}", "KeyError: 'model'")],
+    [("{", "JSON object"), ("[1]", "JSON object"), ("{}", "key model is missing")],
 )
 def test_a_damaged_config_is_refused(tiny_checkpoint: Any, tmp_path: Path, content: str, reason: str) -> None:
     folder = tiny_checkpoint(tmp_path / "1")
@@ -227,3 +227,93 @@ def test_a_checkpoint_of_a_later_format_is_refused(tiny_checkpoint: Callable[...
     with pytest.raises(UserError, match=r"\b3\b.*\b1\b.*\b2\b") as refusal:
         checkpoint.load(folder)
     assert str(folder / "model.json") in str(refusal.value)
+
+
+def _changed(folder: Path, dotted: str, value: Any) -> None:
+    """Set a value of model.json, or remove it if the value is Ellipsis."""
+    config = json.loads((folder / "model.json").read_text())
+    *parents, key = dotted.split(".")
+    parent = config
+    for name in parents:
+        parent = parent[name]
+    if value is ...:
+        del parent[key]
+    else:
+        parent[key] = value
+    (folder / "model.json").write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize(
+    ("dotted", "value"),
+    [
+        ("format", True),
+        ("format", [2]),
+        ("model", ...),
+        ("model", 3),
+        ("stats", ...),
+        ("stats.audio", ...),
+        ("stats.audio.kept", [0, 0]),
+        ("stats.audio.mean", [0.0] * 3),
+        ("stats.audio.deviation", [0.0, 1.0]),
+        ("stats.text.vocabulary", 10**12),
+        ("stats.text.unk", 10**6),
+        ("stats.text.special", "all"),
+        ("modalities", ["text", "smell"]),
+        ("modalities", ["text", "text", "audio"]),
+        ("inputs.audio", -1),
+        ("inputs.audio", 10**12),
+        ("max_frames", {}),
+        ("target_std", 0.0),
+        ("target_mean", float("nan")),
+        ("calibration", {}),
+        ("calibration.sigmas", {"0.9": float("inf")}),
+        ("trust", None),
+        ("extract.text", ...),
+        ("extract.text", {"extractor": "minilm", "max_tokens": 10**9}),
+        ("models.encoders", None),
+        ("models.encoders.layers", 10**9),
+        ("models.encoders.width", 10**9),
+        ("models.encoders.width", 2**40),
+        ("models.encoders.stride.audio", 10**12),
+        ("models.qamoe.experts", 10**9),
+        ("models.qamoe.hidden", 10**15),
+    ],
+)
+def test_a_tampered_config_is_refused_before_anything_is_built(
+    tiny_checkpoint: Any, tmp_path: Path, dotted: str, value: Any
+) -> None:
+    folder = tiny_checkpoint(tmp_path / "1")
+    _changed(folder, dotted, value)
+    with pytest.raises(UserError, match=r"model\.json") as refusal:
+        checkpoint.load(folder)
+    assert str(folder) in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("dotted", ["class_shares", "calibration", "task"])
+def test_a_missing_key_of_a_classifier_is_refused(tiny_checkpoint: Any, tmp_path: Path, dotted: str) -> None:
+    folder = tiny_checkpoint(tmp_path / "1")
+    config = json.loads((folder / "model.json").read_text())
+    task = {"kind": "classification", "low": None, "high": None, "classes": ["a", "b"]}
+    config |= {"task": task, "class_shares": [0.5, 0.5], "calibration": {"temperature": 1.0}}
+    config["stats"]["task"] = task
+    config.pop(dotted)
+    (folder / "model.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=dotted):
+        checkpoint.load(folder)
+
+
+@pytest.mark.parametrize("damage", [float("nan"), float("inf"), torch.float16, torch.int64])
+def test_weights_of_other_values_are_refused(tiny_checkpoint: Any, tmp_path: Path, damage: Any) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder, name = tiny_checkpoint(tmp_path / "1"), "mixture.router.semantic.weight"
+    weights = load_file(folder / "weights.safetensors")
+    if isinstance(damage, float):
+        weights[name][0, 0] = damage
+    else:
+        weights[name] = weights[name].to(damage)
+    save_file(weights, folder / "weights.safetensors")
+    with pytest.raises(UserError, match=name) as refusal:
+        checkpoint.load(folder)
+    assert str(folder / "weights.safetensors") in str(refusal.value)

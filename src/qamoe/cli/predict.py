@@ -67,11 +67,7 @@ def _extraction(located: LocatedModel, *, needed: bool) -> Iterator[Extraction |
     if config is None:  # words alone; loading refuses a folder without a checkpoint
         yield None
         return
-    try:
-        extractors = extractors_of(config)
-    except (KeyError, TypeError, AttributeError):
-        model_loader.load(located)  # reports what is wrong with model.json
-        raise
+    extractors = extractors_of(config)
     if not extractors:
         raise UserError(f"{located.name} was trained on ready-made features and cannot read media files.")
     extraction = Extraction(None, extractors)

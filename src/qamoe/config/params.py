@@ -299,7 +299,7 @@ def _sentence(error: Any, path: Path, section: tuple[str, ...]) -> str:
         return f"{path}: key {key} is missing."
     message = error["msg"].removeprefix("Value error, ")
     message = message[0].lower() + message[1:]
-    value = "" if isinstance(error["input"], dict) else f" is {error['input']!r}"
+    value = "" if isinstance(error["input"], dict) else f" is {error['input']!r:.80}"
     return f"{path}: {key}{value}: {message}."
 
 

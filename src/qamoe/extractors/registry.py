@@ -13,6 +13,7 @@ import numpy as np
 
 from qamoe.config.block import Block
 from qamoe.config.extractor_settings import extractor_settings
+from qamoe.errors import UserError
 from qamoe.extractors.egemaps import Egemaps
 from qamoe.extractors.huggingface import HuggingFace
 from qamoe.extractors.landmarks import Landmarks
@@ -57,10 +58,18 @@ class Extractor(Protocol):
 def extractors_of(config: Mapping[str, Any]) -> dict[str, Block]:
     """Return the extractor settings of each modality that a model extracts from media.
 
-    The result is empty if the corpus came with ready features. `config` is the content of a model.json.
+    The result is empty if the corpus came with ready features. `config` is the content of a model.json. Raises
+    UserError if it does not describe an extractor that this version has.
     """
-    streams = [m for m in config["modalities"] if m != "text" and config["stats"][m]["rate"]]
-    return {m: extractor_settings(m, config["extract"][m]) for m in streams}
+    streams = [m for m in config["modalities"] if m != "text" and config["stats"][m].get("rate")]
+    chosen = {}
+    for modality in streams:
+        try:
+            chosen[modality] = extractor_settings(modality, config["extract"].get(modality))
+        except ValueError as error:  # of pydantic
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"model.json: extract.{modality} is of no extractor of this version: {reason}.") from None
+    return chosen
 
 
 @cache

@@ -40,6 +40,7 @@ from qamoe.models.model import Model
 
 WEIGHTS = "weights.safetensors"
 HISTORY = "history.jsonl"
+_MOST_LAYERS, _WIDEST = 128, 65_536
 
 
 @dataclass(frozen=True)
@@ -194,26 +195,67 @@ def save(folder: Path, model: Model, config: CheckpointConfig, history: list[dic
 
 
 def load(folder: Path, device: str = "cpu") -> Trained:
-    """Load a finished checkpoint. Raises UserError if there is none or if weights and model.json disagree."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    """Load a finished checkpoint. Raises UserError if there is none or if weights and model.json disagree.
 
+    Nothing of the size that model.json claims is built before the weights are known to have this size: the model is
+    built without memory, and the weights of the file become its own.
+    """
     config = read_config(folder)
     if config is None:
         raise UserError(f"No finished checkpoint in {folder}: {CONFIG} is missing.")
+    path = folder / WEIGHTS
+    size = path.stat().st_size if path.is_file() else 0
     try:
-        model = make(config["model"], config)
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        _check_sizes(config, size)
+        # transformers computes some tensors that no file has, so its encoders are built with memory.
+        with torch.device("cpu" if "text_encoder" in config else "meta"):
+            model = make(config["model"], config)
+        reason = _load_weights(model, path)
+    except (KeyError, TypeError, AttributeError, ValueError, ArithmeticError, RuntimeError) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise UserError(
             f"{folder / CONFIG} does not describe a model that this version can build ({reason})."
         ) from None
-    try:
-        model.load_state_dict(load_file(folder / WEIGHTS, device="cpu"), strict=True)
-    except (FileNotFoundError, SafetensorError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{folder / WEIGHTS} does not fit its {CONFIG}: {reason}.") from None
+    if reason:
+        raise UserError(f"{path} does not fit its {CONFIG}: {reason}.")
     return Trained(model.to(device).eval(), config, folder)
+
+
+def _check_sizes(config: CheckpointConfig, size: int) -> None:
+    """Raise ValueError for a model with more layers, or a text encoder with more numbers, than its weights can have."""
+    encoders = config["models"]["encoders"]
+    described = {**config.get("text_encoder", {}), "layers": encoders.get("layers")}
+    for key, value in described.items():
+        if isinstance(value, int) and ("layers" in key or "heads" in key) and not 0 <= value <= _MOST_LAYERS:
+            raise ValueError(f"{key} is {value}, must be from 0 to {_MOST_LAYERS}")
+        if isinstance(value, int) and "size" in key and value > _WIDEST * (_WIDEST if key == "vocab_size" else 1):
+            raise ValueError(f"{key} is {value}, more than this version builds")
+    if "text_encoder" in config:
+        numbers = int(described["vocab_size"]) * int(described["hidden_size"])
+        if numbers * 2 > size:
+            raise ValueError(f"its text encoder has more than {numbers} numbers, the weights have {size} bytes")
+
+
+def _load_weights(model: Model, path: Path) -> str:
+    """Give a model the weights of a file; return why they do not fit, "" if they do."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        weights = load_file(path, device="cpu")
+    except (FileNotFoundError, SafetensorError, RuntimeError, OSError) as error:
+        return " ".join(str(error).split())[:200] or type(error).__name__
+    wanted = model.state_dict()
+    for name in [*sorted(wanted.keys() ^ weights.keys()), *wanted]:
+        if name not in wanted or name not in weights:
+            return f"{name[:80]!r} is {'unknown' if name in weights else 'missing'}"
+        expected, found = wanted[name], weights[name]
+        if (expected.shape, expected.dtype) != (found.shape, found.dtype):
+            return f"{name} is {found.dtype} {tuple(found.shape)}, must be {expected.dtype} {tuple(expected.shape)}"
+        if found.is_floating_point() and not torch.isfinite(found).all():
+            return f"{name} has values that are not finite"
+    model.load_state_dict({name: value.clone() for name, value in weights.items()}, strict=True, assign=True)
+    return ""
 
 
 def digest(folder: Path) -> str:
