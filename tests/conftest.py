@@ -149,7 +149,7 @@ def tiny_checkpoint(tiny_params: Any, tiny_stats: Any) -> Callable[..., Path]:
             "selection": 0.5 + 0.1 * seed,
             "best_epoch": 2,
             "calibration": {"sigmas": {"0.5": 0.7, "0.8": 1.3, "0.9": 1.7, "0.95": 2.0}},
-            "trust": anchors if model in ("qamoe", "oracle") else {},
+            "trust": {} if model in ("mean", "text", "concat", "cross_attention", "tensor", "moe") else anchors,
         }
         config |= changed
         torch.manual_seed(seed)

@@ -13,7 +13,7 @@ from qamoe.config.task import is_classification
 from qamoe.errors import UserError
 from qamoe.extractors.registry import extractors_of
 from qamoe.inference.extraction_worker import Extraction, WorkerLost
-from qamoe.models.checkpoint_config import read_config
+from qamoe.models.checkpoint_config import CONFIG, check, read_config
 from qamoe.serving import model_loader
 from qamoe.serving.model_loader import LocatedModel, Served
 
@@ -67,6 +67,7 @@ def _extraction(located: LocatedModel, *, needed: bool) -> Iterator[Extraction |
     if config is None:  # words alone; loading refuses a folder without a checkpoint
         yield None
         return
+    check(config, located.folder / CONFIG)
     extractors = extractors_of(config)
     if not extractors:
         raise UserError(f"{located.name} was trained on ready-made features and cannot read media files.")

@@ -65,10 +65,10 @@ def extractor_settings(modality: str, value: Any) -> Block:
         return value
     name = value.get("extractor") if isinstance(value, dict) else None
     known = SETTINGS[modality]
-    if name not in known:
+    if not isinstance(name, str) or name not in known:
         message = "unknown extractor {name}; allowed are {known}"
         raise PydanticCustomError("unknown_extractor", message, {"name": repr(name), "known": ", ".join(known)})
-    return known[str(name)].model_validate(value)
+    return known[name].model_validate(value)
 
 
 def _of(modality: str) -> BeforeValidator:

@@ -26,17 +26,20 @@ from qamoe.degradation.features import State
 from qamoe.errors import UserError
 from qamoe.files import write_bytes, write_text
 from qamoe.models import text_encoder_finetuned, text_encoder_frozen
+from qamoe.models.baselines import Precision
 from qamoe.models.checkpoint_config import (
     CONFIG,
     FORMAT,
     CheckpointConfig,
     ParametersConfig,
     UntrainedConfig,
+    check,
     read_config,
 )
 from qamoe.models.factory import MODELS, block_of, build, oracle_quality
 from qamoe.models.heads import Prediction, target_of
 from qamoe.models.model import Model
+from qamoe.models.qamoe import QAMoE
 
 WEIGHTS = "weights.safetensors"
 HISTORY = "history.jsonl"
@@ -203,6 +206,7 @@ def load(folder: Path, device: str = "cpu") -> Trained:
     config = read_config(folder)
     if config is None:
         raise UserError(f"No finished checkpoint in {folder}: {CONFIG} is missing.")
+    check(config, folder / CONFIG)
     path = folder / WEIGHTS
     size = path.stat().st_size if path.is_file() else 0
     try:
@@ -210,6 +214,8 @@ def load(folder: Path, device: str = "cpu") -> Trained:
         # transformers computes some tensors that no file has, so its encoders are built with memory.
         with torch.device("cpu" if "text_encoder" in config else "meta"):
             model = make(config["model"], config)
+        if isinstance(model, (QAMoE, Precision)) and not config["trust"]:
+            raise ValueError("trust has no anchors")
         reason = _load_weights(model, path)
     except (KeyError, TypeError, AttributeError, ValueError, ArithmeticError, RuntimeError) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]

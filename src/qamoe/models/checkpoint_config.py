@@ -176,7 +176,8 @@ def _disagreement(config: Any) -> str:
         "target_mean": not classifies and not {"target_mean", "target_std"} <= set(config),
         "calibration": ("temperature" if classifies else "0.9")
         not in (config["calibration"] if classifies else config["calibration"].get("sigmas", ())),
-        "trust": any(a["rescaled"] and a["clean"] == a["fully_degraded"] for a in config["trust"].values()),
+        "trust": (bool(config["trust"]) and not set(modalities) <= set(config["trust"]))
+        or any(a["rescaled"] and a["clean"] == a["fully_degraded"] for a in config["trust"].values()),
         "stats.text": vocabulary is not None
         and any(i >= vocabulary for i in [text["unk"], *text["special"], *(pair[0] for pair in text["frequencies"])]),
     }
@@ -216,6 +217,11 @@ def read_config(folder: Path) -> CheckpointConfig | None:
         raise UserError(f"{path} has format {number!r:.40}; this version reads formats 1 and {FORMAT}.")
     if number == 1:
         config |= {part: _upgraded(config[part]) for part in ("models", "train", "trust") if part in config}
+    return cast(CheckpointConfig, config)
+
+
+def check(config: CheckpointConfig, path: Path) -> None:
+    """Raise UserError for a model.json, read from `path`, whose values are not those of a model of this project."""
     try:
         _Description.model_validate(config)
         if "vocabulary" in config["stats"]["text"]:
@@ -233,4 +239,3 @@ def read_config(folder: Path) -> CheckpointConfig | None:
         raise UserError(f"{path}: key stats.text.{error.args[0]} is missing.") from None
     if wrong:
         raise UserError(f"{path}: {wrong} contradicts the rest of the file.")
-    return cast(CheckpointConfig, config)

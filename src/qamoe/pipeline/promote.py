@@ -153,7 +153,7 @@ def best_candidate(params: Params, out: Path) -> Candidate:
 
     Raises UserError if the checkpoint of a seed is missing or was trained on other data.
     """
-    from qamoe.models.checkpoint_config import read_config
+    from qamoe.models.checkpoint_config import CONFIG, check, read_config
 
     if MODEL not in params.seeds:
         raise UserError(
@@ -172,6 +172,7 @@ def best_candidate(params: Params, out: Path) -> Candidate:
             raise UserError(f"{folder / 'model.json'} has no digest of its training data; run the stage train.")
         if training_data != data:
             raise UserError(f"{folder} was trained on other data than {out / 'preprocess'} holds; run the stage train.")
+        check(config, folder / CONFIG)
         candidates.append(Candidate(config["selection"], seed, folder, config))
     return min(candidates, key=lambda candidate: (candidate.selection, candidate.seed))
 
