@@ -91,7 +91,8 @@ def test_the_file_includes_a_trained_text_encoder(
 def test_a_model_of_stored_text_vectors_is_refused(
     tiny_checkpoint: Callable[..., Path], tiny_stats: dict[str, Any], tmp_path: Path
 ) -> None:
-    stats = tiny_stats | {"text": {k: v for k, v in tiny_stats["text"].items() if k != "vocabulary"}}
+    columns: dict[str, Any] = {"kept": list(range(384)), "mean": [0.0] * 384, "deviation": [1.0] * 384}
+    stats = tiny_stats | {"text": columns | {"unfit": 0, "dimension": 384, "rate": None}}
     trained = checkpoint.load(tiny_checkpoint(tmp_path / "checkpoint", stats=stats))
     with pytest.raises(UserError, match="stored text vectors"):
         export(trained, tmp_path / "model.pt2")
