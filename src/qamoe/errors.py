@@ -5,6 +5,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from qamoe.terminal import printable
+
 # Packages that only an extra of pyproject.toml installs.
 EXTRAS = {
     "fastapi": "serve",
@@ -26,20 +28,27 @@ class UserError(Exception):
 
 @contextmanager
 def exit_on_user_error(command: str) -> Iterator[None]:
-    """Exit with code 2 and a sentence on stderr after a UserError or an error of the system, with code 130 on Ctrl-C.
+    """Exit with code 2 and the message on stderr if the body raises UserError, with code 130 on Ctrl-C.
 
-    An error of the system is one with its number: a full disk, a folder that must not be written, and others.
+    A file or a stream that the system refuses is the user's matter too, so OSError is one sentence with its reason.
     """
     try:
-        yield
+        try:
+            yield
+        finally:
+            sys.stdout.flush()  # here, because a failure at the end of the process is a traceback
     except UserError as error:
-        print(f"{command}: {error}", file=sys.stderr)
+        print(f"{command}: {printable(str(error), chr(10))}", file=sys.stderr)
         sys.exit(2)
+    except BrokenPipeError:  # the reader, such as `head`, has what it wants
+        _abandon_stdout()
+        sys.exit(1)
     except OSError as error:
-        if error.errno is None:
+        if error.strerror is None:  # raised by a library without a reason of the system
             raise
-        place = "" if error.filename is None else f": {error.filename}"
-        print(f"{command}: {error.strerror or os.strerror(error.errno)}{place}", file=sys.stderr)
+        _abandon_stdout()
+        place = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
+        print(f"{command}: {printable(place)}{error.strerror}.", file=sys.stderr)
         sys.exit(2)
     except ModuleNotFoundError as missing:
         package = (missing.name or "").partition(".")[0]
@@ -51,3 +60,11 @@ def exit_on_user_error(command: str) -> Iterator[None]:
     except KeyboardInterrupt:
         print(f"{command}: stopped; start it again to go on.", file=sys.stderr)
         sys.exit(130)
+
+
+def _abandon_stdout() -> None:
+    """If stdout takes no more text, send the rest to /dev/null, so that the end of the process does not fail too."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -14,6 +14,7 @@ from qamoe.config import settings
 from qamoe.config.params import registry_name
 from qamoe.errors import UserError, exit_on_user_error
 from qamoe.process_lifetime import end_on_sigterm
+from qamoe.terminal import log_to_stderr, open_streams, printable
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -29,6 +30,7 @@ Format = Literal["terminal", "md", "latex", "csv"]
 
 def main() -> None:
     """Run the command; a UserError becomes one sentence on stderr and exit code 2."""
+    open_streams()
     settings.go_offline()
     end_on_sigterm()
     with exit_on_user_error("qamoe"):
@@ -36,7 +38,7 @@ def main() -> None:
 
 
 def _log(level: int = logging.WARNING) -> None:
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    log_to_stderr()
     logging.getLogger("qamoe").setLevel(level)
 
 
@@ -90,7 +92,7 @@ def check(
     )
     marked = [f"{what}: {line}" for what, lines in findings.wrong.items() for line in lines]
     for line in [*findings.summary, *marked]:
-        print("".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in line))
+        print(printable(line))
     print(", ".join(f"{len(lines)} {what}{'' if len(lines) == 1 else 's'}" for what, lines in findings.wrong.items()))
     raise typer.Exit(findings.exit_code)
 
@@ -229,6 +231,7 @@ def predict(
             metavar="CLIP...",
             help="Video and audio files, folders of them, or csv files with a column path (and optionally clip_id,"
             " start_s, end_s and text).",
+            readable=False,  # an unreadable clip costs itself alone
         ),
     ] = None,
     text: Annotated[

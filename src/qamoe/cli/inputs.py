@@ -1,6 +1,7 @@
 """Inputs of `qamoe predict`: files, folders and csv files -> spans of clips, each with its words."""
 
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -79,20 +80,22 @@ def inputs_of(clip: MediaSpan, options: InputOptions) -> list[PredictInput]:
 
 
 def _has_several(path: Path) -> bool:
-    return path.is_dir() or path.suffix.lower() == ".csv"
+    return os.path.isdir(path) or path.suffix.lower() == ".csv"  # Path.is_dir raises where it may not look
 
 
 def _clips_of(path: Path) -> list[MediaSpan | PredictInput]:
     name = str(path)
-    if not path.exists():
-        return [PredictInput(name, fault=f"{path} does not exist.")]
-    if not _has_several(path):
-        return [MediaSpan(clip_id=name, path=path)]
     faults: list[str] = []
     try:
+        if not path.exists():
+            return [PredictInput(name, fault=f"{path} does not exist.")]
+        if not _has_several(path):
+            return [MediaSpan(clip_id=name, path=path)]
         spans = inbox.read(path, faults)
     except UserError as refusal:
         return [PredictInput(name, fault=str(refusal))]
+    except OSError as error:
+        return [PredictInput(name, fault=f"{path} is not readable: {error.strerror}.")]
     if not spans and not faults:
         return [PredictInput(name, fault=f"{path} contains no media files, and no manifest.csv that lists any.")]
     if path.is_dir() and not (path / "manifest.csv").is_file():

@@ -16,6 +16,7 @@ from qamoe.inference.extraction_worker import Extraction, WorkerLost
 from qamoe.models.checkpoint_config import CONFIG, check, read_config
 from qamoe.serving import model_loader
 from qamoe.serving.model_loader import LocatedModel, Served
+from qamoe.terminal import printable
 
 _BAR = 20  # characters
 
@@ -237,7 +238,7 @@ def _print_one(served: Served, answer: dict[str, Any], reasons: dict[str, str]) 
         used = sorted(((share, i + 1) for i, share in enumerate(answer["routing"]) if share >= 0.005), reverse=True)
         out.print("experts  " + "  ".join(f"{number}: {share:.0%}" for share, number in used))
     for line in _sentences(reasons):
-        out.print(_printable(line), style="yellow", markup=False)
+        out.print(printable(line), style="yellow", markup=False)
     out.print(served.name, style="dim", markup=False)
 
 
@@ -259,7 +260,7 @@ def _print_table(served: Served, rows: Sequence[Prediction]) -> None:
     for row in rows:
         trusts = [_trust_cell(row.answer, modality) for modality in config["modalities"]]
         cells = [row.name, *_answer_cells(row.answer), *trusts, "; ".join(_sentences(row.reasons))]
-        table.add_row(*(Text(_printable(cell)) for cell in cells))
+        table.add_row(*(Text(printable(cell)) for cell in cells))
     out = Console(highlight=False)
     out.print(table)
     out.print(served.name, style="dim", markup=False)
@@ -278,8 +279,3 @@ def _trust_cell(answer: dict[str, Any] | None, modality: str) -> str:
         return ""
     trust = answer["trust"][modality]
     return "none" if trust is None else f"{trust:.0%}"
-
-
-def _printable(text: str) -> str:
-    """Replace unprintable characters, which could control the terminal."""
-    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)

@@ -120,6 +120,8 @@ def open_table(file: Path, **how: Any) -> Iterator["csv.DictReader[str]"]:
                 read = reader.line_num
     except UnicodeDecodeError:
         raise UserError(f"{file} is not UTF-8 text; save it as UTF-8.") from None
+    except OSError as error:
+        raise UserError(f"{file} is not readable: {error.strerror}.") from None
     except csv.Error as error:
         raise UserError(f"{file}, line {read + 1}: not valid {file.suffix.lstrip('.')} ({error}).") from None
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from qamoe.data.clip import MediaSpan, collect_faults, open_table, reject_ragged
 from qamoe.data.manifest import resolve_media, span
-from qamoe.data.validate import MEDIA
+from qamoe.data.validate import media_files
 from qamoe.errors import UserError
 
 OPTIONAL = ("clip_id", "start_s", "end_s", "text")
@@ -26,8 +26,7 @@ def read(path: Path, faults: list[str]) -> list[MediaSpan]:
     root = manifest.parent.resolve()
     clips: dict[str, MediaSpan] = {}
     if not manifest.is_file():
-        files = (file for file in root.rglob("*") if file.suffix.lower() in MEDIA and file.is_file())
-        names = {file.relative_to(root).as_posix(): file for file in files}
+        names = {file.relative_to(root).as_posix(): file for file in media_files(root, faults)}
         return [MediaSpan(clip_id=name, path=names[name], where=name) for name in sorted(names)]
     with open_table(manifest, strict=True) as reader:
         if "path" not in (reader.fieldnames or []):

@@ -106,6 +106,8 @@ def resolve_media(path: str, root: Path, where: str) -> Path:
     try:
         media = (root / path).resolve()
         inside, exists = media.is_relative_to(root), media.is_file()
+    except PermissionError as error:
+        raise UserError(f"{where}: path {path!r} is not readable: {error.strerror}.") from None
     except (ValueError, OSError, RuntimeError):  # a NUL character, a name that is too long, circular links
         inside, exists = True, False
     if not inside:

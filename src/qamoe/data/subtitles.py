@@ -21,12 +21,13 @@ def sidecar_transcript(media: Path, start_s: float = 0.0, end_s: float | None = 
     covers the whole file. Raises ClipError for a file that cannot be read, and for a .txt if only a span is read.
     """
     timed, plain = media.with_suffix(".srt"), media.with_suffix(".txt")
-    file = timed if timed.is_file() else plain
-    if not file.is_file():
-        return ""
-    if file is plain and (start_s or end_s is not None):
-        raise ClipError(f"{plain.name} has no times and cannot be used for a span; provide {timed.name}")
+    file = plain
     try:
+        file = timed if timed.is_file() else plain
+        if not file.is_file():
+            return ""
+        if file is plain and (start_s or end_s is not None):
+            raise ClipError(f"{plain.name} has no times and cannot be used for a span; provide {timed.name}")
         content = file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
         raise ClipError(f"{file.name} is not UTF-8 text") from None

@@ -6,6 +6,7 @@ is written.
 """
 
 import csv
+import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -142,9 +143,28 @@ def _is_number(label: str) -> bool:
     return True
 
 
+def media_files(root: Path, faults: list[str]) -> Iterator[Path]:
+    """Yield the media files below a folder; what cannot be listed, or has a name that no table can hold, is a fault."""
+
+    def not_readable(error: OSError) -> None:
+        faults.append(f"{error.filename} is not readable: {error.strerror}.")
+
+    for folder, _, names in os.walk(root, onerror=not_readable):
+        for file in (Path(folder, name) for name in names):
+            try:
+                if file.suffix.lower() not in MEDIA or not file.is_file():
+                    continue
+                str(file.relative_to(root)).encode()
+                yield file
+            except OSError as error:
+                not_readable(error)
+            except UnicodeEncodeError:
+                faults.append(f"{file}: the name is not UTF-8; rename the file.")
+
+
 def _without_manifest(path: Path, findings: Findings, watch: Watch) -> None:
     """List the media of a folder and explain how to make a corpus of them."""
-    files = sorted(file for file in path.rglob("*") if file.suffix.lower() in MEDIA and file.is_file())
+    files = sorted(media_files(path, findings.warnings))
     for file in watch(files):
         name = file.relative_to(path).as_posix()
         try:

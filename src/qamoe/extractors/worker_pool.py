@@ -91,8 +91,11 @@ class Job:
 
 
 def media_digest(path: Path) -> str:
-    """Return the SHA-256 of the file that an extractor reads, or "absent", so that a file added later is read."""
-    return file_digest(path) if path.is_file() else "absent"
+    """Return the SHA-256 of the file that an extractor reads; "absent" or "unreadable", so that it is read later."""
+    try:
+        return file_digest(path) if path.is_file() else "absent"
+    except OSError:
+        return "unreadable"
 
 
 def part_key(job: Job, digest: str, made_by: Extractor) -> str:

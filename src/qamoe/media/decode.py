@@ -162,10 +162,14 @@ def _opened(path: Path) -> Iterator[tuple[Any, list[Any], list[Any]]]:
     import av
     from av.stream import Disposition
 
-    if not path.is_file():
-        raise ClipError("no such file")
-    if not path.stat().st_size:
-        raise ClipError("zero bytes")
+    try:
+        if not path.is_file():
+            raise ClipError("no such file")
+        with path.open("rb") as file:
+            if not file.read(1):
+                raise ClipError("zero bytes")
+    except OSError as error:
+        raise ClipError(f"not readable: {error.strerror}") from None
     try:
         # Without the prefix, a name with a colon would be read as a protocol.
         with av.open(f"file:{path}", options={"protocol_whitelist": "file", "format_whitelist": FORMATS}) as container:

@@ -4,7 +4,6 @@ import json
 import logging
 import os
 import signal
-import sys
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -16,6 +15,7 @@ from qamoe.errors import UserError, exit_on_user_error
 from qamoe.files import remove_abandoned, write_text
 from qamoe.pipeline.known_names import load_params
 from qamoe.process_lifetime import die_with_parent, start_time
+from qamoe.terminal import log_to_stderr
 
 log = logging.getLogger("qamoe")
 
@@ -38,7 +38,7 @@ def run_stage(
     `distributed`: torchrun may start the stage in several processes. `named_sections`: the sections of params.yaml
     whose names are checked (default: all); a stage without torch names those that it uses.
     """
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    log_to_stderr()
     log.setLevel(logging.WARNING if quiet else logging.INFO)
     with exit_on_user_error(stage):
         process, processes, _ = settings.processes()
