@@ -80,7 +80,7 @@ def inputs_of(clip: MediaSpan, options: InputOptions) -> list[PredictInput]:
 
 
 def _has_several(path: Path) -> bool:
-    return os.path.isdir(path) or path.suffix.lower() == ".csv"  # Path.is_dir raises where it may not look
+    return os.path.isdir(path) or path.suffix.lower() == ".csv"  # noqa: PTH112  # Path.is_dir may raise
 
 
 def _clips_of(path: Path) -> list[MediaSpan | PredictInput]:

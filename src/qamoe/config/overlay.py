@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from qamoe.config.params import read
+from qamoe.config.params import read, shortened
 from qamoe.errors import UserError
 
 
@@ -40,7 +40,9 @@ def _chain(name: str, folder: Path) -> list[dict[str, Any]]:
     following: Any = name
     while following is not None:
         if not isinstance(following, str) or not re.fullmatch(r"[A-Za-z0-9_-]+", following):
-            raise UserError(f"{following!r} is not a valid name of an experiment; use letters, digits, - and _.")
+            raise UserError(
+                f"{shortened(following)} is not a valid name of an experiment; use letters, digits, - and _."
+            )
         names.append(following)
         path = folder / f"{following}.yaml"
         if not path.is_file():
@@ -51,7 +53,7 @@ def _chain(name: str, folder: Path) -> list[dict[str, Any]]:
             raise UserError(f"{folder / names[-2]}.yaml: extends in a circle: {' -> '.join(names)}.")
         overlay = read(path)
         if overlay is not None and not isinstance(overlay, dict):
-            raise UserError(f"{path} contains {overlay!r}; an overlay must be a mapping, like params.yaml.")
+            raise UserError(f"{path} contains {shortened(overlay)}; an overlay must be a mapping, like params.yaml.")
         overlay = overlay or {}
         following = overlay.pop("extends", None)
         chain.append(overlay)

@@ -8,8 +8,9 @@ workers are in config/settings.py.
 
 import hashlib
 import json
+import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     AfterValidator,
@@ -33,6 +34,19 @@ Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 LearningRate = Annotated[float, Field(gt=0, lt=1)]
 Dropout = Annotated[float, Field(ge=0, lt=1)]
+
+
+_MOST_VALUES = 100_000  # in a parameter file
+_LONGEST = 120  # characters of a value in a message
+# The forms of plain scalars in YAML 1.2. An integer that 64 bits do not hold stays text.
+_SCALARS = {
+    "bool": "true|True|TRUE|false|False|FALSE",
+    "int": "[-+]?(?:0|[1-9][0-9]{0,17})",
+    "float": r"[-+]?(?:[0-9]*\.[0-9]+(?:[eE][-+]?[0-9]+)?|[0-9]+\.?[eE][-+]?[0-9]+|[0-9]+\.|\.(?:inf|Inf|INF))"
+    r"|\.(?:nan|NaN|NAN)",
+    "null": "~|null|Null|NULL|",
+    "merge": "<<",
+}
 
 
 def _ascending(bounds: tuple[float, float]) -> tuple[float, float]:
@@ -299,8 +313,15 @@ def _sentence(error: Any, path: Path, section: tuple[str, ...]) -> str:
         return f"{path}: key {key} is missing."
     message = error["msg"].removeprefix("Value error, ")
     message = message[0].lower() + message[1:]
-    value = "" if isinstance(error["input"], dict) else f" is {error['input']!r:.80}"
+    seen = error["input"]
+    value = "" if isinstance(seen, dict) else f" is {shortened(list(seen) if isinstance(seen, tuple) else seen)}"
     return f"{path}: {key}{value}: {message}."
+
+
+def shortened(value: Any) -> str:
+    """Return a value as Python writes it, cut in the middle where it is long."""
+    text = repr(value)
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST // 2]} ... {text[-_LONGEST // 4 :]}"
 
 
 def load(path: Path) -> Params:
@@ -323,25 +344,57 @@ def registry_name(path: Path) -> str:
 
 
 def read(path: Path) -> Any:
-    """Read a YAML file without checking it. Raises UserError where it is missing, not YAML or has a duplicate key."""
+    """Read a YAML 1.2 file without checking it. Raises UserError where it is missing, not YAML or has a duplicate key.
+
+    Only the plain forms of YAML 1.2 are numbers and truth values, so DVC reads the same values. Others (010, 0x28,
+    1:30, 4_0, yes) stay text, which the check of a key that needs a number refuses.
+    """
     import yaml  # not needed where a registered model is loaded
 
     class Loader(yaml.SafeLoader):
+        yaml_implicit_resolvers: ClassVar[Any] = {}
+
+        def get_single_node(self) -> Any:
+            node = super().get_single_node()
+            _refuse_expansion(node, path, {})
+            return node
+
         def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-            keys = [key.value for key, _ in node.value]
-            for place, key in enumerate(keys):
-                if key in keys[:place]:
-                    raise UserError(f"{path}, line {node.value[place][0].start_mark.line + 1}: duplicate key {key}.")
+            seen = set()
+            for key, _ in node.value:
+                if isinstance(key.value, str) and key.value in seen:
+                    raise UserError(f"{path}, line {key.start_mark.line + 1}: duplicate key {key.value}.")
+                seen.add(key.value if isinstance(key.value, str) else id(key))
             return super().construct_mapping(node, deep)
 
+    for kind, form in _SCALARS.items():
+        Loader.add_implicit_resolver(f"tag:yaml.org,2002:{kind}", re.compile(f"(?:{form})$"), None)
     try:
-        return yaml.load(path.read_text(), Loader)
+        return yaml.load(path.read_text(encoding="utf-8"), Loader)
     except FileNotFoundError:
         raise UserError(f"The parameter file {path} does not exist.") from None
     except OSError as error:
         raise UserError(f"The parameter file {path} cannot be read: {error.strerror}.") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except RecursionError:
+        raise UserError(f"{path} is nested too deeply; params.yaml itself has 6 levels.") from None
+    except (yaml.YAMLError, ValueError, OverflowError) as error:  # ValueError: not UTF-8, or a bad !!int or !!timestamp
         raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}.") from None
+
+
+def _refuse_expansion(node: Any, path: Path, sizes: dict[int, int]) -> int:
+    """Return the number of values below a node, those of an alias each time; refuse more than _MOST_VALUES."""
+    if node is None or isinstance(node.value, str):
+        return 1
+    if id(node) not in sizes:
+        sizes[id(node)] = _MOST_VALUES  # of a node that contains itself
+        parts = (part for entry in node.value for part in (entry if isinstance(entry, tuple) else (entry,)))
+        sizes[id(node)] = 1 + sum(_refuse_expansion(part, path, sizes) for part in parts)
+        if sizes[id(node)] > _MOST_VALUES:
+            line = node.start_mark.line + 1
+            raise UserError(
+                f"{path}, line {line}: more than {_MOST_VALUES} values, those of aliases counted each time."
+            )
+    return sizes[id(node)]
 
 
 def validate(content: Any, path: Path) -> Params:

@@ -58,7 +58,7 @@ def read_generated(path: Path, task: Task, faults: list[str] | None = None) -> C
         about = None
     if not isinstance(about, dict):
         raise UserError(f"{origin} is damaged; it must be the JSON object that the generator wrote.")
-    if about.get("version") != GENERATOR_VERSION:
+    if about.get("version") != GENERATOR_VERSION or isinstance(about["version"], bool):
         raise UserError(
             f"{origin}: generator version is {about.get('version')!r}; this code reads version {GENERATOR_VERSION}."
         )

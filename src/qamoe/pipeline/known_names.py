@@ -63,7 +63,8 @@ def _check_blocks(params: Params, path: Path) -> None:
             raise parameters.first_mistake(invalid, path, "models", name) from None
         if content != params.models.blocks.get(family(name)):
             raise UserError(
-                f"{path}: models.{name} is {content}; a specialist or ablation must repeat models.{family(name)}:"
+                f"{path}: models.{name} is {parameters.shortened(content)}; a specialist or ablation must repeat"
+                f" models.{family(name)}:"
                 f" write `{family(name)}: &{family(name)}` there and `{name}: *{family(name)}` here."
             )
     for name in map(family, params.seeds):
