@@ -18,6 +18,7 @@ from prefect.states import Completed, Failed
 
 from flows import _workspace
 from flows._group import run
+from qamoe.terminal import open_streams, printable
 
 # In the order of the data. No stage depends on `tune`; it runs before the report, which shows its study.
 STAGES = ("extract", "preprocess", "train", "evaluate", "tune", "report")
@@ -92,11 +93,11 @@ def _command(arguments: Sequence[str], show: bool, changed: Mapping[str, str]) -
         # `start` prints what a command has on stdout; a deployed flow has its log alone.
         logged = stream == "stderr" or deployment.id is not None or line.startswith(_RUNS)
         if show and logged and line.strip() and not line.startswith(_ADVICE):
-            log.info(line)
+            log.info(printable(line))
 
     result = run([sys.executable, "-m", *arguments], log_line, environment(changed))
     if result.code:
-        return Failed(message=sentence(result.stderr, result.code))
+        return Failed(message=printable(sentence(result.stderr, result.code)))
     return Completed(data="\n".join(result.stdout))
 
 
@@ -172,6 +173,7 @@ def stale(status: str) -> tuple[str, ...]:
 
 def start(started: Flow[..., Any]) -> None:
     """Run a flow as a command: print its result, or exit with code 1 and one sentence if it failed."""
+    open_streams()
     try:
         state: Any = started(return_state=True)
     except RuntimeError as error:

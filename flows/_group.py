@@ -34,7 +34,7 @@ class CommandResult:
 def run(
     command: Sequence[str], on_line: Callable[[str, str], None], environment: Mapping[str, str] | None = None
 ) -> CommandResult:
-    """Run a command and call `on_line` with the stream and each line; then end all processes of its group."""
+    """Run a command and call `on_line` with the stream and each line, as it is written; then end its whole group."""
     process = subprocess.Popen(
         [sys.executable, __file__, str(os.getpid()), *command],
         stdin=subprocess.DEVNULL,

@@ -23,7 +23,9 @@ from prefect.states import Failed
 
 from flows._worker import end_with_worker
 from qamoe.config import settings
+from qamoe.errors import UserError
 from qamoe.files import file_digest
+from qamoe.terminal import printable
 from qamoe.tracking.provenance import changed_files
 
 REPORT = Path("artifacts/report/index.html")
@@ -86,13 +88,12 @@ def _locked_checkout() -> Iterator[None]:
 def run(title: str, work: Callable[[], State[Any]], *, scheduled: bool = False, reads_only: bool = False) -> State[Any]:
     """Do the work of a flow run and return its state.
 
-    title: the name of the run until the work sets a better one. scheduled: refuse changed tracked files, so the commit
-    identifies the code of the run. reads_only: the work changes nothing in the checkout and needs no lock.
+    title: the name of the run until the work sets a better one. scheduled: refuse changed files and new code, so the
+    commit identifies the code of the run. reads_only: the work changes nothing in the checkout and needs no lock.
     """
     end_with_worker()
-    if scheduled and (changed := changed_files()):
-        files = ", ".join(changed)
-        return Failed(message=f"Changed but not committed: {files}; a scheduled run takes commits only.")
+    if scheduled and (refusal := _uncommitted()):
+        return Failed(message=f"{refusal} A scheduled run takes commits only.")
     set_run_name(title)
     if reads_only:
         add_labels(**provenance())
@@ -104,6 +105,15 @@ def run(title: str, work: Callable[[], State[Any]], *, scheduled: bool = False, 
             return work()
         finally:
             add_labels(**{f"{key}_after": value for key, value in provenance().items() if value != before.get(key)})
+
+
+def _uncommitted() -> str:
+    """Return a sentence with the files that the commit does not describe, or why git cannot tell; "" if all is clean."""
+    try:
+        changed = changed_files()
+    except UserError as error:
+        return str(error)
+    return f"Changed but not committed: {printable(', '.join(changed))}." if changed else ""
 
 
 def headline() -> str:

@@ -127,6 +127,10 @@ def test_a_scheduled_run_refuses_uncommitted_changes(repository: Path, promotion
     state = pipeline.pipeline(scheduled=True, return_state=True)
     assert state.is_failed()
     assert "stage.py" in (state.message or "")
+    (repository / ".git/index").write_bytes(b"damaged")
+    state = pipeline.pipeline(scheduled=True, return_state=True)
+    assert state.is_failed(), "a guard that cannot look refuses"
+    assert "index" in (state.message or "")
     assert ran(repository) == promotions == []
 
 

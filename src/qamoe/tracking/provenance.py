@@ -6,18 +6,34 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from qamoe.config import settings
+from qamoe.errors import UserError
 from qamoe.files import file_digest
 
 PACKAGES = ("torch", "numpy", "pandas", "pyarrow", "transformers", "mlflow")
+# Where Python finds modules: the code folders, and the working folder itself. Patterns of git.
+_CODE = ("src", "flows", ":(glob)*.py", ":(glob)*/__init__.py")
+
+
+def _asked(*arguments: str, where: Path | None = None) -> str:
+    """Return the output of a git command. Raises UserError without git, without a checkout, or if git refuses it."""
+    try:
+        process = subprocess.run(
+            ["git", *arguments], cwd=where, capture_output=True, check=True, encoding="utf-8", errors="surrogateescape"
+        )
+    except OSError as error:
+        raise UserError(f"The program git cannot be run: {error.strerror}.") from None
+    except subprocess.CalledProcessError as error:
+        reason = " ".join(error.stderr.split())[:300].rstrip(".")
+        raise UserError(f"git {arguments[0]} failed in {where or Path.cwd()}: {reason}.") from None
+    return process.stdout.strip()
 
 
 def _git(*arguments: str, where: Path | None = None) -> str | None:
     """Return the output of a git command, or None without git or without a checkout."""
     try:
-        process = subprocess.run(["git", *arguments], cwd=where, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
+        return _asked(*arguments, where=where)
+    except UserError:
         return None
-    return process.stdout.strip()
 
 
 def main_checkout(where: Path | None = None) -> Path:
@@ -49,13 +65,23 @@ def tracked_outs(plan: Path = Path("dvc.yaml")) -> set[str]:
 
 
 def changed_files() -> list[str]:
-    """Return tracked files that differ from the last commit, without those that a run of the pipeline may change.
+    """Return files that the last commit does not describe: tracked ones that differ from it, and untracked code.
 
-    A run changes dvc.lock and *.dvc; their digests are recorded instead.
+    A run of the pipeline may change its tracked outputs, dvc.lock and *.dvc; their digests are recorded instead. Raises
+    UserError where git cannot tell.
     """
     written_by_runs = {"dvc.lock", *tracked_outs()}
-    names = (_git("diff", "--name-only", "HEAD") or "").splitlines()
-    return [name for name in names if name not in written_by_runs and not name.endswith(".dvc")]
+    changed = _asked("diff", "--name-only", "-z", "HEAD").split("\0")
+    untracked = _asked("ls-files", "--others", "--exclude-standard", "-z", "--", *_CODE).split("\0")
+    names = [*changed, *untracked]
+    return [name for name in names if name and name not in written_by_runs and not name.endswith(".dvc")]
+
+
+def _is_dirty() -> str:
+    try:
+        return str(bool(changed_files())).lower()
+    except UserError:
+        return "unknown"
 
 
 def provenance() -> dict[str, str]:
@@ -69,7 +95,7 @@ def provenance() -> dict[str, str]:
             continue
     commit = _git("rev-parse", "HEAD")
     if commit is not None:
-        tags |= {"mlflow.source.git.commit": commit, "qamoe.git_dirty": str(bool(changed_files())).lower()}
+        tags |= {"mlflow.source.git.commit": commit, "qamoe.git_dirty": _is_dirty()}
     lock = Path("dvc.lock")
     if lock.is_file():
         tags["qamoe.dvc_lock_digest"] = file_digest(lock)
