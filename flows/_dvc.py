@@ -19,6 +19,7 @@ from prefect.states import Completed, Failed
 from flows import _workspace
 from flows._group import run
 from qamoe.terminal import open_streams, printable
+from qamoe.tracking.mlflow_store import masked
 
 # In the order of the data. No stage depends on `tune`; it runs before the report, which shows its study.
 STAGES = ("extract", "preprocess", "train", "evaluate", "tune", "report")
@@ -93,11 +94,11 @@ def _command(arguments: Sequence[str], show: bool, changed: Mapping[str, str]) -
         # `start` prints what a command has on stdout; a deployed flow has its log alone.
         logged = stream == "stderr" or deployment.id is not None or line.startswith(_RUNS)
         if show and logged and line.strip() and not line.startswith(_ADVICE):
-            log.info(printable(line))
+            log.info(printable(masked(line)))
 
     result = run([sys.executable, "-m", *arguments], log_line, environment(changed))
     if result.code:
-        return Failed(message=printable(sentence(result.stderr, result.code)))
+        return Failed(message=printable(masked(sentence(result.stderr, result.code))))
     return Completed(data="\n".join(result.stdout))
 
 
@@ -179,7 +180,10 @@ def start(started: Flow[..., Any]) -> None:
     except RuntimeError as error:
         if "reach API" not in str(error):
             raise
-        sys.exit(f"{started.name}: {error}; start that server, or unset PREFECT_API_URL to use a temporary server")
+        sys.exit(
+            f"{started.name}: {masked(str(error))}; start that server, or unset PREFECT_API_URL to"
+            " use a temporary server"
+        )
     except KeyboardInterrupt:
         print(f"{started.name}: stopped; run the command again to continue.", file=sys.stderr)
         sys.exit(130)

@@ -108,7 +108,7 @@ def run(title: str, work: Callable[[], State[Any]], *, scheduled: bool = False, 
 
 
 def _uncommitted() -> str:
-    """Return a sentence with the files that the commit does not describe, or why git cannot tell; "" if all is clean."""
+    """Return a sentence with the files that the commit does not describe, or why git cannot tell; else ""."""
     try:
         changed = changed_files()
     except UserError as error:

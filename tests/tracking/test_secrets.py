@@ -112,6 +112,18 @@ def test_the_output_of_a_failed_command_contains_no_secret(
             [sys.executable, "-m", "qamoe", "versions", *params],
             {"MLFLOW_TRACKING_URI": "http://a:planted@[::1]:1"},
         ),
+        (
+            [sys.executable, "-m", "qamoe", "score", ".", *params],
+            {"MLFLOW_TRACKING_URI": "http://a:planted/x#planted@127.0.0.1:1"},
+        ),
+        (
+            [sys.executable, "-m", "qamoe", "promote", *params],
+            {"MLFLOW_TRACKING_URI": "postgresql://127.0.0.1:1/x?user=a&password=planted%20planted"},
+        ),
+        (
+            [sys.executable, "-m", "flows.score"],
+            {"PREFECT_API_URL": "http://a:planted@127.0.0.1:1/api", "PYTHONPATH": f"{root / 'src'}:{root}"},
+        ),
     ):
         process = subprocess.run(
             command, cwd=tmp_path, env=os.environ | environment, capture_output=True, text=True, check=False

@@ -5,6 +5,8 @@ Settings may change speed and float rounding, but no result; params.yaml holds e
 
 import math
 import os
+import re
+from urllib.parse import quote, unquote, unquote_plus
 
 from qamoe.errors import UserError
 
@@ -105,6 +107,26 @@ def untracked() -> bool:
     if value not in ("on", "off"):
         raise UserError(f"QAMOE_TRACKING is {value!r}; it must be on or off.")
     return value == "off" or processes()[0] > 0
+
+
+def secrets() -> set[str]:
+    """Return the secrets in the environment and their parts of at least four characters.
+
+    They are the values of variables with the name of a secret, and the passwords in addresses: all before the last @
+    but the user, or the user too where there is no password, and the values of a query.
+    """
+    found: set[str] = set()
+    for name, value in os.environ.items():
+        _, is_address, rest = value.partition("://")
+        if re.search("PASSWORD|SECRET|TOKEN|ACCESS_KEY|API_KEY|CREDENTIAL", name):
+            found.add(value)
+        elif is_address:
+            login = rest.rpartition("@")[0]
+            values = re.findall("(?:pass|pwd|secret|token|key|auth|sig|cred)[^=&]*=([^&]*)", rest, re.IGNORECASE)
+            found |= {login.partition(":")[2] or login, *values}
+    written = {form for secret in found for form in (secret, unquote(secret), unquote_plus(secret), quote(secret))}
+    parts = {part for secret in written for part in (secret, *re.split(r"[\s@/:#?&=;,'\"]+", secret))}
+    return {part for part in parts if len(part) >= 4}
 
 
 def under_dvc() -> bool:

@@ -15,6 +15,21 @@ from qamoe.tracking.provenance import main_checkout
 SQLITE = "sqlite:///"
 PARENT = "mlflow.parentRunId"  # tag of a child run; MLflow shows the child under this run
 
+_NAMES = (
+    r"[\w.-]*(?:password|passwd|passphrase|pwd|secret|token|api_?-?key|access_?-?key|signature|credential)[\w-]*"
+    r"|pass|key|sig|auth|authorization"
+)
+# Up to the end of its quotes or braces; else to the next separator, and without one to the next blank.
+_VALUE = (
+    r"""'(?:[^'\\]|\\.)*'?|"(?:[^"\\]|\\.)*"?|\{[^}]*\}?|(?:bearer|basic|token)\s+\S+|[^;&\n'"]*(?=[;&])|[^\s;&]+"""
+)
+_SECRETS = (
+    (re.compile(rf"""(?<![\w.-])((?:{_NAMES})["']?\s*[=:]\s*)(?:{_VALUE})""", re.IGNORECASE), r"\1***"),
+    (re.compile(r"\b(bearer|basic)\s+[\w.~+/=-]{6,}", re.IGNORECASE), r"\1 ***"),
+    # From :// to the last @ before the next ://; with blanks only in what may be a password.
+    (re.compile(r"://(?:[^\s:@/?#]*:(?:(?!://).)*|(?:(?!://)\S)*)@", re.DOTALL), "://***@"),
+)
+
 
 def uri() -> str:
     """Return the address of the store: MLFLOW_TRACKING_URI, or one SQLite file at the root of the main checkout."""
@@ -22,9 +37,17 @@ def uri() -> str:
 
 
 def masked(text: str) -> str:
-    """Mask the credentials of addresses in a text: those before an @ (a password may contain one) and in a query."""
-    text = re.sub(r"://[^\s/?#]*@|://[^\s/:@]+:[^\s@]*@", "://***@", text)
-    return re.sub(r"([?&][^=&\s]*(?:password|secret|token|key)[^=&\s]*=)[^&\s]+", r"\1***", text, flags=re.IGNORECASE)
+    """Mask credentials in a text, rather too much than too little.
+
+    Masked are: what stands before the @ of an address, where a password may contain any character; the values of
+    queries, connection strings and headers whose names are those of secrets; and the parts of every secret of the
+    environment, because an error may quote a part of an address that it could not read.
+    """
+    for pattern, replacement in _SECRETS:
+        text = pattern.sub(replacement, text)
+    for secret in sorted(settings.secrets(), key=len, reverse=True):
+        text = text.replace(secret, "***")
+    return text
 
 
 def connect(advice: str = "") -> Any:
@@ -97,7 +120,7 @@ def store_errors_as_user_errors(advice: str = "") -> Iterator[None]:
 
 def reason(error: Exception) -> str:
     """Return the message of an exception, shortened and without credentials."""
-    return masked(" ".join(str(error).split())[:200]).rstrip(".") or type(error).__name__
+    return masked(" ".join(str(error).split()))[:200].rstrip(".") or type(error).__name__
 
 
 def experiment_id(client: Any, name: str) -> str:
