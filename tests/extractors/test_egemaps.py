@@ -1,11 +1,16 @@
 """The eGeMAPS audio extractor: its frames, its columns, and the audio that it rejects."""
 
+import os
+import shutil
+import subprocess
+import sys
 import wave
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from qamoe.extractors import egemaps
 from qamoe.extractors.egemaps import COLUMNS, SAMPLE_RATE, Egemaps
 from qamoe.media.decode import ClipError, NoStream
 from tests.fixtures.research_data import shared_data
@@ -121,3 +126,21 @@ def test_real_voices_have_voiced_frames() -> None:
         frames = Egemaps(20).extract(path)
         assert np.isfinite(frames).all()
         assert 0.4 < (frames[:, PITCH] > 0).mean() < 0.95
+
+
+@pytest.mark.parametrize("name", ["my dir é'", "a b", "{x}; y", "\N{CJK UNIFIED IDEOGRAPH-4E2D}"])
+def test_an_installation_below_any_folder_gives_the_same_values(tmp_path: Path, name: str) -> None:
+    import opensmile
+
+    installed = Path(opensmile.__file__).parent
+    shutil.copytree(installed, tmp_path / name / "opensmile", ignore=shutil.ignore_patterns("__pycache__"))
+    program = (
+        "import numpy as np, opensmile, sys; from qamoe.extractors.egemaps import Egemaps;"
+        f"assert opensmile.__file__.startswith({str(tmp_path / name)!r});"
+        f"np.save({str(tmp_path / 'values.npy')!r}, Egemaps(rate=20).describe(np.load({str(tmp_path / 'wave.npy')!r})))"
+    )
+    buzz = hum(1.0)
+    np.save(tmp_path / "wave.npy", buzz)
+    path = f"{tmp_path / name}{os.pathsep}{Path(egemaps.__file__).parents[2]}"
+    subprocess.run([sys.executable, "-c", program], env=os.environ | {"PYTHONPATH": path}, check=True)
+    assert np.array_equal(np.load(tmp_path / "values.npy"), Egemaps(rate=20).describe(buzz))

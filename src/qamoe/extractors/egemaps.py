@@ -4,6 +4,8 @@ openSMILE's licence is for research. Audio is resampled to 22.05 kHz first: at 1
 frames of real clips, at 44.1 kHz it finds too many.
 """
 
+import os
+import re
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -48,10 +50,28 @@ COLUMNS = (
 
 
 @cache
+def _plain_path(folder: str) -> str:
+    """Return a path of the folder with plain ASCII characters only; openSMILE takes no others.
+
+    Where an installation has others, it is a name that Linux gives to a folder which this process keeps open.
+    """
+    if re.fullmatch(r"[\w./+-]+", folder, re.ASCII):
+        return folder
+    return f"/proc/self/fd/{os.open(folder, os.O_RDONLY | os.O_DIRECTORY)}"
+
+
+@cache
 def _smile() -> Any:
     import opensmile
 
-    return opensmile.Smile(
+    class Smile(opensmile.Smile):
+        __module__ = "opensmile"  # where its base class looks for a version
+
+        @property
+        def default_config_root(self) -> str:
+            return _plain_path(super().default_config_root)
+
+    return Smile(
         feature_set=opensmile.FeatureSet.eGeMAPSv02,
         feature_level=opensmile.FeatureLevel.LowLevelDescriptors,
     )
