@@ -23,6 +23,7 @@ def test_the_number_of_parallel_jobs_leaves_no_core_idle_in_the_last_round(
 
 def test_a_gpu_runs_one_job_at_a_time_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     monkeypatch.setenv("QAMOE_DEVICE", "cuda:1")
     monkeypatch.delenv("QAMOE_WORKERS", raising=False)
     assert settings.side_by_side(5) == 1
@@ -68,3 +69,30 @@ def test_an_unknown_executor_is_refused(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setenv("QAMOE_EXECUTOR", "dask")
     with pytest.raises(UserError, match=r"QAMOE_EXECUTOR.*'dask'.*processes.*ray"):
         settings.executor()
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("QAMOE_DEVICE", ["cpu:x", "cpu:", "cpu:-1", "cpu:0:0", "CPU", " cpu", "cpu:²", "gpu", "cuda:x"]),
+        ("QAMOE_WORKERS", ["0", "abc", "-1", "1.5", " 2", "²", "\N{ARABIC-INDIC DIGIT ONE}", "9" * 5000]),
+        ("QAMOE_BATCH_PARTS", ["0", "abc", "-1"]),
+        ("QAMOE_EXECUTOR", ["threads", "Ray"]),
+        ("QAMOE_TRACKING", ["yes", "0", "OFF"]),
+    ],
+)
+def test_an_invalid_setting_is_refused_although_nothing_uses_it(
+    name: str, values: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from qamoe.cli import app
+
+    for value in values:
+        monkeypatch.setenv(name, value)
+        monkeypatch.setattr("sys.argv", ["qamoe", "check", "nowhere"])
+        with pytest.raises(SystemExit) as ended:
+            app.main()
+        assert ended.value.code == 2
+        message = capsys.readouterr().err
+        assert name in message
+        assert repr(value)[:10] in message
+        assert message.count("\n") == 1

@@ -47,3 +47,12 @@ def test_an_invalid_manifest_is_rejected(folder: Path, content: bytes, named: st
         inbox.read(folder, [])
     with pytest.raises(UserError, match="nowhere"):
         inbox.read(folder / "nowhere", [])
+
+
+def test_a_header_of_a_million_columns_is_refused_at_once(tmp_path: Path) -> None:
+    manifest = tmp_path / "manifest.csv"
+    manifest.write_text("path," + ",".join(map(str, range(1_000_000))) + "\na.mp4\n")
+    with pytest.raises(UserError) as refusal:
+        inbox.read(manifest, [])
+    assert "1000001" in str(refusal.value)
+    assert str(manifest) in str(refusal.value)

@@ -55,3 +55,21 @@ def test_an_invalid_srt_is_a_problem_and_an_empty_one_has_no_words(tmp_path: Pat
         sidecar_transcript(tmp_path / "clip.mp4")
     srt.write_bytes(b"\n \n")
     assert sidecar_transcript(tmp_path / "clip.mp4") == ""
+
+
+@pytest.mark.parametrize(
+    "times",
+    [
+        "9999999999:00:00,000 --> 9999999999:00:01,000",
+        f"{'9' * 5000}:00:00,000 --> {'9' * 5000}:00:01,000",
+        "1001:00:00,000 --> 1001:00:01,000",
+        "-00:00:01,000 --> 00:00:02,000",
+        "00:00:05,000 --> 00:00:02,000",
+    ],
+)
+def test_absurd_times_are_a_problem_of_the_clip(tmp_path: Path, times: str) -> None:
+    (tmp_path / "clip.srt").write_text(f"1\n{times}\nwords\n")
+    with pytest.raises(ClipError) as problem:
+        sidecar_transcript(tmp_path / "clip.mp4")
+    assert "clip.srt" in str(problem.value)
+    assert times[:20] in str(problem.value)

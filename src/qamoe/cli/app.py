@@ -34,6 +34,7 @@ def main() -> None:
     settings.go_offline()
     end_on_sigterm()
     with exit_on_user_error("qamoe"):
+        settings.check()
         app()
 
 
@@ -113,7 +114,7 @@ def ingest(
         print("Add a DVC remote of your own: dvc remote add --default team ADDRESS")
     print(f"{ingested.new} new clips, {ingested.known} known before")
     if ingested.new:
-        print(f"next: dvc add {data}")
+        print(printable(f"next: dvc add {data}"))
 
 
 @app.command(rich_help_panel=DATA)
@@ -319,4 +320,7 @@ def export(
     from qamoe.serving.model_loader import open_model
 
     export(open_model(model_address(model, folder, params), folder).trained, path)
-    print(f"{path}: {path.stat().st_size >> 20} MiB; docs/guides/scoring.md describes its inputs and outputs")
+    print(
+        f"{printable(str(path))}: {path.stat().st_size >> 20} MiB;"
+        " docs/guides/scoring.md describes its inputs and outputs"
+    )

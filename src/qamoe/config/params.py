@@ -255,7 +255,7 @@ class Tune(Block):
     dropout: Annotated[tuple[Dropout, Dropout], AfterValidator(_ascending)]
 
 
-RegistryName = Annotated[str, Field(min_length=1, pattern=r"^[^/:.%\"']+$")]
+RegistryName = Annotated[str, Field(min_length=1, pattern=r"^[^/:.%\"'\x00-\x1f\x7f-\x9f]+$")]
 
 
 class Registry(Block):

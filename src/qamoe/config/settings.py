@@ -29,21 +29,31 @@ def go_offline() -> None:
         os.environ.setdefault(name, value)
 
 
+def check() -> None:
+    """Raise UserError for an invalid setting, whether or not the command will use it; imports no torch."""
+    value = os.environ.get("QAMOE_DEVICE") or "cpu"
+    if not re.fullmatch("(?:cpu|cuda)(?::[0-9]{1,3})?", value):
+        raise UserError(f"QAMOE_DEVICE is {value!r}; it must be cpu, cuda or cuda with a number, such as cuda:1.")
+    workers(), processes(), batch_parts(), executor(), untracked()
+
+
 def device() -> str:
     """Return the torch device of `QAMOE_DEVICE` (default: a GPU if torch finds one, else the CPU)."""
     import torch
 
+    check()
     available = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
     value = os.environ.get("QAMOE_DEVICE") or available[-1]
-    if value.split(":")[0] not in available:
+    kind, _, number = value.partition(":")
+    if kind not in available or (kind == "cuda" and int(number or 0) >= torch.cuda.device_count()):
         raise UserError(f"QAMOE_DEVICE is {value!r}; this machine has {' and '.join(available)}.")
     return value
 
 
 def _integer(name: str, lowest: int, default: int) -> int:
     value = os.environ.get(name) or str(default)
-    if not value.isdecimal() or int(value) < lowest:
-        raise UserError(f"{name} is {value!r}; it must be an integer of at least {lowest}.")
+    if not re.fullmatch("[0-9]{1,6}", value) or int(value) < lowest:
+        raise UserError(f"{name} is {value[:60]!r}; it must be an integer from {lowest} to 999999.")
     return int(value)
 
 

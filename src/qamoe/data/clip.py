@@ -18,6 +18,9 @@ from qamoe.extractors.tokens import CHINESE, ENGLISH, Tokens
 _SHARES = (("train", 0.60), ("valid", 0.72), ("gate", 0.80), ("test", 1.0))
 
 
+_MOST_COLUMNS = 1000
+
+
 @dataclass(frozen=True, kw_only=True)
 class Utterance:
     """The transcript of a clip; without media this is all that is known of it."""
@@ -111,6 +114,8 @@ def open_table(file: Path, **how: Any) -> Iterator["csv.DictReader[str]"]:
         with file.open(newline="", encoding="utf-8-sig") as lines:
             reader = csv.DictReader(lines, **how)
             names = reader.fieldnames or []
+            if len(names) > _MOST_COLUMNS:
+                raise UserError(f"{file} has {len(names)} columns; at most {_MOST_COLUMNS} are read.")
             duplicates = [name for name in names if names.count(name) > 1 and name]
             if duplicates:
                 raise UserError(f"{file} has the column {duplicates[0]!r} more than once; columns must be unique.")

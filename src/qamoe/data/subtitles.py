@@ -9,7 +9,8 @@ from pathlib import Path
 
 from qamoe.media.decode import ClipError
 
-_TIME = r"(\d+):(\d\d):(\d\d)[,.](\d{1,3})"
+_TIME = r"(-?\d+):(\d\d):(\d\d)[,.](\d{1,3})"
+_LATEST_S = 3.6e6
 _CUE = re.compile(rf"\s*{_TIME}\s*-->\s*{_TIME}")
 _MARKUP = re.compile(r"</?[A-Za-z][^<>]*>|\{\\[^{}]*\}")
 
@@ -46,6 +47,8 @@ def _cues(content: str, name: str) -> list[tuple[float, str]]:
     for line, following in pairwise([*lines, ""]):
         if times := _CUE.match(line):
             begin_s, end_s = (_seconds(times.groups()[first : first + 4]) for first in (0, 4))
+            if not 0 <= begin_s <= end_s <= _LATEST_S:
+                raise ClipError(f"{name}: the times {line.strip()[:60]!r} are not in order or above 1000 hours")
             cues.append(((begin_s + end_s) / 2, []))
         elif cues and not (line.strip().isdecimal() and _CUE.match(following)):  # the number of the next cue
             cues[-1][1].extend(_MARKUP.sub(" ", line).split())
@@ -56,4 +59,8 @@ def _cues(content: str, name: str) -> list[tuple[float, str]]:
 
 def _seconds(parts: tuple[str, ...]) -> float:
     hours, minutes, seconds, thousandths = parts
+    if len(hours) > 9:
+        return float("inf")
+    if hours.startswith("-"):
+        return -1.0
     return int(hours) * 3600 + int(minutes) * 60 + int(seconds) + int(thousandths.ljust(3, "0")) / 1000

@@ -5,7 +5,6 @@ Media are opened and their packets counted, but not decoded: only extraction fin
 is written.
 """
 
-import csv
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -16,7 +15,7 @@ import numpy as np
 from qamoe.config.params import Extract
 from qamoe.config.task import Task, is_classification
 from qamoe.data.arrow_store import SPLITS
-from qamoe.data.clip import Corpus, LabelledClip, check_text, collect_faults
+from qamoe.data.clip import Corpus, LabelledClip, check_text, collect_faults, open_table
 from qamoe.data.manifest import COLUMNS
 from qamoe.data.readers import READERS, iemocap, meld, mintrec
 from qamoe.errors import UserError
@@ -126,9 +125,9 @@ def _task(path: Path, kind: str, configured: Task, findings: Findings) -> Task:
 def _label_classes(manifest: Path) -> tuple[str, ...]:
     """Return the distinct labels of a manifest if most are words and not too many differ, else nothing."""
     try:
-        with manifest.open(newline="", encoding="utf-8-sig") as lines:
-            labels = [(row.get("label") or "").strip() for row in csv.DictReader(lines)]
-    except (OSError, ValueError, csv.Error):
+        with open_table(manifest) as rows:
+            labels = [(row.get("label") or "").strip() for row in rows]
+    except UserError:
         return ()  # the reader reports the error
     words = [label for label in labels if label and not _is_number(label)]
     classes = tuple(sorted(set(words)))

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from qamoe.errors import UserError
+from qamoe.terminal import printable
 
 
 def run(folders: list[Path], experiment: str) -> None:
@@ -27,7 +28,7 @@ def run(folders: list[Path], experiment: str) -> None:
             evaluation = find_evaluation(folder)
             if evaluation is not None:
                 log_evaluation(client, folder, evaluation, experiment)
-        print(f"{folder}: run {run_id}" + (", evaluated" if evaluation else ""))
+        print(f"{printable(str(folder))}: run {run_id}" + (", evaluated" if evaluation else ""))
 
 
 def find_evaluation(folder: Path) -> Path | None:

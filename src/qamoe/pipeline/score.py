@@ -13,6 +13,7 @@ from qamoe.config import params as parameters
 from qamoe.config import settings
 from qamoe.files import atomic_write
 from qamoe.pipeline import runner
+from qamoe.terminal import printable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -76,7 +77,8 @@ def run(source: Path, out: Path, model: str) -> None:
     _write(table, out / SCORES)
     _remove_parts(clips, served, out / "parts")
     invalid = f", {len(faults)} rows that cannot be used" if faults else ""
-    print(f"scored {len(waiting)} new clips of {source}, {len(clips) - len(waiting)} kept{invalid}", flush=True)
+    new = f"{len(waiting)} new clips of {printable(str(source))}"
+    print(f"scored {new}, {len(clips) - len(waiting)} kept{invalid}", flush=True)
     (out / DRIFT).unlink(missing_ok=True)
     reference = served.reference()
     if reference is None:

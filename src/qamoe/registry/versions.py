@@ -7,6 +7,7 @@ from qamoe.errors import UserError
 from qamoe.registry.local_lookup import not_registered
 from qamoe.registry.registry import CHAMPION, PREVIOUS, ROLLED_BACK, finish
 from qamoe.report.tables import stdout_console
+from qamoe.terminal import printable
 from qamoe.tracking.mlflow_store import connect, exclusive_lock, store_errors_as_user_errors
 
 # Column -> metrics on the test split, as evaluate records them; the first that a run has is shown.
@@ -36,6 +37,7 @@ class VersionRow(NamedTuple):
 def show(name: str) -> None:
     """Print the versions of a registered model, the newest first. Raises UserError if none is registered."""
     from rich.table import Table
+    from rich.text import Text
 
     with store_errors_as_user_errors():
         rows = listed(connect(), name)
@@ -43,7 +45,7 @@ def show(name: str) -> None:
     for column in VersionRow._fields:
         table.add_column(column, justify="right" if column in (*NUMBERS, "version") else "left")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*(Text(printable(cell)) for cell in row))  # anyone who may write tags chose their text
     stdout_console().print(table)
 
 

@@ -11,6 +11,7 @@ from qamoe.evaluation.bootstrap import Comparison, compare_resampled, metrics_of
 from qamoe.evaluation.metrics import lower_is_better
 from qamoe.report.results import Results, evaluations
 from qamoe.report.tables import stdout_console
+from qamoe.terminal import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -84,6 +85,7 @@ def show(pair: Pair, console: "Console | None" = None) -> None:
     """Print the comparisons of a pair as a table, without columns that are empty in every row."""
     from rich import box
     from rich.table import Table
+    from rich.text import Text
 
     console = console or stdout_console()
     table = Table(
@@ -100,7 +102,7 @@ def show(pair: Pair, console: "Console | None" = None) -> None:
     for heading in compress(headings, filled):
         table.add_column(heading, justify="left" if heading == pair.a else "right", no_wrap=True)
     for name, row in zip(pair.rows, rows, strict=True):
-        table.add_row(name, *compress(row, filled))
+        table.add_row(*(Text(printable(cell)) for cell in (name, *compress(row, filled))))
     console.print(table)
     claims = any(row[-1] for row in rows)
     console.print(
