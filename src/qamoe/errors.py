@@ -21,9 +21,18 @@ EXTRAS = {
     "espeakng_loader": "sample",
 }
 
+_LONGEST = 2000  # characters of a message
+
 
 class UserError(Exception):
-    """Unusable input; the message gives the value seen, the values allowed and the place, in one sentence."""
+    """Unusable input; the message gives the value seen, the values allowed and the place, in one sentence.
+
+    A message with a very long value, such as a cell of a damaged table, is cut in the middle.
+    """
+
+    def __str__(self) -> str:
+        text = super().__str__()
+        return text if len(text) <= _LONGEST else f"{text[: _LONGEST * 3 // 4]} ... {text[-_LONGEST // 5 :]}"
 
 
 @contextmanager
