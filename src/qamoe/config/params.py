@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
@@ -352,8 +352,6 @@ def read(path: Path) -> Any:
     import yaml  # not needed where a registered model is loaded
 
     class Loader(yaml.SafeLoader):
-        yaml_implicit_resolvers: ClassVar[Any] = {}
-
         def get_single_node(self) -> Any:
             node = super().get_single_node()
             _refuse_expansion(node, path, {})
@@ -367,6 +365,7 @@ def read(path: Path) -> Any:
                 seen.add(key.value if isinstance(key.value, str) else id(key))
             return super().construct_mapping(node, deep)
 
+    Loader.yaml_implicit_resolvers = {}
     for kind, form in _SCALARS.items():
         Loader.add_implicit_resolver(f"tag:yaml.org,2002:{kind}", re.compile(f"(?:{form})$"), None)
     try:
