@@ -86,7 +86,6 @@ def test_a_secret_is_masked_before_the_message_is_cut() -> None:
 @pytest.mark.parametrize("password", ["planted/x", "planted#x", "a?planted", "planted%2Fplanted", "planted planted"])
 @pytest.mark.parametrize("scheme", ["http", "mssql", "nonsense"])
 def test_a_part_that_an_error_quotes_is_masked(scheme: str, password: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """requests takes the text before the first / as the host and its port, and says which port it cannot read."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"{scheme}://ann:{password}@127.0.0.1:1/mlflow")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with pytest.raises(UserError) as refusal:
