@@ -41,7 +41,7 @@ def run(source: Path, out: Path, model: str) -> None:
     faults: list[str] = []
     clips = inbox.read(source, faults)
     for fault in faults:
-        runner.log.warning("not scored: %s", fault)
+        runner.log.warning("not scored: %s", printable(fault))
     served = open_model(model, None)
     config = served.trained.config
     outputs, inputs = predict.output_columns(config["task"]), drift.columns(config["modalities"])
