@@ -10,6 +10,7 @@ from qamoe.terminal import printable
 # Packages that only an extra of pyproject.toml installs.
 EXTRAS = {
     "fastapi": "serve",
+    "h11": "serve",
     "starlette": "serve",
     "uvicorn": "serve",
     "jinja2": "train",

@@ -102,4 +102,4 @@ def test_no_other_stage_runs_in_several_processes(
     environment |= {"RANK": "one"}
     done = stage("train", "--params", params_file(), "--out", preprocessed)
     assert done.returncode == 2
-    assert re.fullmatch(r"train: .*RANK.*'one'.*\b0\b.*\n", done.stderr)
+    assert re.fullmatch(r"qamoe: .*RANK.*'one'.*\b0\b.*\n", done.stderr)

@@ -127,10 +127,10 @@ def secrets() -> set[str]:
     """
     found: set[str] = set()
     for name, value in os.environ.items():
-        _, is_address, rest = value.partition("://")
+        scheme, _, rest = value.partition("://")
         if re.search("PASSWORD|SECRET|TOKEN|ACCESS_KEY|API_KEY|CREDENTIAL", name):
             found.add(value)
-        elif is_address:
+        elif rest and re.fullmatch(r"[A-Za-z][\w+.-]*", scheme):
             login = rest.rpartition("@")[0]
             values = re.findall("(?:pass|pwd|secret|token|key|auth|sig|cred)[^=&]*=([^&]*)", rest, re.IGNORECASE)
             found |= {login.partition(":")[2] or login, *values}
