@@ -67,7 +67,7 @@ def test_without_git_the_store_is_in_the_working_folder_unless_the_environment_s
         ("postgresql://ann:p@ss@host/db", "postgresql://***@host/db"),
         ("postgresql://ann:p/ss@host:5/db", "postgresql://***@host:5/db"),
         ("postgresql://host/db?user=ann&password=secret&a=b", "postgresql://host/db?user=ann&password=***&a=b"),
-        ("http://host/path@v1 models:/qa-moe@champion", "http://host/path@v1 models:/qa-moe@champion"),
+        ("http://host/path@v1 models:/qa-moe@champion", "http://***@v1 models:/qa-moe@champion"),
     ],
 )
 def test_credentials_are_masked(text, masked_text):

@@ -371,7 +371,9 @@ def read(path: Path) -> Any:
     try:
         return yaml.load(path.read_text(encoding="utf-8"), Loader)
     except FileNotFoundError:
-        raise UserError(f"The parameter file {path} does not exist.") from None
+        raise UserError(
+            f"The parameter file {path} does not exist; run qamoe in the root of the checkout, or give --params."
+        ) from None
     except OSError as error:
         raise UserError(f"The parameter file {path} cannot be read: {error.strerror}.") from None
     except RecursionError:

@@ -50,23 +50,34 @@ def version_and_folder(name: str, version: str | None, alias: str | None) -> tup
             if row is None:
                 in_workspaces = store.execute(_WORKSPACES).fetchone()
                 registered = [str(found) for (found,) in store.execute(_REGISTERED, {"name": name})]
+                names = [str(found) for (found,) in store.execute("SELECT name FROM registered_models ORDER BY name")]
     except (sqlite3.Error, OverflowError):  # OverflowError: the version number exceeds 64 bits
         return None
     if row is None:
         if in_workspaces:
             return None
-        raise not_registered(name, version, alias, registered)
+        raise not_registered(name, version, alias, registered, names)
     source = urlsplit(row[1])
     folder = Path(unquote(source.path)) / "artifacts"
     return (str(row[0]), folder) if source.scheme == "file" and not source.netloc and folder.is_dir() else None
 
 
-def not_registered(name: str, version: str | None, alias: str | None, registered: Sequence[str]) -> UserError:
-    """Return the error for a model, version or alias that the store does not have; `registered`: its versions."""
+def not_registered(
+    name: str, version: str | None, alias: str | None, registered: Sequence[str], names: Sequence[str] = ()
+) -> UserError:
+    """Return the error for a model, version or alias that the store lacks.
+
+    registered: the versions of that model. names: all registered models, if known.
+    """
     store = f"the records at {masked(uri())}"
     if not registered:
-        return UserError(f"No version of {name} is registered in {store}; `qamoe promote` registers the first.")
+        others = f" (registered models: {', '.join(names)})" if names else ""
+        return UserError(f"No version of {name} is registered in {store}{others}; `qamoe promote` registers the first.")
     versions = ", ".join(sorted(registered, key=int))
     what = f"alias {alias!r}" if version is None else f"version {version}"
-    advice = "; `qamoe promote` sets it" if version is None and alias == "champion" else ""
-    return UserError(f"{name} has no {what} in {store}; registered versions: {versions}{advice}.")
+    if version is None and alias == "champion":
+        return UserError(
+            f"{name} has no champion in {store}: none of its versions ({versions}) passed the promotion gate;"
+            f" models:/{name}/{registered[-1]} names one of them."
+        )
+    return UserError(f"{name} has no {what} in {store}; registered versions: {versions}.")

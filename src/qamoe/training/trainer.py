@@ -344,7 +344,7 @@ def _trust_anchors(
         if low >= high:
             log.info(
                 "%s, seed %d: trust in %s does not follow damage: the median r of clean clips is %.3f, that of fully"
-                " degraded ones is %.3f",
+                " degraded ones is %.3f; more epochs or clips may change that",
                 *(job.model, job.seed, modality, high, low),
             )
     return anchors
