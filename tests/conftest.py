@@ -27,9 +27,14 @@ pytest_plugins = (
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests of whole folders as integration tests."""
+    """Mark the tests of whole folders as integration tests, and name the tests that run in one process.
+
+    These are the tests of a file, which share fixtures, and all tests of flows, which share a server.
+    """
     for item in items:
-        if item.path.relative_to(ROOT / "tests").parts[0] in INTEGRATION:
+        folder = item.path.relative_to(ROOT / "tests").parts[0]
+        item.add_marker(pytest.mark.xdist_group("flows" if folder == "flows" else str(item.path.relative_to(ROOT))))
+        if folder in INTEGRATION:
             item.add_marker(pytest.mark.integration)
 
 

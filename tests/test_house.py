@@ -253,6 +253,7 @@ def test_compose_runs_the_server_versions_of_the_lock() -> None:
 
 
 @pytest.mark.integration
+@pytest.mark.slow
 def test_prefects_server_starts_with_the_installed_packages() -> None:
     """`pip check` accepts newer versions, but a newer fastapi breaks flow calls, and a newer sqlalchemy scheduling."""
     code = "import prefect.server.api.server as s; s.create_app(); import sqlalchemy; print(sqlalchemy.__version__)"

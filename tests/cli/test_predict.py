@@ -135,6 +135,7 @@ def test_a_missing_modality_has_a_reason(lines, film, voice, tmp_path):
     assert with_clip["reasons"] == {"audio": "silence", "vision": "no video stream"}
 
 
+@pytest.mark.slow
 def test_windows_are_predicted_like_the_spans_of_a_csv(lines, voice, tmp_path):
     talk = written(tmp_path / "talk.wav", np.concatenate([voice, voice[::2], voice[::3], 0.3 * voice])[:66_150])
     (tmp_path / "talk.srt").write_text(SRT)

@@ -137,7 +137,12 @@ def test_python_refuses_an_unknown_key_of_a_clip(champions: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "before", ["", "import mlflow, torch, transformers", "import qamoe.serving.api, qamoe.config.params"]
+    "before",
+    [
+        "",
+        pytest.param("import mlflow, torch, transformers", marks=pytest.mark.slow),
+        pytest.param("import qamoe.serving.api, qamoe.config.params", marks=pytest.mark.slow),
+    ],
 )
 def test_the_champion_loads_in_any_order_of_imports(champions: Any, before: str) -> None:
     code = f"{before}\nimport qamoe\nprint(qamoe.load_champion({str(champions('qa-moe-team'))!r}).name)"

@@ -116,6 +116,7 @@ def test_an_unusable_folder_is_one_sentence(
     _refused(qamoe, name, out, checkpoint_folder)
 
 
+@pytest.mark.slow
 def test_an_unreadable_clip_and_a_name_that_is_not_utf_8_cost_themselves(
     qamoe: Any, tmp_path: Path, checkpoint_folder: Path, film: Path
 ) -> None:
@@ -170,7 +171,7 @@ OUTPUT = {
 }
 
 
-@pytest.mark.parametrize("name", OUTPUT)
+@pytest.mark.parametrize("name", ["help", "check", pytest.param("predict", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("shell", ["exec >&-; exec", "exec >/dev/full; exec", ""])
 def test_stdout_of_any_kind_causes_no_traceback(qamoe: Any, checkpoint_folder: Path, shell: str, name: str) -> None:
     arguments = [argument.replace("CHECKPOINT", str(checkpoint_folder)) for argument in OUTPUT[name]]

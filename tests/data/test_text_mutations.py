@@ -17,10 +17,10 @@ def test_a_seed_always_gives_the_same_mutation() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_few_mutations_are_read_or_refused(kind: str, tmp_path: Path) -> None:
-    assert faults(kind, tmp_path, 60) == []
+    assert faults(kind, tmp_path, 30) == []
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_many_mutations_are_read_or_refused(kind: str, tmp_path: Path) -> None:
-    assert faults(kind, tmp_path, 200, first=60) == []
+    assert faults(kind, tmp_path, 200, first=30) == []

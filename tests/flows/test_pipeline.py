@@ -39,6 +39,7 @@ def ran(repository: Path) -> list[str]:
 
 
 @pytest.mark.usefixtures("server")
+@pytest.mark.slow
 def test_stale_stages_run_and_the_promotion_always_runs(
     repository: Path, promotions: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -220,6 +220,7 @@ def test_a_checkpoint_of_unknown_or_other_data_is_refused_before_anything_is_rec
     assert corpus.client.search_registered_models() == []
 
 
+@pytest.mark.slow
 def test_another_protocol_or_other_clips_measure_the_champion_again(corpus, monkeypatch, tiny_corpus):
     from qamoe.evaluation import protocol
 
@@ -277,6 +278,7 @@ def test_a_first_candidate_that_is_no_better_than_the_mean_is_refused(corpus):
     assert corpus.promote().outcome == "unchanged"
 
 
+@pytest.mark.slow
 def test_a_fine_tuned_candidate_is_compared_with_a_frozen_champion(corpus, tiny_encoder, tmp_path):
     corpus.train(answer=0.6)
     assert corpus.promote().outcome == "promoted"

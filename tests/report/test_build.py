@@ -306,6 +306,7 @@ def test_curves_for_dvc(written: Path, summary: dict) -> None:
     assert of_qamoe["error"][0.7] == pytest.approx(summary["qamoe.missing.mae.s07.mean"], abs=1e-5)
 
 
+@pytest.mark.slow
 def test_a_second_report_has_the_same_bytes_and_replaces_the_first(written: Path, results: Path) -> None:
     before = {path.name: path.read_bytes() for path in written.iterdir()}
     (written / "stale.png").write_bytes(b"of an older version")
@@ -441,6 +442,7 @@ def test_an_incomplete_run_is_refused_with_the_missing_file(tmp_path: Path, make
     assert not (tmp_path / "report").exists()
 
 
+@pytest.mark.slow
 def test_the_page_shows_a_search_if_there_is_one(results: Path, undrawn: None, tmp_path: Path) -> None:
     tuned = tmp_path / "tune"
     folders = (results / "evaluate", results / "train", tmp_path / "report", tuned)
