@@ -1,5 +1,6 @@
 """The matrix of models in dvc.yaml, run by DVC in a small repository whose stages only create their outputs."""
 
+import hashlib
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,7 +11,9 @@ import pytest
 import yaml
 
 from qamoe.errors import UserError
+from qamoe.pipeline import code
 from qamoe.pipeline.known_names import load_params
+from qamoe.pipeline.source_dependencies import STAGES
 
 ROOT = Path(__file__).parents[2]
 PARAMS = Path("params.yaml")
@@ -69,3 +72,14 @@ def test_a_missing_block_fails_in_dvc_and_a_different_one_is_refused() -> None:
         load_params(PARAMS)
     for value in ("params.yaml", "models.ablation-gate", "'own'", "`qamoe: &qamoe`", "`ablation-gate: *qamoe`"):
         assert value in str(refused.value)
+
+
+@pytest.mark.slow
+def test_dvc_lock_is_that_of_the_committed_code_and_parameters(tmp_path: Path) -> None:
+    """Otherwise `dvc checkout` after an experiment removes the models of a demo; `make demo` writes a new one."""
+    lock = yaml.safe_load((ROOT / "dvc.lock").read_text())["stages"]
+    for stage in STAGES:
+        code.run(stage, tmp_path)
+        (out,) = lock[f"code-{stage}"]["outs"]
+        written = (tmp_path / "code" / f"{stage}.json").read_bytes()
+        assert out["md5"] == hashlib.md5(written, usedforsecurity=False).hexdigest(), stage
