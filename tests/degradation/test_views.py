@@ -114,6 +114,7 @@ def test_a_clip_is_degraded_the_same_way_in_every_batch(store: Store) -> None:
 
 
 @pytest.mark.integration
+@pytest.mark.slow
 def test_a_clip_is_degraded_the_same_way_in_another_process(store: Store) -> None:
     together = degraded_bits(store.path, list(range(CLIPS)))
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:

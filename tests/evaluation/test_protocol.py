@@ -231,6 +231,7 @@ def test_predictions_do_not_depend_on_how_clips_are_batched(
         pd.testing.assert_frame_equal(after.drop(columns="routing"), expected.drop(columns="routing"), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_sharing_encodings_does_not_change_predictions(corpus: Any, measured: list[pd.DataFrame]) -> None:
     """Compare shared encodings with every view predicted separately."""
     rows, split = list(range(7)), corpus.split

@@ -140,6 +140,7 @@ def test_a_flow_waits_for_the_lock_of_another_dvc(repository: Path, monkeypatch:
 
 
 @pytest.mark.usefixtures("server")
+@pytest.mark.slow
 def test_a_stage_runs_once_and_its_error_is_that_of_the_flow(
     repository: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -67,6 +67,7 @@ def test_stale_stages_run_and_the_promotion_always_runs(
 
 
 @pytest.mark.usefixtures("server")
+@pytest.mark.slow
 def test_a_failed_stage_stops_the_pipeline_before_the_promotion(repository: Path, promotions: list[str]) -> None:
     (repository / "corpus.txt").write_text("bad")
     state = pipeline.pipeline(return_state=True)

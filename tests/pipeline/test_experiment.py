@@ -136,5 +136,5 @@ def test_an_overlay_extends_only_overlays_in_its_folder(tmp_path: Path, name: An
 
 def test_a_report_needs_an_evaluation_of_every_model_in_seeds(tmp_path: Path, params_file: Any) -> None:
     with pytest.raises(UserError, match=r"\bconcat\b.* seeds .*evaluate"):
-        report.run(parameters.load(params_file()), tmp_path)
+        report.run(parameters.load(params_file({"seeds": {"concat": [1]}})), tmp_path)
     assert not (tmp_path / "report").exists()

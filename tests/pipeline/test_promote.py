@@ -159,6 +159,7 @@ def test_a_rollback_swaps_champion_and_previous_and_lasts_until_it_is_undone(cor
     assert [row.decision for row in versions.listed(corpus.client, "qa-moe")] == ["promoted", "rolled back"]
 
 
+@pytest.mark.slow
 def test_an_interrupted_rollback_keeps_the_champion_and_can_be_repeated(corpus, monkeypatch):
     corpus.train(answer=0.6)
     corpus.promote()

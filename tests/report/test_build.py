@@ -202,6 +202,7 @@ def test_holm_corrects_over_the_evaluated_members_of_the_family(all_models: tupl
     )
 
 
+@pytest.mark.slow
 def test_the_first_figure_claims_what_the_table_claims(many: Path) -> None:
     drawn: list[pd.DataFrame] = []
     with pytest.MonkeyPatch.context() as patch:
@@ -316,6 +317,7 @@ def test_a_second_report_has_the_same_bytes_and_replaces_the_first(written: Path
 
 
 @pytest.mark.usefixtures("undrawn")
+@pytest.mark.slow
 def test_a_failed_report_keeps_the_old_one(
     written: Path, results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -87,6 +87,7 @@ def test_the_terminal_shows_the_class(folder: Path, capsys: pytest.CaptureFixtur
     assert f"{answer['class']} {answer['probabilities'][answer['class']]:.0%}" in shown
 
 
+@pytest.mark.slow
 def test_a_table_of_classes_shows_the_probability(
     folder: Path, voice: np.ndarray, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

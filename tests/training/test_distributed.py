@@ -46,6 +46,7 @@ def test_every_clip_has_the_same_weight(processes: int, parts: int, clips: int) 
 
 @pytest.mark.integration
 @pytest.mark.parametrize("model", ["qamoe", "moe", "concat"])
+@pytest.mark.slow
 def test_parts_within_a_process_have_the_losses_of_the_whole(train: Any, tmp_path: Path, model: str) -> None:
     for name, share in (("whole", WHOLE_BATCH), ("parts", BatchShare(parts=3))):
         train(tmp_path / name, model, dropout=0.0, share=share)

@@ -137,6 +137,7 @@ def test_a_waiting_trial_is_taken_by_one_worker_only(params: Params, url: str) -
 
 
 @pytest.mark.integration
+@pytest.mark.slow
 def test_plots_of_a_study_are_reproducible(params: Params, url: str) -> None:
     study = search.open_study(params, "s", url)
     work(params.model_copy(update={"tune": params.tune.model_copy(update={"trials": 1})}), url, "one")

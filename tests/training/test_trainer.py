@@ -184,6 +184,7 @@ def test_patience_ends_a_training(train: Any, tmp_path: Path, monkeypatch: pytes
 
 
 @pytest.mark.integration
+@pytest.mark.slow
 def test_training_learns_from_audio(train: Any, tmp_path: Path) -> None:
     train(tmp_path / "mean", "mean")
     train(tmp_path / "qamoe", common={"epochs": 25, "patience": 25})

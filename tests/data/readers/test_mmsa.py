@@ -283,6 +283,7 @@ def test_a_clip_without_a_single_frame_has_none(tmp_path: Path) -> None:
     assert corpus.clips[0].frames["audio"].shape == (0, 5)
 
 
+@pytest.mark.slow
 def test_a_damaged_pickle_is_either_read_or_rejected(tmp_path: Path) -> None:
     splits = content()
     for columns in splits.values():  # small, so that damage hits the structure
