@@ -125,6 +125,7 @@ def test_words_replace_token_ids_of_another_vocabulary(
         run(changes)
 
 
+@pytest.mark.slow
 def test_a_missing_media_file_is_a_problem_until_it_exists(run: Any, tmp_path: Path) -> None:
     for name, folder in meld.FOLDERS.items():
         table(tmp_path / "meld", name, [row(1)])

@@ -252,6 +252,7 @@ def test_another_protocol_or_other_clips_measure_the_champion_again(corpus, monk
     assert other.verdicts[1].numbers["champion_mae"] != again.verdicts[1].numbers["champion_mae"]
 
 
+@pytest.mark.slow
 def test_no_promotion_reads_the_test_split(corpus):
     """Opening the invalid file would fail, and its content changes no decision and no number."""
     test = corpus.out / "preprocess" / "test.arrow"
