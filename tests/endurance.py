@@ -1,11 +1,11 @@
-"""What must hold under kills, full disks, two commands at once, load and hostile input: hours on two cores.
+"""What must hold under kills, full disks, two commands at once: hours on two cores.
 
     python tests/endurance.py                     # everything
     python tests/endurance.py kills --count 20    # one part, with another count
     python tests/endurance.py disks --seed 3
 
-`make test-all` runs a tenth of each count. Full disks need a user who may mount one. Prints one line per case that
-failed, then a summary as JSON; exit code 1 if any case failed.
+Full disks need a user who may mount one. Prints one line per case that failed, then a summary as JSON; exit code 1 if
+any case failed.
 """
 
 import argparse
