@@ -106,7 +106,7 @@ def test_a_secret_of_the_environment_is_masked_in_any_form(monkeypatch: pytest.M
     "text",
     [
         "http://127.0.0.1:5000",
-        "sqlite:////home/ann/mlflow.db",
+        "sqlite:////srv/mlflow.db",
         "no such table: alembic_version",
         "HTTPConnectionPool(host='127.0.0.1', port=1): Max retries exceeded with url: /api/2.0/mlflow",
         "unknown key models.qamoe.hiden",
