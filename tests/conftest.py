@@ -1,5 +1,6 @@
 """Shared fixtures: a record store that is migrated once per session, and a tiny corpus and tiny checkpoints."""
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
+from xdist.scheduler import LoadScopeScheduling
 
 # The same examples in every run, and no time limit: a property fails or passes on any machine.
 settings.register_profile(
@@ -26,26 +28,54 @@ pytest_plugins = (
 )
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests of whole folders as integration tests, and name the tests that run in one process.
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the option of tests/endurance.py."""
+    parser.addoption(
+        "--full-counts", action="store_true", help="run all cases of the tests marked endurance, not a tenth"
+    )
 
-    These are the tests of a file, which share fixtures, and all tests of flows, which share a server.
-    """
+
+@pytest.fixture(scope="session")
+def cases(request: pytest.FixtureRequest) -> Callable[[int], int]:
+    """Return how many cases of a full count a test runs: a tenth, rounded up, or all with --full-counts."""
+    return lambda full: full if request.config.getoption("--full-counts") else -(-full // 10)
+
+
+class _ByFile(LoadScopeScheduling):
+    """Run the tests of a file, which share fixtures, in one process; all tests of flows, which share a server, too."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return "flows" if Path(file).parent.name == "flows" else file
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
+    """Take the place of --dist loadgroup, which pytest-xdist 3.8 cannot do with pytest 9.2."""
+    return _ByFile(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests of whole folders as integration tests."""
     for item in items:
-        folder = item.path.relative_to(ROOT / "tests").parts[0]
-        item.add_marker(pytest.mark.xdist_group("flows" if folder == "flows" else str(item.path.relative_to(ROOT))))
-        if folder in INTEGRATION:
+        if item.path.relative_to(ROOT / "tests").parts[0] in INTEGRATION:
             item.add_marker(pytest.mark.integration)
 
 
 @pytest.fixture(scope="session")
 def empty_records(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An MLflow database without runs, shared because its first migration takes seconds."""
+    """An MLflow database without runs, shared by all processes because its first migration takes seconds."""
+    from qamoe.files import exclusive_lock
     from qamoe.tracking.mlflow_store import connect
 
-    path = tmp_path_factory.mktemp("records") / "mlflow.db"
-    (path.parent / "mlflow.db.making").write_bytes(b"left by a kill during the migrations")
-    with pytest.MonkeyPatch.context() as patch:
+    folder = tmp_path_factory.getbasetemp()
+    folder = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "empty-records"
+    folder.mkdir(exist_ok=True)
+    path = folder / "mlflow.db"
+    with exclusive_lock(folder), pytest.MonkeyPatch.context() as patch:
+        if path.is_file():
+            return path
+        (folder / "mlflow.db.making").write_bytes(b"left by a kill during the migrations")
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{path}")
         connect()
     return path

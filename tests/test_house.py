@@ -12,6 +12,7 @@ import sys
 import tokenize
 import tomllib
 from collections.abc import Collection, Iterator
+from functools import cache
 from importlib.metadata import packages_distributions
 from itertools import chain
 from pathlib import Path
@@ -39,6 +40,7 @@ ONLY = {
 }
 
 
+@cache
 def imported(path: Path) -> set[str]:
     """Return the dotted names that a file of the project imports, at any depth."""
     names: set[str] = set()

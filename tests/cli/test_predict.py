@@ -176,6 +176,7 @@ def test_invalid_arguments_are_refused_before_a_model_is_loaded(lines, names, op
         lines(*map(Path, names), folder=Path("no checkpoint"), **options)
 
 
+@pytest.mark.slow
 def test_the_longest_clip_of_training_limits_clips_and_windows(lines, voice, tmp_path, tiny_checkpoint, tiny_stats):
     talk = written(tmp_path / "talk.wav", np.tile(voice, 3))
     with pytest.raises(UserError, match=r"talk\.wav .*4\.5 s.*4\.0 s.*--window"):
@@ -193,6 +194,7 @@ def test_a_model_of_real_clips_causes_no_warning(tmp_path, tiny_checkpoint, caps
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.slow
 def test_control_characters_in_a_name_do_not_reach_the_terminal(
     checkpoint_folder, voice, tmp_path, monkeypatch, capsys
 ):

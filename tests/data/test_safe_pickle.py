@@ -340,6 +340,7 @@ def test_plain_arrays_are_read_with_their_values(tmp_path: Path, values: Any, pr
         assert read.tolist() == values.tolist()
 
 
+@pytest.mark.slow
 def test_too_much_memory_is_one_sentence(tmp_path: Path) -> None:
     """A file of a few MB that would take many times its size as lists."""
     (tmp_path / "p.pkl").write_bytes(b"(" + b"]" * 10_000_000 + b"l.")

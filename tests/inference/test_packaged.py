@@ -127,6 +127,7 @@ def test_a_python_with_the_media_requirements_reads_paths(logged, film, tmp_path
 
 
 @pytest.mark.integration
+@pytest.mark.slow
 def test_paths_are_read_if_the_model_is_loaded_with_paths(logged, film, tmp_path):
     import mlflow
     from mlflow.exceptions import MlflowException

@@ -1,5 +1,6 @@
 """Damaged media cost their clip alone: no crash of the stage, no hang, no exception that a reader did not foresee."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -8,9 +9,15 @@ from tests.fixtures import media_mutations
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("count", [24, pytest.param(200, marks=pytest.mark.slow)])
-def test_mutants_of_media_give_frames_or_a_reason(count: int, tmp_path: Path) -> None:
-    assert media_mutations.faults(tmp_path, count, seed=5) == []
+def test_few_mutants_of_media_give_frames_or_a_reason(tmp_path: Path) -> None:
+    assert media_mutations.faults(tmp_path, 12, seed=5) == []
+
+
+@pytest.mark.integration
+@pytest.mark.slow
+@pytest.mark.endurance
+def test_mutants_of_media_give_frames_or_a_reason(cases: Callable[[int], int], tmp_path: Path) -> None:
+    assert media_mutations.faults(tmp_path, cases(2000), seed=6) == []
 
 
 def test_the_same_seed_gives_the_same_mutants(tmp_path: Path) -> None:

@@ -71,7 +71,9 @@ def test_evaluation_is_deterministic(model: Any, batch: Any, name: str) -> None:
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("name", ["concat", "tensor", "precision", "moe", "qamoe"])
+@pytest.mark.parametrize(
+    "name", [*(pytest.param(n, marks=pytest.mark.slow) for n in ("concat", "tensor", "precision", "moe")), "qamoe"]
+)
 def test_it_learns_a_class_from_audio(model: Any, batch: Any, name: str) -> None:
     network = model(name).train()
     batch.x["audio"] += 3 * F.one_hot(batch.target.long(), 3)[:, None]

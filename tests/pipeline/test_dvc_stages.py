@@ -45,6 +45,7 @@ def _repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert dvc("init", "--quiet", "--no-scm").returncode == 0
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_repository")
 def test_stages_of_a_specialist_and_an_ablation_depend_on_the_block_of_qamoe() -> None:
     load_params(PARAMS)

@@ -129,6 +129,7 @@ def test_a_dry_run_prints_the_decision_and_records_nothing(corpus, capsys):
     assert corpus.aliases() == {"champion": "1"}
 
 
+@pytest.mark.slow
 def test_a_rollback_swaps_champion_and_previous_and_lasts_until_it_is_undone(corpus):
     with pytest.raises(UserError, match="qa-moe"):
         versions.rollback("qa-moe")

@@ -122,6 +122,7 @@ def test_each_number_of_the_headline_is_in_its_row_and_column(written: Path, sum
     assert len(set(shown.values())) > 12
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_report_shows_only_the_chosen_models(results: Path, tmp_path: Path) -> None:
     written = build.write(results / "evaluate", results / "train", tmp_path / "report", models=["qamoe", "mean"])
     assert list(written.headline["model"]) == ["mean", "qamoe"]

@@ -2,7 +2,7 @@
 
 import base64
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -100,9 +100,12 @@ def test_any_other_host_is_refused(small: Server, host: str) -> None:
 
 
 @pytest.mark.slow
-def test_mutated_requests_leave_a_real_server_up(checkpoint_folder: Path, corpus: Path, tmp_path: Path) -> None:
-    statuses = request_mutations.run(200, 14, checkpoint_folder, tmp_path / "log", "--clips", str(corpus))
-    assert sum(statuses.values()) == 200
+@pytest.mark.endurance
+def test_mutated_requests_leave_a_real_server_up(
+    checkpoint_folder: Path, corpus: Path, cases: Callable[[int], int], tmp_path: Path
+) -> None:
+    statuses = request_mutations.run(cases(2000), 14, checkpoint_folder, tmp_path / "log", "--clips", str(corpus))
+    assert sum(statuses.values()) == cases(2000)
     assert statuses.keys() >= {200, 400, 422}, "the mutations reach the application"
 
 
@@ -112,5 +115,10 @@ def test_the_mutations_of_a_seed_are_the_same() -> None:
 
 
 @pytest.mark.slow
-def test_slow_clients_take_nothing_from_quick_ones(checkpoint_folder: Path, tmp_path: Path) -> None:
-    load.check(load.run(200, 40, 8, checkpoint_folder, tmp_path / "log"), 200, 40)
+@pytest.mark.endurance
+def test_slow_clients_take_nothing_from_quick_ones(
+    checkpoint_folder: Path, cases: Callable[[int], int], tmp_path: Path
+) -> None:
+    requests, slow = cases(1000), cases(200)
+    outcome = load.run(requests, slow, min(32, slow), checkpoint_folder, tmp_path / "log")
+    load.check(outcome, requests, slow)

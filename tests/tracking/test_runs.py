@@ -170,14 +170,8 @@ with runs_end_with_their_processes(), training_run(load(Path(sys.argv[1])), "qam
 """
 
 
-@pytest.mark.parametrize(
-    ("number", "at_once"),
-    [
-        ("SIGTERM", "KILLED"),
-        pytest.param("SIGKILL", "RUNNING", marks=pytest.mark.slow),
-        pytest.param("SIGINT", "KILLED", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "at_once"), [("SIGTERM", "KILLED"), ("SIGKILL", "RUNNING"), ("SIGINT", "KILLED")])
 def test_a_killed_training_is_killed_in_the_records(records, tiny_checkpoint, tmp_path, number, at_once):
     """A kill -9 is recorded by the next training of any kind; a process that runs is left alone."""
     params = Path(__file__).parents[2] / "params.yaml"

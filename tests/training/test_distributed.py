@@ -66,6 +66,7 @@ def test_a_balance_loss_of_each_part_alone_would_differ(
 
 
 @pytest.mark.integration
+@pytest.mark.slow
 def test_the_counting_pass_does_not_change_the_random_state(train: Any, tmp_path: Path) -> None:
     """A batch of one clip is one part, so the counting pass must not advance the generator of dropout."""
     for name, share in (("whole", WHOLE_BATCH), ("parts", BatchShare(parts=3))):

@@ -153,6 +153,7 @@ def test_plots_of_a_study_are_reproducible(params: Params, url: str) -> None:
 
 
 @pytest.mark.integration
+@pytest.mark.slow
 def test_a_study_of_identical_trials_can_be_plotted(params: Params, url: str) -> None:
     same = {"lr": (0.001, 0.001), "weight_decay": (0.01, 0.01), "dropout": (0.2, 0.2)}
     params = params.model_copy(update={"tune": params.tune.model_copy(update=same)})
