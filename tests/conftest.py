@@ -68,14 +68,15 @@ def empty_records(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from qamoe.files import exclusive_lock
     from qamoe.tracking.mlflow_store import connect
 
-    folder = tmp_path_factory.getbasetemp()
-    folder = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "empty-records"
-    folder.mkdir(exist_ok=True)
-    path = folder / "mlflow.db"
-    with exclusive_lock(folder), pytest.MonkeyPatch.context() as patch:
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+    path = shared / "empty-records" / "mlflow.db"
+    with exclusive_lock(shared), pytest.MonkeyPatch.context() as patch:
         if path.is_file():
             return path
-        (folder / "mlflow.db.making").write_bytes(b"left by a kill during the migrations")
+        path.parent.mkdir()
+        (path.parent / "mlflow.db.making").write_bytes(b"left by a kill during the migrations")
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{path}")
         connect()
     return path

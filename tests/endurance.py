@@ -11,4 +11,4 @@ import sys
 import pytest
 
 if __name__ == "__main__":
-    sys.exit(pytest.main(["-m", "endurance", "--full-counts", "-v", *sys.argv[1:]]))
+    sys.exit(pytest.main(["-m", "endurance", "--full-counts", "-s", *sys.argv[1:]]))
