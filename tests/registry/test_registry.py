@@ -1,6 +1,7 @@
 """Test which champions a candidate can be compared with, and the gate_key; see also tests/pipeline/test_promote.py."""
 
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 
@@ -69,3 +70,25 @@ def test_the_gate_key_depends_on_clips_protocol_parameters_and_champion(tiny_par
     assert registry.gate_key("clips", 1, block, Champion("1", "a")) == registry.gate_key(
         "clips", 1, block, Champion("7", "a")
     )
+
+
+@pytest.mark.integration
+def test_a_rollback_is_the_last_one_although_the_clock_jumped_back(records, monkeypatch):
+    records.create_registered_model("qa-moe")
+    for _ in range(3):
+        records.create_model_version("qa-moe", "file:///absent")
+    records.set_model_version_tag("qa-moe", "3", registry.ROLLED_BACK, "2999-01-01T00:00:00Z")
+    records.set_registered_model_alias("qa-moe", "champion", "2")
+    records.set_registered_model_alias("qa-moe", "previous", "1")
+    set_alias = type(records).set_registered_model_alias
+
+    def interrupted(self: Any, name: str, alias: str, version: str) -> None:
+        if alias == "previous":
+            raise KeyboardInterrupt
+        set_alias(self, name, alias, version)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(type(records), "set_registered_model_alias", interrupted)
+        versions.rollback("qa-moe")
+    versions.rollback("qa-moe")
+    assert records.get_registered_model("qa-moe").aliases == {"champion": 1, "previous": 2}

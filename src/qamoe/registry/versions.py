@@ -1,6 +1,7 @@
 """Print the registered versions as a table, and roll back to the previous champion."""
 
 import time
+from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
 from qamoe.errors import UserError
@@ -104,12 +105,22 @@ def _swapped(client: Any, name: str) -> str:
         return _summary(name, current, replaced)
     if previous is None or previous == current:
         raise UserError(f"{name} has no champion before version {current} to roll back to")
-    client.set_model_version_tag(name, current, ROLLED_BACK, time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
+    client.set_model_version_tag(name, current, ROLLED_BACK, _next_time(client, name))
     client.set_registered_model_alias(name, CHAMPION, previous)
     client.set_registered_model_alias(name, PREVIOUS, current)
     if ROLLED_BACK in client.get_model_version(name, previous).tags:
         client.delete_model_version_tag(name, previous, ROLLED_BACK)
     return _summary(name, previous, current)
+
+
+def _next_time(client: Any, name: str) -> str:
+    """Return the time in UTC, but later than that of every other rollback, because a clock may jump back."""
+    versions = client.search_model_versions(f"name = '{name}'")
+    now = datetime.now(UTC)
+    for version in versions:
+        if ROLLED_BACK in version.tags:
+            now = max(now, datetime.fromisoformat(version.tags[ROLLED_BACK]) + timedelta(seconds=1))
+    return now.strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def _summary(name: str, champion: str, replaced: str) -> str:
