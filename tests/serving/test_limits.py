@@ -338,6 +338,7 @@ def test_folders_of_killed_servers_are_removed_at_the_next_start(
     environment = os.environ | {"TMPDIR": str(tmp_path)}
     assert subprocess.run([sys.executable, "-c", program], env=environment).returncode == -signal.SIGKILL
     assert len(list(tmp_path.iterdir())) == 1
+    tempfile.mkdtemp(prefix="qamoe-uploads-")  # of a server that was killed before it locked its folder
     (tmp_path / "another").mkdir()
     with upload_folder() as running_servers:
         with upload_folder() as own:

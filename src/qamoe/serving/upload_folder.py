@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 _PREFIX = "qamoe-uploads-"
-_LOCK = "lock"
 
 
 @contextmanager
@@ -20,13 +19,18 @@ def upload_folder() -> Iterator[Path]:
     import fcntl
 
     _remove_left(Path(tempfile.gettempdir()))
-    with tempfile.TemporaryDirectory(prefix=_PREFIX, ignore_cleanup_errors=True) as folder:
-        # The file gets its name after it is locked, so another server never sees it without the lock.
-        unnamed = Path(folder) / ".lock"
-        with unnamed.open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            unnamed.rename(Path(folder) / _LOCK)
-            yield Path(folder)
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
+        descriptor = os.open(folder, os.O_RDONLY)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if folder.exists():  # another server may have removed it before it was locked
+            break
+        os.close(descriptor)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(descriptor)
 
 
 def _remove_left(temporary: Path) -> None:
@@ -34,10 +38,14 @@ def _remove_left(temporary: Path) -> None:
 
     for folder in temporary.glob(f"{_PREFIX}*"):
         try:
-            if folder.is_symlink() or folder.stat().st_uid != os.getuid():
-                continue
-            with (folder / _LOCK).open() as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(folder)
-        except OSError:  # in use, being made, or removed by another server at the same time
+            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        except OSError:  # of another user, or removed by another server at the same time
             continue
+        try:
+            if os.fstat(descriptor).st_uid == os.getuid():
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder, ignore_errors=True)
+        except BlockingIOError:  # in use
+            pass
+        finally:
+            os.close(descriptor)
