@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import numpy as np
 import pandas as pd
 import pytest
@@ -16,6 +17,7 @@ from qamoe.models import checkpoint
 from qamoe.pipeline import promote
 from qamoe.pipeline.shared import data_digest
 from qamoe.registry import registry, versions
+from qamoe.tracking.runs import MODEL_ID, record_training
 
 
 @pytest.fixture(autouse=True)
@@ -50,8 +52,13 @@ def corpus(records, tmp_path, tiny_params, tiny_corpus, tiny_checkpoint) -> Any:
                 folder = self.out / "train" / "qamoe" / str(seed)
                 tiny_checkpoint(folder, seed=seed, answer=other, **{"digests": digests, **changed})
 
-        def promote(self) -> registry.Decision:
-            return promote.decide(self.params, self.out)
+        def train_other(self, model: str, answer: float, seed: int = 1) -> Path:
+            digests = {"params": "p" * 64, "data": data_digest(self.out), "code": "c" * 64}
+            folder = self.out / "train" / model / str(seed)
+            return tiny_checkpoint(folder, model=model, seed=seed, answer=answer, digests=digests)
+
+        def promote(self, **chosen: Any) -> registry.Decision:
+            return promote.decide(self.params, self.out, chosen=promote.Chosen(**chosen))
 
         def aliases(self) -> dict[str, str]:
             aliases = self.client.get_registered_model("qa-moe").aliases
@@ -61,7 +68,6 @@ def corpus(records, tmp_path, tiny_params, tiny_corpus, tiny_checkpoint) -> Any:
 
 
 def test_the_life_of_a_champion(corpus, capsys):
-    import mlflow
 
     corpus.train(answer=0.6)
     first = corpus.promote()
@@ -331,6 +337,72 @@ def test_a_version_registered_by_hand_is_never_run(corpus, tmp_path, champion):
         assert corpus.promote().version == "2"
         assert corpus.aliases() == {"champion": "2"}
     assert not victim.exists()
+
+
+@pytest.mark.slow
+def test_another_model_is_promoted_replaced_and_rolled_back_to(corpus, capsys):
+    corpus.params = corpus.params.model_copy(update={"seeds": {**corpus.params.seeds, "concat": [1, 2]}})
+    corpus.train_other("concat", 0.5)
+    corpus.train_other("concat", 0.6, seed=2)
+    promote.run(corpus.params, corpus.out, chosen=promote.Chosen("concat", seed=2))
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0].startswith("candidate: concat seed 2")
+    assert printed[-1] == "decision: promoted"
+    assert corpus.aliases() == {"champion": "1"}
+    assert corpus.client.get_model_version("qa-moe", "1").tags["qamoe.model"] == "concat"
+    assert corpus.promote(model="concat").outcome == "refused"  # seed 1 has the better selection value
+    corpus.train(answer=1.0)
+    assert corpus.promote().outcome == "promoted"
+    assert corpus.aliases() == {"champion": "3", "previous": "1"}
+    versions.rollback("qa-moe")
+    assert corpus.aliases() == {"champion": "1", "previous": "3"}
+
+
+def test_a_version_aliased_by_hand_is_adopted_and_a_run_is_promoted_in_its_place(corpus):
+    digests, runs = [], []
+    for seed, answer in ((1, 0.6), (2, 1.0)):
+        folder = corpus.train_other("qamoe", answer, seed)
+        digests.append(checkpoint.digest(folder))
+        runs.append(corpus.client.get_run(record_training(corpus.client, folder, "qa-moe")))
+    by_hand = mlflow.register_model(f"models:/{runs[0].data.tags[MODEL_ID]}", "qa-moe")
+    assert registry.ARTIFACT not in by_hand.tags
+    corpus.client.set_registered_model_alias("qa-moe", "champion", by_hand.version)
+    promote.decide(corpus.params, corpus.out, dry=True, chosen=promote.Chosen(version=1))
+    assert corpus.client.get_model_version("qa-moe", "1").tags == {}
+    assert corpus.promote(version=1).outcome == "unchanged"
+    assert corpus.client.get_model_version("qa-moe", "1").tags[registry.ARTIFACT] == digests[0]
+    decision = corpus.promote(run=runs[1].info.run_id)
+    assert (decision.outcome, decision.run) == ("promoted", runs[1].info.run_id)
+    assert corpus.aliases() == {"champion": "2", "previous": "1"}
+
+
+def test_a_version_aliased_by_hand_that_no_training_made_is_refused(corpus):
+    corpus.train(answer=1.0)
+    corpus.client.create_registered_model("qa-moe")
+    corpus.client.create_model_version("qa-moe", "file:///absent")
+    corpus.client.set_registered_model_alias("qa-moe", "champion", "1")
+    with pytest.raises(UserError, match=r"version 1 of qa-moe .*qamoe promote --run"):
+        corpus.promote()
+    assert corpus.aliases() == {"champion": "1"}
+
+
+@pytest.mark.parametrize(
+    ("chosen", "named"),
+    [
+        ({"model": "conct"}, "'conct'.*qamoe"),
+        ({"seed": 7}, "7.*qamoe: 1, 2"),
+        ({"run": "f" * 32}, "f{32}"),
+        ({"version": 9}, "no version 9"),
+        ({"model": "oracle"}, "oracle"),
+    ],
+)
+def test_a_candidate_that_does_not_exist_or_cannot_be_used_is_refused(corpus, chosen, named):
+    corpus.params = corpus.params.model_copy(update={"seeds": {"qamoe": [1, 2], "oracle": [1]}})
+    corpus.train(answer=1.0)
+    corpus.train_other("oracle", 1.0)
+    with pytest.raises(UserError, match=named):
+        corpus.promote(**chosen)
+    assert corpus.client.search_registered_models() == []
 
 
 def test_a_champion_of_another_corpus_is_refused(corpus, tiny_corpus, tiny_stats):

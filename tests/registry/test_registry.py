@@ -87,8 +87,9 @@ def test_a_rollback_is_the_last_one_although_the_clock_jumped_back(records, monk
             raise KeyboardInterrupt
         set_alias(self, name, alias, version)
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr(type(records), "set_registered_model_alias", interrupted)
-        versions.rollback("qa-moe")
+        with pytest.raises(KeyboardInterrupt):
+            versions.rollback("qa-moe")
     versions.rollback("qa-moe")
     assert records.get_registered_model("qa-moe").aliases == {"champion": 1, "previous": 2}

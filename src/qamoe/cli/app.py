@@ -177,13 +177,21 @@ def promote(
     params: Params = Path("params.yaml"),
     out: Out = Path("artifacts"),
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print the decision; record nothing.")] = False,
+    model: Annotated[str | None, typer.Option(help="A model of params.yaml (default: qamoe).")] = None,
+    seed: Annotated[int | None, typer.Option(help="One of its seeds (default: the best in validation).")] = None,
+    run: Annotated[str | None, typer.Option(help="Instead of a model: the id of an MLflow training run.")] = None,
+    version: Annotated[int | None, typer.Option(help="Instead of a model: a registered version.")] = None,
 ) -> None:
-    """Submit the best trained checkpoint to the promotion gate; if it passes, it becomes the champion."""
+    """Submit a trained checkpoint to the promotion gate; if it passes, it becomes the champion."""
     from qamoe.pipeline import promote as stage
     from qamoe.pipeline.known_names import load_params
 
+    named = [name for name, value in (("--run", run), ("--version", version)) if value is not None]
+    if len(named) + (model is not None or seed is not None) > 1:
+        raise UserError(f"{' and '.join(named)} name a checkpoint; give one of --model with --seed, --run, --version.")
     _log(logging.INFO)
-    _alone("promote", out, lambda: stage.run(load_params(params), out, dry_run))
+    chosen = stage.Chosen(model or stage.BEST.model, seed, run, version)
+    _alone("promote", out, lambda: stage.run(load_params(params), out, dry_run, chosen))
 
 
 @app.command(rich_help_panel=REGISTRY)

@@ -1,4 +1,4 @@
-"""Promote the best checkpoint of QA-MoE to champion if it passes the promotion gate; this writes no DVC output.
+"""Promote a checkpoint to champion if it passes the promotion gate; this writes no DVC output.
 
 Candidate and champion are measured on the gate split, which no other stage reads, and never on the test split. The
 rules are in registry/gate.py; registry/registry.py sets the aliases and writes the records.
@@ -6,6 +6,7 @@ rules are in registry/gate.py; registry/registry.py sets the aliases and writes 
 
 import tempfile
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -25,18 +26,33 @@ if TYPE_CHECKING:
     from qamoe.models.checkpoint import Trained
     from qamoe.registry.registry import Decision
 
-MODEL = "qamoe"
 _BATCH = 64  # clips
 _COMPARED_CLIPS = 8  # on which the registered model must predict the same as the evaluated checkpoint
 
 
-def run(params: Params, out: Path, dry: bool = False) -> None:
+@dataclass(frozen=True)
+class Chosen:
+    """Which checkpoint is the candidate: of a model and a seed, of an MLflow run, or of a registered version.
+
+    model, seed: of a training folder; without a seed the best of those in params.yaml. run, version: instead of them.
+    """
+
+    model: str = "qamoe"
+    seed: int | None = None
+    run: str | None = None
+    version: int | None = None
+
+
+BEST = Chosen()
+
+
+def run(params: Params, out: Path, dry: bool = False, chosen: Chosen = BEST) -> None:
     """Promote or refuse the candidate and print the decision last; with `dry`, only print it.
 
     The decision is "unchanged" if the candidate is the champion already, was rolled back, or was refused before on the
     same evidence.
     """
-    decision = decide(params, out, dry)
+    decision = decide(params, out, dry, chosen)
     for reason in decision.reasons:
         print(reason)
     if decision.run is not None:
@@ -44,11 +60,17 @@ def run(params: Params, out: Path, dry: bool = False) -> None:
     print(f"decision: {decision.outcome}", flush=True)
 
 
-def decide(params: Params, out: Path, dry: bool = False) -> "Decision":
+def decide(params: Params, out: Path, dry: bool = False, chosen: Chosen = BEST) -> "Decision":
     """Measure candidate and champion and apply the promotion gate; with `dry` nothing is registered or recorded.
 
-    Raises UserError if an earlier stage has not run, or if the champion was trained on another corpus.
+    Raises UserError if an earlier stage has not run, if the candidate is none, or if the champion was trained on
+    another corpus.
     """
+    with tempfile.TemporaryDirectory() as temporary:
+        return _decide(params, out, dry, chosen, Path(temporary))
+
+
+def _decide(params: Params, out: Path, dry: bool, chosen: Chosen, temporary: Path) -> "Decision":
     from qamoe.evaluation.protocol import PROTOCOL
     from qamoe.models import checkpoint
     from qamoe.registry import registry
@@ -58,17 +80,27 @@ def decide(params: Params, out: Path, dry: bool = False) -> "Decision":
 
     stats = read_stats(out)
     refuse_unsuitable_kinds(stats, ("mixed",), "the promotion gate")
-    candidate = best_candidate(params, out)
-    folder, config = candidate.folder, candidate.config
-    split, store = gate_split(out)
     name = params.registry.name
-    print(f"candidate: {MODEL} seed {config['seed']}, selection {config['selection']:.4f}; judged on split {split}")
-    client = connect()
+    split, store = gate_split(out)
+    client = None
+    if chosen.run is None and chosen.version is None:
+        candidate = trained_candidate(params, out, chosen)
+    else:
+        client = connect()
+        with store_errors_as_user_errors():
+            candidate = recorded_candidate(client, name, out, chosen, temporary)
+    folder, config = candidate.folder, candidate.config
+    described = f"{config['model']} seed {config['seed']}, selection {config['selection']:.4f}"
+    print(f"candidate: {described}; judged on split {split}")
+    client = client or connect()
     with store_errors_as_user_errors():
         if not dry:
             with exclusive_lock():
                 registry.finish(client, name)
         champion = registry.champion(client, name)
+        if not dry:
+            for version in {str(chosen.version or ""), champion.version if champion else ""} - {""}:
+                registry.adopt(client, name, version)
     print(f"champion: {f'version {champion.version} of {name}' if champion else f'none yet of {name}'}")
     gate_digest = file_digest(store.path)
     key = registry.gate_key(gate_digest, PROTOCOL, params.registry, champion)
@@ -76,11 +108,10 @@ def decide(params: Params, out: Path, dry: bool = False) -> "Decision":
         decision = registry.existing_decision(client, name, checkpoint.digest(folder), key, champion)
     if decision is not None:
         return decision
-    with tempfile.TemporaryDirectory() as temporary:
-        models = [checkpoint.load(folder, settings.device())]
-        if champion is not None:
-            models.append(download_version(name, champion.version, config, Path(temporary), champion.digest))
-        rows = _measure(params, stats, models, store, Path(temporary))
+    models = [checkpoint.load(folder, settings.device())]
+    if champion is not None:
+        models.append(download_version(name, champion.version, config, temporary, champion.digest))
+    rows = _measure(params, stats, models, store, temporary)
     measurements = GateMeasurements(
         config,
         rows[0],
@@ -101,7 +132,7 @@ def decide(params: Params, out: Path, dry: bool = False) -> "Decision":
         decision = registry.submit(client, name, run_id, measurements, key, champion, data)
     if decision.outcome == "overtaken":
         print(f"another candidate became champion of {name} in the meantime; comparing with that one")
-        return decide(params, out)
+        return decide(params, out, chosen=chosen)
     return decision
 
 
@@ -140,7 +171,7 @@ def describe_split(trained: "Trained", store: "Store", view: "View") -> "pd.Data
 
 
 class Candidate(NamedTuple):
-    """A finished checkpoint of MODEL: its selection value and seed, its folder and its model.json."""
+    """A finished checkpoint: its selection value and seed, its folder and its model.json."""
 
     selection: float
     seed: int
@@ -148,33 +179,61 @@ class Candidate(NamedTuple):
     config: CheckpointConfig
 
 
-def best_candidate(params: Params, out: Path) -> Candidate:
-    """Return the checkpoint with the lowest selection value on the validation split.
+def trained_candidate(params: Params, out: Path, chosen: Chosen = BEST) -> Candidate:
+    """Return the checkpoint of the chosen seed, or that with the lowest selection value on the validation split.
 
-    Raises UserError if the checkpoint of a seed is missing or was trained on other data.
+    Raises UserError if the model is not in params.yaml, or the checkpoint of a seed is missing or was trained on other
+    data.
     """
+    seeds = params.seeds.get(chosen.model)
+    if seeds is None:
+        raise UserError(
+            f"--model is {chosen.model!r}; seeds of params.yaml lists the trained models: {', '.join(params.seeds)}."
+        )
+    if chosen.seed is not None and chosen.seed not in seeds:
+        raise UserError(
+            f"--seed is {chosen.seed}; seeds of params.yaml lists for {chosen.model}: {', '.join(map(str, seeds))}."
+        )
+    folders = [out / "train" / chosen.model / str(seed) for seed in (seeds if chosen.seed is None else [chosen.seed])]
+    candidates = [_candidate(folder, out) for folder in folders]
+    return min(candidates, key=lambda candidate: (candidate.selection, candidate.seed))
+
+
+def recorded_candidate(client: Any, name: str, out: Path, chosen: Chosen, temporary: Path) -> Candidate:
+    """Download the checkpoint of the chosen MLflow run, or of the chosen version of a registered model.
+
+    Raises UserError if it was not recorded by qamoe, or was trained on other data.
+    """
+    from qamoe.registry import registry
+
+    if chosen.version is not None:
+        digest = registry.version_digest(client, name, str(chosen.version))
+        folder = registry.fetch(name, str(chosen.version), temporary / "candidate", digest)
+    else:
+        assert chosen.run is not None
+        folder = registry.fetch_run(client, chosen.run, temporary / "candidate")
+    return _candidate(folder, out, f"version {chosen.version} of {name}" if chosen.version else f"run {chosen.run}")
+
+
+def _candidate(folder: Path, out: Path, source: str | None = None) -> Candidate:
+    """Read and check the model.json of a candidate; source: how an error names it, else by its folder."""
     from qamoe.models.checkpoint_config import CONFIG, check, read_config
 
-    if MODEL not in params.seeds:
+    source = source or str(folder)
+    config = read_config(folder)
+    if config is None:
+        raise UserError(f"{source} does not hold a finished checkpoint; run the stage train first.")
+    training_data = config.get("digests", {}).get("data")
+    if training_data is None:
+        raise UserError(f"{folder / 'model.json'} has no digest of its training data; run the stage train.")
+    if training_data != data_digest(out):
+        raise UserError(f"{source} was trained on other data than {out / 'preprocess'} holds; run the stage train.")
+    check(config, folder / CONFIG)
+    if config["model"] == "oracle":
         raise UserError(
-            f"seeds of params.yaml does not list {MODEL}, the only model that can be promoted; it lists "
-            f"{', '.join(params.seeds)}."
+            "The model oracle reads how each clip was degraded, which no recording tells; it cannot be promoted."
         )
-    data = data_digest(out)
-    candidates = []
-    for seed in params.seeds[MODEL]:
-        folder = out / "train" / MODEL / str(seed)
-        config = read_config(folder)
-        if config is None:
-            raise UserError(f"{folder} does not hold a finished checkpoint; run the stage train first.")
-        training_data = config.get("digests", {}).get("data")
-        if training_data is None:
-            raise UserError(f"{folder / 'model.json'} has no digest of its training data; run the stage train.")
-        if training_data != data:
-            raise UserError(f"{folder} was trained on other data than {out / 'preprocess'} holds; run the stage train.")
-        check(config, folder / CONFIG)
-        candidates.append(Candidate(config["selection"], seed, folder, config))
-    return min(candidates, key=lambda candidate: (candidate.selection, candidate.seed))
+    return Candidate(config["selection"], config["seed"], folder, config)
 
 
 def gate_split(out: Path) -> tuple[str, "Store"]:

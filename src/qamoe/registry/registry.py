@@ -26,6 +26,7 @@ from qamoe.tracking.runs import ARTIFACT, MODEL_ID
 CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
 REFERENCE = "reference.parquet"
 ROLLED_BACK = "qamoe.rolled_back"  # tag of a version: when it was rolled back
+_COPIED = (ARTIFACT, MODEL_ID, "qamoe.model", "qamoe.seed")  # tags of a run that its version gets
 _GATE = "qamoe.gate."  # prefix of a tag of a version: the decision for one gate_key
 _PROMOTING = "qamoe.promoting"  # tag of a version that passed: its gate_key, until all aliases have moved
 
@@ -102,7 +103,10 @@ class DecisionRecord(TypedDict):
 
 
 def champion(client: Any, name: str) -> Champion | None:
-    """Return the version behind models:/name@champion, or None. Raises UserError for one without the tag ARTIFACT."""
+    """Return the version behind models:/name@champion, or None.
+
+    A person may have registered and aliased it. Raises UserError if it came from no training run.
+    """
     from mlflow.exceptions import MlflowException
 
     try:
@@ -111,10 +115,75 @@ def champion(client: Any, name: str) -> Champion | None:
         if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):  # unknown model; unknown alias
             return None
         raise
-    digest = version.tags.get(ARTIFACT)
-    if digest is None:
-        raise UserError(f"version {version.version} of {name} has no tag {ARTIFACT}; promote did not register it")
-    return Champion(str(version.version), digest, version.run_id)
+    return Champion(str(version.version), _origin(client, version)[ARTIFACT], version.run_id)
+
+
+def _origin(client: Any, version: Any) -> dict[str, str]:
+    """Return the tags that name the checkpoint of a version: its own, or those of the run that it came from.
+
+    A version that a person registered has none of its own. Its files are compared with the digest when they are read.
+    """
+    from mlflow.exceptions import MlflowException
+
+    if ARTIFACT in version.tags:
+        return {tag: value for tag, value in version.tags.items() if tag in _COPIED}
+    try:
+        tags = client.get_run(version.run_id).data.tags if version.run_id else {}
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        tags = {}
+    if not all(tag in tags for tag in _COPIED):
+        raise UserError(
+            f"version {version.version} of {version.name} was registered by hand and comes from no training run of "
+            "qamoe; take its alias away, and submit a recorded training with `qamoe promote --run RUN`"
+        )
+    return {tag: tags[tag] for tag in _COPIED}
+
+
+def version_digest(client: Any, name: str, version: str) -> str:
+    """Return the digest of a version's checkpoint. Raises UserError if there is no such version, or no run made it."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return _origin(client, client.get_model_version(name, version))[ARTIFACT]
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        raise UserError(f"{name} has no version {version}; `qamoe versions` lists those it has") from None
+
+
+def adopt(client: Any, name: str, version: str) -> None:
+    """Tag a version that a person registered with the checkpoint of the run that it came from."""
+    registered = client.get_model_version(name, version)
+    for tag, value in _origin(client, registered).items():
+        if registered.tags.get(tag) != value:
+            client.set_model_version_tag(name, version, tag, value)
+
+
+def fetch_run(client: Any, run_id: str, folder: Path) -> Path:
+    """Download the checkpoint that a training run recorded; return the folder of its files.
+
+    Raises UserError if there is no such run, it recorded no checkpoint, or the files have another digest.
+    """
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    from qamoe.models import checkpoint
+
+    try:
+        tags = client.get_run(run_id).data.tags
+    except MlflowException as error:
+        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            raise
+        raise UserError(f"there is no run {run_id!r}; `make ui` shows the runs and their ids") from None
+    if not all(tag in tags for tag in _COPIED):
+        raise UserError(f"run {run_id} recorded no checkpoint; it must be a finished training run")
+    model = mlflow.artifacts.download_artifacts(f"models:/{tags[MODEL_ID]}", dst_path=str(folder))
+    files = Path(model) / "artifacts"
+    if checkpoint.digest(files) != tags[ARTIFACT]:
+        raise UserError(f"run {run_id} holds a checkpoint of another digest than its tag {ARTIFACT}")
+    return files
 
 
 def fetch(name: str, version: str, folder: Path, digest: str | None = None) -> Path:
@@ -340,7 +409,7 @@ def _register(client: Any, name: str, run: Any) -> str:
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    tags = {tag: run.data.tags[tag] for tag in (ARTIFACT, MODEL_ID, "qamoe.model", "qamoe.seed")}
+    tags = {tag: run.data.tags[tag] for tag in _COPIED}
     created = client.create_model_version(name, source, run.info.run_id, tags, model_id=run.data.tags[MODEL_ID])
     return str(created.version)
 
