@@ -57,6 +57,8 @@ def connect(advice: str = "") -> Any:
 
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    # MLflow logs an error of the database with its traceback, and then raises it.
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     # MLflow's defaults retry a server that is down for four minutes at each call.
     for variable, value in (
         (environment.MLFLOW_HTTP_REQUEST_MAX_RETRIES, 2),
