@@ -4,6 +4,7 @@ A stage is one task that runs `dvc repro -s STAGE`. Prefect's cache is off, beca
 Failed state whose message is the error message of the stage, without a traceback.
 """
 
+import inspect
 import json
 import os
 import sys
@@ -18,6 +19,7 @@ from prefect.states import Completed, Failed
 
 from flows import _workspace
 from flows._group import run
+from flows._workspace import Experiment
 from qamoe.terminal import open_streams, printable
 from qamoe.tracking.mlflow_store import masked
 
@@ -115,68 +117,101 @@ def command(name: str, *arguments: str, show: bool = True, changed: Mapping[str,
     return Failed(message=message if message.startswith(f"{name}: ") else f"{name}: {message}")
 
 
-def run_stage(stage: str, changed: Mapping[str, str] | None = None) -> State[Any]:
+def plan(experiment: Experiment) -> State[Any]:
+    """Write the pipeline of an experiment from dvc.yaml and its overlay."""
+    if experiment is None:
+        return Completed(message="dvc.yaml exists")
+    return command("plan", "qamoe", "experiment", experiment, "--plan", show=False)
+
+
+def _in_plan(experiment: Experiment, stage: str = "") -> str:
+    """Return how DVC names a stage, or without one the whole pipeline."""
+    path = "dvc.yaml" if experiment is None else f"{_workspace.artifacts(experiment)}/dvc.yaml"
+    return path if not stage else stage if experiment is None else f"{path}:{stage}"
+
+
+def run_stage(stage: str, changed: Mapping[str, str] | None = None, experiment: Experiment = None) -> State[Any]:
     """Run one DVC stage if it is stale, a matrix stage for all its models; the state holds its output."""
-    state = command(stage, "dvc", "repro", "--single-item", f"{_CODE}{stage}", stage, changed=changed)
+    stages = (f"{_CODE}{stage}", _in_plan(experiment, stage))
+    state = command(stage, "dvc", "repro", "--single-item", *stages, changed=changed)
     if state.is_completed():
         return Completed(data=stage_output(state.result().splitlines()))
     return state
 
 
-def stage_alone(stage: str, changed: Mapping[str, str] | None = None) -> State[Any]:
+def stage_alone(stage: str, changed: Mapping[str, str] | None = None, experiment: Experiment = None) -> State[Any]:
     """Run one stage as a flow of its own, and publish its output."""
 
     def work() -> State[Any]:
-        state = run_stage(stage, changed)
+        planned = plan(experiment)
+        if not planned.is_completed():
+            return planned
+        state = run_stage(stage, changed, experiment)
         if state.is_completed():
-            _workspace.publish(stage, state.result() or "nothing was stale", table=stage in ("evaluate", "report"))
+            table, folder = stage in ("evaluate", "report"), _workspace.artifacts(experiment)
+            _workspace.publish(stage, state.result() or "nothing was stale", table=table, folder=folder)
         return state
 
-    return _workspace.run(stage, work)
+    return _workspace.run(stage if experiment is None else f"{stage} of {experiment}", work)
 
 
-def stage_flow(stage: str) -> Flow[[], State[Any]]:
+def stage_flow(stage: str) -> Flow[..., State[Any]]:
     """Return the flow of one stage; Prefect finds it in the module of flows/ with the name of the stage."""
 
-    def alone() -> State[Any]:
-        """Run the stage if it is stale. Earlier stages do not run."""
-        return stage_alone(stage)
+    def alone(experiment: Experiment = None) -> State[Any]:
+        """Run the stage if it is stale. Earlier stages do not run.
+
+        experiment: the name of a file in experiments/, whose pipeline to use instead of dvc.yaml.
+        """
+        return stage_alone(stage, experiment=experiment)
 
     alone.__name__ = alone.__qualname__ = stage
     alone.__module__ = f"flows.{stage}"
     return flow(name=stage)(alone)
 
 
-def status() -> State[Any]:
-    """Return the output of `dvc status --json`, after updating the stages that record source files.
+def status(experiment: Experiment = None) -> State[Any]:
+    """Return the output of `dvc status --json` of a pipeline, after updating the stages that record source files.
 
     The update keeps a stage from being stale after a change of comments only.
     """
-    state = command("status", "dvc", "status", "--json", show=False)
+    asked = ("dvc", "status", "--json", *dict.fromkeys(("dvc.yaml", _in_plan(experiment))))
+    state = command("status", *asked, show=False)
     if not state.is_completed():
         return state
     code_stages = sorted(name for name in json.loads(state.result()) if name.startswith(_CODE))
     if not code_stages:
         return state
     updated = command("code", "dvc", "repro", "--single-item", *code_stages, show=False)
-    return command("status", "dvc", "status", "--json", show=False) if updated.is_completed() else updated
+    return command("status", *asked, show=False) if updated.is_completed() else updated
 
 
-def stale(status: str) -> tuple[str, ...]:
+def stale(status: str, experiment: Experiment = None) -> tuple[str, ...]:
     """Return the stages to run from the JSON of `dvc status`: the first stale stage and all later ones, in order.
 
     DVC does not list a stage whose inputs only change when an earlier stage runs.
     """
     named = {name.partition("@")[0] for name in json.loads(status)}
-    first = next((number for number, stage in enumerate(STAGES) if stage in named), len(STAGES))
-    return STAGES[first:]
+    stages = [stage for stage in STAGES if experiment is None or stage != "tune"]  # an experiment has no search
+    first = next((number for number, stage in enumerate(stages) if _in_plan(experiment, stage) in named), len(stages))
+    return tuple(stages[first:])
 
 
-def start(started: Flow[..., Any]) -> None:
-    """Run a flow as a command: print its result, or exit with code 1 and one sentence if it failed."""
+def start(started: Flow[..., Any], arguments: Sequence[str] = ()) -> None:
+    """Run a flow as a command: print its result, or exit with code 1 and one sentence if it failed.
+
+    arguments: parameters of the flow, such as experiment=mosi.
+    """
     open_streams()
+    parameters = {name: value for name, _, value in (argument.partition("=") for argument in arguments)}
+    allowed = list(inspect.signature(started.fn).parameters)
+    if unknown := [name for name in parameters if name not in allowed]:
+        sys.exit(
+            f"{started.name}: {printable(unknown[0])!r} is not a parameter of this flow; allowed are "
+            f"{', '.join(f'{name}=VALUE' for name in allowed)}"
+        )
     try:
-        state: Any = started(return_state=True)
+        state: Any = started(**parameters, return_state=True)
     except RuntimeError as error:
         if "reach API" not in str(error):
             raise

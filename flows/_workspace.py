@@ -11,7 +11,7 @@ import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 from urllib.parse import urlsplit
 
 import yaml
@@ -20,6 +20,7 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.client.orchestration import get_client
 from prefect.runtime import flow_run
 from prefect.states import Failed
+from pydantic import Field
 
 from flows._worker import end_with_worker
 from qamoe.config import settings
@@ -28,9 +29,10 @@ from qamoe.files import file_digest
 from qamoe.terminal import printable
 from qamoe.tracking.provenance import changed_files
 
-REPORT = Path("artifacts/report/index.html")
+Experiment = (
+    Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")] | None
+)  # a file in experiments/; None: params.yaml alone
 _PAGE = "http://127.0.0.1:5000"  # address of `make ui`, used if the store is a database
-_METRICS = Path("artifacts/report/metrics.json")
 _RUN = "run: "  # prefix of the line with the MLflow run in the output of a stage
 _MOST_OUTPUT = 20_000  # characters of output in an artifact
 
@@ -41,6 +43,16 @@ def _git(*arguments: str) -> str | None:
         return subprocess.run(["git", *arguments], check=True, capture_output=True, text=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+def artifacts(experiment: Experiment = None) -> Path:
+    """Return the folder of results: artifacts/, or artifacts-NAME/ of an experiment."""
+    return Path(f"artifacts-{experiment}" if experiment else "artifacts")
+
+
+def overlaid(experiment: Experiment) -> tuple[str, ...]:
+    """Return the options of a command that name the parameters of an experiment."""
+    return ("--params", str(artifacts(experiment) / "params.yaml")) if experiment else ()
 
 
 def provenance() -> dict[str, str]:
@@ -116,11 +128,12 @@ def _uncommitted() -> str:
     return f"Changed but not committed: {printable(', '.join(changed))}." if changed else ""
 
 
-def headline() -> str:
+def headline(folder: Path = Path("artifacts")) -> str:
     """Return the numbers of the report as a Markdown table, one row per model; empty without a report."""
-    if not _METRICS.is_file():
+    metrics = folder / "report/metrics.json"
+    if not metrics.is_file():
         return ""
-    models: dict[str, dict[str, dict[str, float]]] = json.loads(_METRICS.read_text())
+    models: dict[str, dict[str, dict[str, float]]] = json.loads(metrics.read_text())
     pairs = {(name, metric): None for slices in models.values() for name, values in slices.items() for metric in values}
     columns = [pair for pair in pairs if pair[1] in ("mae", "accuracy")]
     lines = ["| model | " + " | ".join(f"{metric}, {name}" for name, metric in columns) + " |"]
@@ -144,16 +157,18 @@ def records_page() -> str:
     return f"{uri.scheme}://{uri.netloc.rpartition('@')[2]}{uri.path.rstrip('/')}"
 
 
-def publish(key: str, output: str, *, table: bool = True) -> None:
+def publish(key: str, output: str, *, table: bool = True, folder: Path = Path("artifacts")) -> None:
     """Create the artifact of a flow run: the headline table, the output, links to report and MLflow run, the origin.
 
-    key: lower-case letters, digits and dashes; earlier artifacts with this key form its history.
+    key: lower-case letters, digits and dashes; earlier artifacts with this key form its history. folder: that of the
+    results.
     """
-    parts = [headline() if table else ""]
+    parts = [headline(folder) if table else ""]
     if output.strip():
         parts.append(f"```\n{output.strip()[:_MOST_OUTPUT].replace('```', '')}\n```")
     links = [f"- MLflow run: [{run}]({records_page()}/#/runs/{run})" for run in runs_of(output)]
-    if REPORT.is_file():
-        links.append(f"- Report: [{REPORT}]({REPORT.resolve().as_uri()})")
+    report = folder / "report/index.html"
+    if report.is_file():
+        links.append(f"- Report: [{report}]({report.resolve().as_uri()})")
     parts += ["\n".join(links), "\n".join(f"- {key}: `{value}`" for key, value in provenance().items())]
     create_markdown_artifact("\n\n".join(filter(None, parts)) or "No output.", key)

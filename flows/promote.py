@@ -1,19 +1,19 @@
 """Run the promotion gate, which may make the best candidate the champion. This is not a DVC stage."""
 
-from typing import Annotated, Any
+import sys
+from typing import Any
 
 from prefect import State, flow
-from pydantic import Field
 
 from flows import _workspace
 from flows._dvc import command, start
+from flows._workspace import Experiment
 
 
-def run_promotion(experiment: str | None = None) -> State[Any]:
+def run_promotion(experiment: Experiment = None) -> State[Any]:
     """Run the promotion in its own process; a Completed state holds its output."""
-    out = f"artifacts-{experiment}"
-    chosen = ("--params", f"{out}/params.yaml", "--out", out) if experiment else ()
-    return command("promote", "qamoe", "promote", *chosen)
+    out = str(_workspace.artifacts(experiment))
+    return command("promote", "qamoe", "promote", *_workspace.overlaid(experiment), "--out", out)
 
 
 def decision(output: str) -> str:
@@ -23,7 +23,7 @@ def decision(output: str) -> str:
 
 
 @flow(name="promote")
-def promote(experiment: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")] | None = None) -> State[Any]:
+def promote(experiment: Experiment = None) -> State[Any]:
     """Promote the best trained candidate, or report why it is refused. An existing decision is not repeated.
 
     experiment: the name of an experiment whose candidate to use (artifacts-NAME/), instead of that in artifacts/.
@@ -32,13 +32,13 @@ def promote(experiment: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")] | Non
     def work() -> State[Any]:
         state = run_promotion(experiment)
         if state.is_completed():
-            artifacts = f"artifacts-{experiment}" if experiment else "artifacts"
+            artifacts = _workspace.artifacts(experiment)
             _workspace.set_run_name(f"promotion from {artifacts}: {decision(state.result())}")
-            _workspace.publish("promote", state.result())
+            _workspace.publish("promote", state.result(), folder=artifacts)
         return state
 
     return _workspace.run("promotion", work)
 
 
 if __name__ == "__main__":
-    start(promote)
+    start(promote, sys.argv[1:])

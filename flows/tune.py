@@ -1,5 +1,6 @@
 """Run the DVC stage `tune` as a flow: a search over the training parameters."""
 
+import sys
 from typing import Annotated, Any, Literal
 
 from prefect import State, flow
@@ -21,4 +22,4 @@ def tune(
 
 
 if __name__ == "__main__":
-    start(tune)
+    start(tune, sys.argv[1:])

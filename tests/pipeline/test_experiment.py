@@ -1,5 +1,6 @@
 """Experiments: overlays on params.yaml, run into folders of their own next to the results of the main pipeline."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,8 @@ from qamoe.errors import UserError
 from qamoe.pipeline import experiment, report
 from qamoe.pipeline.experiment import STAGES
 
+ROOT = Path(__file__).parents[2]
+
 
 def test_mappings_are_merged_null_removes_and_other_values_replace() -> None:
     below = {"a": {"x": 1, "y": [1, 2]}, "b": 2, "c": {"z": 3, "w": 4}}
@@ -29,11 +32,13 @@ def commands(tmp_path: Path, params_file: Any, monkeypatch: pytest.MonkeyPatch) 
     params_file()
     monkeypatch.chdir(tmp_path)
     (tmp_path / "experiments").mkdir()
+    (tmp_path / ".dvc").mkdir()
+    shutil.copy(ROOT / "dvc.yaml", tmp_path)
     run: list[list[str]] = []
 
     def record_command(command: list[str], **_: Any) -> SimpleNamespace:
         run.append(command)
-        return SimpleNamespace(returncode=int("evaluate" in command and "failing" in str(command)))
+        return SimpleNamespace(returncode=int("failing" in str(command)))
 
     monkeypatch.setattr(experiment.subprocess, "run", record_command)
     return run
@@ -43,26 +48,57 @@ def write(name: str, text: str) -> None:
     Path(f"experiments/{name}.yaml").write_text(text)
 
 
-def test_every_stage_runs_on_the_overlaid_parameters_into_its_own_folder(commands: list[list[str]]) -> None:
+def test_an_experiment_is_a_pipeline_on_the_overlaid_parameters_in_its_own_folder(commands: list[list[str]]) -> None:
     before = Path("params.yaml").read_bytes()
-    write("fast", "train: {common: {lr: 0.5}}\n")
+    write("fast", "train: {common: {lr: 0.5}}\nextract: {corpus: {path: data-fast}}\nseeds: {qamoe: null}\n")
     experiment.run("fast")
-    assert [command[1:5] for command in commands] == [["-m", "qamoe", "run", stage] for stage in STAGES]
-    for command in commands:
-        assert command[0] == sys.executable
-        assert command[5:] == ["--params", "artifacts-fast/params.yaml", "--out", "artifacts-fast"]
+    assert [command[1:] for command in commands] == [["-m", "dvc", "repro", "artifacts-fast/dvc.yaml:report"]]
     params = parameters.load(Path("artifacts-fast/params.yaml"))
     assert params.train.common.lr == 0.5
     assert params.train.common.epochs == parameters.load(Path("params.yaml")).train.common.epochs
+    stages = yaml.safe_load(Path("artifacts-fast/dvc.yaml").read_text())["stages"]
+    assert tuple(stages) == STAGES
+    assert stages["extract"]["deps"] == ["artifacts/code/extract.json", "data-fast"]
+    assert stages["train"]["matrix"] == {"model": list(params.seeds)}
+    for name, stage in stages.items():
+        assert stage["wdir"] == ".."
+        assert stage["cmd"].endswith(" --params artifacts-fast/params.yaml --out artifacts-fast")
+        assert f" run {name} " in stage["cmd"]
+        assert [list(source) for source in stage["params"]] == [["artifacts-fast/params.yaml"]]
+        outs = [
+            next(iter(out)) if isinstance(out, dict) else out
+            for kind in ("outs", "metrics", "plots")
+            for out in stage.get(kind, [])
+        ]
+        assert outs
+        assert all(out.startswith("artifacts-fast/") for out in outs)
     assert Path("params.yaml").read_bytes() == before
     assert not Path("artifacts").exists()
 
 
-def test_an_experiment_ends_at_the_stage_that_fails(commands: list[list[str]]) -> None:
+def test_a_corpus_that_dvc_does_not_track_is_added(commands: list[list[str]]) -> None:
+    write("mine", "extract: {corpus: {path: data-mine/corpus.pkl}}\n")
+    Path("data-mine").mkdir()
+    Path("data-mine/corpus.pkl").touch()
+    experiment.run("mine")
+    assert commands[0][1:] == ["-m", "dvc", "add", "--quiet", "data-mine/corpus.pkl"]
+    Path("data-mine/corpus.pkl.dvc").touch()
+    experiment.run("mine")
+    assert [command[3] for command in commands] == ["add", "repro", "repro"]
+
+
+def test_a_failed_stage_fails_the_experiment(commands: list[list[str]]) -> None:
     write("failing", "train: {common: {lr: 0.5}}\n")
-    with pytest.raises(UserError, match=r"failing .*evaluate"):
+    with pytest.raises(UserError, match=r"failing .*dvc repro artifacts-failing/dvc\.yaml"):
         experiment.run("failing")
-    assert [command[4] for command in commands][-1] == "evaluate"
+
+
+def test_an_experiment_needs_a_checkout(commands: list[list[str]]) -> None:
+    Path(".dvc").rmdir()
+    write("fast", "train: {common: {lr: 0.5}}\n")
+    with pytest.raises(UserError, match=r"\.dvc"):
+        experiment.run("fast")
+    assert not Path("artifacts-fast").exists()
 
 
 def test_an_unknown_experiment_is_refused_with_the_known_ones(commands: list[list[str]]) -> None:

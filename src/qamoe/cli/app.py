@@ -53,11 +53,15 @@ def _alone(stage: str, out: Path, work: Callable[[], None]) -> None:
 @app.command(rich_help_panel=PIPELINE)
 def experiment(
     name: Annotated[str, typer.Argument(help="The name of a file in experiments/, without .yaml.")],
+    plan: Annotated[bool, typer.Option("--plan", help="Only write artifacts-NAME/params.yaml and dvc.yaml.")] = False,
 ) -> None:
-    """Run all stages with params.yaml overlaid by experiments/NAME.yaml, into artifacts-NAME/."""
+    """Run the DVC pipeline artifacts-NAME/dvc.yaml: dvc.yaml with params.yaml overlaid by experiments/NAME.yaml."""
     from qamoe.pipeline import experiment as stage
 
-    stage.run(name)
+    if plan:
+        stage.write(name)
+    else:
+        stage.run(name)
 
 
 @app.command(rich_help_panel=PIPELINE)

@@ -188,7 +188,7 @@ def trained_candidate(params: Params, out: Path, chosen: Chosen = BEST) -> Candi
     seeds = params.seeds.get(chosen.model)
     if seeds is None:
         raise UserError(
-            f"--model is {chosen.model!r}; seeds of params.yaml lists the trained models: {', '.join(params.seeds)}."
+            f"seeds of the parameters lists {', '.join(params.seeds)}, and not {chosen.model!r}; name one with --model."
         )
     if chosen.seed is not None and chosen.seed not in seeds:
         raise UserError(

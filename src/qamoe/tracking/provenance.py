@@ -67,10 +67,13 @@ def tracked_outs(plan: Path = Path("dvc.yaml")) -> set[str]:
 def changed_files() -> list[str]:
     """Return files that the last commit does not describe: tracked ones that differ from it, and untracked code.
 
-    A run of the pipeline may change its tracked outputs, dvc.lock and *.dvc; their digests are recorded instead. Raises
-    UserError where git cannot tell.
+    A run of the pipeline, or of an experiment, may change its tracked outputs, dvc.lock and *.dvc; their digests are
+    recorded instead. Raises UserError where git cannot tell.
     """
-    written_by_runs = {"dvc.lock", *tracked_outs()}
+    plans = [Path("dvc.yaml"), *Path().glob("artifacts-*/dvc.yaml")]
+    written_by_runs = {"dvc.lock"}.union(*map(tracked_outs, plans))
+    for plan in plans[1:]:  # `qamoe experiment` writes them
+        written_by_runs |= {plan.with_name(name).as_posix() for name in ("dvc.yaml", "dvc.lock", "params.yaml")}
     changed = _asked("diff", "--name-only", "-z", "HEAD").split("\0")
     untracked = _asked("ls-files", "--others", "--exclude-standard", "-z", "--", *_CODE).split("\0")
     names = [*changed, *untracked]
