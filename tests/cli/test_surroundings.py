@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -35,7 +36,7 @@ WRITING = {
     "run report": ["--out", "OUT"],
     "run tune": ["--out", "OUT"],
     "promote": ["--out", "OUT"],
-    "rollback": ["--out", "OUT"],
+    "rollback": ["--params", "OUT/params.yaml"],
     "evaluate-champion": ["--out", "OUT"],
     "score": ["clips", "--out", "OUT"],
     "accept-tuned": ["--out", "OUT"],
@@ -202,3 +203,30 @@ def test_characters_that_the_encoding_lacks_are_escaped(qamoe: Any, tmp_path: Pa
     shutil.copy(film, tmp_path / "clips/é.mp4")
     done = qamoe("check", "clips", PYTHONIOENCODING="ascii")
     assert "\\xe9.mp4" in done.stdout, done.stderr
+
+
+@pytest.mark.slow
+def test_a_text_in_another_encoding_is_refused(qamoe: Any, film: Path, checkpoint_folder: Path) -> None:
+    text = os.fsdecode(b"caf\xe9")
+    done = qamoe("predict", str(film), "--folder", str(checkpoint_folder), "--text", text)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert "--text is caf" in done.stderr
+
+
+def test_ctrl_c_ends_a_command_with_one_line(tmp_path: Path) -> None:
+    """The command waits for a pipe that nobody writes to, so it is interrupted while it works."""
+    os.mkfifo(tmp_path / "params.yaml")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "qamoe", "experiment", "x"],
+        cwd=tmp_path,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT / "src")},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    (tmp_path / "experiments").mkdir()
+    (tmp_path / "experiments/x.yaml").touch()
+    with (tmp_path / "params.yaml").open("w"):  # opens when the command reads
+        process.send_signal(signal.SIGINT)
+        out, error = process.communicate(timeout=60)
+    assert (process.returncode, out, error) == (130, "", "qamoe: stopped.\n")

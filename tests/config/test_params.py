@@ -173,6 +173,10 @@ def test_parameters_are_frozen() -> None:
         ),
         ("train.common.degrade.kinds", ["noise", "swap"], "train.common.degrade.kinds.1 is 'swap'|'noise'"),
         ("registry.name", "qa/moe", "registry.name is 'qa/moe'"),
+        ("registry.name", "qa@moe", "registry.name is 'qa@moe'"),
+        ("registry.name", "qa#moe", "registry.name is 'qa#moe'"),
+        ("registry.name", " qa moe", "registry.name is ' qa moe'"),
+        ("registry.name", "", "registry.name is ''"),
     ],
 )
 def test_a_mistake_is_named_with_its_key_and_value(tmp_path: Path, key: str, value: Any, parts: str) -> None:

@@ -1,5 +1,6 @@
 """Clips to be scored: a folder or a manifest, without labels; a bad row affects no other row."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -56,3 +57,17 @@ def test_a_header_of_a_million_columns_is_refused_at_once(tmp_path: Path) -> Non
         inbox.read(manifest, [])
     assert "1000001" in str(refusal.value)
     assert str(manifest) in str(refusal.value)
+
+
+def test_a_pipe_is_neither_a_table_nor_a_folder(tmp_path: Path) -> None:
+    """It was read as the folder that it lies in."""
+    (tmp_path / "a.mp4").touch()
+    os.mkfifo(tmp_path / "p.csv")
+    with pytest.raises(UserError, match=r"p\.csv is neither a file nor a folder"):
+        inbox.read(tmp_path / "p.csv", [])
+
+
+def test_a_manifest_that_is_a_pipe_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "manifest.csv")
+    with pytest.raises(UserError, match=r"manifest\.csv"):
+        inbox.read(tmp_path, [])

@@ -185,3 +185,10 @@ def test_quiet_silences_the_log_but_prints_the_json_line(
 ) -> None:
     command(lambda *_: {"level": runner.log.getEffectiveLevel()}, quiet=quiet)
     assert json.loads(capsys.readouterr().out) == {"stage": "train", "level": level}
+
+
+def test_a_lock_with_other_content_is_replaced(tmp_path: Path) -> None:
+    lock = tmp_path / ".train.lock"
+    lock.write_text("[1]")
+    with runner.single_instance(lock):
+        assert json.loads(lock.read_text())["pid"] == os.getpid()

@@ -93,3 +93,12 @@ def test_a_rollback_is_the_last_one_although_the_clock_jumped_back(records, monk
             versions.rollback("qa-moe")
     versions.rollback("qa-moe")
     assert records.get_registered_model("qa-moe").aliases == {"champion": 1, "previous": 2}
+
+
+@pytest.mark.integration
+def test_a_version_without_a_run_is_listed_without_numbers(records):
+    records.create_registered_model("qa-moe")
+    records.create_model_version("qa-moe", "file:///absent")
+    (row,) = versions.listed(records, "qa-moe")
+    assert (row.version, row.decision, row.model) == ("1", "", "")
+    assert {getattr(row, column) for column in versions.NUMBERS} == {""}

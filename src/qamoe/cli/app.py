@@ -4,9 +4,10 @@ import logging
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
+from typer.core import TyperGroup
 
 from qamoe.cli import run
 from qamoe.cli.options import Folder, Model, Out, Params, model_address
@@ -16,7 +17,20 @@ from qamoe.errors import UserError, exit_on_user_error
 from qamoe.process_lifetime import end_on_sigterm
 from qamoe.terminal import log_to_stderr, open_streams, printable
 
+
+class _Commands(TyperGroup):
+    """The commands; Ctrl-C ends each with a sentence, where typer would say nothing."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            print("qamoe: stopped.", file=sys.stderr)
+            sys.exit(130)
+
+
 app = typer.Typer(
+    cls=_Commands,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -199,11 +213,11 @@ def promote(
 
 
 @app.command(rich_help_panel=REGISTRY)
-def rollback(params: Params = Path("params.yaml"), out: Out = Path("artifacts")) -> None:
+def rollback(params: Params = Path("params.yaml")) -> None:
     """Make the previous champion the champion again; a second rollback undoes the first."""
     from qamoe.registry import versions
 
-    _alone("promote", out, lambda: print(versions.rollback(registry_name(params))))
+    print(versions.rollback(registry_name(params)))
 
 
 @app.command(rich_help_panel=REGISTRY)

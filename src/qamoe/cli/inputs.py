@@ -11,6 +11,7 @@ from qamoe.data.clip import MediaSpan
 from qamoe.data.subtitles import sidecar_transcript
 from qamoe.errors import UserError
 from qamoe.media.decode import ClipError, contents
+from qamoe.terminal import printable
 
 SHORTEST_WINDOW = 0.5  # seconds; less hardly contains a syllable
 LONGEST = 2.0  # longest clip, as a multiple of the longest training clip
@@ -118,6 +119,8 @@ def _windows(clip: MediaSpan, seconds: float, window: float) -> list[MediaSpan]:
 def _words(span: MediaSpan, text: str | None, whole: bool) -> tuple[str, str]:
     """Return the words of a span and, where there are none, why."""
     if text is not None:
+        if any("\ud800" <= character <= "\udfff" for character in text):  # bytes that the terminal's encoding lacks
+            raise UserError(f"--text is {printable(text)}, which is not text in the terminal's encoding; use UTF-8.")
         words = text
     elif span.text and whole:
         words = span.text

@@ -255,7 +255,9 @@ class Tune(Block):
     dropout: Annotated[tuple[Dropout, Dropout], AfterValidator(_ascending)]
 
 
-RegistryName = Annotated[str, Field(min_length=1, pattern=r"^[^/:.%\"'\x00-\x1f\x7f-\x9f]+$")]
+# MLflow addresses a model by its name, so it has none of the characters of an address, and no blank at an end.
+_IN_NAMES = r"[^/:.%?#@\\\"'\x00-\x1f\x7f-\x9f"
+RegistryName = Annotated[str, Field(pattern=rf"^{_IN_NAMES}\s]({_IN_NAMES}]*{_IN_NAMES}\s])?$")]
 
 
 class Registry(Block):
@@ -307,6 +309,8 @@ def first_mistake(invalid: ValidationError, path: Path, *section: str) -> UserEr
 
 def _sentence(error: Any, path: Path, section: tuple[str, ...]) -> str:
     key = ".".join(str(part) for part in (*section, *error["loc"])) or "the file"
+    if key == "the file" and error["input"] is None:
+        return f"{path} is empty; it needs the keys of params.yaml."
     if error["type"] == "extra_forbidden":
         return f"{path}: unknown key {key}."
     if error["type"] == "missing":

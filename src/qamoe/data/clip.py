@@ -110,6 +110,8 @@ def open_table(file: Path, **how: Any) -> Iterator["csv.DictReader[str]"]:
     Raises UserError for another encoding, a duplicate column or a malformed table, also while you read the rows.
     """
     read = 0
+    if file.exists() and not file.is_file():  # reading a pipe that nobody writes to never ends
+        raise UserError(f"{file} is not a regular file; it must be a table.")
     try:
         with file.open(newline="", encoding="utf-8-sig") as lines:
             reader = csv.DictReader(lines, **how)

@@ -23,6 +23,8 @@ def read(path: Path, faults: list[str]) -> list[MediaSpan]:
     if not path.exists():
         raise UserError(f"{path} does not exist; it must be a folder of media or a manifest.csv.")
     manifest = path / "manifest.csv" if path.is_dir() else path
+    if manifest.exists() and not manifest.is_file():
+        raise UserError(f"{manifest} is neither a file nor a folder; it must be a folder of media or a manifest.csv.")
     root = manifest.parent.resolve()
     clips: dict[str, MediaSpan] = {}
     if not manifest.is_file():

@@ -37,6 +37,8 @@ def ingest(folder: Path, data: Path, task: Task) -> Ingested:
     either manifest is invalid, an id belongs to another clip, or a source would be in two splits. Two processes add to
     `data` one after the other.
     """
+    if not data.is_dir():
+        raise UserError(f"{data} does not exist or is not a folder; it must be a corpus of clips.")
     with exclusive_lock(data):
         return _ingest(folder, data, task)
 

@@ -75,32 +75,25 @@ def _decide(params: Params, out: Path, dry: bool, chosen: Chosen, temporary: Pat
     from qamoe.models import checkpoint
     from qamoe.registry import registry
     from qamoe.registry.gate import GateMeasurements
-    from qamoe.tracking.mlflow_store import connect, exclusive_lock, store_errors_as_user_errors
+    from qamoe.tracking.mlflow_store import connect, store_errors_as_user_errors
     from qamoe.tracking.runs import record_training
 
     stats = read_stats(out)
     refuse_unsuitable_kinds(stats, ("mixed",), "the promotion gate")
     name = params.registry.name
     split, store = gate_split(out)
-    client = None
     if chosen.run is None and chosen.version is None:
         candidate = trained_candidate(params, out, chosen)
     else:
-        client = connect()
-        with store_errors_as_user_errors():
-            candidate = recorded_candidate(client, name, out, chosen, temporary)
+        candidate = recorded_candidate(name, out, chosen, temporary)
     folder, config = candidate.folder, candidate.config
     described = f"{config['model']} seed {config['seed']}, selection {config['selection']:.4f}"
     print(f"candidate: {described}; judged on split {split}")
-    client = client or connect()
+    client = connect()
     with store_errors_as_user_errors():
         if not dry:
-            with exclusive_lock():
-                registry.finish(client, name)
+            _repair(client, name, chosen)
         champion = registry.champion(client, name)
-        if not dry:
-            for version in {str(chosen.version or ""), champion.version if champion else ""} - {""}:
-                registry.adopt(client, name, version)
     print(f"champion: {f'version {champion.version} of {name}' if champion else f'none yet of {name}'}")
     gate_digest = file_digest(store.path)
     key = registry.gate_key(gate_digest, PROTOCOL, params.registry, champion)
@@ -134,6 +127,18 @@ def _decide(params: Params, out: Path, dry: bool, chosen: Chosen, temporary: Pat
         print(f"another candidate became champion of {name} in the meantime; comparing with that one")
         return decide(params, out, chosen=chosen)
     return decision
+
+
+def _repair(client: Any, name: str, chosen: Chosen) -> None:
+    """Complete an interrupted promotion, and adopt a champion or a candidate that a person registered."""
+    from qamoe.registry import registry
+    from qamoe.tracking.mlflow_store import exclusive_lock
+
+    with exclusive_lock():
+        registry.finish(client, name)
+    champion = registry.champion(client, name)
+    for version in {str(chosen.version or ""), champion.version if champion else ""} - {""}:
+        registry.adopt(client, name, version)
 
 
 def drift_reference(candidate: "Trained", out: Path) -> "pd.DataFrame":
@@ -199,19 +204,22 @@ def trained_candidate(params: Params, out: Path, chosen: Chosen = BEST) -> Candi
     return min(candidates, key=lambda candidate: (candidate.selection, candidate.seed))
 
 
-def recorded_candidate(client: Any, name: str, out: Path, chosen: Chosen, temporary: Path) -> Candidate:
+def recorded_candidate(name: str, out: Path, chosen: Chosen, temporary: Path) -> Candidate:
     """Download the checkpoint of the chosen MLflow run, or of the chosen version of a registered model.
 
     Raises UserError if it was not recorded by qamoe, or was trained on other data.
     """
     from qamoe.registry import registry
+    from qamoe.tracking.mlflow_store import connect, store_errors_as_user_errors
 
-    if chosen.version is not None:
-        digest = registry.version_digest(client, name, str(chosen.version))
-        folder = registry.fetch(name, str(chosen.version), temporary / "candidate", digest)
-    else:
-        assert chosen.run is not None
-        folder = registry.fetch_run(client, chosen.run, temporary / "candidate")
+    client, to = connect(), temporary / "candidate"
+    with store_errors_as_user_errors():
+        if chosen.version is not None:
+            digest = registry.version_digest(client, name, str(chosen.version))
+            folder = registry.fetch(name, str(chosen.version), to, digest)
+        else:
+            assert chosen.run is not None
+            folder = registry.fetch_run(client, chosen.run, to)
     return _candidate(folder, out, f"version {chosen.version} of {name}" if chosen.version else f"run {chosen.run}")
 
 

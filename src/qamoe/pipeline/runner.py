@@ -81,6 +81,8 @@ def single_instance(lock: Path) -> Iterator[None]:
         held = json.loads(lock.read_text())
     except (FileNotFoundError, ValueError):
         held = None
+    if not isinstance(held, dict):
+        held = None
     if held and held["pid"] != os.getpid() and start_time(held["pid"]) == held["started"]:
         log.info("ending the same stage of process %d, which was still running", held["pid"])
         end(held["pid"])

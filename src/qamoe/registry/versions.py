@@ -58,7 +58,8 @@ def listed(client: Any, name: str) -> list[VersionRow]:
     aliases = client.get_registered_model(name).aliases
     rows = []
     for version in versions:
-        measured = client.get_run(version.run_id).data.metrics
+        # One that a person registered may have no run.
+        measured = client.get_run(version.run_id).data.metrics if version.run_id else {}
         is_champion = str(aliases.get(CHAMPION)) == str(version.version)
         decision = version.tags.get("qamoe.decision", "")
         if ROLLED_BACK in version.tags and not is_champion:

@@ -33,7 +33,15 @@ _SECRETS = (
 
 def uri() -> str:
     """Return the address of the store: MLFLOW_TRACKING_URI, or one SQLite file at the root of the main checkout."""
-    return settings.tracking_uri() or f"{SQLITE}{main_checkout()}/mlflow.db"
+    if chosen := settings.tracking_uri():
+        return chosen
+    checkout = main_checkout()
+    if "?" in str(checkout):  # SQLAlchemy would take the rest for options, and make a database of another name
+        raise UserError(
+            f"{checkout} has a ? in its name, which no address of a database can have; rename the folder, or set "
+            "MLFLOW_TRACKING_URI."
+        )
+    return f"{SQLITE}{checkout}/mlflow.db"
 
 
 def masked(text: str) -> str:
@@ -53,6 +61,7 @@ def masked(text: str) -> str:
 def connect(advice: str = "") -> Any:
     """Return an MlflowClient of the store, without its log messages. Raises UserError if the store does not answer."""
     import mlflow
+    import sqlalchemy
     from mlflow import environment_variables as environment
 
     for name in ("mlflow", "alembic"):
@@ -63,6 +72,7 @@ def connect(advice: str = "") -> Any:
     for variable, value in (
         (environment.MLFLOW_HTTP_REQUEST_MAX_RETRIES, 2),
         (environment.MLFLOW_HTTP_REQUEST_TIMEOUT, 30),
+        (environment.MLFLOW_HTTP_RESPECT_RETRY_AFTER_HEADER, False),
         (environment.MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR, False),
         (environment.MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT, True),
     ):
@@ -71,6 +81,8 @@ def connect(advice: str = "") -> Any:
     with store_errors_as_user_errors(advice):
         if uri().startswith(SQLITE):
             _make_database(Path(uri().removeprefix(SQLITE)))
+        if not uri().startswith(("http://", "https://")):
+            sqlalchemy.create_engine(uri()).connect().close()  # MLflow would try for two minutes
         mlflow.set_tracking_uri(uri())
         mlflow.set_registry_uri(uri())
         client = mlflow.MlflowClient(uri(), uri())

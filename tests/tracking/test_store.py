@@ -1,0 +1,30 @@
+"""The address of the record store: what cannot be one is refused at once."""
+
+from pathlib import Path
+
+import pytest
+
+from qamoe.errors import UserError
+from qamoe.tracking import mlflow_store
+
+pytestmark = pytest.mark.integration
+
+
+def test_a_checkout_with_a_question_mark_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A database of another name was made in the folder above."""
+    checkout = tmp_path / "a?b"
+    checkout.mkdir()
+    monkeypatch.chdir(checkout)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with pytest.raises(UserError, match=r"a\?b"):
+        mlflow_store.connect()
+    assert [*tmp_path.iterdir(), *checkout.iterdir()] == [checkout]
+
+
+def test_a_database_that_cannot_be_opened_is_not_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """MLflow tries ten times, for two minutes, and sleeps between."""
+    (tmp_path / "mlflow.db").mkdir()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    monkeypatch.setattr("mlflow.store.db.utils.time.sleep", lambda seconds: pytest.fail("tried again"))
+    with pytest.raises(UserError, match=r"mlflow\.db"):
+        mlflow_store.connect()
