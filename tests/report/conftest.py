@@ -79,10 +79,16 @@ def predictions(
 
 
 def write_run(
-    root: Path, model: str, seed: int, present: tuple[str, ...] = MODALITIES, odd: str | None = None, **config: Any
+    root: Path,
+    model: str,
+    seed: int,
+    present: tuple[str, ...] = MODALITIES,
+    odd: str | None = None,
+    slices: tuple[str, ...] = SLICES,
+    **config: Any,
 ) -> None:
     settings = params.load(Path(__file__).parents[2] / "params.yaml").evaluate
-    cells = protocol.plan(SLICES, settings.model_copy(update={"draws": 2, "mixed_draws": 6}))
+    cells = protocol.plan(slices, settings.model_copy(update={"draws": 2, "mixed_draws": 6}))
     rows = predictions(model, seed, cells, present, odd)
     folder, record = root / "evaluate" / model / str(seed), root / "train" / model / str(seed)
     folder.mkdir(parents=True)

@@ -301,6 +301,18 @@ def test_metrics_for_dvc_are_few(written: Path, summary: dict) -> None:
     assert "nll" not in metrics["qamoe"]["clean"]
 
 
+def test_slices_without_severities_are_reported_with_a_header_of_curves(
+    tmp_path: Path, make_run: Maker, undrawn: None
+) -> None:
+    for model in ("concat", "qamoe"):
+        make_run(tmp_path, model, 1, slices=("clean", "mixed"))
+    written = write(tmp_path)
+    curves = pd.read_csv(written.page.with_name("curves.csv"))
+    assert list(curves.columns[:5]) == ["model", "slice", "severity", "error", "mae"]
+    assert curves.empty
+    assert json.loads(written.page.with_name("metrics.json").read_text())["qamoe"].keys() == {"clean", "mixed"}
+
+
 def test_curves_for_dvc(written: Path, summary: dict) -> None:
     curves = pd.read_csv(written / "curves.csv")
     assert list(curves.columns[:5]) == ["model", "slice", "severity", "error", "mae"]

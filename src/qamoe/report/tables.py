@@ -200,12 +200,15 @@ def print_headline(headline: pd.DataFrame, console: "Console | None" = None) -> 
 
 
 def curves(cells: pd.DataFrame) -> pd.DataFrame:
-    """Return the graded slices, mean over seeds: model, slice, severity, then one column per metric."""
+    """Return the graded slices, mean over seeds: model, slice, severity, then one column per metric.
+
+    Without a graded slice there are no rows, and the columns are those of the other slices.
+    """
     graded = cells[cells["slice"].isin(graded_slices(cells))].assign(severity=lambda c: c["severity"].round(6))
     per_seed = graded.groupby(["model", "seed", "slice", "severity", "metric"], sort=False)["value"].mean()
     mean = per_seed.groupby(["model", "slice", "severity", "metric"], sort=False).mean().unstack("metric")
-    names = list(dict.fromkeys(graded["metric"]))
-    return mean[names].reset_index().sort_values(["model", "slice", "severity"], ignore_index=True)
+    names = list(dict.fromkeys((cells if graded.empty else graded)["metric"]))
+    return mean.reindex(columns=names).reset_index().sort_values(["model", "slice", "severity"], ignore_index=True)
 
 
 def graded_slices(cells: pd.DataFrame) -> list[str]:
