@@ -27,7 +27,8 @@ BOUND = 1.8
 COLUMNS, RATE = {"audio": 25, "vision": 60}, 20.0
 VOCABULARY, WORDS = 30_522, (1000, 9000)  # of MiniLM: size of the vocabulary, range of ids that are words
 CLIPS = {"train": 240, "valid": 60}
-STUDY = {"epochs": 8, "lr": [0.001, 0.001], "weight_decay": [0.01, 0.01], "dropout": [0.2, 0.2]}
+SPACE = {"train.common.lr": {"choices": [0.001]}, "train.common.weight_decay": {"choices": [0.01]}}
+STUDY = {"epochs": 8, "space": SPACE}
 
 
 def main() -> None:

@@ -26,6 +26,7 @@ from qamoe.tracking.mlflow_store import masked
 # In the order of the data. No stage depends on `tune`; it runs before the report, which shows its study.
 STAGES = ("extract", "preprocess", "train", "evaluate", "tune", "report")
 _CODE = "code-"  # prefix of the stage that records the source files of a stage
+_PARAMETERS = "tune-parameters"  # records the parameters that the search does not vary
 # DVC waits 3 s for its lock and fails; a stage that hashes a large output holds the lock for longer.
 _LOCKED = "Unable to acquire lock"
 _LOST = "The records at http"  # a server may come back; an unusable file does not
@@ -132,8 +133,8 @@ def _in_plan(experiment: Experiment, stage: str = "") -> str:
 
 def run_stage(stage: str, changed: Mapping[str, str] | None = None, experiment: Experiment = None) -> State[Any]:
     """Run one DVC stage if it is stale, a matrix stage for all its models; the state holds its output."""
-    stages = (f"{_CODE}{stage}", _in_plan(experiment, stage))
-    state = command(stage, "dvc", "repro", "--single-item", *stages, changed=changed)
+    recorded = [f"{_CODE}{stage}", *([_PARAMETERS] if stage == "tune" else [])]
+    state = command(stage, "dvc", "repro", "--single-item", *recorded, _in_plan(experiment, stage), changed=changed)
     if state.is_completed():
         return Completed(data=stage_output(state.result().splitlines()))
     return state
@@ -171,18 +172,19 @@ def stage_flow(stage: str) -> Flow[..., State[Any]]:
 
 
 def status(experiment: Experiment = None) -> State[Any]:
-    """Return the output of `dvc status --json` of a pipeline, after updating the stages that record source files.
+    """Return the output of `dvc status --json` of a pipeline, after updating the stages that record code and parameters.
 
-    The update keeps a stage from being stale after a change of comments only.
+    The update keeps a stage from being stale after a change of comments only, and the search after a change of a
+    parameter that it varies.
     """
     asked = ("dvc", "status", "--json", *dict.fromkeys(("dvc.yaml", _in_plan(experiment))))
     state = command("status", *asked, show=False)
     if not state.is_completed():
         return state
-    code_stages = sorted(name for name in json.loads(state.result()) if name.startswith(_CODE))
-    if not code_stages:
+    stale_records = sorted(name for name in json.loads(state.result()) if name.startswith(_CODE) or name == _PARAMETERS)
+    if not stale_records:
         return state
-    updated = command("code", "dvc", "repro", "--single-item", *code_stages, show=False)
+    updated = command("code", "dvc", "repro", "--single-item", *stale_records, show=False)
     return command("status", *asked, show=False) if updated.is_completed() else updated
 
 

@@ -177,6 +177,37 @@ def test_parameters_are_frozen() -> None:
         ("registry.name", "qa#moe", "registry.name is 'qa#moe'"),
         ("registry.name", " qa moe", "registry.name is ' qa moe'"),
         ("registry.name", "", "registry.name is ''"),
+        ("tune.model", "qamo", "tune.model is 'qamo'|mean, text, concat"),
+        ("tune.sampler", "grid", "tune.sampler is 'grid'|'tpe' or 'random'"),
+        ("tune.objectives", ["error", "speed"], "tune.objectives.1 is 'speed'|'clean'"),
+        ("tune.objectives", ["error", "error"], "tune|['error', 'error']"),
+        ("tune.objectives", ["error", "clean"], "tune|median|['error', 'clean']|pruner: none"),
+        ("tune.space", {}, "tune.space"),
+        ("tune.space", {"train.common.lr": {"low": 0.003, "high": 0.0003}}, "train.common.lr|(0.003)|(0.0003)"),
+        ("tune.space", {"train.common.lr": {"low": 0.001, "high": 0.001}}, "train.common.lr|low (0.001)|high (0.001)"),
+        ("tune.space", {"train.common.weight_decay": {"low": 0, "high": 1.0, "log": True}}, "weight_decay|low (0)|log"),
+        ("tune.space", {"train.common.lr": {"low": 0.1}}, "tune.space.train.common.lr|low and high"),
+        ("tune.space", {"train.common.lr": {"low": 0.1, "high": 2.0}}, "tune.space.train.common.lr|2.0|less than 1"),
+        ("tune.space", {"train.common.lr": {"choices": [0.1, 0.1]}}, "tune.space.train.common.lr|[0.1, 0.1]"),
+        ("tune.space", {"train.common.lr": {"choices": [0.1], "low": 0.1}}, "tune.space.train.common.lr|choices"),
+        ("tune.space", {"train.common.schedule": {"choices": ["cosine", "flat"]}}, "schedule|'flat'|'linear'"),
+        (
+            "tune.space",
+            {"train.common.batch_size": {"low": 8, "high": 64, "step": 0.5}},
+            "batch_size|step (0.5)|integer",
+        ),
+        ("tune.space", {"train.common.batch_size": {"low": 8, "high": 64, "step": 80}}, "batch_size|step (80)|56"),
+        ("tune.space", {"train.common.batch_size": {"low": 8.5, "high": 64.5}}, "batch_size|8.5|integer"),
+        (
+            "tune.space",
+            {"train.common.lrr": {"choices": [1]}},
+            "tune.space.train.common.lrr|train.common|lr, weight_decay",
+        ),
+        ("tune.space", {"train.common.degrade": {"choices": [1]}}, "tune.space.train.common.degrade|numbers"),
+        ("tune.space", {"train.common.epochs": {"choices": [1]}}, "tune.space.train.common.epochs|tune.epochs"),
+        ("tune.space", {"models.concat.hidden": {"choices": [8]}}, "models.concat.hidden|qamoe|models.qamoe"),
+        ("tune.space", {"extract.audio.rate": {"choices": [8]}}, "extract.audio.rate|train.common, models.encoders"),
+        ("tune.space", {"models.qamoe.active": {"low": 1, "high": 9}}, "models.qamoe.active|9|experts (8)"),
     ],
 )
 def test_a_mistake_is_named_with_its_key_and_value(tmp_path: Path, key: str, value: Any, parts: str) -> None:
@@ -198,9 +229,7 @@ def test_a_mistake_is_named_with_its_key_and_value(tmp_path: Path, key: str, val
         ("train.common.degrade.mask_revealed_share", 1.5),
         ("train.common.degrade.swap", ...),
         ("train.common.selection.severities", {"desync": [0.5]}),
-        ("tune.lr", [0.003, 0.0003]),
-        ("tune.lr", [0.1, 2.0]),
-        ("tune.dropout", [0.5, 1.0]),
+        ("tune.space", {"models.encoders.dropout": {"low": 0.5, "high": 1.0}}),
         ("registry.coverage_90", [1.0, 0.75]),
     ],
 )
@@ -253,3 +282,29 @@ def test_a_digest_depends_only_on_values() -> None:
     assert digest(params) != digest(other)
     assert digest(params.models) == digest(other.models)
     assert digest({"a": 1, "b": [1, 2]}) == digest({"b": [1, 2], "a": 1}) != digest({"a": 1, "b": [2, 1]})
+
+
+@pytest.mark.parametrize(
+    ("model", "objectives", "severities", "parts"),
+    [
+        ("concat", ["error", "trust"], {"noise": [0.0, 1.0]}, "trust|concat|precision, oracle, qamoe"),
+        ("qamoe", ["error", "trust"], {"noise": [0.0, 0.3]}, "trust|0.5 or above|0, 0.3"),
+        ("qamoe", ["error", "clean"], {"noise": [0.3]}, "clean|severity 0,|0.3"),
+        ("qamoe", ["error", "degraded"], {"noise": [0.0]}, "degraded|above 0"),
+        ("specialist-missing-03", ["error", "clean"], {"noise": [0.0, 1.0]}, "specialist-missing-03|[error]"),
+    ],
+)
+def test_an_objective_needs_a_model_and_cells_that_have_it(
+    tmp_path: Path, model: str, objectives: list[str], severities: dict[str, list[float]], parts: str
+) -> None:
+    content = changed("tune.objectives", objectives)
+    content["tune"] |= {"model": model, "pruner": "none"}
+    content["train"]["common"]["selection"]["severities"] = severities
+    message = error_message(tmp_path, content)
+    assert [part for part in ("tune.objectives", *parts.split("|")) if part not in message] == [], message
+
+
+def test_parameters_that_limit_each_other_may_be_searched_together(tmp_path: Path) -> None:
+    space = {"models.qamoe.active": {"low": 1, "high": 9}, "models.qamoe.experts": {"low": 2, "high": 9}}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(changed("tune.space", space)))
+    assert set(load_params(tmp_path / "params.yaml").tune.space) == set(space)

@@ -16,7 +16,7 @@ DVC_YAML = Path(_dvc.__file__).parent.parent / "dvc.yaml"
 
 def test_stages_are_those_of_dvc_yaml_in_a_valid_order() -> None:
     stages = yaml.safe_load(DVC_YAML.read_text())["stages"]
-    assert {*_dvc.STAGES, *(f"code-{name}" for name in _dvc.STAGES)} == set(stages)
+    assert {*_dvc.STAGES, *(f"code-{name}" for name in _dvc.STAGES), "tune-parameters"} == set(stages)
     producers = {}
     for name, stage in stages.items():
         for out in (*stage.get("outs", ()), *stage.get("metrics", ()), *stage.get("plots", ())):

@@ -31,6 +31,19 @@ def test_only_the_lines_of_the_best_parameters_change(params: Path, tmp_path: Pa
     assert accept(tuned, params) == "", "idempotent"
 
 
+def test_words_and_the_parameters_of_any_model_are_accepted(params: Path, tmp_path: Path) -> None:
+    before = params.read_text().splitlines()
+    tuned = tmp_path / "best_params.yaml"
+    tuned.write_text("train: {common: {schedule: linear}}\nmodels: {concat: {hidden: 96}, qamoe: {sampled: true}}\n")
+    accept(tuned, params)
+    changed = [(old, new) for old, new in zip(before, params.read_text().splitlines(), strict=True) if old != new]
+    assert changed == [
+        ("    schedule: cosine", "    schedule: linear"),
+        ("    hidden: 160", "    hidden: 96"),
+        ("    sampled: false", "    sampled: true"),
+    ]
+
+
 def test_nothing_changes_where_the_search_has_not_run(params: Path, tmp_path: Path) -> None:
     before = params.read_bytes()
     with pytest.raises(UserError) as refused:

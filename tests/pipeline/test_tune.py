@@ -1,7 +1,11 @@
-"""A killed search resumes: finished trials stay, running trials are repeated, and the records are complete."""
+"""A killed search resumes: finished trials stay, running trials are repeated, and the records are complete.
+
+So does a search of any model for several objectives, whose front the report shows.
+"""
 
 import csv
 import os
+import re
 import select
 import signal
 import subprocess
@@ -12,13 +16,28 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 import yaml
 
 from qamoe.config.params import load
+from qamoe.config.search_space import value_at
+from qamoe.report import sections
 from qamoe.training import search
 
 CHANGES = {"tune.trials": 4, "tune.epochs": 2}
+SPACES = {
+    "concat": {
+        "models.concat.hidden": {"low": 4, "high": 32, "log": True},
+        "train.common.schedule": {"choices": ["cosine", "linear"]},
+    },
+    "qamoe": {
+        "train.common.lr": {"low": 0.0003, "high": 0.003, "log": True},
+        "models.qamoe.experts": {"low": 2, "high": 4},
+        "train.common.degrade.clean_share": {"low": 0.1, "high": 0.5, "step": 0.1},
+    },
+}
+OBJECTIVES = {"concat": ["error", "clean"], "qamoe": ["error", "trust"]}
 
 
 def rows(out: Path) -> list[dict[str, str]]:
@@ -50,27 +69,8 @@ def test_a_killed_search_ends_with_the_requested_number_of_trials(
     victim: str, records: Any, params_file: Callable[..., Path], preprocessed: Path
 ) -> None:
     path = params_file(CHANGES | {"tune.trials": 5, "tune.epochs": 6})
-    command = [sys.executable, "-m", "qamoe", "run", "tune", "--params", str(path), "--out", str(preprocessed)]
     environment = {**os.environ, "QAMOE_WORKERS": "2", "QAMOE_TRACKING": "on"}
-    database = preprocessed / "tune/study.db"
-    first = subprocess.Popen(command, env=environment)
-    end = time.monotonic() + 300
-    seen: list[Any] = []
-    with os.fdopen(os.pidfd_open(first.pid)) as alive:
-        # Wait until a trial has ended and another is running. The stage must not end before that.
-        while not (any(t.state.name == "COMPLETE" for t in seen) and any(_is_running(t) for t in seen)):
-            assert not select.select([alive], [], [], 0.1)[0], "the search ended by itself"
-            assert time.monotonic() < end
-            seen = _trials(load(path), database)
-    running = next(t for t in seen if _is_running(t))
-    pid = first.pid if victim == "stage" else int(running.user_attrs["worker"].rpartition(":")[2])
-    os.kill(pid, signal.SIGKILL)
-    if victim == "stage":
-        assert first.wait() == -signal.SIGKILL
-        subprocess.run(command, env=environment, check=True, timeout=300)
-    else:
-        assert first.wait(timeout=300) == 0, "a dead worker does not end the search"
-
+    seen = killed_and_ended(path, preprocessed, environment, victim)
     trials = rows(preprocessed)
     states = Counter(row["state"] for row in trials)
     assert states["COMPLETE"] + states["PRUNED"] == 5
@@ -89,14 +89,75 @@ def test_a_killed_search_ends_with_the_requested_number_of_trials(
     assert {run.info.status for run in children} <= {"FINISHED", "KILLED"}
 
 
+def killed_and_ended(path: Path, out: Path, environment: dict[str, str], victim: str) -> list[Any]:
+    """Run a search to its end with `kill -9` of the stage or a worker in it; return the trials before the kill."""
+    command = [sys.executable, "-m", "qamoe", "run", "tune", "--params", str(path), "--out", str(out)]
+    first = subprocess.Popen(command, env=environment)
+    end = time.monotonic() + 300
+    seen: list[Any] = []
+    with os.fdopen(os.pidfd_open(first.pid)) as alive:
+        # Wait until a trial has ended and another is running. The stage must not end before that.
+        while not (any(t.state.name == "COMPLETE" for t in seen) and any(_is_running(t) for t in seen)):
+            assert not select.select([alive], [], [], 0.1)[0], "the search ended by itself"
+            assert time.monotonic() < end
+            seen = _trials(load(path), out / "tune/study.db")
+    running = next(t for t in seen if _is_running(t))
+    pid = first.pid if victim == "stage" else int(running.user_attrs["worker"].rpartition(":")[2])
+    os.kill(pid, signal.SIGKILL)
+    if victim == "stage":
+        assert first.wait() == -signal.SIGKILL
+        subprocess.run(command, env=environment, check=True, timeout=300)
+    else:
+        assert first.wait(timeout=300) == 0, "a dead worker does not end the search"
+    return seen
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["concat", "qamoe"])
+def test_any_model_is_searched_for_several_objectives_and_the_report_shows_the_front(
+    model: str, records: Any, params_file: Callable[..., Path], preprocessed: Path
+) -> None:
+    space = SPACES[model]
+    changes = {"tune.model": model, "tune.space": space, "tune.objectives": OBJECTIVES[model], "tune.pruner": "none"}
+    path = params_file({"tune.trials": 5, "tune.epochs": 6} | changes)
+    seen = killed_and_ended(path, preprocessed, {**os.environ, "QAMOE_WORKERS": "2", "QAMOE_TRACKING": "on"}, "stage")
+    trials = rows(preprocessed)
+    complete = [row for row in trials if row["state"] == "COMPLETE"]
+    assert len(complete) + sum(row["state"] == "PRUNED" for row in trials) == 5, (
+        "the others are attempts that were killed"
+    )
+    values = {t.number: t.values[0] for t in seen if t.state.name == "COMPLETE"}
+    assert all(float(trials[number]["value"]) == value for number, value in values.items()), "finished trials stay"
+    front = [row for row in trials if row["front"] == "True"]
+    further, sign = OBJECTIVES[model][1], -1 if OBJECTIVES[model][1] == "trust" else 1
+    points = [(float(row["value"]), sign * float(row[further])) for row in complete]
+    beaten = [any(a <= x and b <= y and (a, b) != (x, y) for a, b in points) for x, y in points]
+    assert front == [row for row, is_beaten in zip(complete, beaten, strict=True) if not is_beaten]
+    section = sections.search(preprocessed / "tune").context
+    assert section.columns == ["trial", "error", further, *space]
+    assert sorted(row[0] for row in section.rows) == sorted(row["number"] for row in front)
+    assert sum("Pareto front" in image.alt for image in section.images) == 1
+
+    (study,) = optuna.get_all_study_summaries(f"sqlite:///{preprocessed / 'tune/study.db'}")
+    names = "-".join(name.rpartition(".")[2] for name in space)
+    assert re.fullmatch(f"{model}-{names}-[0-9a-f]{{8}}", study.study_name)
+    assert study.user_attrs["objectives"] == OBJECTIVES[model]
+    assert study.user_attrs["corpus"]["kind"] == "sample"
+    assert study.user_attrs["parameters"]["train"]["common"]["batch_size"] == 4
+    best = min(complete, key=lambda row: float(row["value"]))
+    overlay = yaml.safe_load((preprocessed / "tune/best_params.yaml").read_text())
+    assert {name: str(value_at(overlay, name)) for name in space} == {name: best[name] for name in space}
+    (experiment,) = (e for e in records.search_experiments() if e.name == "qa-moe")
+    (parent,) = records.search_runs([experiment.experiment_id], "tags.`qamoe.role` = 'study'")
+    assert parent.info.run_name == study.study_name
+
+
 def _is_running(trial: Any) -> bool:
     return trial.state.name == "RUNNING" and "worker" in trial.user_attrs
 
 
 def _trials(params: Any, database: Path) -> list[Any]:
     """Return the trials of the only study in a database, none as long as the study does not exist."""
-    import optuna
-
     if not database.exists():
         return []
     try:

@@ -13,7 +13,7 @@ from qamoe.errors import UserError
 from qamoe.evaluation.bootstrap import holm
 from qamoe.evaluation.metrics import of_predictions
 from qamoe.evaluation.summary import summarise
-from qamoe.report import build, comparisons, curves, plots, tables
+from qamoe.report import build, comparisons, curves, plots, sections, tables
 from qamoe.report.results import read
 from qamoe.report.section import merged
 
@@ -475,3 +475,19 @@ def test_the_page_shows_a_search_if_there_is_one(results: Path, undrawn: None, t
     summary = json.loads(written.summary.read_text())
     names = ("trials.complete", "trials.pruned", "selection.best")
     assert [summary[f"tune.{name}"] for name in names] == [2, 1, 0.73]
+    assert "tune.trials.front" not in summary
+
+
+def test_the_front_of_a_search_is_a_table_sorted_by_error(tmp_path: Path) -> None:
+    (tmp_path / "trials.csv").write_text(
+        "number,state,value,trust,front,train.common.lr,train.common.schedule\n"
+        "0,COMPLETE,0.75,0.9,True,0.001,linear\n1,PRUNED,,,False,0.002,linear\n"
+        "2,COMPLETE,0.76,0.8,False,0.003,cosine\n3,COMPLETE,0.73,0.85,True,0.00123456,cosine\n"
+    )
+    section = sections.search(tmp_path)
+    assert section.context.columns == ["trial", "error", "trust", "train.common.lr", "train.common.schedule"]
+    assert section.context.rows == [
+        ["3", "0.73", "0.85", "0.001235", "cosine"],
+        ["0", "0.75", "0.9", "0.001", "linear"],
+    ]
+    assert section.numbers["tune.trials.front"] == 2

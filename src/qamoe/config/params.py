@@ -25,6 +25,7 @@ from pydantic import (
 
 from qamoe.config.block import Block
 from qamoe.config.extractor_settings import AudioSettings, TextSettings, VisionSettings
+from qamoe.config.search_space import Tune
 from qamoe.config.task import Task
 from qamoe.errors import UserError
 
@@ -244,15 +245,6 @@ class Evaluate(Block):
         if len(set(slices)) != len(slices):
             raise ValueError("each slice may appear once")
         return slices
-
-
-class Tune(Block):
-    trials: Count
-    epochs: Count
-    seed: int  # of the sampler and of each trial's training
-    lr: Annotated[tuple[LearningRate, LearningRate], AfterValidator(_ascending)]
-    weight_decay: Annotated[tuple[Positive, Positive], AfterValidator(_ascending)]
-    dropout: Annotated[tuple[Dropout, Dropout], AfterValidator(_ascending)]
 
 
 # MLflow addresses a model by its name, so it has none of the characters of an address, and no blank at an end.

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from qamoe.errors import UserError
+from qamoe.evaluation.auroc import probability_above
 from qamoe.evaluation.bootstrap import DRAWS, MODALITIES, interval, over_sources
 from qamoe.evaluation.metrics import classes_of
 
@@ -96,18 +97,9 @@ def auroc(rows: pd.DataFrame) -> pd.DataFrame:
             for severity in AGAINST:
                 degraded = of_seed.loc[np.isclose(of_seed["severity"], severity), "r"].to_numpy()
                 if len(clean) and len(degraded):
-                    results.append(
-                        {**where, "severity": severity, "seed": training_seed, "auroc": _auroc(clean, degraded)}
-                    )
+                    area = probability_above(clean, degraded)
+                    results.append({**where, "severity": severity, "seed": training_seed, "auroc": area})
     return pd.DataFrame(results, columns=[*BY, "severity", "seed", "auroc"])
-
-
-def _auroc(positive: np.ndarray, negative: np.ndarray) -> float:
-    """Return the probability that a positive is above a negative, a tie counting half (Mann and Whitney)."""
-    from scipy.stats import rankdata
-
-    ranks = rankdata(np.concatenate([positive, negative]))[: len(positive)].sum()
-    return float((ranks - len(positive) * (len(positive) + 1) / 2) / (len(positive) * len(negative)))
 
 
 class PermutedQuality(NamedTuple):

@@ -4,14 +4,18 @@ Package config may not import those registries, so it accepts any string as a na
 line in its registry and none here.
 """
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
 from qamoe.config import params as parameters
+from qamoe.config.block import Block
 from qamoe.config.model_names import ABLATIONS, family, specialist_cell
-from qamoe.config.params import Params
+from qamoe.config.overlay import overlaid
+from qamoe.config.params import Encoders, Params, TrainCommon
+from qamoe.config.search_space import DEGRADED_FROM, REPLACED, Value, nested, value_at
 from qamoe.errors import UserError
 
 
@@ -19,8 +23,8 @@ def load_params(path: Path, sections: Collection[str] | None = None) -> Params:
     """Read params.yaml. Raises UserError with key, value and allowed values of the first mistake.
 
     Types and ranges are always checked. Names are checked in `sections` (keys of CHECKS), by default in all of them.
-    The checks of train, models, seeds and evaluate import torch, which takes seconds; a command without models skips
-    them.
+    The checks of train, models, seeds, evaluate and tune import torch, which takes seconds; a command without models
+    skips them.
     """
     return check_names(parameters.load(path), path, sections)
 
@@ -96,6 +100,101 @@ def _check_slices(params: Params, path: Path) -> None:
     _refuse_unknown(path, names, slice_names())
 
 
+def _check_tune(params: Params, path: Path) -> None:
+    """Check that the search has a model, that its space has parameters of it, and that its objectives are defined."""
+    from qamoe.degradation.features import trainable_kinds
+    from qamoe.models.factory import MODELS
+
+    model, cell = family(params.tune.model), specialist_cell(params.tune.model)
+    if model not in MODELS or (cell is not None and cell[0] not in ("clean", *trainable_kinds())):
+        raise UserError(f"{path}: tune.model is {params.tune.model!r}; the models are {_models()}.")
+    if model not in params.models.blocks:
+        raise UserError(f"{path}: tune.model is {params.tune.model!r}, but key models.{model} is missing.")
+    content = params.model_dump(mode="json")
+    blocks: dict[str, type[Block]] = {
+        "train.common": TrainCommon,
+        "models.encoders": Encoders,
+        f"models.{model}": MODELS[model].Block,
+    }
+    for name in params.tune.space:
+        _check_searched(params, path, name, content, blocks)
+    _check_objectives(params, path, cell is not None)
+
+
+def _check_searched(
+    params: Params, path: Path, name: str, content: Mapping[str, Any], blocks: Mapping[str, type[Block]]
+) -> None:
+    """Raise UserError if the search cannot vary that parameter over its range."""
+    key = f"tune.space.{name}"
+    block = next((block for block in blocks if name.startswith(f"{block}.")), None)
+    if block is None:
+        raise UserError(f"{path}: unknown key {key}; the search of {params.tune.model} varies {', '.join(blocks)}.")
+    try:
+        value = value_at(content, name)
+    except KeyError:
+        known = ", ".join(_scalars(value_at(content, block))) or "none"
+        raise UserError(f"{path}: unknown key {key}; the parameters of {block} are {known}.") from None
+    if name == REPLACED or name.startswith("train.common.selection."):
+        raise UserError(f"{path}: {key} cannot be searched; every trial has tune.epochs and the same selection cells.")
+    if not isinstance(value, Value):
+        raise UserError(
+            f"{path}: {key} is {parameters.shortened(value)}; the search varies numbers, words and truth values only."
+        )
+    inner = name.removeprefix(f"{block}.")
+    alone = not any(other != name and other.startswith(f"{block}.") for other in params.tune.space)
+    for extreme in params.tune.space[name].extremes:
+        try:
+            blocks[block].model_validate(overlaid(value_at(content, block), nested({inner: extreme})))
+        except ValidationError as invalid:
+            error = invalid.errors()[0]
+            # A rule about several parameters holds or not by trial, if the search varies several.
+            if error["loc"] or alone:
+                message = error["msg"].removeprefix("Value error, ")
+                raise UserError(f"{path}: {key} has {extreme!r}: {message[0].lower() + message[1:]}.") from None
+
+
+def _scalars(content: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Yield the dotted names of the numbers, words and truth values."""
+    for key, value in content.items():
+        if isinstance(value, Mapping):
+            yield from _scalars(value, f"{prefix}{key}.")
+        elif isinstance(value, Value):
+            yield f"{prefix}{key}"
+
+
+def _check_objectives(params: Params, path: Path, specialist: bool) -> None:
+    """Raise UserError for an objective that the model or the selection cells do not have."""
+    from qamoe.models.baselines import Precision
+    from qamoe.models.factory import MODELS
+    from qamoe.models.qamoe import QAMoE
+
+    tune = params.tune
+    if specialist and tune.objectives != ("error",):
+        raise UserError(
+            f"{path}: tune.objectives is {list(tune.objectives)}; {tune.model} has one selection cell, so only"
+            " [error] is allowed."
+        )
+    if "trust" in tune.objectives and not issubclass(MODELS[family(tune.model)], (QAMoE, Precision)):
+        with_r = ", ".join(name for name, model in MODELS.items() if issubclass(model, (QAMoE, Precision)))
+        raise UserError(
+            f"{path}: tune.objectives has trust, but {tune.model} has no r; models with r are {with_r}, and the"
+            " ablations of qamoe."
+        )
+    levels = {level for levels in params.train.common.selection.severities.values() for level in levels}
+    needed = {"clean": "0", "degraded": "above 0", "trust": f"0 and {DEGRADED_FROM:g} or above"}
+    missing = {
+        "clean": 0 not in levels,
+        "degraded": max(levels) == 0,
+        "trust": 0 not in levels or max(levels) < DEGRADED_FROM,
+    }
+    for objective in tune.objectives:
+        if missing.get(objective):
+            raise UserError(
+                f"{path}: tune.objectives has {objective}, which needs severity {needed[objective]}, but"
+                f" train.common.selection.severities has {', '.join(f'{level:g}' for level in sorted(levels))}."
+            )
+
+
 def _refuse_unknown(path: Path, names: Iterable[tuple[str, str]], known: Collection[str]) -> None:
     """Raise UserError for the first unknown name; `names` are (key in the file, name)."""
     for key, name in names:
@@ -110,4 +209,5 @@ CHECKS = {
     "models": _check_blocks,
     "seeds": _check_seeds,
     "evaluate": _check_slices,
+    "tune": _check_tune,
 }

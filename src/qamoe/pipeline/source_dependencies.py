@@ -1,8 +1,8 @@
 """Find the source files that can change the result of a stage, by reading imports and never by running code.
 
-`python -m qamoe.pipeline.source_dependencies` writes them into dvc.yaml as the `deps` of the stages code-<stage>, and a
-test compares the two. The digests that those stages write, and that a checkpoint carries, cover the syntax tree of each
-file without comments and docstrings. An edit of a comment therefore makes nothing stale.
+`python -m qamoe.pipeline.source_dependencies` writes them into dvc.yaml as the `deps` of the stages code-<stage> and
+tune-parameters, and a test compares the two. The digests that the former write, and that a checkpoint carries, cover
+the syntax tree of each file without comments and docstrings. An edit of a comment therefore makes nothing stale.
 """
 
 import hashlib
@@ -75,20 +75,31 @@ def code_digest(module: str) -> str:
 
 
 def write_dependencies(plan: Path = Path("dvc.yaml")) -> None:
-    """Write the stages code-<stage> at the end of dvc.yaml, each with the source files of its stage."""
+    """Write the stages code-<stage> and tune-parameters at the end of dvc.yaml, each with its source files."""
     head, mark, _ = plan.read_text().partition(_MARK)
     if not mark:
         raise ValueError(f"{plan} does not have the line {_MARK.strip()!r}")
-    plan.write_text(head + mark + "\n".join(map(_code_stage, STAGES)))
+    plan.write_text(head + mark + "\n".join([*map(_code_stage, STAGES), _parameters_stage()]))
 
 
 def _code_stage(stage: str) -> str:
-    files = [path.relative_to(PACKAGE.parent.parent).as_posix() for path in closure(f"qamoe.pipeline.{stage}")]
-    deps = "".join(f"      - {file}\n" for file in files)
     return (
-        f"  code-{stage}:\n    cmd: exec python -m qamoe.pipeline.code {stage}\n    deps:\n{deps}"
+        f"  code-{stage}:\n    cmd: exec python -m qamoe.pipeline.code {stage}\n    deps:\n{_deps(stage)}"
         f"    outs:\n      - artifacts/code/{stage}.json\n"
     )
+
+
+def _parameters_stage() -> str:
+    return (
+        "  tune-parameters:\n    cmd: exec python -m qamoe.pipeline.tune_parameters\n"
+        f"    params: [tune, train.common, models]\n    deps:\n{_deps('tune_parameters')}"
+        "    outs:\n      - artifacts/code/tune-parameters.json\n"
+    )
+
+
+def _deps(stage: str) -> str:
+    files = (path.relative_to(PACKAGE.parent.parent).as_posix() for path in closure(f"qamoe.pipeline.{stage}"))
+    return "".join(f"      - {file}\n" for file in files)
 
 
 if __name__ == "__main__":

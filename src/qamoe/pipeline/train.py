@@ -127,10 +127,11 @@ def _states(out: Path, name: str) -> Path:
     return states if specialist_cell(name) is None else states / name
 
 
-def open_splits(params: Params, stats: Stats, out: Path, name: str) -> tuple[Any, Any, Any]:
+def open_splits(params: Params, stats: Stats, out: Path, name: str, states: Path | None = None) -> tuple[Any, Any, Any]:
     """Open the training split under a model's views and the validation split under its selection cells.
 
-    Returns both splits and the cells.
+    states: the folder of their encoded text, by default one that all trainings share. Returns both splits and the
+    cells.
     """
     from qamoe.data.arrow_store import Store
     from qamoe.dataset.degraded_split import open_views
@@ -160,7 +161,7 @@ def open_splits(params: Params, stats: Stats, out: Path, name: str) -> tuple[Any
     shared = (
         tuple(stats["modalities"]),
         references_from_stats(stats),
-        _states(out, name),
+        states or _states(out, name),
         data_digest(out),
         settings.device(),
     )

@@ -1,6 +1,6 @@
 """Define a section of the report: a context for the template, and numbers by their names in summary.json."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 Context = TypeVar("Context")
@@ -26,12 +26,14 @@ class Image:
 
 @dataclass(frozen=True)
 class Figures:
-    """A heading, a paragraph and the figures under it; small figures are laid out in columns."""
+    """A heading, a paragraph, the figures under it and a table; small figures are laid out in columns."""
 
     title: str
     text: str
     images: list[Image]
     small: bool
+    columns: list[str] = field(default_factory=list)
+    rows: list[list[str]] = field(default_factory=list)
 
 
 def merged(*parts: Numbers) -> Numbers:

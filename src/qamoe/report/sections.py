@@ -238,11 +238,15 @@ SEARCH_PLOTS = {  # name of the plot -> caption
     "history": "Validation error of each trial, and the best so far",
     "importances": "Importance of each parameter for reaching a good validation error (PED-ANOVA)",
     "slice": "Validation error of each trial against each parameter; darker trials are later",
+    "front": "Complete trials by their objectives; filled and numbered: the Pareto front",
 }
 
 
 def search(tuned: Path | None) -> Section[Figures]:
-    """Return Optuna's plots of the search in artifacts/tune; no figure without a search."""
+    """Return plots of the search in artifacts/tune, and its Pareto front if it had several objectives.
+
+    Without a search there is no figure.
+    """
     if tuned is None or not (tuned / "trials.csv").is_file():
         return Section(Figures("Search", "", [], small=False), {})
     trials = pd.read_csv(tuned / "trials.csv")
@@ -264,7 +268,20 @@ def search(tuned: Path | None) -> Section[Figures]:
         "tune.trials.pruned": pruned,
         "tune.selection.best": best,
     }
-    return Section(Figures("Search", text, images, small=False), numbers)
+    columns: list[str] = []
+    rows: list[list[str]] = []
+    if "front" in trials:
+        front = trials[trials["front"]].sort_values("value", ignore_index=True)
+        shown = front.drop(columns=["state", "front"]).rename(columns={"number": "trial", "value": "error"})
+        columns = [str(name) for name in shown.columns]
+        rows = [[_cell(value) for value in row] for row in shown.itertuples(index=False)]
+        numbers["tune.trials.front"] = len(front)
+        text += f" Pareto front: {len(front)} trials that no other trial beats in every objective; the table has them."
+    return Section(Figures("Search", text, images, small=False, columns=columns, rows=rows), numbers)
+
+
+def _cell(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,13 @@ from typing import Any
 
 from qamoe.config import settings
 from qamoe.config.params import Params
+from qamoe.config.search_space import OBJECTIVES, Value
 from qamoe.process_lifetime import this_process
 from qamoe.tracking import mlflow_store
 from qamoe.tracking.mlflow_store import PARENT, connect, experiment_id, reason, store_errors_as_user_errors
 from qamoe.tracking.provenance import provenance
 from qamoe.tracking.runs import PROCESS, Record, flat, log, milliseconds
+from qamoe.training.search import searched_values
 
 _STUDY, _TRIAL, _STATE = "qamoe.study", "qamoe.trial", "qamoe.state"
 _SOURCE = {"mlflow.source.name": "qamoe.pipeline.tune", "mlflow.source.type": "LOCAL"}
@@ -30,9 +32,9 @@ def parent_run(params: Params, study: str) -> str | None:
     with store_errors_as_user_errors(_WITHOUT):
         experiment = experiment_id(client, params.registry.name)
         tags = {_STUDY: study, "qamoe.role": "study"}
-        run, created = mlflow_store.one_run(client, experiment, f"search-{study[:8]}", tags, _SOURCE | provenance())
+        run, created = mlflow_store.one_run(client, experiment, study, tags, _SOURCE | provenance())
         if created:
-            _log_params(client, run, {"tune": params.tune.model_dump(mode="json")})
+            _log_params(client, run, {"tune": params.tune.model_dump(mode="json", exclude_none=True)})
         client.set_tag(run, PROCESS, this_process())
         client.update_run(run, status="RUNNING")  # the search of an earlier process goes on
         return run
@@ -61,10 +63,7 @@ def trial_run(parent: str | None, params: Params, number: int) -> Iterator[Calla
         tags = _SOURCE | {PARENT: parent, _STUDY: study.data.tags[_STUDY], _TRIAL: str(number)}
         tags[PROCESS] = this_process()
         run = client.create_run(study.info.experiment_id, tags=tags, run_name=f"trial-{number}").info.run_id
-        common = params.train.common
-        parameters: dict[str, Any] = {"train": {"common": {"lr": common.lr, "weight_decay": common.weight_decay}}}
-        parameters["models"] = {"encoders": {"dropout": params.models.encoders.dropout}}
-        _log_params(client, run, parameters)
+        _log_params(client, run, searched_values(params))
     except Exception as error:
         log.warning("trial %d was not recorded: %s", number, reason(error))
     try:
@@ -77,8 +76,11 @@ def trial_run(parent: str | None, params: Params, number: int) -> Iterator[Calla
                 log.warning("trial %d was recorded only in part: %s", number, reason(error))
 
 
-def finish(parent: str | None, trials: list[dict[str, Any]], best: dict[str, float], value: float) -> None:
-    """Record the final state of each trial, also of one whose worker was killed, and the best trial."""
+def finish(parent: str | None, trials: list[dict[str, Any]], best: dict[str, Value], value: float) -> None:
+    """Record the final state of each trial, also of one whose worker was killed, and the best trial.
+
+    The best numbers are metrics `best.<name>` of the parent; best words and truth values are tags of that name.
+    """
     if parent is None:
         return
     client = connect(_WITHOUT)
@@ -92,7 +94,14 @@ def finish(parent: str | None, trials: list[dict[str, Any]], best: dict[str, flo
             client.set_tag(run.info.run_id, _STATE, trial["state"])
             if trial["value"] is not None and math.isfinite(trial["value"]):
                 client.log_metric(run.info.run_id, "selection", trial["value"])
+            for objective in (set(OBJECTIVES) - {"error"}) & trial.keys():
+                client.log_metric(run.info.run_id, f"selection.{objective}", trial[objective])
             client.set_terminated(run.info.run_id, _STATUS.get(trial["state"], "KILLED"))
         now = milliseconds()
-        Record(client, parent).log([("selection", value, 0, now), *((f"best.{k}", v, 0, now) for k, v in best.items())])
+        numbers = {k: v for k, v in best.items() if not isinstance(v, str | bool)}
+        Record(client, parent).log(
+            [("selection", value, 0, now), *((f"best.{k}", v, 0, now) for k, v in numbers.items())]
+        )
+        for name in best.keys() - numbers.keys():
+            client.set_tag(parent, f"best.{name}", str(best[name]))
         client.set_terminated(parent, "FINISHED")

@@ -1,23 +1,30 @@
 """Hyperparameter search with Optuna: the only module that imports it.
 
 The study is in a database with heartbeats, and any number of workers take their trials from it. An interrupted search
-resumes, and the trial of a dead worker is tried again. The name of a study is a digest of what it searches over, so
-changed parameters start a new study.
+resumes, and the trial of a dead worker is tried again. The best trial is the one with the smallest error. A study with
+several objectives also has a Pareto front: the trials that no other trial beats in every objective.
 """
 
 import io
+import logging
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from pydantic import ValidationError
+
+from qamoe.config.overlay import overlaid
 from qamoe.config.params import Params
+from qamoe.config.search_space import MAXIMISED, REPLACED, Dimension, Value, nested, value_at
+from qamoe.errors import UserError
+from qamoe.models.factory import block_of
 
 if TYPE_CHECKING:
-    from optuna import Study
+    from optuna import Study, Trial
     from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
 
 _HEARTBEAT_S = 15
@@ -26,22 +33,27 @@ _MOST_RETRIES = 3  # per trial
 _TABLES = 20  # more than Optuna has
 # Messages of PostgreSQL and SQLite.
 _ALREADY_EXISTS = ("already exists", "duplicate key", "UNIQUE constraint")
-TrainOne = Callable[[Params, int, Callable[[dict[str, Any]], None]], float]
+_TARGET = "validation error"
+# Trains with (params, trial number, on_epoch); returns the trial's measures by name: evaluation/search_objectives.py.
+TrainOne = Callable[[Params, int, Callable[[dict[str, Any]], None]], dict[str, float]]
+log = logging.getLogger("qamoe")
 
 
-def with_trial_values(params: Params, values: dict[str, float]) -> Params:
-    """Return the parameters with a trial's values."""
+def with_trial_values(params: Params, values: Mapping[str, Value]) -> Params:
+    """Return the parameters with a trial's values by dotted name, and tune.epochs.
+
+    Raises pydantic's ValidationError for values that exclude each other, such as more active experts than experts.
+    """
+    content = overlaid(params.model_dump(mode="json"), nested({**values, REPLACED: params.tune.epochs}))
+    changed = Params.model_validate(content)
+    block_of(changed.models, params.tune.model)
+    return changed
+
+
+def searched_values(params: Params) -> dict[str, Value]:
+    """Return the values of the searched parameters by dotted name."""
     content = params.model_dump(mode="json")
-    common = content["train"]["common"]
-    common |= {"lr": values["lr"], "weight_decay": values["weight_decay"], "epochs": params.tune.epochs}
-    content["models"]["encoders"]["dropout"] = values["dropout"]
-    return Params.model_validate(content)
-
-
-def overlay(values: dict[str, float]) -> dict[str, Any]:
-    """Return a trial's values as an overlay on params.yaml."""
-    common = {"lr": values["lr"], "weight_decay": values["weight_decay"]}
-    return {"train": {"common": common}, "models": {"encoders": {"dropout": values["dropout"]}}}
+    return {name: value_at(content, name) for name in params.tune.space}
 
 
 class _EnoughTrials(Exception):
@@ -65,13 +77,23 @@ def open_study(params: Params, name: str, url: str) -> "Study":
         storage = _open_storage(make)
     if storage.engine.dialect.name == "sqlite":
         _lock_at_begin(storage.engine)
-    return optuna.create_study(
-        storage=storage,
-        study_name=name,
-        load_if_exists=True,
-        direction="minimize",
-        pruner=optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=params.tune.epochs // 3),
+    tune = params.tune
+    pruner: Any = optuna.pruners.NopPruner()
+    if tune.pruner == "median":
+        pruner = optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=tune.epochs // 3)
+    directions = ["maximize" if objective in MAXIMISED else "minimize" for objective in tune.objectives]
+    study = optuna.create_study(
+        storage=storage, study_name=name, load_if_exists=True, directions=directions, pruner=pruner
     )
+    with _without_warnings():
+        study.set_metric_names(list(tune.objectives))
+    return study
+
+
+def describe(study: "Study", attributes: Mapping[str, Any]) -> None:
+    """Write attributes of a study that a person reads, for example in optuna-dashboard."""
+    for name, value in attributes.items():
+        study.set_user_attr(name, value)
 
 
 def _open_storage(make: Callable[[], "RDBStorage"]) -> "RDBStorage":
@@ -132,34 +154,22 @@ def retry_dead_trials(study: "Study", worker: str | None = None) -> None:
 def work(params: Params, study: "Study", worker: str, train_one: TrainOne) -> None:
     """Run trials, next to other workers, until `params.tune.trials` of the study have ended (complete or pruned).
 
-    `worker` names this process. `train_one(params, trial number, on_epoch)` trains a model and returns its validation
-    value; `on_epoch` ends it early by raising. While other workers run the last trials, this one waits, and takes over
-    if they die: at the latest when a heartbeat is missing for four times its interval.
+    `worker` names this process. `on_epoch` of train_one ends a trial early by raising. While other workers run the last
+    trials, this one waits, and takes over if they die: at the latest when a heartbeat is missing for four times its
+    interval.
     """
     import optuna
     from optuna.trial import TrialState
 
     tune = params.tune
 
-    def objective(trial: optuna.Trial) -> float:
+    def objective(trial: optuna.Trial) -> tuple[float, ...]:
         not_failed = (t for t in study.get_trials(deepcopy=False) if t.state != TrialState.FAIL)
         if sum(t.number < trial.number for t in not_failed) >= tune.trials:
             raise _EnoughTrials
         trial.set_user_attr("worker", worker)
-        # Seeded by trial number: workers draw different values, and a new study draws the same first trials.
-        study.sampler = optuna.samplers.TPESampler(seed=(tune.seed * 1_000_003 + trial.number) % 2**32)
-        values = {
-            "lr": trial.suggest_float("lr", *tune.lr, log=True),
-            "weight_decay": trial.suggest_float("weight_decay", *tune.weight_decay, log=True),
-            "dropout": trial.suggest_float("dropout", *tune.dropout),
-        }
-
-        def on_epoch(line: dict[str, Any]) -> None:
-            trial.report(line["valid"], line["epoch"])
-            if trial.should_prune():
-                raise optuna.TrialPruned
-
-        return train_one(with_trial_values(params, values), trial.number, on_epoch)
+        study.sampler = _sampler(params, trial.number)
+        return _run_trial(params, trial, train_one)
 
     while True:
         states = Counter(t.state for t in study.get_trials(deepcopy=False))
@@ -174,35 +184,169 @@ def work(params: Params, study: "Study", worker: str, train_one: TrainOne) -> No
                 optuna.storages.fail_stale_trials(study)
 
 
-def plots(study: "Study") -> dict[str, bytes]:
-    """Return Optuna's plots of a study by name, as SVG: `history`, `slice`, and `importances` from two trials on."""
+def _sampler(params: Params, number: int) -> Any:
+    """Return the sampler, seeded by trial: workers draw different values, and a new study the same first trials."""
+    import optuna
+
+    kinds = {"tpe": optuna.samplers.TPESampler, "random": optuna.samplers.RandomSampler}
+    return kinds[params.tune.sampler](seed=(params.tune.seed * 1_000_003 + number) % 2**32)
+
+
+def _run_trial(params: Params, trial: "Trial", train_one: TrainOne) -> tuple[float, ...]:
+    """Train one trial and return its objectives. Raises TrialPruned where it is ended early, invalid or diverges."""
+    import optuna
+
+    from qamoe.training.trainer import Diverged
+
+    values = {name: _suggest(trial, name, dimension) for name, dimension in params.tune.space.items()}
+    log.info("trial %d: %s", trial.number, ", ".join(f"{name} {_short(value)}" for name, value in values.items()))
+    prunes = params.tune.objectives == ("error",)  # Optuna takes reports for one objective alone
+
+    def on_epoch(line: dict[str, Any]) -> None:
+        if not prunes:
+            return
+        trial.report(line["valid"], line["epoch"])
+        if trial.should_prune():
+            log.info("trial %d: pruned after epoch %d", trial.number, line["epoch"])
+            raise optuna.TrialPruned
+
+    try:
+        measured = train_one(with_trial_values(params, values), trial.number, on_epoch)
+    except ValidationError as invalid:
+        log.warning("trial %d: counts as pruned, because %s", trial.number, invalid.errors()[0]["msg"])
+        raise optuna.TrialPruned from None
+    except Diverged as diverged:
+        log.warning("%s It counts as pruned.", diverged)
+        raise optuna.TrialPruned from None
+    trial.set_user_attr("error", measured["error"])
+    text = ", ".join(f"{name} {value:.4f}" for name, value in measured.items())
+    log.info("trial %d: complete, %s", trial.number, text)
+    return tuple(measured[objective] for objective in params.tune.objectives)
+
+
+def _suggest(trial: "Trial", name: str, dimension: Dimension) -> Value:
+    if dimension.choices is not None:
+        return trial.suggest_categorical(name, dimension.choices)
+    suggest = trial.suggest_int if dimension.integers else trial.suggest_float
+    step = {} if dimension.step is None else {"step": dimension.step}
+    return suggest(name, dimension.low, dimension.high, log=dimension.log, **step)
+
+
+def _short(value: Value) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def by_error(study: "Study") -> "Study":
+    """Return the ended trials as a study in memory whose one objective is the error."""
+    import optuna
+
+    scalar = optuna.create_study(direction="minimize")
+    for trial in study.get_trials():
+        if trial.state.is_finished():
+            scalar.add_trial(
+                optuna.trial.create_trial(
+                    state=trial.state,
+                    value=_error(trial),
+                    params=trial.params,
+                    distributions=trial.distributions,
+                    intermediate_values=trial.intermediate_values,
+                )
+            )
+    return scalar
+
+
+def _error(trial: Any) -> float | None:
+    """Return the error of a complete trial, the last reported one of a pruned trial, or None."""
+    if "error" in trial.user_attrs:
+        return float(trial.user_attrs["error"])
+    return None if trial.values is None else trial.value
+
+
+def plots(study: "Study", objectives: Sequence[str]) -> dict[str, bytes]:
+    """Return plots of a study by name, as SVG.
+
+    `history`, `slice`, and `importances` from two complete trials on, are Optuna's, of the error; `front` has the
+    trials by their objectives, if there are several.
+    """
     import matplotlib
+    import optuna.visualization.matplotlib as optuna_plots
     from matplotlib import pyplot
     from optuna.trial import TrialState
-    from optuna.visualization import matplotlib as optuna_plots
 
-    functions: dict[str, Callable[..., Any]] = {
-        "history": optuna_plots.plot_optimization_history,
-        "slice": optuna_plots.plot_slice,
+    scalar = by_error(study)
+    functions: dict[str, Callable[[], Any]] = {
+        "history": lambda: optuna_plots.plot_optimization_history(scalar, target_name=_TARGET),
+        "slice": lambda: _plot_slice(scalar),
     }
-    if len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))) > 1:
-        functions["importances"] = optuna_plots.plot_param_importances
+    if len(scalar.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))) > 1:
+        functions["importances"] = lambda: optuna_plots.plot_param_importances(scalar, target_name=_TARGET)
+    if len(objectives) > 1:
+        functions["front"] = lambda: _plot_front(study, objectives)
     svgs = {}
     pyplot.switch_backend("agg")  # the plots use pyplot, and there may be no display
     for name, plot in functions.items():
         with matplotlib.rc_context({"svg.hashsalt": "qamoe"}), _without_warnings(), io.BytesIO() as file:
-            plot(study, target_name="validation error")
-            if name == "slice":  # its axes are narrow, and their labels would overlap
-                pyplot.gcf().set_size_inches(11, 4.5)
-                for axis in pyplot.gcf().axes[:3]:
-                    axis.tick_params(axis="x", which="both", labelsize=9, labelrotation=45)
+            plot()
             pyplot.savefig(file, format="svg", bbox_inches="tight", metadata=dict.fromkeys(("Creator", "Date")))
             pyplot.close("all")
             svgs[name] = file.getvalue()
     return svgs
 
 
-def outcome(study: "Study") -> tuple[dict[str, float], float, list[dict[str, Any]]]:
-    """Return the best values, their validation value, and all trials: number, state, value and parameters."""
-    trials = [{"number": t.number, "state": t.state.name, "value": t.value, **t.params} for t in study.get_trials()]
-    return dict(study.best_params), float(study.best_value), trials
+def _plot_slice(study: "Study") -> None:
+    import optuna.visualization.matplotlib as optuna_plots
+    from matplotlib import pyplot
+
+    optuna_plots.plot_slice(study, target_name=_TARGET)
+    names = {name for trial in study.get_trials(deepcopy=False) for name in trial.params}
+    figure = pyplot.gcf()  # its axes are narrow, and their labels would overlap
+    figure.set_size_inches(max(6.0, 3.7 * len(names)), 4.5)
+    for axis in figure.axes[: len(names)]:
+        axis.tick_params(axis="x", which="both", labelsize=9, labelrotation=45)
+
+
+def _plot_front(study: "Study", objectives: Sequence[str]) -> None:
+    """Draw each further objective against the first one; Optuna's plot takes two or three objectives only."""
+    from matplotlib import pyplot
+
+    front = {trial.number for trial in study.best_trials}
+    complete = [trial for trial in study.get_trials() if trial.values is not None]
+    _, axes = pyplot.subplots(1, len(objectives) - 1, figsize=(4.6 * (len(objectives) - 1), 3.8), squeeze=False)
+    for column, axis in enumerate(axes[0], 1):
+        for trial in complete:
+            on_front = trial.number in front
+            colour = "#0072B2" if on_front else "#9aa5ae"
+            axis.plot(
+                trial.values[0], trial.values[column], "o", color=colour, fillstyle="full" if on_front else "none"
+            )
+            if on_front:
+                at = (trial.values[0], trial.values[column])
+                axis.annotate(str(trial.number), at, xytext=(4, 4), textcoords="offset points", fontsize=8)
+        axis.set_xlabel(objectives[0])
+        axis.set_ylabel(objectives[column])
+
+
+def outcome(study: "Study", objectives: Sequence[str]) -> tuple[dict[str, Value], float, list[dict[str, Any]]]:
+    """Return the values with the smallest error, that error, and all trials, one dict each.
+
+    A trial has number, state, value (its error) and its parameters. With several objectives it has those other than
+    the error too, and `front`: whether it is on the Pareto front. Raises UserError if no trial is complete.
+    """
+    from optuna.trial import TrialState
+
+    several = len(objectives) > 1
+    front = {trial.number for trial in study.best_trials} if several else set()
+    trials = []
+    for trial in study.get_trials():
+        row: dict[str, Any] = {"number": trial.number, "state": trial.state.name, "value": _error(trial)}
+        if trial.state == TrialState.COMPLETE:
+            row |= {n: v for n, v in zip(objectives, trial.values, strict=True) if n != "error"}
+        trials.append(row | ({"front": trial.number in front} if several else {}) | trial.params)
+    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    if not complete:
+        raise UserError(
+            f"None of the {len(trials)} trials of the search is complete (tune.trials): every one was pruned, diverged"
+            " or had values that exclude each other; see the lines above."
+        )
+    best = min(complete, key=lambda trial: float(trial.user_attrs["error"]))
+    return dict(best.params), float(best.user_attrs["error"]), trials

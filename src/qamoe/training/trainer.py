@@ -42,12 +42,16 @@ _LOGGED = 10  # epochs of a training that are logged after the first; the histor
 EpochLine = dict[str, Any]  # epoch, loss, losses.<name>, valid; and seconds, which is not written to files
 
 
+class Diverged(UserError):
+    """The validation error of a training is not finite; a search goes on with its next trial."""
+
+
 @dataclass(frozen=True)
 class TrainingJob:
     """One model with one seed: its data, parameters and device, and the folder for its checkpoint.
 
     `cells` are the cells of `valid` that select the epoch. `digests` identify the checkpoint's data, code and
-    parameters. `share` is this process's share of each batch.
+    parameters. `share` is this process's share of each batch. `trial` is its number in a search.
     """
 
     model: str
@@ -61,6 +65,7 @@ class TrainingJob:
     folder: Path
     device: str
     share: BatchShare = WHOLE_BATCH
+    trial: int | None = None
 
     @property
     def common(self) -> TrainCommon:
@@ -69,7 +74,7 @@ class TrainingJob:
     @property
     def name(self) -> str:
         """The name of this job in log lines and errors."""
-        return f"{self.model}, seed {self.seed}"
+        return f"{self.model}, seed {self.seed}" if self.trial is None else f"trial {self.trial}"
 
     def config(self) -> UntrainedConfig:
         """Return its model.json without the results of training."""
@@ -117,8 +122,11 @@ class Trainer:
         self._resume()
         self.losses_of = job.share.wrapped(self.model)
 
-    def run(self) -> None:
-        """Train the remaining epochs and write the checkpoint. Raises UserError if the training diverges."""
+    def run(self) -> SplitPredictions:
+        """Train the remaining epochs and write the checkpoint. Raises Diverged if the training diverges.
+
+        Returns the best epoch's predictions of the selection cells.
+        """
         for number in self._epochs_left():
             started = time.perf_counter()
             line = {"epoch": number, **self.epoch(number), "valid": self.validate(number)}
@@ -126,7 +134,7 @@ class Trainer:
             # No file has the seconds, because they differ from run to run.
             self._report({**line, "seconds": round(time.perf_counter() - started, 3)})
             self._save_state()
-        self.finish()
+        return self.finish()
 
     def epoch(self, number: int) -> dict[str, float]:
         """Train on every clip once and return the mean losses by name; an untrainable model has none."""
@@ -152,28 +160,29 @@ class Trainer:
         """Return the validation error over the selection cells after that epoch."""
         value = selection_value(self._predictions(self.job.cells.selection), self.job.cells)
         if not math.isfinite(value):
-            raise UserError(
+            raise Diverged(
                 f"{self.job.name}: the training diverged, the validation error of epoch {number} is not finite; "
                 f"try a smaller train.common.lr than {self.job.common.lr:g}."
             )
         return value
 
-    def finish(self) -> None:
-        """Calibrate the best epoch's model and write it as the checkpoint."""
+    def finish(self) -> SplitPredictions:
+        """Calibrate the best epoch's model, write it as the checkpoint, and return what `run` returns."""
         self.model.load_state_dict(self.best["weights"], strict=True)
         cells = self.job.cells
-        fitted = calibration(self._predictions(cells.selection))
+        selected = self._predictions(cells.selection)
         clean, fully_degraded = (self._predictions(views).r for views in (cells.clean, cells.fully_degraded))
         config: CheckpointConfig = {
             **self.config,
             "selection": self.best["value"],
             "best_epoch": self.best["epoch"],
-            "calibration": fitted,
+            "calibration": calibration(selected),
             "trust": _trust_anchors(self.job, clean, fully_degraded, self.config["modalities"]),
         }
         if self.job.share.first:
             checkpoint.save(self.job.folder, self.model, config, self.history)
             (self.job.folder / RESUME).unlink(missing_ok=True)
+        return selected
 
     def _resume(self) -> None:
         """Load the state of an interrupted training with the same digests, if the folder has one."""
@@ -217,8 +226,8 @@ class Trainer:
         if line["epoch"] == 1 or line["epoch"] % max(1, epochs // _LOGGED) == 0:
             losses = f"loss {line['loss']:.4f}, " if "loss" in line else ""
             log.info(
-                "%s, seed %d: epoch %d of %d, %svalidation error %.4f",
-                *(self.job.model, self.job.seed, line["epoch"], epochs, losses, line["valid"]),
+                "%s: epoch %d of %d, %svalidation error %.4f",
+                *(self.job.name, line["epoch"], epochs, losses, line["valid"]),
             )
 
     def _set_learning_rate(self, step: int, steps: int) -> None:
@@ -343,8 +352,8 @@ def _trust_anchors(
         anchors[modality] = {"clean": high, "fully_degraded": low, "rescaled": low < high}
         if low >= high:
             log.info(
-                "%s, seed %d: trust in %s does not follow damage: the median r of clean clips is %.3f, that of fully"
+                "%s: trust in %s does not follow damage: the median r of clean clips is %.3f, that of fully"
                 " degraded ones is %.3f; more epochs or clips may change that",
-                *(job.model, job.seed, modality, high, low),
+                *(job.name, modality, high, low),
             )
     return anchors

@@ -1,0 +1,35 @@
+"""What a search measures of a trial, from the predictions of the selection cells of the validation split."""
+
+import numpy as np
+
+from qamoe.config.search_space import DEGRADED_FROM
+from qamoe.evaluation.auroc import probability_above
+from qamoe.training.selection import Cells, SplitPredictions, selection_value
+
+
+def measures(predicted: SplitPredictions, cells: Cells, present: np.ndarray) -> dict[str, float]:
+    """Return the objectives by name, those that the model and the cells have.
+
+    error: the mean over the selection cells. clean, degraded: the mean over those at severity 0, and above it. trust:
+    AUROC of r, clean against severity DEGRADED_FROM and above, over clips that have the modality, and the mean over
+    modalities. predicted: of the selection views. present (N, M): whether a clip has a modality.
+    """
+    groups = np.array(cells.groups)
+    severity = np.array([_severity(cells, view) for view in cells.selection])
+    by_view = predicted.errors().mean(1)
+    found = {"error": selection_value(predicted, cells)}
+    for name, chosen in (("clean", severity == 0), ("degraded", severity > 0)):
+        if chosen.any():
+            found[name] = float(np.mean([by_view[groups == cell].mean() for cell in sorted(set(groups[chosen]))]))
+    clean, degraded = severity == 0, severity >= DEGRADED_FROM
+    if predicted.r is not None and clean.any() and degraded.any():
+        columns = [column for column in range(present.shape[1]) if present[:, column].any()]
+        r = [predicted.r[:, present[:, column], column] for column in columns]
+        found["trust"] = float(np.mean([probability_above(of[clean].ravel(), of[degraded].ravel()) for of in r]))
+    return found
+
+
+def _severity(cells: Cells, view: int) -> float:
+    severities = cells.views[view].severities
+    assert severities is not None, "a selection view has one severity for every modality"
+    return severities[0]
