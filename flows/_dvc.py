@@ -172,7 +172,7 @@ def stage_flow(stage: str) -> Flow[..., State[Any]]:
 
 
 def status(experiment: Experiment = None) -> State[Any]:
-    """Return the output of `dvc status --json` of a pipeline, after updating the stages that record code and parameters.
+    """Return the output of `dvc status --json` of a pipeline, after updating its records of code and parameters.
 
     The update keeps a stage from being stale after a change of comments only, and the search after a change of a
     parameter that it varies.

@@ -1,4 +1,4 @@
-"""Run the DVC stage `tune` as a flow: a search over the training parameters."""
+"""Run the DVC stage `tune` as a flow: a search over parameters of one model."""
 
 import sys
 from typing import Annotated, Any, Literal

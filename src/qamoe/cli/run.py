@@ -60,7 +60,7 @@ def report(params: Params = Path("params.yaml"), out: Out = Path("artifacts"), q
 
 @app.command()
 def tune(params: Params = Path("params.yaml"), out: Out = Path("artifacts"), quiet: Quiet = False) -> None:
-    """Search for better training parameters of qamoe; `qamoe accept-tuned` takes them over."""
+    """Search for better parameters of one model (`tune` in params.yaml); `qamoe accept-tuned` takes them over."""
     from qamoe.pipeline import tune as stage
 
     run_stage("tune", stage.run, params, out, quiet)
