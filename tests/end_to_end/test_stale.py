@@ -46,7 +46,7 @@ def test_a_comment_runs_no_stage_and_a_changed_meaning_of_a_name_trains_again(fi
     assert names.count("/ 10)") == 1
     (checkout / NAMES).write_text(names.replace("/ 10)", "/ 20)"))
     stale = json.loads(run(checkout, tmp_path, "-m", "dvc", "status", "--json"))
-    assert set(stale) == {"code-train", "code-evaluate", "code-tune"}
+    assert set(stale) == {"code-train", "code-evaluate", "code-tune", "tune-parameters"}
     run(checkout, tmp_path, "-m", "dvc", "repro", "--single-item", *sorted(stale))
     stale = json.loads(run(checkout, tmp_path, "-m", "dvc", "status", "--json"))
     assert {"train@mean", "train@qamoe", "evaluate@mean", "evaluate@qamoe", "tune"} == set(stale)

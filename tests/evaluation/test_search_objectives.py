@@ -11,7 +11,7 @@ CLIPS = 4
 PRESENT = np.array([[True, True, False]] * 3 + [[True, False, False]])
 
 
-def cells(**severities: list[float]) -> Cells:
+def cells(**severities: tuple[float, ...]) -> Cells:
     return selection_cells(Selection(severities=severities, draws=2, seed=1))
 
 
@@ -24,19 +24,19 @@ def predicted(errors: list[float], r: list[float] | None = None) -> SplitPredict
 
 
 def test_a_cell_counts_once_whatever_its_draws() -> None:
-    found = measures(predicted([1.0, 2.0, 4.0, 5.0, 7.0]), cells(noise=[0.0, 0.3, 1.0]), PRESENT)
+    found = measures(predicted([1.0, 2.0, 4.0, 5.0, 7.0]), cells(noise=(0.0, 0.3, 1.0)), PRESENT)
     assert found == {"error": pytest.approx((1 + 3 + 6) / 3), "clean": 1.0, "degraded": pytest.approx((3 + 6) / 2)}
 
 
 def test_trust_compares_clean_with_half_degraded_and_above() -> None:
     """r of text falls with severity and that of audio rises; vision, which no clip has, does not count."""
     r = [0.9, 0.99, 0.99, 0.4, 0.5]  # at .3, r is above that of clean, which must not count
-    found = measures(predicted([1.0] * 5, r), cells(noise=[0.0, 0.3, 0.5]), PRESENT)
+    found = measures(predicted([1.0] * 5, r), cells(noise=(0.0, 0.3, 0.5)), PRESENT)
     assert found["trust"] == pytest.approx((1 + 0) / 2)
-    text_alone = measures(predicted([1.0] * 5, r), cells(noise=[0.0, 0.3, 0.5]), PRESENT & [True, False, False])
+    text_alone = measures(predicted([1.0] * 5, r), cells(noise=(0.0, 0.3, 0.5)), PRESENT & [True, False, False])
     assert text_alone["trust"] == 1
 
 
 def test_cells_without_a_severity_have_no_such_objective() -> None:
-    assert set(measures(predicted([1.0, 2.0], [0.5, 0.5]), cells(noise=[0.3]), PRESENT)) == {"error", "degraded"}
-    assert set(measures(predicted([1.0], [0.5]), cells(noise=[0.0]), PRESENT)) == {"error", "clean"}
+    assert set(measures(predicted([1.0, 2.0], [0.5, 0.5]), cells(noise=(0.3,)), PRESENT)) == {"error", "degraded"}
+    assert set(measures(predicted([1.0], [0.5]), cells(noise=(0.0,)), PRESENT)) == {"error", "clean"}
