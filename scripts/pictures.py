@@ -89,7 +89,7 @@ def mlflow_pages(page: "Tab", address: str, name: str) -> None:
             "mlflow-compare.png",
             760,
             f"{address}/#/metric?runs={quote(json.dumps(compared))}&experiments={quote(json.dumps([experiment]))}"
-            f"&metric={quote(json.dumps('missing.mae'))}&plot_metric_keys={quote(json.dumps(['missing.mae']))}"
+            f"&metric={quote(json.dumps('missing/mae'))}&plot_metric_keys={quote(json.dumps(['missing/mae']))}"
             "&x_axis=step",
             f"{plots} >= 1",
         ),

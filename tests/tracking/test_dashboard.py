@@ -125,15 +125,15 @@ def test_three_clicks_lead_from_the_experiments_to_curves_and_table_of_the_model
     click(browser, link("qa-moe"))
     follow(browser, "Curves")
     shows(browser, dashboard.NAME, "Group: qamoe", "Group: concat", "Group: mean", "Spectrum")
-    missing = curves(browser, "missing.mae")
+    missing = curves(browser, "missing/mae")
     assert set(missing) == {f"param.model.{model}" for model in MODELS}
     for model, offset in MODELS.items():
         x, y = missing[f"param.model.{model}"]
         assert x == [0, 30, 100]
         assert y == pytest.approx([0.5 + offset, 0.65 + offset, 1.0 + offset], abs=1e-6)
-    curves(browser, "noise.mae")
+    curves(browser, "noise/mae")
     follow(browser, "table")
-    shows(browser, "Group: mean", "clean.mae", "missing.mae.area")
+    shows(browser, "Group: mean", "clean/mae", "missing/mae.area")
     browser.until("document.body.innerText.includes('0.6')")
 
 
@@ -146,10 +146,10 @@ def test_the_comparison_of_three_runs_has_the_table_and_the_curves(recorded, bro
     runs = {run.info.run_name: run.info.run_id for run in seeds}
     chosen = {"runs": json.dumps(list(runs.values())), "experiments": json.dumps([experiment])}
     browser.open(f"{recorded}/#/compare-runs?{urllib.parse.urlencode(chosen, quote_via=urllib.parse.quote)}")
-    shows(browser, "Comparing 3 Runs", "qamoe-seed1", "concat-seed1", "mean-seed1", "clean.mae", "missing.mae.area")
-    wanted = chosen | {"metric": '"missing.mae"', "plot_metric_keys": '["missing.mae"]', "x_axis": "step"}
+    shows(browser, "Comparing 3 Runs", "qamoe-seed1", "concat-seed1", "mean-seed1", "clean/mae", "missing/mae.area")
+    wanted = chosen | {"metric": '"missing/mae"', "plot_metric_keys": '["missing/mae"]', "x_axis": "step"}
     browser.open(f"{recorded}/#/metric?{urllib.parse.urlencode(wanted, quote_via=urllib.parse.quote)}")
-    drawn = curves(browser, "missing.mae")
+    drawn = curves(browser, "missing/mae")
     assert set(drawn) == set(runs.values())
     assert {tuple(x) for x, _ in drawn.values()} == {(0, 30, 100)}
     assert len({tuple(y) for _, y in drawn.values()}) == 3

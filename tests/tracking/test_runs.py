@@ -114,12 +114,12 @@ def test_a_training_run_holds_its_parameters_tags_and_model(
     assert run.data.params["train.common.lr"] == "0.001"
     assert run.data.params["models.qamoe.experts"] == "3"
     assert not any(name.startswith("models.concat") for name in run.data.params)
-    assert [(m.step, m.value) for m in records.get_metric_history(run.info.run_id, "loss")] == [
+    assert [(m.step, m.value) for m in records.get_metric_history(run.info.run_id, "train/loss")] == [
         (1, 1),
         (2, 0.5),
         (3, 1 / 3),
     ]
-    assert (run.data.metrics["best_epoch"], run.data.metrics["selection"]) == (2, 0.6)
+    assert (run.data.metrics["valid/best_epoch"], run.data.metrics["valid/selection"]) == (2, 0.6)
     tags = run.data.tags
     assert tags["qamoe.artifact_digest"] == checkpoint.digest(folder)
     assert tags["qamoe.data_digest"] == DIGESTS["data"]
@@ -129,7 +129,7 @@ def test_a_training_run_holds_its_parameters_tags_and_model(
     assert "hush-hush" not in repr((run.data.tags, run.data.params))
     assert str(tmp_path) not in repr((run.data.tags, run.data.params))
     model = records.get_logged_model(tags["qamoe.logged_model"])
-    assert {m.key: m.value for m in model.metrics}["loss"] == 0.5  # the best epoch, not the last
+    assert {m.key: m.value for m in model.metrics}["train/loss"] == 0.5  # the best epoch, not the last
     assert model.tags["qamoe.artifact_digest"] == checkpoint.digest(folder)
 
 
@@ -154,7 +154,7 @@ def test_a_stopped_training_continues_in_its_own_run(records, tiny_params, tiny_
         record.finish(tiny_checkpoint(tmp_path / "checkpoint"))
     (run,) = runs(records)
     assert run.info.status == "FINISHED"
-    assert [m.step for m in records.get_metric_history(run.info.run_id, "valid")] == [1, 2, 3]
+    assert [m.step for m in records.get_metric_history(run.info.run_id, "valid/error")] == [1, 2, 3]
 
 
 KILLED = """
@@ -239,7 +239,7 @@ def test_a_store_that_fails_does_not_stop_a_training(records, tiny_params, tiny_
     assert f"qamoe record {folder}" in caplog.text
     (run,) = runs(records)
     assert run.info.status == "FAILED"
-    assert [m.step for m in records.get_metric_history(run.info.run_id, "valid")] == [1, 2, 3]
+    assert [m.step for m in records.get_metric_history(run.info.run_id, "valid/error")] == [1, 2, 3]
     assert tracking.record_training(records, folder, "qa-moe") == run.info.run_id  # not a second run
     assert runs(records)[0].info.status == "FINISHED"
 
@@ -272,7 +272,7 @@ def test_a_folder_is_recorded_once(records, tiny_checkpoint, tmp_path):
     assert run.info.status == "FINISHED"
     assert run.data.tags["qamoe.recorded"].startswith("later")
     assert "mlflow.source.git.commit" not in run.data.tags  # the files do not say which commit made them
-    history = records.get_metric_history(run.info.run_id, "loss")
+    history = records.get_metric_history(run.info.run_id, "train/loss")
     assert [m.step for m in history] == [1, 2, 3]
     with pytest.raises(UserError, match=r"model\.json"):
         tracking.record_training(records, tmp_path, "qa-moe")
@@ -319,20 +319,20 @@ def test_an_evaluation_is_recorded_once_with_its_curves(records, tiny_checkpoint
     tracking.record_evaluation(folder, evaluated)
     tracking.record_evaluation(folder, evaluated)
     (run,) = runs(records)
-    curve = records.get_metric_history(run.info.run_id, "missing.mae")
+    curve = records.get_metric_history(run.info.run_id, "missing/mae")
     assert [(m.step, round(m.value, 6)) for m in curve] == [(0, 0.55), (30, 0.85), (100, 1.55)]
     metrics = run.data.metrics
-    assert metrics["clean.mae"] == pytest.approx(0.55)
-    assert metrics["mixed.mae"] == pytest.approx(0.55)
+    assert metrics["clean/mae"] == pytest.approx(0.55)
+    assert metrics["mixed/mae"] == pytest.approx(0.55)
     area = summarise(cells()).set_index(["slice", "metric"])["area"]["missing", "mae"]
-    assert metrics["missing.mae.area"] == pytest.approx(area)
+    assert metrics["missing/mae.area"] == pytest.approx(area)
     assert not any("nan" in name for name in metrics)
     names = {file.path for file in records.list_artifacts(run.info.run_id, "evaluate")}
     assert names == {"evaluate/cells.parquet", "evaluate/summary.csv", "evaluate/spectrum.png"}
     model = records.get_logged_model(run.data.tags["qamoe.logged_model"])
-    assert "missing.mae.area" in {metric.key for metric in model.metrics}
+    assert "missing/mae.area" in {metric.key for metric in model.metrics}
     tracking.record_evaluation(folder, evaluate(evaluated, "second", offset=1.0))
-    assert runs(records)[0].data.metrics["clean.mae"] == pytest.approx(1.55)
+    assert runs(records)[0].data.metrics["clean/mae"] == pytest.approx(1.55)
 
 
 def test_an_evaluation_is_not_lost_if_the_store_does_not_answer(tmp_path, monkeypatch, caplog, tiny_checkpoint):
@@ -353,7 +353,7 @@ def test_record_takes_training_folders_with_their_evaluations(records, tiny_chec
     record.run([folder], "qa-moe")
     record.run([folder.relative_to(tmp_path)], "qa-moe")
     (run,) = runs(records)
-    assert "clean.mae" in run.data.metrics
+    assert "clean/mae" in run.data.metrics
     assert capsys.readouterr().out.count(f"run {run.info.run_id}, evaluated") == 2
 
 

@@ -53,8 +53,10 @@ def record(
         now = milliseconds()
         rows = [(metric, value, step, now) for metric, value, step in metrics]
         Record(client, run).log(rows, {_EVENT: digest})
-        shown = {metric: f"{value:.6g}" for metric, value, _ in metrics if metric.endswith((".mae.area", "clean.mae"))}
-        shown |= {metric: f"{value:.6g}" for metric, value, _ in metrics if metric in ("mixed.mae", "mixed.accuracy")}
+        # The names of these tags have dots, as those of earlier versions: a tag replaces the one of the last measurement.
+        dotted = [(metric.replace("/", "."), f"{value:.6g}") for metric, value, _ in metrics]
+        shown = {metric: value for metric, value in dotted if metric.endswith((".mae.area", "clean.mae"))}
+        shown |= {metric: value for metric, value in dotted if metric in ("mixed.mae", "mixed.accuracy")}
         for tag, value in {**shown, **about, "run": run}.items():
             client.set_model_version_tag(name, champion.version, _TAG + tag, value)
         status = "FINISHED"

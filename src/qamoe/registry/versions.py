@@ -11,7 +11,8 @@ from qamoe.report.tables import stdout_console
 from qamoe.terminal import printable
 from qamoe.tracking.mlflow_store import connect, exclusive_lock, store_errors_as_user_errors
 
-# Column -> metrics on the test split, as evaluate records them; the first that a run has is shown.
+# Column -> metrics on the test split, as earlier versions recorded them; now they have / after the slice. The first that
+# a run has is shown.
 NUMBERS = {
     "clean": ("clean.mae", "clean.accuracy"),
     "missing": ("missing.mae.area", "missing.accuracy.area"),
@@ -59,7 +60,8 @@ def listed(client: Any, name: str) -> list[VersionRow]:
     rows = []
     for version in versions:
         # One that a person registered may have no run.
-        measured = client.get_run(version.run_id).data.metrics if version.run_id else {}
+        metrics = client.get_run(version.run_id).data.metrics if version.run_id else {}
+        measured = {metric.replace("/", "."): value for metric, value in metrics.items()}
         is_champion = str(aliases.get(CHAMPION)) == str(version.version)
         decision = version.tags.get("qamoe.decision", "")
         if ROLLED_BACK in version.tags and not is_champion:

@@ -12,37 +12,41 @@ NAME = "Models along the spectrum"
 _KIND = {"mlflow.experimentKind": "custom_model_development"}  # otherwise the page opens on language model traces
 _NOTE = "mlflow.note.content"
 # Metrics of both tasks; the page hides the charts of metrics that no run has.
-CURVES = tuple(f"{name}.{metric}" for metric in ("mae", "accuracy") for name in ("missing", "noise", "burst"))
-BARS = ("mixed.mae", "clean.mae", "clean.corr", "mixed.accuracy", "clean.accuracy")
-COLUMNS = ("clean.mae", "missing.mae.area", "noise.mae.area", "mixed.mae", "clean.corr", "selection")
+CURVES = tuple(f"{name}/{metric}" for metric in ("mae", "accuracy") for name in ("missing", "noise", "burst"))
+BARS = ("mixed/mae", "clean/mae", "clean/corr", "mixed/accuracy", "clean/accuracy")
+_EARLIER = tuple(name.replace("/", ".") for name in (*CURVES, *BARS))  # as earlier versions wrote them
+COLUMNS = ("clean/mae", "missing/mae.area", "noise/mae.area", "mixed/mae", "clean/corr", "valid/selection")
 
 
 def view() -> str:
     """Return the saved view: runs grouped by model, means over seeds; curves over severity first, then bars."""
     sections = [
         {"uuid": "spectrum", "name": "Spectrum", "display": True, "isReordered": True, "deleted": False},
+        {"uuid": "earlier", "name": "Earlier versions", "display": False, "isReordered": True, "deleted": False},
         {"uuid": "rest", "name": "Model metrics", "display": False, "isReordered": True, "deleted": False},
         {"uuid": "system", "name": "System metrics", "display": False, "isReordered": True, "deleted": False},
     ]
     state = {
         "searchFilter": "tags.`qamoe.seed` LIKE '%'",  # only seeds: no trials, no parent runs
-        "orderByKey": "metrics.`mixed.mae`",
+        "orderByKey": "metrics.`mixed/mae`",
         "orderByAsc": True,
         "selectedColumns": [f"metrics.`{name}`" for name in COLUMNS],
         "groupBy": {"aggregateFunction": "average", "groupByKeys": [{"mode": "param", "groupByData": "model"}]},
         "useGroupedValuesInCharts": True,
         "hideEmptyCharts": True,
         "isAccordionReordered": True,
-        "compareRunCharts": [*(_card("LINE", name) for name in CURVES), *(_card("BAR", name) for name in BARS)],
+        "compareRunCharts": [_card(name) for name in (*CURVES, *BARS, *_EARLIER)],
         "compareRunSections": sections,
     }
     # Fixed times keep the tag constant, so it is written only once.
     return json.dumps({"name": NAME, "createdAt": 0, "updatedAt": 0, "state": json.dumps(state)})
 
 
-def _card(kind: str, metric: str) -> dict[str, Any]:
+def _card(metric: str) -> dict[str, Any]:
+    kind = "LINE" if metric.replace(".", "/") in CURVES else "BAR"
+    section = "earlier" if metric in _EARLIER else "spectrum"
     card: dict[str, Any] = {"type": kind, "uuid": metric, "metricKey": metric, "displayName": metric}
-    card |= {"metricSectionId": "spectrum", "deleted": False, "isGenerated": False, "runsCountToCompare": 10}
+    card |= {"metricSectionId": section, "deleted": False, "isGenerated": False, "runsCountToCompare": 10}
     if kind == "LINE":
         card |= {"scaleType": "linear", "xAxisScaleType": "linear", "xAxisKey": "step", "lineSmoothness": 0}
         card |= {"selectedMetricKeys": [metric], "selectedXAxisMetricKey": "", "yAxisKey": "metric"}
@@ -56,7 +60,7 @@ def tags(experiment: str) -> dict[str, str]:
     runs = f"#/experiments/{experiment}/runs?viewStateShareKey=qamoe"
     note = (
         f"[Curves]({runs}&compareRunsMode=CHART) and [table]({runs}) of the models, means over seeds. "
-        "In curves such as `missing.mae`, the step is severity x 100. `.area` is the mean over severities."
+        "In curves such as `missing/mae`, the step is severity x 100. `.area` is the mean over severities."
     )
     return _KIND | {_VIEW: view(), _NOTE: note}
 

@@ -47,6 +47,7 @@ PROCESS = "qamoe.process"  # tag of a run: the process that writes it
 _LATER = "qamoe.recorded_digest"  # tag of a run that is logged from files: the digest of its checkpoint
 _NOTE = "mlflow.note.content"
 _SEEDS = "The child runs are the training seeds, with the same parameters, data and code."
+SELECTION = "valid/selection"  # metric: the validation error of the best epoch
 EVALUATION = "evaluate"  # folder in the artifacts of a run
 # MLflow's default source name would reveal a path on this machine.
 _SOURCE = {"mlflow.source.name": "qamoe.pipeline.train", "mlflow.source.type": "LOCAL"}
@@ -62,13 +63,20 @@ class Record:
     def __init__(self, client: Any, run_id: str) -> None:
         self.client = client
         self.run_id = run_id
-        self.known = {metric.step for metric in client.get_metric_history(run_id, "valid")}
+        self.known = {metric.step for metric in client.get_metric_history(run_id, metric_name("valid"))}
         self.finished = False
 
     def lines(self, lines: list[dict[str, Any]], times: list[int]) -> None:
         """Log the epochs that the run does not have yet: each number of a line under its key; times in milliseconds."""
         new = [(line, at) for line, at in zip(lines, times, strict=True) if line["epoch"] not in self.known]
-        self.log([(key, value, line["epoch"], at) for line, at in new for key, value in line.items() if key != "epoch"])
+        self.log(
+            [
+                (metric_name(key), value, line["epoch"], at)
+                for line, at in new
+                for key, value in line.items()
+                if key != "epoch"
+            ]
+        )
         self.known |= {line["epoch"] for line, _ in new}
 
     def log(
@@ -98,9 +106,15 @@ class Record:
         tags = {ARTIFACT: digest, "qamoe.model": config["model"], "qamoe.seed": str(config["seed"])}
         model = log_model(folder, config["model"], config["best_epoch"], tags | _SOURCE)
         step, now = config["best_epoch"], milliseconds()
-        rows = [("selection", config["selection"], step, now), ("best_epoch", step, step, now)]
+        rows = [(SELECTION, config["selection"], step, now), ("valid/best_epoch", step, step, now)]
         self.log(rows, tags | {MODEL_ID: model, _NOTE: _note(config)}, model)
         self.finished = True
+
+
+def metric_name(key: str) -> str:
+    """Return the name in MLflow of a key of a training's history; a run's page has a section for what precedes `/`."""
+    named = {"valid": "valid/error", "seconds": "time/epoch_seconds"}
+    return named.get(key, f"train/{key.replace('losses.', 'loss.')}")
 
 
 def milliseconds() -> int:
@@ -366,15 +380,15 @@ def _draw(cells: Any, model: str, path: Path) -> None:
 
 
 def spectrum_metrics(cells: Any, summary: Any) -> list[tuple[str, float, int]]:
-    """Return (name, value, step), such as `missing.mae` at step 100 x severity, `missing.mae.area` and `mixed.mae`."""
+    """Return (name, value, step), such as `missing/mae` at step 100 x severity, `missing/mae.area` and `mixed/mae`."""
     means = cells.groupby(["slice", "metric", "severity"], dropna=False, sort=False)["value"].mean()
     rows = []
     for (name, metric, severity), value in means.items():
-        rows.append((f"{name}.{metric}", float(value), 0 if math.isnan(severity) else round(100 * severity)))
+        rows.append((f"{name}/{metric}", float(value), 0 if math.isnan(severity) else round(100 * severity)))
     for line in summary.to_dict("records"):
         if not math.isnan(line["area09"]):  # only curves have an area; other slices are a single value
             rows += [
-                (f"{line['slice']}.{line['metric']}.{statistic}", line[statistic], 0)
+                (f"{line['slice']}/{line['metric']}.{statistic}", line[statistic], 0)
                 for statistic in ("area", "area09", "worst")
             ]
     return rows

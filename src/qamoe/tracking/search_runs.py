@@ -12,7 +12,7 @@ from qamoe.process_lifetime import this_process
 from qamoe.tracking import mlflow_store
 from qamoe.tracking.mlflow_store import PARENT, connect, experiment_id, reason, store_errors_as_user_errors
 from qamoe.tracking.provenance import provenance
-from qamoe.tracking.runs import PROCESS, Record, flat, log, milliseconds
+from qamoe.tracking.runs import PROCESS, SELECTION, Record, flat, log, milliseconds
 from qamoe.training.search import searched_values
 
 _STUDY, _TRIAL, _STATE = "qamoe.study", "qamoe.trial", "qamoe.state"
@@ -93,14 +93,14 @@ def finish(parent: str | None, trials: list[dict[str, Any]], best: dict[str, Val
                 continue
             client.set_tag(run.info.run_id, _STATE, trial["state"])
             if trial["value"] is not None and math.isfinite(trial["value"]):
-                client.log_metric(run.info.run_id, "selection", trial["value"])
+                client.log_metric(run.info.run_id, SELECTION, trial["value"])
             for objective in (set(OBJECTIVES) - {"error"}) & trial.keys():
-                client.log_metric(run.info.run_id, f"selection.{objective}", trial[objective])
+                client.log_metric(run.info.run_id, f"{SELECTION}.{objective}", trial[objective])
             client.set_terminated(run.info.run_id, _STATUS.get(trial["state"], "KILLED"))
         now = milliseconds()
         numbers = {k: v for k, v in best.items() if not isinstance(v, str | bool)}
         Record(client, parent).log(
-            [("selection", value, 0, now), *((f"best.{k}", v, 0, now) for k, v in numbers.items())]
+            [(SELECTION, value, 0, now), *((f"best/{k}", v, 0, now) for k, v in numbers.items())]
         )
         for name in best.keys() - numbers.keys():
             client.set_tag(parent, f"best.{name}", str(best[name]))
