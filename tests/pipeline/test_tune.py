@@ -83,7 +83,9 @@ def test_a_killed_search_ends_with_the_requested_number_of_trials(
     (parent,) = (run for run in runs if run.data.tags.get("qamoe.role") == "study")
     children = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
     assert parent.info.status == "FINISHED"
-    assert parent.data.metrics["valid/selection"] == min(float(row["value"]) for row in trials if row["state"] == "COMPLETE")
+    assert parent.data.metrics["valid/selection"] == min(
+        float(row["value"]) for row in trials if row["state"] == "COMPLETE"
+    )
     recorded = Counter(run.data.tags["qamoe.state"] for run in children)
     assert (recorded["COMPLETE"], recorded["PRUNED"]) == (states["COMPLETE"], states["PRUNED"])
     assert {run.info.status for run in children} <= {"FINISHED", "KILLED"}

@@ -74,42 +74,42 @@ def test_credentials_are_masked(text, masked_text):
     assert masked(text) == masked_text
 
 
-def test_a_database_is_complete_or_absent(empty_records, tmp_path, monkeypatch, tiny_params):
+def test_a_database_is_complete_or_absent(empty_records, tmp_path, monkeypatch, tiny_params, tiny_stats):
     assert [path.name for path in empty_records.parent.iterdir()] == ["mlflow.db"]  # no unfinished file is left
     broken = tmp_path / "mlflow.db"
     broken.write_bytes(b"not a database, and not ours to replace")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{broken}")
     with (
         pytest.raises(UserError, match=f"{broken}.*MLFLOW_TRACKING_URI"),
-        tracking.training_run(tiny_params, "qamoe", 1, DIGESTS),
+        tracking.training_run(tiny_params, "qamoe", 1, DIGESTS, tiny_stats),
     ):
         pytest.fail("training began")
 
 
 def test_a_specialist_is_recorded_under_its_own_name_with_the_sizes_of_qamoe(
-    records, tiny_params, tiny_checkpoint, tmp_path
+    records, tiny_params, tiny_stats, tiny_checkpoint, tmp_path
 ):
     name = "specialist-missing-03"
-    with tracking.training_run(tiny_params, name, 1, DIGESTS) as record:
+    with tracking.training_run(tiny_params, name, 1, DIGESTS, tiny_stats) as record:
         record.finish(tiny_checkpoint(tmp_path / "checkpoint", model=name))
     (run,) = runs(records)
-    assert (run.info.status, run.info.run_name, run.data.tags["qamoe.model"]) == ("FINISHED", f"{name}-seed1", name)
+    assert (run.info.status, run.info.run_name, run.data.tags["qamoe.model"]) == ("FINISHED", f"{name} seed1", name)
     assert run.data.params["models.qamoe.experts"] == "3"
     assert run.data.params["model"] == name
 
 
 def test_a_training_run_holds_its_parameters_tags_and_model(
-    records, tiny_params, tiny_checkpoint, tmp_path, monkeypatch
+    records, tiny_params, tiny_stats, tiny_checkpoint, tmp_path, monkeypatch
 ):
     monkeypatch.setenv("MY_SECRET", "hush-hush")
     (tmp_path / "dvc.lock").write_text("schema: '2.0'\n")
-    with tracking.training_run(tiny_params, "qamoe", 1, DIGESTS) as record:
+    with tracking.training_run(tiny_params, "qamoe", 1, DIGESTS, tiny_stats) as record:
         for epoch in (1, 2, 3):
             record.epoch(line(epoch))
         folder = tiny_checkpoint(tmp_path / "checkpoint")
         record.finish(folder)
     (run,) = runs(records)
-    assert (run.info.status, run.info.run_name) == ("FINISHED", "qamoe-seed1")
+    assert (run.info.status, run.info.run_name) == ("FINISHED", "qamoe seed1")
     assert run.data.params["seed"] == "1"
     assert run.data.params["train.common.lr"] == "0.001"
     assert run.data.params["models.qamoe.experts"] == "3"
@@ -134,9 +134,11 @@ def test_a_training_run_holds_its_parameters_tags_and_model(
 
 
 @pytest.mark.parametrize(("error", "status"), [(KeyboardInterrupt, "KILLED"), (ValueError, "FAILED"), (None, "FAILED")])
-def test_a_stopped_training_continues_in_its_own_run(records, tiny_params, tiny_checkpoint, tmp_path, error, status):
+def test_a_stopped_training_continues_in_its_own_run(
+    records, tiny_params, tiny_stats, tiny_checkpoint, tmp_path, error, status
+):
     def stopped_training() -> None:
-        with tracking.training_run(tiny_params, "qamoe", 1, DIGESTS) as record:
+        with tracking.training_run(tiny_params, "qamoe", 1, DIGESTS, tiny_stats) as record:
             record.epoch(line(1))
             record.epoch(line(2))
             if error is not None:
@@ -148,7 +150,7 @@ def test_a_stopped_training_continues_in_its_own_run(records, tiny_params, tiny_
         with pytest.raises(error):
             stopped_training()
     assert [run.info.status for run in runs(records)] == [status]
-    with tracking.training_run(tiny_params, "qamoe", 1, DIGESTS) as record:
+    with tracking.training_run(tiny_params, "qamoe", 1, DIGESTS, tiny_stats) as record:
         record.epoch(line(2))  # logged before the kill, but not in the saved training state
         record.epoch(line(3))
         record.finish(tiny_checkpoint(tmp_path / "checkpoint"))
@@ -164,7 +166,9 @@ from qamoe.config.params import load
 from qamoe.process_lifetime import end_on_sigterm
 from qamoe.tracking.runs import runs_end_with_their_processes, training_run
 end_on_sigterm()
-with runs_end_with_their_processes(), training_run(load(Path(sys.argv[1])), "qamoe", 1, {"data": "d"}):
+with runs_end_with_their_processes(), training_run(
+    load(Path(sys.argv[1])), "qamoe", 1, {"data": "d"}, {"about": {}, "clips": {}}
+):
     print("recording", flush=True)
     signal.pause()
 """
@@ -192,17 +196,22 @@ def test_a_killed_training_is_killed_in_the_records(records, tiny_checkpoint, tm
     running.wait()
 
 
-def test_only_the_same_training_continues_a_run_that_a_kill_left_running(records, tiny_params):
-    with pytest.raises(KeyboardInterrupt), tracking.training_run(tiny_params, "qamoe", 1, DIGESTS):
+def test_only_the_same_training_continues_a_run_that_a_kill_left_running(records, tiny_params, tiny_stats):
+    with pytest.raises(KeyboardInterrupt), tracking.training_run(tiny_params, "qamoe", 1, DIGESTS, tiny_stats):
         raise KeyboardInterrupt
     records.update_run(runs(records)[0].info.run_id, status="RUNNING")  # the status after kill -9
     for seed, digests in ((2, DIGESTS), (1, DIGESTS | {"params": "other"}), (1, DIGESTS)):
-        with pytest.raises(ValueError, match="end"), tracking.training_run(tiny_params, "qamoe", seed, digests):
+        with (
+            pytest.raises(ValueError, match="end"),
+            tracking.training_run(tiny_params, "qamoe", seed, digests, tiny_stats),
+        ):
             raise ValueError("end")
     assert len(runs(records)) == 3
 
 
-def test_only_seeds_of_the_same_training_are_children_of_one_run(records, tiny_params, tiny_checkpoint, tmp_path):
+def test_only_seeds_of_the_same_training_are_children_of_one_run(
+    records, tiny_params, tiny_stats, tiny_checkpoint, tmp_path
+):
     other = {"params": "o" * 64}
     for name, seed, changed in (("qamoe", 1, {}), ("qamoe", 2, {}), ("qamoe", 3, other), ("mean", 1, {})):
         folder = tmp_path / name / str(seed)
@@ -215,11 +224,53 @@ def test_only_seeds_of_the_same_training_are_children_of_one_run(records, tiny_p
     assert parents[0] == parents[1], "seeds 1 and 2"
     assert [by_id[parent].info.run_name for parent in parents] == ["qamoe", "qamoe", "qamoe", "mean"]
     assert {run.info.status for run in by_id.values()} == {"FINISHED"}
-    assert not any(run.data.params or run.data.metrics for run in by_id.values()), "MLflow would average them as seeds"
+    of_qamoe, of_one = (by_id[parents[number]].data for number in (0, 3))
+    assert (of_qamoe.metrics["valid/selection"], of_qamoe.metrics["seeds"]) == (pytest.approx(0.65), 2)
+    assert (of_one.metrics["valid/selection"], of_one.metrics["seeds"]) == (pytest.approx(0.6), 1)
+    assert of_qamoe.params["train.common.lr"] == "0.001"
+    assert "seed" not in of_qamoe.params
+    assert not any(name.startswith(("train/", "valid/error")) for name in of_qamoe.metrics), "curves are of one seed"
+    groups = [run.data.tags["training"] for run in runs(records)]
+    assert [groups.index(group) for group in groups] == [0, 0, 2, 3], "the saved view averages one training"
 
 
-def test_a_store_that_fails_does_not_stop_a_training(records, tiny_params, tiny_checkpoint, tmp_path, caplog):
-    with tracking.training_run(tiny_params, "qamoe", 1, DIGESTS) as record:
+def test_runs_are_named_by_what_differs_from_the_committed_parameters(
+    records, tiny_params, tiny_stats, tmp_path, monkeypatch
+):
+    import yaml
+
+    content = tiny_params.model_dump(mode="json")
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(content))
+    git("init", ".", where=tmp_path)
+    git("add", "params.yaml", where=tmp_path)
+    git("commit", "-m", "first", where=tmp_path)
+    monkeypatch.setenv("DVC_EXP_NAME", "brisk-otter")
+    changes = {"lr": 0.002, "epochs": 3, "patience": 4, "clip_norm": 2.0}
+    for number in (0, 1, len(changes)):
+        content["train"]["common"] |= dict(list(changes.items())[:number])
+        params = type(tiny_params).model_validate(content)
+        (tmp_path / "params.yaml").write_text(yaml.safe_dump(content))  # not committed, as by dvc exp run -S
+        digests = DIGESTS | {"params": str(number)}
+        with pytest.raises(ValueError, match="end"), tracking.training_run(params, "qamoe", 2, digests, tiny_stats):
+            raise ValueError("end")
+    usual, faster, most = runs(records)
+    assert usual.info.run_name == "qamoe seed2"
+    assert faster.info.run_name == "qamoe lr=0.002 seed2"
+    assert most.info.run_name == "qamoe epochs=3 lr=0.002 clip_norm=2.0 +1 seed2"
+    assert records.get_run(faster.data.tags["mlflow.parentRunId"]).info.run_name == "qamoe lr=0.002"
+    assert faster.data.tags["training"].startswith("qamoe lr=0.002 #")
+    tags = faster.data.tags
+    assert (tags["model"], tags["corpus"], tags["dvc_experiment"]) == ("qamoe", "tiny", "brisk-otter")
+    assert tags["mlflow.source.git.commit"].startswith(tags["commit"])
+    assert tags["mlflow.user"]
+    (data,) = faster.inputs.dataset_inputs
+    assert (data.dataset.name, data.dataset.digest) == ("tiny", DIGESTS["data"][:36])
+
+
+def test_a_store_that_fails_does_not_stop_a_training(
+    records, tiny_params, tiny_stats, tiny_checkpoint, tmp_path, caplog
+):
+    with tracking.training_run(tiny_params, "qamoe", 1, DIGESTS, tiny_stats) as record:
         assert record.record is not None
         record.epoch(line(1))
         working = record.record.client
@@ -244,11 +295,11 @@ def test_a_store_that_fails_does_not_stop_a_training(records, tiny_params, tiny_
     assert runs(records)[0].info.status == "FINISHED"
 
 
-def test_a_store_that_cannot_be_used_is_refused_before_training(tmp_path, monkeypatch, tiny_params):
+def test_a_store_that_cannot_be_used_is_refused_before_training(tmp_path, monkeypatch, tiny_params, tiny_stats):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", str(tmp_path / "mlruns"))  # MLflow 3 refuses a file store
     with (
         pytest.raises(UserError, match=r"MLFLOW_TRACKING_URI.*QAMOE_TRACKING=off"),
-        tracking.training_run(tiny_params, "qamoe", 1, DIGESTS),
+        tracking.training_run(tiny_params, "qamoe", 1, DIGESTS, tiny_stats),
     ):
         pytest.fail("training began")
 
@@ -256,7 +307,7 @@ def test_a_store_that_cannot_be_used_is_refused_before_training(tmp_path, monkey
 def test_untracked_training_never_imports_mlflow(tmp_path):
     code = (
         "import sys\nfrom pathlib import Path\nfrom qamoe.tracking.runs import record_evaluation, training_run\n"
-        "with training_run(None, 'qamoe', 1, {}) as record:\n    record.epoch({'epoch': 1})\n"
+        "with training_run(None, 'qamoe', 1, {}, {}) as record:\n    record.epoch({'epoch': 1})\n"
         "    record.finish(Path('nowhere'))\n"
         "record_evaluation(Path('nowhere'), Path('nowhere'))\nassert 'mlflow' not in sys.modules"
     )
@@ -358,13 +409,13 @@ def test_record_takes_training_folders_with_their_evaluations(records, tiny_chec
 
 
 @pytest.mark.slow
-def test_a_server_that_is_down_is_refused_in_seconds_without_its_password(monkeypatch, tiny_params):
+def test_a_server_that_is_down_is_refused_in_seconds_without_its_password(monkeypatch, tiny_params, tiny_stats):
     import socket
 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://ann:secret@127.0.0.1:{port}")
-    with pytest.raises(UserError) as refusal, tracking.training_run(tiny_params, "qamoe", 1, DIGESTS):
+    with pytest.raises(UserError) as refusal, tracking.training_run(tiny_params, "qamoe", 1, DIGESTS, tiny_stats):
         pytest.fail("training began")
     assert "secret" not in str(refusal.value)

@@ -51,6 +51,7 @@ def written_files(folder: Path) -> Iterator[Path]:
 def test_records_promotion_and_output_contain_no_secret(
     planted: Any,
     tiny_params: Any,
+    tiny_stats: Any,
     tiny_corpus: Callable[..., None],
     tiny_checkpoint: Callable[..., Path],
     tmp_path: Path,
@@ -62,7 +63,7 @@ def test_records_promotion_and_output_contain_no_secret(
     tiny_corpus(out)
     digests = {"params": "p" * 64, "data": data_digest(out), "code": "c" * 64}
     params = tiny_params.model_copy(update={"seeds": {"qamoe": [1]}})
-    with runs.training_run(params, "qamoe", 1, digests) as record:
+    with runs.training_run(params, "qamoe", 1, digests, tiny_stats) as record:
         record.epoch({"epoch": 1, "loss": 1.0, "valid": 0.5, "seconds": 1.0})
         record.finish(tiny_checkpoint(out / "train/qamoe/1", digests=digests))
     assert promote.decide(params, out).outcome == "promoted"

@@ -142,3 +142,8 @@ def secrets() -> set[str]:
 def under_dvc() -> bool:
     """Whether dvc runs this process as a stage."""
     return "DVC_STAGE" in os.environ
+
+
+def dvc_experiment() -> str | None:
+    """Return the name of the experiment that `dvc exp run` runs, which DVC tells its stages in `DVC_EXP_NAME`."""
+    return os.environ.get("DVC_EXP_NAME") or None

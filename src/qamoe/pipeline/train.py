@@ -181,7 +181,7 @@ def train_one(params: Params, out: Path, name: str, seed: int, digests: dict[str
     folder = out / "train" / name / str(seed)
     folder.mkdir(parents=True, exist_ok=True)
     job = TrainingJob(name, seed, params, stats, train, valid, cells, digests, folder, settings.device(), share)
-    with training_run(params, name, seed, digests) as record:
+    with training_run(params, name, seed, digests, stats) as record:
         Trainer(job, record.epoch).run()
         record.finish(folder)
 

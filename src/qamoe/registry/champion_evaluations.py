@@ -53,7 +53,7 @@ def record(
         now = milliseconds()
         rows = [(metric, value, step, now) for metric, value, step in metrics]
         Record(client, run).log(rows, {_EVENT: digest})
-        # The names of these tags have dots, as those of earlier versions: a tag replaces the one of the last measurement.
+        # Their names have dots, as those of earlier versions: each tag replaces the one of the last measurement.
         dotted = [(metric.replace("/", "."), f"{value:.6g}") for metric, value, _ in metrics]
         shown = {metric: value for metric, value in dotted if metric.endswith((".mae.area", "clean.mae"))}
         shown |= {metric: value for metric, value in dotted if metric in ("mixed.mae", "mixed.accuracy")}

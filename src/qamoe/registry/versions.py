@@ -11,8 +11,8 @@ from qamoe.report.tables import stdout_console
 from qamoe.terminal import printable
 from qamoe.tracking.mlflow_store import connect, exclusive_lock, store_errors_as_user_errors
 
-# Column -> metrics on the test split, as earlier versions recorded them; now they have / after the slice. The first that
-# a run has is shown.
+# Column -> metrics on the test split, as earlier versions recorded them; now they have / after the slice. The first
+# that a run has is shown.
 NUMBERS = {
     "clean": ("clean.mae", "clean.accuracy"),
     "missing": ("missing.mae.area", "missing.accuracy.area"),

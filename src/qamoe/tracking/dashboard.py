@@ -19,7 +19,7 @@ COLUMNS = ("clean/mae", "missing/mae.area", "noise/mae.area", "mixed/mae", "clea
 
 
 def view() -> str:
-    """Return the saved view: runs grouped by model, means over seeds; curves over severity first, then bars."""
+    """Return the saved view: the seeds of a training are one group; curves over severity first, then bars."""
     sections = [
         {"uuid": "spectrum", "name": "Spectrum", "display": True, "isReordered": True, "deleted": False},
         {"uuid": "earlier", "name": "Earlier versions", "display": False, "isReordered": True, "deleted": False},
@@ -31,7 +31,7 @@ def view() -> str:
         "orderByKey": "metrics.`mixed/mae`",
         "orderByAsc": True,
         "selectedColumns": [f"metrics.`{name}`" for name in COLUMNS],
-        "groupBy": {"aggregateFunction": "average", "groupByKeys": [{"mode": "param", "groupByData": "model"}]},
+        "groupBy": {"aggregateFunction": "average", "groupByKeys": [{"mode": "tag", "groupByData": "training"}]},
         "useGroupedValuesInCharts": True,
         "hideEmptyCharts": True,
         "isAccordionReordered": True,
@@ -59,7 +59,7 @@ def tags(experiment: str) -> dict[str, str]:
     """Return the tags of the experiment with this id."""
     runs = f"#/experiments/{experiment}/runs?viewStateShareKey=qamoe"
     note = (
-        f"[Curves]({runs}&compareRunsMode=CHART) and [table]({runs}) of the models, means over seeds. "
+        f"[Curves]({runs}&compareRunsMode=CHART) and [table]({runs}) of the trainings, means over seeds. "
         "In curves such as `missing/mae`, the step is severity x 100. `.area` is the mean over severities."
     )
     return _KIND | {_VIEW: view(), _NOTE: note}

@@ -1,5 +1,6 @@
 """Describe where a result comes from: the checkout, its commit and package versions, but no environment variables."""
 
+import getpass
 import platform
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
@@ -87,8 +88,25 @@ def _is_dirty() -> str:
         return "unknown"
 
 
+def committed(name: str) -> str | None:
+    """Return a file of the working folder as it is in the last commit; None without git or without the file."""
+    return _git("show", f"HEAD:./{name}")
+
+
+def user() -> dict[str, str]:
+    """Return MLflow's tag for the user of this process, {} if the system has no name for it."""
+    try:
+        return {"mlflow.user": getpass.getuser()}
+    except (KeyError, OSError):
+        return {}
+
+
 def provenance() -> dict[str, str]:
-    """Return tags for the code, files and packages of a result, and for two settings that affect its speed."""
+    """Return tags for the code, files and packages of a result, and for two settings that affect its speed.
+
+    Names without a prefix are for people, who filter by them: `commit`, and the name of the experiment that
+    `dvc exp run` runs.
+    """
     tags = {"qamoe.platform": platform.platform(), "qamoe.python": platform.python_version()}
     tags |= {"qamoe.device": settings.device(), "qamoe.workers": str(settings.workers())}
     for name in PACKAGES:
@@ -98,7 +116,10 @@ def provenance() -> dict[str, str]:
             continue
     commit = _git("rev-parse", "HEAD")
     if commit is not None:
-        tags |= {"mlflow.source.git.commit": commit, "qamoe.git_dirty": _is_dirty()}
+        tags |= {"commit": commit[:12], "mlflow.source.git.commit": commit, "qamoe.git_dirty": _is_dirty()}
+    experiment = settings.dvc_experiment()
+    if experiment is not None:
+        tags["dvc_experiment"] = experiment
     lock = Path("dvc.lock")
     if lock.is_file():
         tags["qamoe.dvc_lock_digest"] = file_digest(lock)

@@ -12,15 +12,16 @@ import math
 import platform
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from qamoe.config import params as parameters
 from qamoe.config import settings
-from qamoe.config.model_names import family
 from qamoe.config.params import Params
+from qamoe.data.stats import Stats
 from qamoe.errors import UserError
 from qamoe.files import exclusive_lock
 from qamoe.models.checkpoint_config import Calibration, CheckpointConfig, ParametersConfig
@@ -35,7 +36,9 @@ from qamoe.tracking.mlflow_store import (
     store_errors_as_user_errors,
     uri,
 )
-from qamoe.tracking.provenance import provenance
+from qamoe.tracking.mlflow_store import exclusive_lock as exclusive_lock_of_store
+from qamoe.tracking.provenance import provenance, user
+from qamoe.tracking.titles import title, training_parameters
 
 __all__ = ["record_evaluation", "record_training", "training_run", "uri"]
 log = logging.getLogger("qamoe")
@@ -51,8 +54,10 @@ SELECTION = "valid/selection"  # metric: the validation error of the best epoch
 EVALUATION = "evaluate"  # folder in the artifacts of a run
 # MLflow's default source name would reveal a path on this machine.
 _SOURCE = {"mlflow.source.name": "qamoe.pipeline.train", "mlflow.source.type": "LOCAL"}
+TRAINING = "training"  # tag of the seeds of a training: its title and a digest of its parameters, data and code
+_CURVES = ("train/", "valid/error", "time/", "system/")  # metrics by epoch or time
+_LONGEST_DIGEST = 36  # of a data set, in MLflow
 _MOST_METRICS = 1000  # MLflow's limit for one log_batch
-_LONGEST_PARAM = 6000
 _SYSTEM_SECONDS = 5
 _WITHOUT = "; QAMOE_TRACKING=off trains without records"
 
@@ -109,6 +114,7 @@ class Record:
         rows = [(SELECTION, config["selection"], step, now), ("valid/best_epoch", step, step, now)]
         self.log(rows, tags | {MODEL_ID: model, _NOTE: _note(config)}, model)
         self.finished = True
+        _log_means(self.client, self.client.get_run(self.run_id))
 
 
 def metric_name(key: str) -> str:
@@ -141,17 +147,8 @@ def _calibrated(calibration: Calibration) -> str:
     return f"Half-width of the 90 % interval: {calibration['sigmas']['0.9']:.2f} sigma (split-conformal, validation)."
 
 
-def flat(values: Any, prefix: str = "") -> dict[str, str]:
-    """Flatten nested mappings to dotted names, as in `dvc exp run -S`; lists become JSON."""
-    if isinstance(values, dict):
-        return {k: v for name, value in values.items() for k, v in flat(value, f"{prefix}.{name}".lstrip(".")).items()}
-    return {prefix: (values if isinstance(values, str) else json.dumps(values))[:_LONGEST_PARAM]}
-
-
-def _begin(client: Any, experiment: str, config: ParametersConfig, tags: dict[str, str]) -> str:
-    """Return the unfinished run of this training, or create one with its parameters and tags."""
-    from mlflow.entities import Param
-
+def _begin(client: Any, experiment: str, config: ParametersConfig, stats: Stats, tags: dict[str, str]) -> str:
+    """Return the unfinished run of this training, or create one with its parameters, data and tags."""
     name, seed, digests = config["model"], config["seed"], config["digests"]
     shared = {"qamoe.model": name} | {f"qamoe.{part}_digest": value for part, value in digests.items()}
     identity = shared | {"qamoe.seed": str(seed)}
@@ -167,29 +164,63 @@ def _begin(client: Any, experiment: str, config: ParametersConfig, tags: dict[st
         if run.data.tags.get(_LATER, tags.get(_LATER)) == tags.get(_LATER):
             client.set_tag(run.info.run_id, PROCESS, this_process())
             return run.info.run_id
+    named = title(config)
+    tags = _SOURCE | user() | {"model": name, "corpus": corpus_name(stats)} | tags
     parent, created = one_run(
-        client, experiment_number, name, shared | {"qamoe.role": "model"}, _SOURCE | {_NOTE: _SEEDS} | tags
+        client, experiment_number, named, shared | {"qamoe.role": "model"}, {_NOTE: _SEEDS} | tags
     )
     if created:
+        _describe(client, parent, config, stats)
         client.set_terminated(parent, "FINISHED")
+    # The same title may stand for other parameters after a commit, so what is grouped by it has a digest.
+    tags[TRAINING] = f"{named} #{parameters.digest(shared)[:6]}"
     run = client.create_run(
         experiment_number,
-        tags=_SOURCE | identity | tags | {PARENT: parent, PROCESS: this_process()},
-        run_name=f"{name}-seed{seed}",
+        tags=identity | tags | {PARENT: parent, PROCESS: this_process()},
+        run_name=f"{named} seed{seed}",
     )
-    models = {part: config["models"][part] for part in ("encoders", family(name))}
-    values = flat(
-        {
-            "model": name,
-            "seed": seed,
-            "extract": config["extract"],
-            "preprocess": {"max_frames": config["max_frames"]},
-            "train": {"common": config["train"]},
-            "models": models,
-        }
-    )
-    client.log_batch(run.info.run_id, params=[Param(key, value) for key, value in values.items()])
+    _describe(client, run.info.run_id, config, stats, {"seed": str(seed)})
     return run.info.run_id
+
+
+def corpus_name(stats: Stats) -> str:
+    """Return the name of a corpus, followed by that of its file if it is one file."""
+    about = stats["about"]
+    file = [Path(about["file"]).stem] if isinstance(about.get("file"), str) else []
+    return " ".join([str(about.get("corpus", "corpus")), *file])
+
+
+def _describe(
+    client: Any, run: str, config: ParametersConfig, stats: Stats, further: Mapping[str, str] = MappingProxyType({})
+) -> None:
+    """Log the parameters and the training data of a run; the data by its digest, without reading it."""
+    from mlflow.entities import Dataset, DatasetInput, InputTag, Param
+    from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
+
+    values = training_parameters(config) | further
+    client.log_batch(run, params=[Param(key, value) for key, value in values.items()])
+    digest = config["digests"].get("data", "")[:_LONGEST_DIGEST]
+    about, clips = (json.dumps(stats[key], default=str) for key in ("about", "clips"))
+    data = Dataset(corpus_name(stats), digest, "qamoe", about, profile=clips)
+    client.log_inputs(run, [DatasetInput(data, [InputTag(MLFLOW_DATASET_CONTEXT, "training")])])
+
+
+def _log_means(client: Any, run: Any) -> None:
+    """Log in the parent of a seed the means over its seeds, and their number; curves stay with the seeds."""
+    parent = run.data.tags.get(PARENT)
+    if parent is None:
+        return
+    with exclusive_lock_of_store():
+        seeds = client.search_runs([run.info.experiment_id], f"tags.`{PARENT}` = '{parent}'")
+        measured = [seed.data.metrics for seed in seeds if ARTIFACT in seed.data.tags]
+        values: dict[str, list[float]] = {}
+        for metrics in measured:
+            for name, value in metrics.items():
+                if f"{name}.area" not in metrics and not name.startswith(_CURVES):
+                    values.setdefault(name, []).append(value)
+        now = milliseconds()
+        rows = [(name, sum(numbers) / len(numbers), 0, now) for name, numbers in values.items()]
+        Record(client, parent).log([*rows, ("seeds", len(measured), 0, now)])
 
 
 @contextmanager
@@ -258,8 +289,8 @@ def _not_recorded(folder: Path, error: Exception) -> None:
 
 
 @contextmanager
-def training_run(params: Params, name: str, seed: int, digests: dict[str, str]) -> Iterator[Training]:
-    """Record one training while it runs; a training that was killed continues in its own run.
+def training_run(params: Params, name: str, seed: int, digests: dict[str, str], stats: Stats) -> Iterator[Training]:
+    """Record one training while it runs; a training that was killed continues in its own run. stats: of its data.
 
     The run ends FINISHED, FAILED after an exception, or KILLED after Ctrl-C. With QAMOE_TRACKING=off nothing is
     recorded and MLflow is not imported. Raises UserError before training if the store does not answer.
@@ -272,7 +303,7 @@ def training_run(params: Params, name: str, seed: int, digests: dict[str, str]) 
     client = connect(_WITHOUT)
     with store_errors_as_user_errors(_WITHOUT):
         config = parameters_config(params, name, seed, digests)
-        record = Record(client, _begin(client, params.registry.name, config, provenance()))
+        record = Record(client, _begin(client, params.registry.name, config, stats, provenance()))
     with _active(record, system_metrics=importlib.util.find_spec("psutil") is not None):
         yield Training(record)
 
@@ -327,7 +358,7 @@ def _record_training(client: Any, folder: Path, experiment: str, config: Checkpo
         return existing.info.run_id
     lines = [json.loads(line) for line in (folder / checkpoint.HISTORY).read_text().splitlines()]
     later = {"qamoe.recorded": "later, from its files", _LATER: digest}
-    record = Record(client, _begin(client, experiment, config, later))
+    record = Record(client, _begin(client, experiment, config, config["stats"], later))
     ended = (folder / checkpoint.CONFIG).stat().st_mtime
     with _active(record, system_metrics=False):
         record.lines(lines, [round(1000 * ended)] * len(lines))  # the files do not hold the end of each epoch
@@ -369,6 +400,7 @@ def log_evaluation(client: Any, folder: Path, evaluated: Path, experiment: str) 
     rows = [(name, value, step, now) for name, value, step in spectrum_metrics(cells, summary)]
     record = Record(client, run.info.run_id)
     record.log(rows, {EVALUATED: digest}, run.data.tags[MODEL_ID])
+    _log_means(client, run)
     return True
 
 

@@ -12,7 +12,8 @@ from qamoe.process_lifetime import this_process
 from qamoe.tracking import mlflow_store
 from qamoe.tracking.mlflow_store import PARENT, connect, experiment_id, reason, store_errors_as_user_errors
 from qamoe.tracking.provenance import provenance
-from qamoe.tracking.runs import PROCESS, SELECTION, Record, flat, log, milliseconds
+from qamoe.tracking.runs import PROCESS, SELECTION, Record, log, milliseconds
+from qamoe.tracking.titles import flat
 from qamoe.training.search import searched_values
 
 _STUDY, _TRIAL, _STATE = "qamoe.study", "qamoe.trial", "qamoe.state"
