@@ -64,6 +64,13 @@ def corpus(records, tmp_path, tiny_params, tiny_corpus, tiny_checkpoint) -> Any:
             aliases = self.client.get_registered_model("qa-moe").aliases
             return {alias: str(version) for alias, version in aliases.items()}
 
+        def champion_runs(self) -> list[str]:
+            """The versions whose runs have the tag of the champion."""
+            experiment = self.client.get_experiment_by_name("qa-moe").experiment_id
+            marked = {run.info.run_id for run in self.client.search_runs([experiment], "tags.champion = 'qa-moe'")}
+            versions = self.client.search_model_versions("name = 'qa-moe'")
+            return [str(version.version) for version in versions if version.run_id in marked]
+
     return Corpus()
 
 
@@ -90,6 +97,7 @@ def test_the_life_of_a_champion(corpus, capsys):
     promote.run(corpus.params, corpus.out)
     assert capsys.readouterr().out.splitlines()[-1] == "decision: promoted"
     assert corpus.aliases() == {"champion": "3", "previous": "1"}
+    assert corpus.champion_runs() == ["3"]
 
     served = mlflow.pyfunc.load_model("models:/qa-moe@champion").predict(pd.DataFrame({"text": ["a film"]}))
     assert served["score"][0] == pytest.approx(1.0, abs=0.2)
@@ -107,6 +115,9 @@ def test_the_life_of_a_champion(corpus, capsys):
     files = [file.path for file in corpus.client.list_artifacts(version.run_id, "promote")]
     assert len(files) == 4 + 1  # two decisions, each as JSON and as a page, and the drift reference
     assert "promote/reference.parquet" in files
+    (page, *_) = (mlflow.artifacts.load_text(f"runs:/{version.run_id}/{path}") for path in files if "html" in path)
+    assert "version 2: refused" in page
+    assert page.count('class="failed"') == 2
     for path in (path for path in files if path.endswith(".json")):
         content = json.loads(mlflow.artifacts.load_text(f"runs:/{version.run_id}/{path}"))
         assert content["decision"] == "refused"
@@ -151,6 +162,7 @@ def test_a_rollback_swaps_champion_and_previous_and_lasts_until_it_is_undone(cor
 
     assert re.search(r"version 1 of qa-moe.*version 2", versions.rollback("qa-moe"))
     assert corpus.aliases() == {"champion": "1", "previous": "2"}
+    assert corpus.champion_runs() == ["1"]
     unchanged = corpus.promote()  # the checkpoints are still those of version 2
     assert (unchanged.outcome, unchanged.version) == ("unchanged", "2")
     assert "version 2 was rolled back" in unchanged.reasons[0]

@@ -386,6 +386,24 @@ def test_an_evaluation_is_recorded_once_with_its_curves(records, tiny_checkpoint
     assert runs(records)[0].data.metrics["clean/mae"] == pytest.approx(1.55)
 
 
+def test_a_report_is_among_the_files_of_the_runs_that_it_is_about(records, tiny_checkpoint, tmp_path, caplog):
+    import mlflow
+
+    folders = [tiny_checkpoint(tmp_path / str(seed), seed=seed) for seed in (1, 2)]
+    other = tracking.record_training(records, tiny_checkpoint(tmp_path / "other", model="mean"), "qa-moe")
+    shown = [tracking.record_training(records, folder, "qa-moe") for folder in folders]
+    (tmp_path / "index.html").write_text("<p>the report</p>")
+    unrecorded = tiny_checkpoint(tmp_path / "unrecorded", seed=9)
+    tracking.record_report(tmp_path / "index.html", [*folders, unrecorded])
+    assert not caplog.text
+    parent = records.get_run(shown[0]).data.tags["mlflow.parentRunId"]
+    for run in (*shown, parent):
+        assert mlflow.artifacts.load_text(f"runs:/{run}/report/index.html") == "<p>the report</p>"
+    assert records.list_artifacts(other, "report") == []
+    tracking.record_report(tmp_path / "nowhere.html", folders)
+    assert "nowhere.html was not recorded" in caplog.text
+
+
 def test_an_evaluation_is_not_lost_if_the_store_does_not_answer(tmp_path, monkeypatch, caplog, tiny_checkpoint):
     folder = tiny_checkpoint(tmp_path / "train" / "qamoe" / "1")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", str(tmp_path / "mlruns"))

@@ -1,7 +1,7 @@
 """Register a candidate as challenger, apply the promotion gate, and move the champion alias.
 
 registry/gate.py defines the rules. Each decision is recorded with its reasons: as tags and description of the model
-version, and as promote/<key>.json and .md in the run of the candidate, where <key> is the gate_key.
+version, and as promote/<key>.json and .html in the run of the candidate, where <key> is the gate_key.
 
 A kill may happen between any two steps. The record says `promoting` until the aliases have moved. `finish` completes
 an interrupted promotion or rollback; each promotion and rollback calls it first.
@@ -349,9 +349,10 @@ def finish(client: Any, name: str) -> str | None:
             return None
         raise
     current = aliases.get(CHAMPION)
-    if current is None:
+    version = None if current is None else client.get_model_version(name, current)
+    mark_champion(client, name, None if version is None else version.run_id)
+    if version is None:
         return None
-    version = client.get_model_version(name, current)
     if _PROMOTING in version.tags:
         key = version.tags[_PROMOTING]
         _complete(client, {**_read(client, version.run_id, key), "decision": "promoted"}, key)
@@ -368,6 +369,16 @@ def finish(client: Any, name: str) -> str | None:
     return replaced
 
 
+def mark_champion(client: Any, name: str, run_id: str | None) -> None:
+    """Give the run of the champion, and no other, the tag `champion` with the name of the registered model."""
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    marked = {run.info.run_id for run in client.search_runs(experiments, f"tags.`{CHAMPION}` = '{name}'")}
+    for former in marked - {run_id}:
+        client.delete_tag(former, CHAMPION)
+    if run_id and run_id not in marked:
+        client.set_tag(run_id, CHAMPION, name)
+
+
 def _complete(client: Any, record: DecisionRecord, key: str) -> None:
     """Complete a promotion after champion has moved: move the other aliases, and write the final record last."""
     name, version, previous = record["name"], record["version"], record["champion"]
@@ -375,6 +386,7 @@ def _complete(client: Any, record: DecisionRecord, key: str) -> None:
         client.set_registered_model_alias(name, PREVIOUS, previous["version"])
     if str(client.get_registered_model(name).aliases.get(CHALLENGER)) == version:
         client.delete_registered_model_alias(name, CHALLENGER)
+    mark_champion(client, name, record["candidate"]["run"])
     _write(client, record, key)
     client.delete_model_version_tag(name, version, _PROMOTING)
 
@@ -461,7 +473,7 @@ def _write(client: Any, record: DecisionRecord, key: str) -> None:
     run, name, version = record["candidate"]["run"], record["name"], record["version"]
     page, against = markdown(record), record["champion"]
     client.log_text(run, json.dumps(record, indent=1, default=float), f"promote/{key}.json")
-    client.log_text(run, page, f"promote/{key}.md")
+    client.log_text(run, html(record), f"promote/{key}.html")
     client.update_model_version(name, version, description=page)
     tags = {f"qamoe.rule.{rule['rule']}": _reason(rule) for rule in record["rules"]}
     tags |= {"qamoe.protocol": str(record["protocol"]), "qamoe.data_digest": record["data_digest"]}
@@ -482,6 +494,14 @@ def _read(client: Any, run: str, key: str) -> DecisionRecord:
 
 def _reason(rule: RuleRecord) -> str:
     return f"{'passed' if rule['passed'] else 'failed'} {rule['rule']}: {rule['sentence']}"
+
+
+def html(record: DecisionRecord) -> str:
+    """Return a decision as a page, which MLflow shows among the files of a run."""
+    from jinja2 import Environment
+
+    template = Path(__file__).with_name("decision.html").read_text()
+    return Environment(autoescape=True).from_string(template).render(record)
 
 
 def markdown(record: DecisionRecord) -> str:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from qamoe.errors import UserError
 from qamoe.registry.local_lookup import not_registered
-from qamoe.registry.registry import CHAMPION, PREVIOUS, ROLLED_BACK, finish
+from qamoe.registry.registry import CHAMPION, PREVIOUS, ROLLED_BACK, finish, mark_champion
 from qamoe.report.tables import stdout_console
 from qamoe.terminal import printable
 from qamoe.tracking.mlflow_store import connect, exclusive_lock, store_errors_as_user_errors
@@ -111,6 +111,7 @@ def _swapped(client: Any, name: str) -> str:
     client.set_model_version_tag(name, current, ROLLED_BACK, _next_time(client, name))
     client.set_registered_model_alias(name, CHAMPION, previous)
     client.set_registered_model_alias(name, PREVIOUS, current)
+    mark_champion(client, name, client.get_model_version(name, previous).run_id)
     if ROLLED_BACK in client.get_model_version(name, previous).tags:
         client.delete_model_version_tag(name, previous, ROLLED_BACK)
     return _summary(name, previous, current)

@@ -12,7 +12,7 @@ import math
 import platform
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
@@ -51,7 +51,7 @@ _LATER = "qamoe.recorded_digest"  # tag of a run that is logged from files: the 
 _NOTE = "mlflow.note.content"
 _SEEDS = "The child runs are the training seeds, with the same parameters, data and code."
 SELECTION = "valid/selection"  # metric: the validation error of the best epoch
-EVALUATION = "evaluate"  # folder in the artifacts of a run
+EVALUATION, REPORT = "evaluate", "report"  # folders in the artifacts of a run
 # MLflow's default source name would reveal a path on this machine.
 _SOURCE = {"mlflow.source.name": "qamoe.pipeline.train", "mlflow.source.type": "LOCAL"}
 TRAINING = "training"  # tag of the seeds of a training: its title and a digest of its parameters, data and code
@@ -402,6 +402,26 @@ def log_evaluation(client: Any, folder: Path, evaluated: Path, experiment: str) 
     record.log(rows, {EVALUATED: digest}, run.data.tags[MODEL_ID])
     _log_means(client, run)
     return True
+
+
+def record_report(page: Path, folders: Iterable[Path]) -> None:
+    """Log the page of the report in the runs of these checkpoints and in their parents; only warn if the store fails.
+
+    Checkpoints without a run are left out. With QAMOE_TRACKING=off nothing is recorded.
+    """
+    from qamoe.models import checkpoint
+
+    if settings.untracked():
+        return
+    try:
+        client = connect()
+        found = [find(client, qamoe__artifact_digest=checkpoint.digest(folder)) for folder in folders]
+        seeds = [run for run in found if run is not None]
+        parents = {run.data.tags[PARENT] for run in seeds if PARENT in run.data.tags}
+        for run_id in {run.info.run_id for run in seeds} | parents:
+            client.log_artifact(run_id, str(page), REPORT)
+    except Exception as error:
+        log.warning("%s was not recorded: %s", page, reason(error))
 
 
 def _draw(cells: Any, model: str, path: Path) -> None:
