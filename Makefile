@@ -85,9 +85,8 @@ docs: setup ## rewrite README's output and the command reference from the last d
 
 ui server deploy worker schedule: export DO_NOT_TRACK := true
 
-ui: setup ## MLflow's page with runs, metrics and models: http://127.0.0.1:5000 (another port: make ui PORT=5001)
-	$(VENV)/bin/mlflow ui --host 127.0.0.1 --port $(or $(PORT),5000) \
-		--backend-store-uri "$$($(PY) -c 'from qamoe.tracking import mlflow_store; print(mlflow_store.uri())')"
+ui: setup ## MLflow with runs, metrics and models on port 5000; prints the address of the runs (another port: make ui PORT=5001)
+	$(PY) -m scripts.ui --port $(or $(PORT),5000)
 
 server worker deploy schedule: export PREFECT_API_URL ?= http://127.0.0.1:$(or $(PORT),4200)/api
 
