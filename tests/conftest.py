@@ -197,7 +197,7 @@ def tiny_checkpoint(tiny_params: Any, tiny_stats: Any) -> Callable[..., Path]:
         history = [
             {"epoch": e, "loss": 2.0 / e, "losses.task": 1.0 / e, "valid": 0.6, "seconds": 1.5} for e in (1, 2, 3)
         ]
-        checkpoint.save(folder, network, config, history)
+        checkpoint.save(folder, network.state_dict(), config, history)
         return folder
 
     return make

@@ -62,7 +62,7 @@ def writers(trained: Path) -> dict[str, Callable[[Path], object]]:
 
     return {
         "text": lambda folder: write_text(folder / "a.txt", "words " * 5000),
-        "weights": lambda folder: checkpoint.save(folder / "trained", loaded.model, loaded.config, []),
+        "weights": lambda folder: checkpoint.save(folder / "trained", loaded.model.state_dict(), loaded.config, []),
         "resumable state": lambda folder: checkpoint.save_state(
             folder / "resume.pt", {"frames": torch.from_numpy(frames)}
         ),

@@ -67,7 +67,7 @@ def test_a_clip_has_the_same_prediction_as_in_evaluate(
     config |= {"selection": 1.0, "best_epoch": 1, "calibration": sigmas, "trust": anchors}
     torch.manual_seed(2)
     folder = out / "train" / "qamoe" / "1"
-    checkpoint.save(folder, checkpoint.make("qamoe", config), config, [])
+    checkpoint.save(folder, checkpoint.make("qamoe", config).state_dict(), config, [])
     evaluate.run(params, out)
     batch = pd.read_parquet(out / "evaluate/qamoe/1/predictions.parquet").set_index("clip_id")
     with (data / "manifest.csv").open(newline="") as file:

@@ -35,7 +35,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, tiny_params: Any, tiny_stat
     config |= {"selection": 1.0, "best_epoch": 1, "calibration": {"temperature": 2.0}, "trust": anchors}
     torch.manual_seed(1)
     folder = tmp_path_factory.mktemp("classes") / "qamoe" / "1"
-    checkpoint.save(folder, checkpoint.make("qamoe", config), config, [])
+    checkpoint.save(folder, checkpoint.make("qamoe", config).state_dict(), config, [])
     return folder
 
 

@@ -295,6 +295,81 @@ def test_a_store_that_fails_does_not_stop_a_training(
     assert runs(records)[0].info.status == "FINISHED"
 
 
+@pytest.mark.parametrize(
+    ("rule", "best", "last"),
+    [("none", [], []), ("best", [1, 3], []), ("best_and_last", [1, 3], [2, 4, 5])],
+)
+def test_checkpoints_of_an_unfinished_training_are_kept_at_a_rule(
+    records, tiny_params, tiny_stats, tiny_checkpoint, tmp_path, rule, best, last
+):
+    """Best epochs are 1, 1, 3, 3, 3; every second epoch and the last one may log checkpoints."""
+    import mlflow
+
+    params = tiny_params.model_copy(
+        update={"tracking": tiny_params.tracking.model_copy(update={"keep_checkpoints": rule, "keep_every": 2})}
+    )
+    saved: list[tuple[str, int]] = []
+    with tracking.training_run(params, "qamoe", 1, DIGESTS, tiny_stats) as record:
+        for epoch, best_so_far in enumerate((1, 1, 3, 3, 3), 1):
+
+            def save(folder: Path, which: str, epoch: int = epoch, best_so_far: int = best_so_far) -> None:
+                number = best_so_far if which == "best" else epoch
+                saved.append((which, number))
+                unfinished = {"best_epoch": number, "calibration": {}, "trust": {}, "finished": False}
+                tiny_checkpoint(folder, **unfinished)
+
+            record.keep(epoch, best_so_far, epoch == 5, save)
+    assert [number for which, number in saved if which == "best"] == best
+    assert [number for which, number in saved if which == "last"] == last
+    (run,) = runs(records)
+    for which, numbers in (("best", best), ("last", last)):
+        address = run.data.tags.get(f"checkpoint_{which}")
+        assert (address is not None) == bool(numbers)
+        if address is not None:
+            folder = Path(mlflow.artifacts.download_artifacts(address, dst_path=str(tmp_path / which)))
+            assert checkpoint.load(folder, unfinished=True).config["best_epoch"] == numbers[-1]
+
+
+def test_a_half_written_checkpoint_leaves_the_one_before(
+    records, tiny_params, tiny_stats, tiny_checkpoint, tmp_path, monkeypatch, caplog
+):
+    import mlflow
+
+    def save(folder: Path, which: str) -> None:
+        tiny_checkpoint(folder, calibration={}, trust={}, finished=False)
+
+    with tracking.training_run(tiny_params, "qamoe", 1, DIGESTS, tiny_stats) as record:
+        assert record.record is not None
+        every = tiny_params.tracking.keep_every
+        record.keep(every, 1, False, save)
+        (run,) = runs(records)
+        client = record.record.client
+        log_artifacts = client.log_artifacts
+
+        def half(run_id: str, folder: str, place: str) -> None:
+            weights = Path(folder) / "weights.safetensors"
+            weights.write_bytes(weights.read_bytes()[:100])
+            log_artifacts(run_id, folder, place)
+            raise OSError("killed")
+
+        for number in (2, 3):
+            with monkeypatch.context() as patch:
+                patch.setattr(client, "log_artifacts", half)
+                record.keep(number * every, number, False, save)
+            address = runs(records)[0].data.tags["checkpoint_best"]
+            folder = mlflow.artifacts.download_artifacts(address, dst_path=str(tmp_path / str(number)))
+            checkpoint.load(Path(folder), unfinished=True)
+        assert "training continues" in caplog.text
+        record.keep(4 * every, 4, False, save)
+        assert runs(records)[0].data.tags["checkpoint_best"] != address
+        finished = tiny_checkpoint(tmp_path / "checkpoint")
+        record.finish(finished)
+    (run,) = runs(records)
+    assert records.list_artifacts(run.info.run_id, "checkpoints/best") == [], "the finished one replaces it"
+    model = Path(mlflow.artifacts.download_artifacts(run.data.tags["checkpoint_best"], dst_path=str(tmp_path / "m")))
+    assert checkpoint.digest(model / "artifacts") == checkpoint.digest(finished)
+
+
 def test_a_store_that_cannot_be_used_is_refused_before_training(tmp_path, monkeypatch, tiny_params, tiny_stats):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", str(tmp_path / "mlruns"))  # MLflow 3 refuses a file store
     with (

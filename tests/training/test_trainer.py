@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from qamoe.dataset.degraded_split import rows_in_batches
+from qamoe.errors import UserError
 from qamoe.models import checkpoint
 from qamoe.models.factory import MODELS
 from qamoe.models.model import Model
@@ -164,6 +165,36 @@ def test_the_best_epoch_becomes_the_checkpoint(train: Any, tmp_path: Path, monke
     saved = checkpoint.load(tmp_path).model.state_dict()
     assert all(torch.equal(saved[name], value) for name, value in weights[1].items())
     assert any(not torch.equal(saved[name], value) for name, value in weights[2].items())
+
+
+def test_a_checkpoint_of_an_unfinished_training_is_loaded_only_as_one(
+    train: Any, setting: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values, trainers = iter([0.9, 0.5, 0.7]), []
+    whole = trainer.Trainer.__init__
+
+    def recorded(self: trainer.Trainer, *arguments: Any) -> None:
+        whole(self, *arguments)
+        trainers.append(self)
+
+    def stop(line: dict[str, Any]) -> None:
+        assert trainers[0].ended() == (line["epoch"] == 3)
+        if line["epoch"] == 3:
+            for which in ("best", "last"):
+                trainers[0].save_unfinished(tmp_path / which, which)
+
+    monkeypatch.setattr(trainer, "selection_value", lambda *_: next(values))
+    monkeypatch.setattr(trainer.Trainer, "__init__", recorded)
+    train(tmp_path / "whole", common={"epochs": 3}, on_epoch=stop)
+    finished = checkpoint.load(tmp_path / "whole")
+    for which, epoch, value in (("best", 2, 0.5), ("last", 3, 0.7)):
+        with pytest.raises(UserError, match=rf"{which}/model.json.*epoch {epoch}"):
+            checkpoint.load(tmp_path / which)
+        loaded = checkpoint.load(tmp_path / which, unfinished=True)
+        assert (loaded.config["best_epoch"], loaded.config["selection"]) == (epoch, value)
+        batch = setting.valid.batch(0, range(4))
+        same = torch.equal(loaded.predict(batch).value, finished.predict(batch).value)
+        assert same == (which == "best"), "the best epoch becomes the finished checkpoint"
 
 
 def test_the_selection_value_is_that_of_the_checkpoint(setting: Any, whole: Path) -> None:

@@ -261,6 +261,13 @@ class Registry(Block):
     tolerance: Share  # allowed relative increase of a slice's error (regression) or error rate (classification)
 
 
+class Tracking(Block):
+    """Which checkpoints of an unfinished training MLflow gets, at most once in so many epochs; changes no result."""
+
+    keep_checkpoints: Literal["none", "best", "best_and_last"]
+    keep_every: Count
+
+
 class Params(Block):
     extract: Extract
     preprocess: Preprocess
@@ -270,6 +277,7 @@ class Params(Block):
     evaluate: Evaluate
     tune: Tune
     registry: Registry
+    tracking: Tracking
 
     @model_validator(mode="after")
     def _signals_are_extracted(self) -> "Params":

@@ -1,13 +1,14 @@
 """Checkpoints: folders of plain files from which a model is rebuilt exactly, without running code from them.
 
 weights.safetensors, model.json (the model's description, with everything that it needs to predict) and history.jsonl
-(one line per epoch). model.json is written last: a folder that has it is finished.
+(one line per epoch). model.json is written last: a folder that has it is complete. A checkpoint of an unfinished
+training has the same files; its model.json says `"finished": false`, and has no calibration and no trust yet.
 """
 
 import hashlib
 import io
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -186,19 +187,21 @@ def untrained_config(
     return config
 
 
-def save(folder: Path, model: Model, config: CheckpointConfig, history: list[dict[str, Any]]) -> None:
-    """Write a finished checkpoint; model.json last."""
+def save(folder: Path, weights: Mapping[str, Tensor], config: CheckpointConfig, history: list[dict[str, Any]]) -> None:
+    """Write a checkpoint; model.json last."""
     from safetensors.torch import save as to_bytes
 
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIG).unlink(missing_ok=True)  # until all files are new, the folder is not finished
-    write_bytes(folder / WEIGHTS, to_bytes({k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}))
+    write_bytes(folder / WEIGHTS, to_bytes({k: v.detach().cpu().contiguous() for k, v in weights.items()}))
     write_text(folder / HISTORY, "".join(json.dumps(line) + "\n" for line in history))
     write_text(folder / CONFIG, json.dumps(config, indent=1, sort_keys=True, allow_nan=False))
 
 
-def load(folder: Path, device: str = "cpu") -> Trained:
-    """Load a finished checkpoint. Raises UserError if there is none or if weights and model.json disagree.
+def load(folder: Path, device: str = "cpu", unfinished: bool = False) -> Trained:
+    """Load a checkpoint. Raises UserError if there is none or if weights and model.json disagree.
+
+    unfinished: accept one of an unfinished training too. It predicts values and r, but no intervals and no trust.
 
     Nothing of the size that model.json claims is built before the weights are known to have this size: the model is
     built without memory, and the weights of the file become its own.
@@ -206,7 +209,7 @@ def load(folder: Path, device: str = "cpu") -> Trained:
     config = read_config(folder)
     if config is None:
         raise UserError(f"No finished checkpoint in {folder}: {CONFIG} is missing.")
-    check(config, folder / CONFIG)
+    check(config, folder / CONFIG, unfinished)
     path = folder / WEIGHTS
     size = path.stat().st_size if path.is_file() else 0
     try:
@@ -214,7 +217,7 @@ def load(folder: Path, device: str = "cpu") -> Trained:
         # transformers computes some tensors that no file has, so its encoders are built with memory.
         with torch.device("cpu" if "text_encoder" in config else "meta"):
             model = make(config["model"], config)
-        if isinstance(model, (QAMoE, Precision)) and not config["trust"]:
+        if isinstance(model, (QAMoE, Precision)) and not config["trust"] and config.get("finished", True):
             raise ValueError("trust has no anchors")
         reason = _load_weights(model, path)
     except (KeyError, TypeError, AttributeError, ValueError, ArithmeticError, RuntimeError) as error:

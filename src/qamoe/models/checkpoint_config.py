@@ -78,6 +78,7 @@ class CheckpointConfig(UntrainedConfig):
     best_epoch: int
     calibration: Calibration
     trust: dict[str, TrustAnchors]
+    finished: NotRequired[bool]  # false: of an unfinished training, with empty calibration and trust
 
 
 _LARGEST_FILE = 64 << 20  # bytes; the largest part is a line for each word of a vocabulary
@@ -156,6 +157,8 @@ class _Description(_Checked):
     text_states: Width = 1
     text_encoder: dict[str, Any] = {}
     selection: Finite
+    best_epoch: Annotated[int, Field(ge=0)] = 0
+    finished: bool = True
     calibration: _Calibration
     trust: dict[str, _Anchors]
 
@@ -174,7 +177,8 @@ def _disagreement(config: Any) -> str:
         or (len(task["classes"]) < 2 if classifies else task["low"] is None or task["high"] is None),
         "class_shares": classifies and len(config.get("class_shares", ())) != len(task["classes"]),
         "target_mean": not classifies and not {"target_mean", "target_std"} <= set(config),
-        "calibration": ("temperature" if classifies else "0.9")
+        "calibration": config.get("finished", True)
+        and ("temperature" if classifies else "0.9")
         not in (config["calibration"] if classifies else config["calibration"].get("sigmas", ())),
         "trust": (bool(config["trust"]) and not set(modalities) <= set(config["trust"]))
         or any(a["rescaled"] and a["clean"] == a["fully_degraded"] for a in config["trust"].values()),
@@ -220,8 +224,11 @@ def read_config(folder: Path) -> CheckpointConfig | None:
     return cast(CheckpointConfig, config)
 
 
-def check(config: CheckpointConfig, path: Path) -> None:
-    """Raise UserError for a model.json, read from `path`, whose values are not those of a model of this project."""
+def check(config: CheckpointConfig, path: Path, unfinished: bool = False) -> None:
+    """Raise UserError for a model.json, read from `path`, whose values are not those of a model of this project.
+
+    unfinished: accept one of an unfinished training.
+    """
     try:
         _Description.model_validate(config)
         if "vocabulary" in config["stats"]["text"]:
@@ -231,6 +238,11 @@ def check(config: CheckpointConfig, path: Path) -> None:
         if "vocabulary" in config["stats"]["text"]:
             extractor_settings("text", config["extract"].get("text"))
         wrong = _disagreement(config)
+        if not unfinished and not config.get("finished", True):
+            raise UserError(
+                f"{path} is of an unfinished training (epoch {config['best_epoch']}), so it has no calibration and no"
+                " trust; let the training finish."
+            )
     except ValidationError as error:
         raise first_mistake(error, path) from None
     except PydanticCustomError as error:

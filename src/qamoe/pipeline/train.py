@@ -182,7 +182,13 @@ def train_one(params: Params, out: Path, name: str, seed: int, digests: dict[str
     folder.mkdir(parents=True, exist_ok=True)
     job = TrainingJob(name, seed, params, stats, train, valid, cells, digests, folder, settings.device(), share)
     with training_run(params, name, seed, digests, stats) as record:
-        Trainer(job, record.epoch).run()
+
+        def on_epoch(line: dict[str, Any]) -> None:
+            record.epoch(line)
+            record.keep(line["epoch"], trainer.best["epoch"], trainer.ended(), trainer.save_unfinished)
+
+        trainer = Trainer(job, on_epoch)
+        trainer.run()
         record.finish(folder)
 
 

@@ -12,15 +12,15 @@ import math
 import platform
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 from qamoe.config import params as parameters
 from qamoe.config import settings
-from qamoe.config.params import Params
+from qamoe.config.params import Params, Tracking
 from qamoe.data.stats import Stats
 from qamoe.errors import UserError
 from qamoe.files import exclusive_lock
@@ -51,6 +51,8 @@ _LATER = "qamoe.recorded_digest"  # tag of a run that is logged from files: the 
 _NOTE = "mlflow.note.content"
 _SEEDS = "The child runs are the training seeds, with the same parameters, data and code."
 SELECTION = "valid/selection"  # metric: the validation error of the best epoch
+CHECKPOINT = "checkpoint"  # prefix of a tag of a run: where its best or its last checkpoint is
+CHECKPOINTS = "checkpoints"  # folder in the artifacts of a run
 EVALUATION, REPORT = "evaluate", "report"  # folders in the artifacts of a run
 # MLflow's default source name would reveal a path on this machine.
 _SOURCE = {"mlflow.source.name": "qamoe.pipeline.train", "mlflow.source.type": "LOCAL"}
@@ -100,6 +102,19 @@ class Record:
             last = [RunTag(k, v) for k, v in (tags or {}).items()] if chunk is chunks[-1] else []
             self.client.log_batch(self.run_id, metrics=chunk, tags=last)
 
+    def keep(self, which: Literal["best", "last"], save: Callable[[Path, Literal["best", "last"]], None]) -> None:
+        """Log a checkpoint of an unfinished training; the tag checkpoint_<which> is its address.
+
+        There are two places, and the tag names the complete one: a kill may leave the other half written.
+        """
+        tag = f"{CHECKPOINT}_{which}"
+        known = self.client.get_run(self.run_id).data.tags.get(tag, "")
+        place = f"{CHECKPOINTS}/{which}/{'b' if known.endswith('a') else 'a'}"
+        with tempfile.TemporaryDirectory() as folder:
+            save(Path(folder), which)
+            self.client.log_artifacts(self.run_id, folder, place)
+        self.client.set_tag(self.run_id, tag, f"runs:/{self.run_id}/{place}")
+
     def finish(self, folder: Path) -> None:
         """Log the checkpoint as a loadable model, its selection value, and last the digest that identifies the run."""
         from qamoe.inference.model_package import log_model
@@ -112,7 +127,8 @@ class Record:
         model = log_model(folder, config["model"], config["best_epoch"], tags | _SOURCE)
         step, now = config["best_epoch"], milliseconds()
         rows = [(SELECTION, config["selection"], step, now), ("valid/best_epoch", step, step, now)]
-        self.log(rows, tags | {MODEL_ID: model, _NOTE: _note(config)}, model)
+        best = {f"{CHECKPOINT}_best": f"models:/{model}"}
+        self.log(rows, tags | best | {MODEL_ID: model, _NOTE: _note(config)}, model)
         self.finished = True
         _log_means(self.client, self.client.get_run(self.run_id))
 
@@ -250,13 +266,15 @@ def _active(record: Record, system_metrics: bool) -> Iterator[None]:
 
 
 class Training:
-    """Record one training: call `epoch` with each line of its history, then `finish` with its folder.
+    """Record one training: call `epoch` and `keep` after each epoch, then `finish` with its folder.
 
-    Neither method raises if the store fails. record: None records nothing.
+    No method raises if the store fails. record: None records nothing.
     """
 
-    def __init__(self, record: Record | None) -> None:
+    def __init__(self, record: Record | None, rule: Tracking | None = None) -> None:
         self.record = record
+        self.rule = rule
+        self.kept = 0  # the best epoch whose checkpoint was logged
         self.pending: list[tuple[dict[str, Any], int]] = []
         self.warned = False
 
@@ -269,9 +287,31 @@ class Training:
             self.record.lines([line for line, _ in self.pending], [at for _, at in self.pending])
             self.pending = []
         except Exception as error:
-            if not self.warned:
-                log.warning("the MLflow store does not answer, training continues: %s", reason(error))
-            self.warned = True
+            self._warn(error)
+
+    def keep(self, epoch: int, best: int, last: bool, save: Callable[[Path, Literal["best", "last"]], None]) -> None:
+        """Log the checkpoints of params.yaml's tracking.keep_checkpoints, if it is their turn after this epoch.
+
+        best: the epoch of the best checkpoint so far. last: whether no epoch is left. `save(folder, which)` writes one.
+        """
+        if self.record is None or self.rule is None or not (last or epoch % self.rule.keep_every == 0):
+            return
+        wanted: list[Literal["best", "last"]] = []
+        if self.rule.keep_checkpoints != "none" and best != self.kept:
+            wanted.append("best")
+        if self.rule.keep_checkpoints == "best_and_last":
+            wanted.append("last")
+        try:
+            for which in wanted:
+                self.record.keep(which, save)
+            self.kept = best
+        except Exception as error:
+            self._warn(error)
+
+    def _warn(self, error: Exception) -> None:
+        if not self.warned:
+            log.warning("the MLflow store does not answer, training continues: %s", reason(error))
+        self.warned = True
 
     def finish(self, folder: Path) -> None:
         """Log the finished checkpoint."""
@@ -282,6 +322,19 @@ class Training:
             self.record.finish(folder)
         except Exception as error:
             _not_recorded(folder, error)
+            return
+        if self.kept:
+            self._delete_best(self.record)
+
+    def _delete_best(self, record: Record) -> None:
+        """Delete the best checkpoints so far, which the finished one replaces."""
+        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+        try:
+            address = record.client.get_run(record.run_id).info.artifact_uri
+            get_artifact_repository(address).delete_artifacts(f"{CHECKPOINTS}/best")
+        except Exception as error:
+            log.warning("%s/best of run %s was not deleted: %s", CHECKPOINTS, record.run_id, reason(error))
 
 
 def _not_recorded(folder: Path, error: Exception) -> None:
@@ -305,7 +358,7 @@ def training_run(params: Params, name: str, seed: int, digests: dict[str, str], 
         config = parameters_config(params, name, seed, digests)
         record = Record(client, _begin(client, params.registry.name, config, stats, provenance()))
     with _active(record, system_metrics=importlib.util.find_spec("psutil") is not None):
-        yield Training(record)
+        yield Training(record, params.tracking)
 
 
 def end_runs_of_dead_processes(client: Any) -> None:

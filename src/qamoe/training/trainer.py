@@ -7,11 +7,11 @@ import copy
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -127,7 +127,8 @@ class Trainer:
 
         Returns the best epoch's predictions of the selection cells.
         """
-        for number in self._epochs_left():
+        while not self.ended():
+            number = len(self.history) + 1
             started = time.perf_counter()
             line = {"epoch": number, **self.epoch(number), "valid": self.validate(number)}
             self._keep_best(line)
@@ -180,9 +181,22 @@ class Trainer:
             "trust": _trust_anchors(self.job, clean, fully_degraded, self.config["modalities"]),
         }
         if self.job.share.first:
-            checkpoint.save(self.job.folder, self.model, config, self.history)
+            checkpoint.save(self.job.folder, self.model.state_dict(), config, self.history)
             (self.job.folder / RESUME).unlink(missing_ok=True)
         return selected
+
+    def save_unfinished(self, folder: Path, which: Literal["best", "last"]) -> None:
+        """Write a checkpoint of the best or the last epoch so far; it has no calibration and no trust."""
+        epoch, value, weights = self.best["epoch"], self.best["value"], self.best["weights"]
+        if which == "last":
+            epoch, value, weights = self.history[-1]["epoch"], self.history[-1]["valid"], self.model.state_dict()
+        results: Any = {"selection": value, "best_epoch": epoch, "calibration": {}, "trust": {}, "finished": False}
+        checkpoint.save(folder, weights, {**self.config, **results}, self.history)
+
+    def ended(self) -> bool:
+        """Whether no epoch is left: all have run, or `patience` epochs in a row brought no new best."""
+        done, common = len(self.history), self.job.common
+        return done >= (common.epochs if self.trainable else 1) or done + 1 - self.best["epoch"] > common.patience
 
     def _resume(self) -> None:
         """Load the state of an interrupted training with the same digests, if the folder has one."""
@@ -205,14 +219,6 @@ class Trainer:
         }
         if self.job.share.first:
             checkpoint.save_state(self.job.folder / RESUME, state)
-
-    def _epochs_left(self) -> Iterator[int]:
-        """Yield the numbers of the remaining epochs until `patience` epochs in a row bring no new best."""
-        last = self.job.common.epochs if self.trainable else 1
-        for number in range(len(self.history) + 1, last + 1):
-            if number - self.best["epoch"] > self.job.common.patience:
-                return
-            yield number
 
     def _keep_best(self, line: EpochLine) -> None:
         self.history.append(line)
