@@ -75,7 +75,7 @@ def mlflow_pages(page: "Tab", address: str, name: str) -> None:
     client = mlflow.MlflowClient(address, address)
     experiment = client.get_experiment_by_name(name).experiment_id
     runs = {run.info.run_name: run.info.run_id for run in client.search_runs([experiment])}
-    names = ("qamoe-seed1", "concat-seed1", "mean-seed1")
+    names = ("qamoe seed1", "concat seed1", "mean seed1")
     if missing := [run for run in names if run not in runs]:
         raise UserError(f"experiment {name} has no run {', '.join(missing)}; run make demo first")
     compared = [runs[run] for run in names]
@@ -84,7 +84,7 @@ def mlflow_pages(page: "Tab", address: str, name: str) -> None:
     close_panel = "document.querySelector('[aria-label=\"Close\"]')?.click(), true"
     for file, height, url, ready in (
         ("mlflow-curves.png", 760, f"{runs_page}&compareRunsMode=CHART", f"{plots} >= 3"),
-        ("mlflow-table.png", 780, runs_page, "document.body.innerText.includes('Group: qamoe')"),
+        ("mlflow-table.png", 780, runs_page, "document.body.innerText.includes('qamoe #')"),
         (
             "mlflow-compare.png",
             760,
