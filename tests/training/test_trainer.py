@@ -186,11 +186,11 @@ def test_a_checkpoint_of_an_unfinished_training_is_loaded_only_as_one(
     monkeypatch.setattr(trainer, "selection_value", lambda *_: next(values))
     monkeypatch.setattr(trainer.Trainer, "__init__", recorded)
     train(tmp_path / "whole", common={"epochs": 3}, on_epoch=stop)
-    finished = checkpoint.load(tmp_path / "whole")
+    finished: Any = checkpoint.load(tmp_path / "whole")
     for which, epoch, value in (("best", 2, 0.5), ("last", 3, 0.7)):
         with pytest.raises(UserError, match=rf"{which}/model.json.*epoch {epoch}"):
             checkpoint.load(tmp_path / which)
-        loaded = checkpoint.load(tmp_path / which, unfinished=True)
+        loaded: Any = checkpoint.load(tmp_path / which, unfinished=True)
         assert (loaded.config["best_epoch"], loaded.config["selection"]) == (epoch, value)
         batch = setting.valid.batch(0, range(4))
         same = torch.equal(loaded.predict(batch).value, finished.predict(batch).value)

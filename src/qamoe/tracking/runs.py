@@ -213,7 +213,7 @@ def _describe(
     from mlflow.entities import Dataset, DatasetInput, InputTag, Param
     from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
 
-    values = training_parameters(config) | further
+    values = {**training_parameters(config), **further}
     client.log_batch(run, params=[Param(key, value) for key, value in values.items()])
     digest = config["digests"].get("data", "")[:_LONGEST_DIGEST]
     about, clips = (json.dumps(stats[key], default=str) for key in ("about", "clips"))

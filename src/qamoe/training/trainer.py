@@ -190,8 +190,15 @@ class Trainer:
         epoch, value, weights = self.best["epoch"], self.best["value"], self.best["weights"]
         if which == "last":
             epoch, value, weights = self.history[-1]["epoch"], self.history[-1]["valid"], self.model.state_dict()
-        results: Any = {"selection": value, "best_epoch": epoch, "calibration": {}, "trust": {}, "finished": False}
-        checkpoint.save(folder, weights, {**self.config, **results}, self.history)
+        config: CheckpointConfig = {
+            **self.config,
+            "selection": value,
+            "best_epoch": epoch,
+            "calibration": {},
+            "trust": {},
+            "finished": False,
+        }
+        checkpoint.save(folder, weights, config, self.history)
 
     def ended(self) -> bool:
         """Whether no epoch is left: all have run, or `patience` epochs in a row brought no new best."""
