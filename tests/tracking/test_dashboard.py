@@ -1,6 +1,7 @@
 """Open MLflow's pages on a real server in a real browser."""
 
 import json
+import subprocess
 import urllib.parse
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -9,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import yaml
 
 from qamoe.pipeline import promote, record
 from qamoe.pipeline.shared import data_digest
@@ -19,7 +21,14 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(CHROMIUM is None, reason="no chromium, chromium-browser or google-chrome on the path"),
 ]
-MODELS = {"qamoe": 0.0, "concat": 0.1, "mean": 0.6}  # model -> offset of its errors
+# Title of a training -> model, learning rate, seeds, and the offset of its errors.
+MODELS = ("qamoe", "concat", "mean")
+TRAININGS = {
+    "qamoe": ("qamoe", 0.001, (1, 2, 3), 0.0),
+    "qamoe lr=0.002": ("qamoe", 0.002, (1, 2, 3), 0.2),
+    "concat": ("concat", 0.001, (1,), 0.1),
+    "mean": ("mean", 0.001, (1,), 0.6),
+}
 
 
 @pytest.fixture(scope="module")
@@ -48,11 +57,19 @@ def cells(offset: float) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def commit_params(params: Any) -> None:
+    """Commit params.yaml to a new repository in the working folder: runs are named by what differs from it."""
+    Path("params.yaml").write_text(yaml.safe_dump(params.model_dump(mode="json")))
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false"]
+    for arguments in (["init", "-q"], ["add", "params.yaml"], ["commit", "-q", "-m", "first"]):
+        subprocess.run([*git, *arguments], check=True)
+
+
 @pytest.fixture(scope="module")
 def recorded(
     server: str, folder: Path, tiny_params: Any, tiny_corpus: Callable[..., None], tiny_checkpoint: Callable[..., Path]
 ) -> Iterator[str]:
-    """The same server after recording three models from their folders and promoting one."""
+    """The same server after recording three models, one with two learning rates, and promoting one."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", server)
         patch.setenv("QAMOE_DEVICE", "cpu")
@@ -60,13 +77,22 @@ def recorded(
         patch.chdir(folder)
         out = Path("artifacts")
         tiny_corpus(out)
-        digests = {"params": "p" * 64, "data": data_digest(out), "code": "c" * 64}
-        folders = [tiny_checkpoint(out / "train" / m / "1", model=m, answer=1.0, digests=digests) for m in MODELS]
-        for model, offset in MODELS.items():
-            evaluated = out / "evaluate" / model / "1"
-            evaluated.mkdir(parents=True)
-            cells(offset).to_parquet(evaluated / "cells.parquet")
-            (evaluated / "digest").write_text(model)
+        commit_params(tiny_params)
+        folders = []
+        for title, (model, lr, seeds, offset) in TRAININGS.items():
+            digests = {"params": title, "data": data_digest(out), "code": "c" * 64}
+            train = tiny_params.train.common.model_dump(mode="json") | {"lr": lr}
+            for seed in seeds:
+                # The candidate of the promotion is where the pipeline has it, in artifacts/.
+                root = out if title in MODELS else Path("other")
+                written = root / "train" / model / str(seed)
+                folders.append(
+                    tiny_checkpoint(written, model=model, seed=seed, answer=1.0, digests=digests, train=train)
+                )
+                evaluated = root / "evaluate" / model / str(seed)
+                evaluated.mkdir(parents=True)
+                cells(offset).to_parquet(evaluated / "cells.parquet")
+                (evaluated / "digest").write_text(title)
         record.run(folders, "qa-moe")
         one = tiny_params.model_copy(update={"seeds": {"qamoe": [1]}})
         assert promote.decide(one, out).outcome == "promoted"
@@ -124,16 +150,16 @@ def test_three_clicks_lead_from_the_experiments_to_curves_and_table_of_the_model
     browser.open(f"{recorded}/#/experiments")
     click(browser, link("qa-moe"))
     follow(browser, "Curves")
-    shows(browser, dashboard.NAME, "Group: qamoe", "Group: concat", "Group: mean", "Spectrum")
+    shows(browser, dashboard.NAME, *(f"{title} #" for title in TRAININGS), "Spectrum")
     missing = curves(browser, "missing/mae")
-    assert set(missing) == {f"param.model.{model}" for model in MODELS}
-    for model, offset in MODELS.items():
-        x, y = missing[f"param.model.{model}"]
+    assert {name.removeprefix("tag.training.").rpartition(" #")[0] for name in missing} == set(TRAININGS)
+    for name, (x, y) in missing.items():
+        offset = TRAININGS[name.removeprefix("tag.training.").rpartition(" #")[0]][3]
         assert x == [0, 30, 100]
         assert y == pytest.approx([0.5 + offset, 0.65 + offset, 1.0 + offset], abs=1e-6)
     curves(browser, "noise/mae")
     follow(browser, "table")
-    shows(browser, "Group: mean", "clean/mae", "missing/mae.area")
+    shows(browser, "mean #", "qamoe lr=0.002 #", "clean/mae", "missing/mae.area")
     browser.until("document.body.innerText.includes('0.6')")
 
 
@@ -142,15 +168,15 @@ def test_the_comparison_of_three_runs_has_the_table_and_the_curves(recorded, bro
 
     client = mlflow.MlflowClient(recorded)
     experiment = client.get_experiment_by_name("qa-moe").experiment_id
-    seeds = client.search_runs([experiment], "tags.`qamoe.seed` = '1'")
-    runs = {run.info.run_name: run.info.run_id for run in seeds}
-    chosen = {"runs": json.dumps(list(runs.values())), "experiments": json.dumps([experiment])}
+    seeds = client.search_runs([experiment], "tags.`qamoe.seed` = '1' and params.train.common.lr = '0.001'")
+    compared = {run.info.run_name: run.info.run_id for run in seeds}
+    chosen = {"runs": json.dumps(list(compared.values())), "experiments": json.dumps([experiment])}
     browser.open(f"{recorded}/#/compare-runs?{urllib.parse.urlencode(chosen, quote_via=urllib.parse.quote)}")
-    shows(browser, "Comparing 3 Runs", "qamoe-seed1", "concat-seed1", "mean-seed1", "clean/mae", "missing/mae.area")
+    shows(browser, "Comparing 3 Runs", "qamoe seed1", "concat seed1", "mean seed1", "clean/mae", "missing/mae.area")
     wanted = chosen | {"metric": '"missing/mae"', "plot_metric_keys": '["missing/mae"]', "x_axis": "step"}
     browser.open(f"{recorded}/#/metric?{urllib.parse.urlencode(wanted, quote_via=urllib.parse.quote)}")
     drawn = curves(browser, "missing/mae")
-    assert set(drawn) == set(runs.values())
+    assert set(drawn) == set(compared.values())
     assert {tuple(x) for x, _ in drawn.values()} == {(0, 30, 100)}
     assert len({tuple(y) for _, y in drawn.values()}) == 3
 
@@ -160,3 +186,16 @@ def test_the_page_of_the_model_shows_alias_and_decision(recorded, browser):
     shows(browser, "champion", "qa-moe, version 1: promoted", "beats_the_mean", "predicting the training mean")
     browser.open(f"{recorded}/#/models/qa-moe")
     shows(browser, "champion", "Version 1")
+
+
+def test_the_page_of_a_run_has_sections(recorded, browser):
+    import mlflow
+
+    client = mlflow.MlflowClient(recorded)
+    experiment = client.get_experiment_by_name("qa-moe").experiment_id
+    (champion,) = client.search_runs([experiment], "tags.champion = 'qa-moe'")
+    page = f"{recorded}/#/experiments/{experiment}/runs/{champion.info.run_id}"
+    browser.open("about:blank")
+    browser.open(f"{page}/model-metrics")
+    for section in ("train", "valid", "missing", "mixed"):
+        browser.until(f"/^{section}\\s*\\(\\d+\\)/m.test(document.body.innerText)")
