@@ -246,7 +246,7 @@ def test_a_misspelt_key_is_named_before_the_missing_one_that_it_causes(tmp_path:
 
 @pytest.mark.parametrize(
     ("content", "value"),
-    [("train: [", "YAML"), ("", "None"), ("- 1\n", "[1]")],
+    [("train: [", "YAML"), ("", "empty"), ("- 1\n", "[1]")],
 )
 def test_a_file_that_is_not_a_mapping_is_refused(tmp_path: Path, content: str, value: str) -> None:
     assert value in error_message(tmp_path, content)

@@ -44,7 +44,7 @@ def committed(repository: Path) -> Path:
 @pytest.mark.usefixtures("server")
 def test_a_run_records_its_stages_its_origin_and_its_artifact(committed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_dvc, "STAGES", ("extract", "train", "report"))
-    monkeypatch.setattr(pipeline, "run_promotion", lambda: Completed(data=OUTPUT))
+    monkeypatch.setattr(pipeline, "run_promotion", lambda experiment: Completed(data=OUTPUT))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://somebody:secret@records:5000/")
     (committed / "artifacts/report").mkdir(parents=True)
     (committed / "artifacts/report/metrics.json").write_text(json.dumps(METRICS))

@@ -39,7 +39,7 @@ def params_file(tmp_path: Path) -> Callable[..., Path]:
                 section = section[part]
             section[last] = value
         path = tmp_path / "params.yaml"
-        path.write_text(yaml.safe_dump(content))
+        path.write_text(yaml.safe_dump(content, sort_keys=False))
         return path
 
     return make

@@ -401,7 +401,7 @@ def test_a_version_aliased_by_hand_that_no_training_made_is_refused(corpus):
 @pytest.mark.parametrize(
     ("chosen", "named"),
     [
-        ({"model": "conct"}, "qamoe.*'conct'"),
+        ({"model": "conct"}, "'conct'.*qamoe"),
         ({"seed": 7}, "7.*qamoe: 1, 2"),
         ({"run": "f" * 32}, "f{32}"),
         ({"version": 9}, "no version 9"),

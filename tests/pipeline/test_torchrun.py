@@ -53,7 +53,8 @@ def test_two_processes_give_the_losses_of_one_over_fifty_steps(
     assert printed == 2 * ["1", *(str(number) for number in range(2, EPOCHS + 1, 2))], "only one process prints"
     (experiment,) = (e for e in records.search_experiments() if e.name == "qa-moe")
     runs = records.search_runs([experiment.experiment_id], "tags.`qamoe.seed` = '1'")
-    assert sorted(run.info.run_name for run in runs) == ["ablation-fallback-seed1", "qamoe-seed1"]
+    trained = sorted((run.data.tags["qamoe.model"], run.data.tags["qamoe.seed"]) for run in runs)
+    assert trained == [("ablation-fallback", "1"), ("qamoe", "1")]
     assert {run.info.status for run in runs} == {"FINISHED"}
     assert not list(preprocessed.glob(".*.lock"))
 

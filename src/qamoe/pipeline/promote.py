@@ -193,7 +193,7 @@ def trained_candidate(params: Params, out: Path, chosen: Chosen = BEST) -> Candi
     seeds = params.seeds.get(chosen.model)
     if seeds is None:
         raise UserError(
-            f"seeds of the parameters lists {', '.join(params.seeds)}, and not {chosen.model!r}; name one with --model."
+            f"seeds of the parameters has no model {chosen.model!r}; --model takes one of {', '.join(params.seeds)}."
         )
     if chosen.seed is not None and chosen.seed not in seeds:
         raise UserError(
