@@ -1,7 +1,8 @@
-"""A process ends with its parent, even if the parent ended before the kernel could watch it."""
+"""A process ends with its parent, even if the parent ended before the kernel could watch it, and says how it ended."""
 
 import os
 import select
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -21,6 +22,18 @@ reading, writing = os.pipe()
 os.set_inheritable(reading, True)
 subprocess.Popen([sys.executable, "-c", {child!r}, str(reading)], close_fds=True, pass_fds=[reading])
 os._exit(0)
+"""
+ENDING = """
+import signal
+from qamoe.process_lifetime import end_on_sigterm
+end_on_sigterm()
+try:
+    print("ready", flush=True)
+    signal.pause()
+finally:
+    print("ending", flush=True)
+    input()
+    print("ended", flush=True)
 """
 
 
@@ -67,3 +80,18 @@ def test_a_session_leader_is_not_taken_for_an_orphan(never: int) -> None:
     command = [sys.executable, "-c", TIED]
     with subprocess.Popen(command, stdin=never, stdout=subprocess.PIPE, start_new_session=True) as leader:
         assert output_until_end(leader) == b"tied\n"
+
+
+@pytest.mark.integration
+def test_a_second_sigterm_does_not_interrupt_the_end() -> None:
+    """A stage gets one with its group, and one from the kernel when dvc, which is of that group, has ended."""
+    with subprocess.Popen([sys.executable, "-c", ENDING], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        for line in (b"ready\n", b"ending\n"):
+            assert process.stdout.readline() == line
+            process.send_signal(signal.SIGTERM)
+        process.stdin.write(b"\n")
+        process.stdin.close()
+        assert process.stdout.read() == b"ended\n"
+        assert process.wait() == 128 + signal.SIGTERM

@@ -32,9 +32,13 @@ def die_with_parent(by: signal.Signals = signal.SIGKILL) -> None:
 
 
 def end_on_sigterm(seconds: int = 10) -> None:
-    """Make SIGTERM raise SystemExit, so that a command can say how it ended; the kernel ends it after some seconds."""
+    """Make the first SIGTERM raise SystemExit, so that a command can say how it ended, within some seconds.
+
+    A stage that is ended with its dvc gets a second SIGTERM as dvc ends; it must not interrupt what the first began.
+    """
 
     def stop(number: int, _frame: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         signal.alarm(seconds)
         sys.exit(128 + number)
 
