@@ -133,7 +133,7 @@ def _in_plan(experiment: Experiment, stage: str = "") -> str:
 
 def run_stage(stage: str, changed: Mapping[str, str] | None = None, experiment: Experiment = None) -> State[Any]:
     """Run one DVC stage if it is stale, a matrix stage for all its models; the state holds its output."""
-    recorded = [f"{_CODE}{stage}", *([_PARAMETERS] if stage == "tune" else [])]
+    recorded = [f"{_CODE}{stage}", *([_in_plan(experiment, _PARAMETERS)] if stage == "tune" else [])]
     state = command(stage, "dvc", "repro", "--single-item", *recorded, _in_plan(experiment, stage), changed=changed)
     if state.is_completed():
         return Completed(data=stage_output(state.result().splitlines()))
@@ -181,7 +181,8 @@ def status(experiment: Experiment = None) -> State[Any]:
     state = command("status", *asked, show=False)
     if not state.is_completed():
         return state
-    stale_records = sorted(name for name in json.loads(state.result()) if name.startswith(_CODE) or name == _PARAMETERS)
+    records = (_PARAMETERS, _in_plan(experiment, _PARAMETERS))
+    stale_records = sorted(name for name in json.loads(state.result()) if name.startswith(_CODE) or name in records)
     if not stale_records:
         return state
     updated = command("code", "dvc", "repro", "--single-item", *stale_records, show=False)
@@ -194,7 +195,7 @@ def stale(status: str, experiment: Experiment = None) -> tuple[str, ...]:
     DVC does not list a stage whose inputs only change when an earlier stage runs.
     """
     named = {name.partition("@")[0] for name in json.loads(status)}
-    stages = [stage for stage in STAGES if experiment is None or stage != "tune"]  # an experiment has no search
+    stages = [stage for stage in STAGES if experiment is None or stage != "tune"]  # an experiment's runs alone
     first = next((number for number, stage in enumerate(stages) if _in_plan(experiment, stage) in named), len(stages))
     return tuple(stages[first:])
 

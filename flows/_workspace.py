@@ -7,6 +7,7 @@ kernel releases the lock when the process ends. The limits of the deployments ke
 import fcntl
 import json
 import os
+import re
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -33,6 +34,7 @@ Experiment = (
     Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")] | None
 )  # a file in experiments/; None: params.yaml alone
 _PAGE = "http://127.0.0.1:5000"  # address of `make ui`, used if the store is a database
+_ERROR = re.compile(r"(?P<model>[^.]+)\.(?P<slice>[^.]+)\.(?P<metric>mae|accuracy)\.area\.mean")  # in summary.json
 _RUN = "run: "  # prefix of the line with the MLflow run in the output of a stage
 _MOST_OUTPUT = 20_000  # characters of output in an artifact
 
@@ -129,18 +131,19 @@ def _uncommitted() -> str:
 
 
 def headline(folder: Path = Path("artifacts")) -> str:
-    """Return the numbers of the report as a Markdown table, one row per model; empty without a report."""
-    metrics = folder / "report/metrics.json"
-    if not metrics.is_file():
+    """Return the errors of the report as a Markdown table, one row per model; empty without a report."""
+    summary = folder / "report/summary.json"
+    if not summary.is_file():
         return ""
-    models: dict[str, dict[str, dict[str, float]]] = json.loads(metrics.read_text())
-    pairs = {(name, metric): None for slices in models.values() for name, values in slices.items() for metric in values}
-    columns = [pair for pair in pairs if pair[1] in ("mae", "accuracy")]
-    lines = ["| model | " + " | ".join(f"{metric}, {name}" for name, metric in columns) + " |"]
-    lines.append("| --- |" + " ---: |" * len(columns))
-    for model, slices in models.items():
-        values = (slices.get(name, {}).get(metric) for name, metric in columns)
-        lines.append(f"| {model} | " + " | ".join("" if v is None else f"{v:.3f}" for v in values) + " |")
+    models: dict[str, dict[str, float]] = {}
+    for name, value in json.loads(summary.read_text()).items():
+        if (named := _ERROR.fullmatch(name)) and value is not None:
+            models.setdefault(named["model"], {})[f"{named['metric']}, {named['slice']}"] = value
+    columns = list(dict.fromkeys(column for values in models.values() for column in values))
+    lines = ["| model | " + " | ".join(columns) + " |", "| --- |" + " ---: |" * len(columns)]
+    for model, values in models.items():
+        cells = (f"{values[column]:.3f}" if column in values else "" for column in columns)
+        lines.append(f"| {model} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 

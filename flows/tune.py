@@ -7,18 +7,23 @@ from prefect import State, flow
 from pydantic import Field
 
 from flows._dvc import stage_alone, start
+from flows._workspace import Experiment
 
 
 @flow(name="tune")
 def tune(
-    workers: Annotated[int, Field(ge=1)] | None = None, device: Literal["cpu", "cuda"] | None = None
+    workers: Annotated[int, Field(ge=1)] | None = None,
+    device: Literal["cpu", "cuda"] | None = None,
+    experiment: Experiment = None,
 ) -> State[Any]:
     """Run the stage if it is stale. Earlier stages do not run.
 
-    workers: number of parallel trials. device: cpu or cuda. The search space comes from params.yaml.
+    workers: number of parallel trials. device: cpu or cuda. The search space comes from params.yaml. experiment: the
+    name of a file in experiments/ that has a section `tune`.
     """
     variables = {"QAMOE_WORKERS": workers, "QAMOE_DEVICE": device}
-    return stage_alone("tune", {name: str(value) for name, value in variables.items() if value is not None})
+    changed = {name: str(value) for name, value in variables.items() if value is not None}
+    return stage_alone("tune", changed, experiment)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,14 @@ from prefect.states import Completed
 from flows import _dvc, _workspace, pipeline
 from flows import extract as extract_flow
 
-METRICS = {"mean": {"clean": {"mae": 1.25, "corr": 0.0}}, "qamoe": {"clean": {"mae": 0.5, "corr": 0.7}}}
+SUMMARY = {
+    "mean.clean.mae.area.mean": 1.25,
+    "mean.clean.mae.area.sd": None,
+    "qamoe.clean.mae.area.mean": 0.5,
+    "qamoe.clean.corr.area.mean": 0.7,
+    "qamoe.mixed.mae.area.mean": 0.625,
+    "tune.trials": 3,
+}
 OUTPUT = "candidate: qamoe seed 1\nrun: 0123abc\ndecision: refused"
 
 
@@ -47,7 +54,7 @@ def test_a_run_records_its_stages_its_origin_and_its_artifact(committed: Path, m
     monkeypatch.setattr(pipeline, "run_promotion", lambda experiment: Completed(data=OUTPUT))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://somebody:secret@records:5000/")
     (committed / "artifacts/report").mkdir(parents=True)
-    (committed / "artifacts/report/metrics.json").write_text(json.dumps(METRICS))
+    (committed / "artifacts/report/summary.json").write_text(json.dumps(SUMMARY))
     (committed / "artifacts/report/index.html").write_text("<p>")
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
 
@@ -58,7 +65,9 @@ def test_a_run_records_its_stages_its_origin_and_its_artifact(committed: Path, m
     assert "qamoe.dvc_lock_digest" not in run.labels, "dvc.lock did not exist before"
     assert run.labels["qamoe.dvc_lock_digest_after"] == _workspace.provenance()["dvc_lock_digest"]
     markdown = artifact("pipeline", state)
-    assert "| qamoe | 0.500 |" in markdown
+    assert "| model | mae, clean | mae, mixed |" in markdown
+    assert "| mean | 1.250 |  |" in markdown
+    assert "| qamoe | 0.500 | 0.625 |" in markdown
     assert "- MLflow run: [0123abc](http://records:5000/#/runs/0123abc)" in markdown
     assert f"- Report: [artifacts/report/index.html](file://{committed}/artifacts/report/index.html)" in markdown
     assert commit in markdown

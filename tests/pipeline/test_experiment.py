@@ -14,7 +14,7 @@ from qamoe.config import params as parameters
 from qamoe.config.overlay import experiment_content, overlaid
 from qamoe.errors import UserError
 from qamoe.pipeline import experiment, report
-from qamoe.pipeline.experiment import STAGES
+from qamoe.pipeline.experiment import SEARCH, STAGES
 
 ROOT = Path(__file__).parents[2]
 
@@ -74,6 +74,18 @@ def test_an_experiment_is_a_pipeline_on_the_overlaid_parameters_in_its_own_folde
         assert all(out.startswith("artifacts-fast/") for out in outs)
     assert Path("params.yaml").read_bytes() == before
     assert not Path("artifacts").exists()
+
+
+@pytest.mark.usefixtures("commands")
+def test_an_overlay_of_the_search_gives_the_pipeline_a_search_with_its_own_record() -> None:
+    write("searched", "tune: {trials: 41}\n")
+    experiment.write("searched")
+    stages = yaml.safe_load(Path("artifacts-searched/dvc.yaml").read_text())["stages"]
+    assert tuple(stages) == (*STAGES, *SEARCH)
+    record = "artifacts-searched/code/tune-parameters.json"
+    assert stages["tune-parameters"]["outs"] == [record]
+    assert stages["tune"]["deps"][:2] == ["artifacts/code/tune.json", record]
+    assert stages["tune"]["params"] == [{"artifacts-searched/params.yaml": ["tune"]}]
 
 
 def test_a_corpus_that_dvc_does_not_track_is_added(commands: list[list[str]]) -> None:

@@ -44,7 +44,7 @@ class Page(HTMLParser):
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Skip drawing, which takes most of the time of a report, in tests that do not look at figures."""
-    monkeypatch.setattr(plots, "data_uri", lambda figure: "data:,")
+    monkeypatch.setattr(plots, "svg", lambda figure: b"<svg/>")
 
 
 def write(root: Path) -> build.Written:
@@ -294,11 +294,38 @@ def test_without_broken_parquet_the_page_has_no_permuted_quality(tmp_path: Path,
     assert "Spearman" in text
 
 
-def test_metrics_for_dvc_are_few(written: Path, summary: dict) -> None:
-    metrics = json.loads((written / "metrics.json").read_text())
-    assert list(metrics) == ["concat", "mean", "qamoe"]
-    assert metrics["qamoe"]["mixed"]["mae"] == pytest.approx(summary["qamoe.mixed.mae.area.mean"], abs=1e-6)
-    assert "nll" not in metrics["qamoe"]["clean"]
+def test_metrics_for_dvc_are_a_handful(written: Path, summary: dict) -> None:
+    (metric, values), *others = json.loads((written / "metrics.json").read_text()).items()
+    assert (metric, others) == ("mae", [])
+    assert values.keys() == {"best_control", "clean", "missing", "mixed", "noise"}
+    for name in ("clean", "missing", "mixed", "noise"):
+        assert values[name] == pytest.approx(summary[f"qamoe.{name}.mae.area.mean"], abs=1e-6)
+    controls = [summary[f"{model}.mixed.mae.area.mean"] for model in ("concat", "mean")]
+    assert values["best_control"] == pytest.approx(min(controls), abs=1e-6)
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_metrics_without_qamoe_are_those_of_the_last_model(tmp_path: Path, make_run: Maker) -> None:
+    for model in ("mean", "concat"):
+        make_run(tmp_path, model, 1, slices=("clean", "mixed"))
+    written = write(tmp_path)
+    summary = json.loads(written.summary.read_text())
+    values = json.loads(written.page.with_name("metrics.json").read_text())["mae"]
+    assert values == {
+        name: pytest.approx(summary[f"concat.{name}.mae.area.mean"], abs=1e-6) for name in ("clean", "mixed")
+    }
+
+
+def test_the_figures_of_dvc_name_what_they_show(written: Path) -> None:
+    figures = {path.name: path.read_text() for path in (written / "plots").iterdir()}
+    assert figures.keys() == {"training.svg", "error.svg", "reliability.svg"}
+    # Text of these figures is drawn as shapes; matplotlib names it in comments.
+    for name, words in {
+        "training.svg": ("epoch", "validation error", "qamoe", "concat"),
+        "error.svg": ("missing", "qamoe", "concat"),
+        "reliability.svg": ("severity", "text", "audio", "vision"),
+    }.items():
+        assert [word for word in words if f"<!-- {word} -->" not in figures[name]] == [], name
 
 
 def test_slices_without_severities_are_reported_with_a_header_of_curves(
@@ -310,7 +337,9 @@ def test_slices_without_severities_are_reported_with_a_header_of_curves(
     curves = pd.read_csv(written.page.with_name("curves.csv"))
     assert list(curves.columns[:5]) == ["model", "slice", "severity", "error", "mae"]
     assert curves.empty
-    assert json.loads(written.page.with_name("metrics.json").read_text())["qamoe"].keys() == {"clean", "mixed"}
+    values = json.loads(written.page.with_name("metrics.json").read_text())["mae"]
+    assert values.keys() == {"best_control", "clean", "mixed"}
+    assert [path.stem for path in written.page.with_name("plots").glob("*.svg")] == ["training"]
 
 
 def test_curves_for_dvc(written: Path, summary: dict) -> None:
@@ -322,10 +351,10 @@ def test_curves_for_dvc(written: Path, summary: dict) -> None:
 
 @pytest.mark.slow
 def test_a_second_report_has_the_same_bytes_and_replaces_the_first(written: Path, results: Path) -> None:
-    before = {path.name: path.read_bytes() for path in written.iterdir()}
+    before = {path.name: path.read_bytes() for path in written.rglob("*.*")}
     (written / "stale.png").write_bytes(b"of an older version")
     build.write(results / "evaluate", results / "train", written)
-    assert {path.name: path.read_bytes() for path in written.iterdir()} == before
+    assert {path.name: path.read_bytes() for path in written.rglob("*.*")} == before
     assert [path.name for path in written.parent.iterdir()] == ["report"]
 
 

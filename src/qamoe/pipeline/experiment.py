@@ -18,7 +18,9 @@ from qamoe.files import write_text
 from qamoe.pipeline.known_names import check_names
 
 STAGES = ("extract", "preprocess", "train", "evaluate", "report")
+SEARCH = ("tune-parameters", "tune")
 _ARTIFACTS, _CODE = "artifacts/", "artifacts/code/"
+_OWN_CODE = "artifacts/code/tune-parameters.json"  # the one record that the parameters decide
 _HEAD = "# Written by `qamoe experiment {name}` from dvc.yaml and experiments/{name}.yaml.\n"
 
 
@@ -37,6 +39,7 @@ def run(name: str, base: Path = Path("params.yaml"), folder: Path = Path("experi
 def write(name: str, base: Path = Path("params.yaml"), folder: Path = Path("experiments")) -> tuple[Path, Path]:
     """Write the parameters and the pipeline of an experiment into artifacts-NAME/; return that folder and its corpus.
 
+    The pipeline has a search if the overlay changes section `tune`.
     Raises UserError if the overlay does not exist or is not valid, or if this is no DVC repository.
     """
     content = experiment_content(name, base, folder)
@@ -48,7 +51,9 @@ def write(name: str, base: Path = Path("params.yaml"), folder: Path = Path("expe
         raise UserError(f"{Path.cwd()} has no .dvc or no dvc.yaml; run experiments at the root of a checkout.")
     out = Path(f"artifacts-{name}")
     corpus = Path(params.extract.corpus.path)
-    stages = pipeline(yaml.safe_load(plan.read_text())["stages"], out, list(params.seeds), str(corpus))
+    planned = yaml.safe_load(plan.read_text())["stages"]
+    kept = STAGES if params.tune == parameters.load(base).tune else (*STAGES, *SEARCH)
+    stages = pipeline({name: planned[name] for name in kept}, out, list(params.seeds), str(corpus))
     write_text(out / "params.yaml", yaml.safe_dump(content, sort_keys=False))
     write_text(out / "dvc.yaml", _HEAD.format(name=name) + yaml.safe_dump({"stages": stages}, sort_keys=False))
     return out, corpus
@@ -67,20 +72,20 @@ def _dvc(name: str, *arguments: str) -> None:
 
 
 def pipeline(stages: dict[str, Any], out: Path, models: list[str], corpus: str) -> dict[str, Any]:
-    """Return the stages of an experiment: those of dvc.yaml that write results, with its paths and its models."""
+    """Return stages of dvc.yaml as those of an experiment: with its paths and its models."""
 
     def moved(value: Any) -> Any:
         if isinstance(value, dict):
             return {moved(key): moved(nested) for key, nested in value.items()}
         if isinstance(value, list):
             return [moved(nested) for nested in value]
-        if isinstance(value, str) and value.startswith(_ARTIFACTS) and not value.startswith(_CODE):
+        if isinstance(value, str) and value.startswith(_ARTIFACTS) and (value == _OWN_CODE or _CODE not in value):
             return f"{out}/{value.removeprefix(_ARTIFACTS)}"
         return value
 
     changed = {}
-    for name in STAGES:
-        stage = moved(stages[name])
+    for name, planned in stages.items():
+        stage = moved(planned)
         if "matrix" in stage:
             stage["matrix"] = {"model": [*models]}
         stage["cmd"] += f" --params {out}/params.yaml --out {out}"

@@ -5,7 +5,8 @@ Reads the outputs of evaluate and train, and of tune after a search. Opens no st
 - summary.json  every number on the page, under flat names such as qamoe.missing.mae.area.mean:
                 <model>.<slice>.<metric>.<statistic>.<mean|sd|seedN>; s03 is severity 0.3, s025 is 0.25, shares are 0..1
 - metrics.json  the few numbers of `dvc metrics show`
-- curves.csv    model, slice, severity, error (drawn by `dvc plots`), then one column per metric
+- curves.csv    model, slice, severity, error, then one column per metric
+- plots/        the figures of `dvc plots show`: training.svg, error.svg and reliability.svg
 """
 
 import json
@@ -19,13 +20,13 @@ from typing import Any
 import pandas as pd
 
 from qamoe.files import remove_abandoned
-from qamoe.report import comparisons, curves, reliability, sections, tables
+from qamoe.report import comparisons, curves, plots, reliability, sections, tables
 from qamoe.report.results import Results, read
 from qamoe.report.section import Numbers, Section, merged
 from qamoe.report.tables import number
 
 COMMAND = "dvc repro report"
-METRICS = ("mae", "corr", "accuracy", "macro_f1")  # those in metrics.json
+SLICES = ("clean", "missing", "noise", "mixed")  # those in metrics.json
 
 
 @dataclass(frozen=True)
@@ -70,8 +71,11 @@ def write(
         (staging / "summary.json").write_text(
             _json({name: None if pd.isna(value) else value for name, value in report.numbers.items()})
         )
-        (staging / "metrics.json").write_text(_json(metrics(report.numbers, results.cells)))
+        (staging / "metrics.json").write_text(_json(metrics(report.numbers, results)))
         curve_table.to_csv(staging / "curves.csv", index=False, float_format="%.6g")
+        (staging / "plots").mkdir()
+        for name, figure in curves.for_dvc(results).items():
+            (staging / "plots" / f"{name}.svg").write_bytes(plots.svg(figure))
         _replace(out, staging)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
@@ -96,14 +100,25 @@ def _json(content: Any) -> str:
     return json.dumps(content, indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n"
 
 
-def metrics(numbers: Numbers, cells: pd.DataFrame) -> dict[str, dict[str, dict[str, float]]]:
-    """Return model -> slice -> metric: means over seeds of each slice's area, for `dvc metrics show|diff`."""
-    nested: dict[str, dict[str, dict[str, float]]] = {}
-    for model, name, metric in cells[["model", "slice", "metric"]].drop_duplicates().itertuples(index=False):
-        value = numbers.get(f"{model}.{name}.{metric}.area.mean")
-        if metric in METRICS and value is not None:
-            nested.setdefault(model, {}).setdefault(name, {})[metric] = round(float(value), 6)
-    return nested
+def metrics(numbers: Numbers, results: Results) -> dict[str, dict[str, float]]:
+    """Return the error of one model on SLICES, for `dvc metrics show|diff` and the columns of `dvc exp show`.
+
+    That model is qamoe or, without it, the last of the report. `best_control` is the error on slice mixed of the best
+    control. Values are means over seeds of each slice's area, under the name of the error metric.
+    """
+    metric = tables.error_metric(results.cells)
+    areas = {
+        (model, name): round(float(value), 6)
+        for model in results.models
+        for name in SLICES
+        if (value := numbers.get(f"{model}.{name}.{metric}.area.mean")) is not None
+    }
+    first = comparisons.COMPARED[0] if comparisons.COMPARED[0] in results.models else results.models[-1]
+    values = {name: areas[first, name] for name in SLICES if (first, name) in areas}
+    controls = [value for (model, name), value in areas.items() if name == "mixed" and tables.is_control(model)]
+    if controls and first == comparisons.COMPARED[0]:
+        values["best_control"] = min(controls) if metric == "mae" else max(controls)
+    return {metric: values} if metric else {}
 
 
 def build(results: Results, tuned: Path | None = None) -> Report:

@@ -45,11 +45,16 @@ def _curve_numbers(prefix: str, points: pd.DataFrame, column: str, end: str = ""
     }
 
 
+def _shown(results: Results) -> dict[str, pd.DataFrame]:
+    """Return the cells of each model in SHOWN, or of every model if there is none."""
+    by_model = {str(model): model_cells for model, model_cells in results.cells.groupby("model")}
+    return {model: model_cells for model, model_cells in by_model.items() if model in SHOWN} or by_model
+
+
 def spectrum(results: Results) -> Section[Figures]:
     """Draw error against severity: one figure per graded slice, and one for slice mixed."""
     images = []
-    by_model = {str(model): model_cells for model, model_cells in results.cells.groupby("model")}
-    cells = {model: model_cells for model, model_cells in by_model.items() if model in SHOWN} or by_model
+    cells = _shown(results)
     for name in tables.graded_slices(results.cells):
         slice_cells = {m: rows[rows["slice"] == name] for m, rows in cells.items() if name in set(rows["slice"])}
         images.append(
@@ -130,6 +135,31 @@ def glance(results: Results, pairs: Pairs, reported: list[ReportedPair]) -> "Fig
         metric,
         first,
     )
+
+
+def for_dvc(results: Results) -> "dict[str, Figure]":
+    """Return the figures of `dvc plots show` by name: errors in training, and error and reliability by severity.
+
+    A figure without data is left out: without a trained model, a graded slice, or a model with r.
+    """
+    figures = {}
+    epochs = pd.DataFrame(
+        [
+            {"model": run.model, "seed": run.seed, "epoch": line["epoch"], "error": line["valid"]}
+            for run in results.runs
+            for line in run.epochs
+        ]
+    )
+    if not epochs.empty:
+        figures["training"] = plots.training_curves(epochs)
+    graded = tables.graded_slices(results.cells)
+    if graded and tables.error_metric(results.cells):
+        figures["error"] = plots.spectrum_curve(_shown(results), graded)
+    first = COMPARED[0]
+    r = _reliability(results, first, graded[:2]) if first in results.models else pd.DataFrame()
+    if not r.empty:
+        figures["reliability"] = plots.reliability_curves(r)
+    return figures
 
 
 def _reliability(results: Results, model: str, slices: list[str]) -> pd.DataFrame:

@@ -89,21 +89,39 @@ def _figure(size: tuple[float, float], columns: int = 1, **options: Any) -> "tup
     return figure, list(axes)
 
 
-def _curves(ax: "Axes", model: str, points: pd.DataFrame, value: str) -> None:
+def training_curves(epochs: pd.DataFrame) -> "Figure":
+    """Draw the error on the selection cells after each epoch. epochs: model, seed, epoch, error."""
+    with _styled():
+        figure, (ax,) = _figure((7.0, 3.8))
+        for model in sorted(epochs["model"].unique(), key=tables.model_order):
+            _curves(ax, model, epochs[epochs["model"] == model], "error", "epoch")
+        ax.set(title="Error during training", xlabel="epoch", ylabel="validation error")
+        ax.legend(loc="best")
+    return figure
+
+
+def reliability_curves(r: pd.DataFrame) -> "Figure":
+    """Draw the medians of r along the spectrum. r: slice, modality, severity, median."""
+    with _styled():
+        figure, (ax,) = _figure(PANEL)
+        _reliability(ax, r)
+    return figure
+
+
+def _curves(ax: "Axes", model: str, points: pd.DataFrame, value: str, along: str = "severity") -> None:
     """Draw seeds as thin lines and their mean as a thick one.
 
-    points: seed, severity, `value`, and bin if the severities of the seeds differ.
+    points: seed, `along`, `value`, and bin if the severities of the seeds differ.
     """
     colour, style = line(model)
     seeds = points["seed"].unique()
     if len(seeds) > 1:
         for seed in seeds:
             curve = points[points["seed"] == seed]
-            ax.plot(curve["severity"], curve[value], color=colour, linestyle=style, linewidth=0.8, alpha=0.45)
-    key = "bin" if "bin" in points else "severity"
-    mean = points.groupby(key)[["severity", value]].mean() if key == "bin" else points.groupby(key)[[value]].mean()
-    x = mean["severity"] if key == "bin" else mean.index
-    ax.plot(x, mean[value], color=colour, linestyle=style, linewidth=2.4, label=model)
+            ax.plot(curve[along], curve[value], color=colour, linestyle=style, linewidth=0.8, alpha=0.45)
+    key = "bin" if "bin" in points else along
+    mean = points.groupby(key)[[along, value]].mean()
+    ax.plot(mean[along], mean[value], color=colour, linestyle=style, linewidth=2.4, label=model)
 
 
 def spectrum_curve(
@@ -328,15 +346,19 @@ def _edges(centres: np.ndarray) -> np.ndarray:
     return np.concatenate([[centres[0]], middle, [centres[-1]]])
 
 
+def svg(figure: "Figure") -> bytes:
+    """Return the figure as an SVG; the same figure gives the same bytes."""
+    content = io.BytesIO()
+    with _styled():
+        figure.savefig(content, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+    return content.getvalue()
+
+
 def data_uri(figure: "Figure") -> str:
     """Return the figure as an SVG in a data: URI, to embed in the page."""
-    svg = io.BytesIO()
-    with _styled():
-        no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))  # the same figure gives the same bytes
-        figure.savefig(svg, format="svg", metadata=no_metadata)
-    return svg_uri(svg.getvalue())
+    return svg_uri(svg(figure))
 
 
-def svg_uri(svg: bytes) -> str:
+def svg_uri(content: bytes) -> str:
     """Return an SVG as a data: URI."""
-    return "data:image/svg+xml;base64," + base64.b64encode(svg).decode()
+    return "data:image/svg+xml;base64," + base64.b64encode(content).decode()
