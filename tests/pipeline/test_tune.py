@@ -16,12 +16,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import optuna
 import pytest
 import yaml
 
 from qamoe.config.params import load
 from qamoe.config.search_space import value_at
+from qamoe.models import checkpoint
 from qamoe.report import sections
 from qamoe.training import search
 
@@ -121,7 +123,7 @@ def test_any_model_is_searched_for_several_objectives_and_the_report_shows_the_f
 ) -> None:
     space = SPACES[model]
     changes = {"tune.model": model, "tune.space": space, "tune.objectives": OBJECTIVES[model], "tune.pruner": "none"}
-    path = params_file({"tune.trials": 5, "tune.epochs": 6} | changes)
+    path = params_file({"tune.trials": 5, "tune.epochs": 6, "tracking.keep_trials": model == "concat"} | changes)
     seen = killed_and_ended(path, preprocessed, {**os.environ, "QAMOE_WORKERS": "2", "QAMOE_TRACKING": "on"}, "stage")
     trials = rows(preprocessed)
     complete = [row for row in trials if row["state"] == "COMPLETE"]
@@ -152,6 +154,15 @@ def test_any_model_is_searched_for_several_objectives_and_the_report_shows_the_f
     (experiment,) = (e for e in records.search_experiments() if e.name == "qa-moe")
     (parent,) = records.search_runs([experiment.experiment_id], "tags.`qamoe.role` = 'study'")
     assert parent.info.run_name == study.study_name
+    children = records.search_runs([experiment.experiment_id], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'")
+    assert {run.data.tags["model"] for run in [parent, *children]} == {model}
+    assert {run.data.tags["corpus"] for run in [parent, *children]} == {parent.data.tags["corpus"]}
+    kept = {run.data.tags["qamoe.trial"]: run.data.tags.get("checkpoint_best") for run in children}
+    if model == "qamoe":
+        assert set(kept.values()) == {None}
+    else:
+        folder = Path(mlflow.artifacts.download_artifacts(kept[best["number"]]))
+        assert checkpoint.load(folder).config["selection"] == pytest.approx(float(best["value"]))
 
 
 def _is_running(trial: Any) -> bool:

@@ -262,10 +262,15 @@ class Registry(Block):
 
 
 class Tracking(Block):
-    """Which checkpoints of an unfinished training MLflow gets, at most once in so many epochs; changes no result."""
+    """Which checkpoints MLflow gets in addition to the finished ones; changes no result.
+
+    keep_checkpoints: those of an unfinished training, at most once in keep_every epochs. keep_trials: whether each
+    complete trial of a search leaves its checkpoint.
+    """
 
     keep_checkpoints: Literal["none", "best", "best_and_last"]
     keep_every: Count
+    keep_trials: bool
 
 
 class Params(Block):

@@ -58,7 +58,7 @@ def run(params: Params, out: Path) -> dict[str, Any]:
         search.retry_dead_trials(study)  # the stage runs alone on its folder, so no worker of an earlier run is alive
     try:
         with runs_end_with_their_processes():
-            parent = search_runs.parent_run(params, name)
+            parent = search_runs.parent_run(params, name, stats)
             _search(params, out, name, parent, study)
     finally:
         shutil.rmtree(folder / "trials", ignore_errors=True)
@@ -235,7 +235,7 @@ def _train(
 
     device, share, tune = settings.device(), BatchShare(parts=settings.batch_parts()), changed.tune
     job = TrainingJob(tune.model, tune.seed, changed, stats, *splits, {}, folder, device, share, number)
-    with search_runs.trial_run(parent, changed, number) as record:
+    with search_runs.trial_run(parent, changed, number, folder) as record:
 
         def record_and_report(line: dict[str, Any]) -> None:
             record(line)

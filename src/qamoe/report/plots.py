@@ -94,7 +94,9 @@ def training_curves(epochs: pd.DataFrame) -> "Figure":
     with _styled():
         figure, (ax,) = _figure((7.0, 3.8))
         for model in sorted(epochs["model"].unique(), key=tables.model_order):
-            _curves(ax, model, epochs[epochs["model"] == model], "error", "epoch")
+            points = epochs[epochs["model"] == model]
+            if points["epoch"].nunique() > 1:  # the mean label is not trained
+                _curves(ax, model, points, "error", "epoch")
         ax.set(title="Error during training", xlabel="epoch", ylabel="validation error")
         ax.legend(loc="best")
     return figure
@@ -109,7 +111,7 @@ def reliability_curves(r: pd.DataFrame) -> "Figure":
 
 
 def _curves(ax: "Axes", model: str, points: pd.DataFrame, value: str, along: str = "severity") -> None:
-    """Draw seeds as thin lines and their mean as a thick one.
+    """Draw seeds as thin lines and their mean, where all of them have a point, as a thick one.
 
     points: seed, `along`, `value`, and bin if the severities of the seeds differ.
     """
@@ -120,7 +122,10 @@ def _curves(ax: "Axes", model: str, points: pd.DataFrame, value: str, along: str
             curve = points[points["seed"] == seed]
             ax.plot(curve[along], curve[value], color=colour, linestyle=style, linewidth=0.8, alpha=0.45)
     key = "bin" if "bin" in points else along
-    mean = points.groupby(key)[[along, value]].mean()
+    groups = points.groupby(key)
+    mean = groups[[along, value]].mean()
+    if key == along:
+        mean = mean[groups["seed"].nunique() == len(seeds)]
     ax.plot(mean[along], mean[value], color=colour, linestyle=style, linewidth=2.4, label=model)
 
 

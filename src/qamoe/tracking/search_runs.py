@@ -3,26 +3,38 @@
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from qamoe.config import settings
 from qamoe.config.params import Params
 from qamoe.config.search_space import OBJECTIVES, Value
+from qamoe.data.stats import Stats
 from qamoe.process_lifetime import this_process
 from qamoe.tracking import mlflow_store
 from qamoe.tracking.mlflow_store import PARENT, connect, experiment_id, reason, store_errors_as_user_errors
-from qamoe.tracking.provenance import provenance
-from qamoe.tracking.runs import PROCESS, SELECTION, Record, log, milliseconds
+from qamoe.tracking.provenance import provenance, user
+from qamoe.tracking.runs import (
+    CHECKPOINT,
+    CHECKPOINTS,
+    PROCESS,
+    SELECTION,
+    Record,
+    corpus_name,
+    log,
+    milliseconds,
+)
 from qamoe.tracking.titles import flat
 from qamoe.training.search import searched_values
 
 _STUDY, _TRIAL, _STATE = "qamoe.study", "qamoe.trial", "qamoe.state"
+_OF_STUDY = (_STUDY, "model", "corpus", "commit", "mlflow.user")  # tags that a trial takes from its study
 _SOURCE = {"mlflow.source.name": "qamoe.pipeline.tune", "mlflow.source.type": "LOCAL"}
 _WITHOUT = "; QAMOE_TRACKING=off searches without records"
 _STATUS = {"COMPLETE": "FINISHED", "PRUNED": "FINISHED", "FAIL": "KILLED"}  # Optuna's state -> MLflow's status
 
 
-def parent_run(params: Params, study: str) -> str | None:
+def parent_run(params: Params, study: str, stats: Stats) -> str | None:
     """Return the run of a study, created if it does not exist; None with QAMOE_TRACKING=off.
 
     Raises UserError before any trial if the store does not answer.
@@ -33,7 +45,8 @@ def parent_run(params: Params, study: str) -> str | None:
     with store_errors_as_user_errors(_WITHOUT):
         experiment = experiment_id(client, params.registry.name)
         tags = {_STUDY: study, "qamoe.role": "study"}
-        run, created = mlflow_store.one_run(client, experiment, study, tags, _SOURCE | provenance())
+        about = {"model": params.tune.model, "corpus": corpus_name(stats)}
+        run, created = mlflow_store.one_run(client, experiment, study, tags, _SOURCE | user() | about | provenance())
         if created:
             _log_params(client, run, {"tune": params.tune.model_dump(mode="json", exclude_none=True)})
         client.set_tag(run, PROCESS, this_process())
@@ -48,11 +61,13 @@ def _log_params(client: Any, run: str, values: dict[str, Any]) -> None:
 
 
 @contextmanager
-def trial_run(parent: str | None, params: Params, number: int) -> Iterator[Callable[[dict[str, Any]], None]]:
+def trial_run(
+    parent: str | None, params: Params, number: int, folder: Path
+) -> Iterator[Callable[[dict[str, Any]], None]]:
     """Record one trial while it runs; yield a function that takes the line of each epoch.
 
     If the store fails, the trial continues without a record. `finish` sets the status of the run, also after a pruned
-    trial or a failure.
+    trial or a failure. With tracking.keep_trials, a complete trial leaves its checkpoint, which is in `folder`.
     """
     if parent is None:
         yield lambda line: None
@@ -61,20 +76,33 @@ def trial_run(parent: str | None, params: Params, number: int) -> Iterator[Calla
     client, run = connect(), None
     try:
         study = client.get_run(parent)
-        tags = _SOURCE | {PARENT: parent, _STUDY: study.data.tags[_STUDY], _TRIAL: str(number)}
-        tags[PROCESS] = this_process()
+        tags = {name: value for name, value in study.data.tags.items() if name in _OF_STUDY}
+        tags |= _SOURCE | {PARENT: parent, _TRIAL: str(number), PROCESS: this_process()}
         run = client.create_run(study.info.experiment_id, tags=tags, run_name=f"trial-{number}").info.run_id
         _log_params(client, run, searched_values(params))
     except Exception as error:
         log.warning("trial %d was not recorded: %s", number, reason(error))
     try:
         yield lambda line: lines.append((line, milliseconds()))
+        if run is not None and params.tracking.keep_trials:
+            _keep_checkpoint(client, run, folder, number)
     finally:
         if run is not None:
             try:
                 Record(client, run).lines([line for line, _ in lines], [at for _, at in lines])
             except Exception as error:
                 log.warning("trial %d was recorded only in part: %s", number, reason(error))
+
+
+def _keep_checkpoint(client: Any, run: str, folder: Path, number: int) -> None:
+    place = f"{CHECKPOINTS}/best"
+    try:
+        for path in sorted(folder.iterdir()):
+            if path.is_file():  # its texts may be in a folder of their own
+                client.log_artifact(run, str(path), place)
+        client.set_tag(run, f"{CHECKPOINT}_best", f"runs:/{run}/{place}")
+    except Exception as error:
+        log.warning("the checkpoint of trial %d was not recorded: %s", number, reason(error))
 
 
 def finish(parent: str | None, trials: list[dict[str, Any]], best: dict[str, Value], value: float) -> None:
