@@ -12,9 +12,10 @@ import pandas as pd
 import pytest
 import yaml
 
+from qamoe.models import checkpoint
 from qamoe.pipeline import promote, record
 from qamoe.pipeline.shared import data_digest
-from qamoe.tracking import dashboard
+from qamoe.tracking import dashboard, mlflow_store, runs
 from tests.fixtures.browser import CHROMIUM, Tab, tab
 
 pytestmark = [
@@ -199,3 +200,19 @@ def test_the_page_of_a_run_has_sections(recorded, browser):
     browser.open(f"{page}/model-metrics")
     for section in ("train", "valid", "missing", "mixed"):
         browser.until(f"/^{section}\\s*\\(\\d+\\)/m.test(document.body.innerText)")
+
+
+def test_the_report_opens_in_the_page_of_its_run(recorded: str, folder: Path, browser: Tab) -> None:
+    written = folder / "index.html"
+    written.write_text("<!DOCTYPE html><title>Report</title><h1>Evaluation on the test split</h1>")
+    trained = folder / "artifacts/train/qamoe/1"
+    runs.record_report(written, [trained])
+    client = mlflow_store.connect()
+    run = mlflow_store.find(client, qamoe__artifact_digest=checkpoint.digest(trained))
+    assert run is not None
+    page = f"experiments/{run.info.experiment_id}/runs/{run.info.run_id}/artifacts/report/index.html"
+    browser.open("about:blank")
+    browser.open(f"{recorded}/#/{page}")
+    frame = "document.querySelector('iframe[src^=\"blob:\"]')"
+    browser.until(f"{frame} !== null")
+    assert "Evaluation on the test split" in browser.run(f"fetch({frame}.src).then((answer) => answer.text())")
