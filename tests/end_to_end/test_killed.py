@@ -23,7 +23,9 @@ from tests.end_to_end.services import ENDED, Services
 pytestmark = pytest.mark.slow
 
 SEEDS = range(6)  # five kills per seed
+# Parts of a command; a process with any of them is a victim.
 VICTIMS = {"stage": ("qamoe run ", "qamoe promote"), "dvc": ("-m dvc",), "flow": ("prefect.engine",)}
+MOST_RUNS = 10  # to meet a victim
 DEPLOYMENT = "pipeline/nightly"
 TEMPORARY = re.compile(r"\.[0-9]+$|\.making$|\.tmp$|\.part$|^\.copy-")
 
@@ -41,9 +43,11 @@ def kill_one(services: Services, victim: str, moment_s: float) -> None:
         services.kill(victim)
         services.start(victim)
     else:
-        while not (victims := services.processes(*VICTIMS[victim])):
+        begun = 1
+        while not (victims := [pid for part in VICTIMS[victim] for pid in services.processes(part)]):
             if has_ended(services, run):
-                run = services.begin(DEPLOYMENT)
+                assert begun < MOST_RUNS, f"no process of {victim} was seen"
+                run, begun = services.begin(DEPLOYMENT), begun + 1
             services.pause(0.02)
         os.kill(victims[0], signal.SIGKILL)
     services.until(lambda: has_ended(services, run) or not services.processes(*VICTIMS["flow"]))

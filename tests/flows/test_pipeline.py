@@ -22,7 +22,7 @@ def promotions(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Replace the promotion by a function that only counts its calls in this list."""
     calls: list[str] = []
 
-    def run_promotion() -> State[str]:
+    def run_promotion(experiment: str | None) -> State[str]:
         calls.append("called")
         return Completed(data="promoted: qa-moe 1")
 
