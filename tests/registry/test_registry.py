@@ -1,14 +1,22 @@
 """Test which champions a candidate can be compared with, and the gate_key; see also tests/pipeline/test_promote.py."""
 
+import shutil
+import subprocess
+import sys
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from qamoe.cli.app import app
 from qamoe.errors import UserError
 from qamoe.registry import registry, versions
 from qamoe.registry.registry import Champion
 from qamoe.tracking.runs import record_training
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_a_champion_of_another_corpus_is_refused():
@@ -92,6 +100,33 @@ def test_a_rollback_is_the_last_one_although_the_clock_jumped_back(records, monk
         with pytest.raises(KeyboardInterrupt):
             versions.rollback("qa-moe")
     versions.rollback("qa-moe")
+    assert records.get_registered_model("qa-moe").aliases == {"champion": 1, "previous": 2}
+
+
+HOLDER = """
+from pathlib import Path
+from qamoe.pipeline.runner import single_instance
+with single_instance(Path("artifacts/.promote.lock")):
+    print("promoting", flush=True)
+    input()
+"""
+
+
+@pytest.mark.integration
+def test_a_rollback_leaves_a_promotion_that_runs_alone(records, tmp_path):
+    records.create_registered_model("qa-moe")
+    for number in ("1", "2"):
+        records.create_model_version("qa-moe", "file:///absent")
+        records.set_registered_model_alias("qa-moe", {"1": "previous", "2": "champion"}[number], number)
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    promotion = [sys.executable, "-c", HOLDER]
+    with subprocess.Popen(promotion, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "promoting\n"
+        assert CliRunner().invoke(app, ["rollback"]).exit_code == 0
+        assert process.poll() is None
+        process.communicate("\n")
+    assert process.returncode == 0
     assert records.get_registered_model("qa-moe").aliases == {"champion": 1, "previous": 2}
 
 
