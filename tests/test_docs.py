@@ -323,6 +323,8 @@ def test_the_commands_of_the_readme_run(finished: Run, tmp_path: Path) -> None: 
         assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
         return done.stdout
 
+    for name, value in (("user.name", "someone"), ("user.email", "someone@example.org")):  # README.md asks for them
+        run("git", "config", name, value)
     for command in commands():
         if command not in NOT_RUN:
             run("bash", "-c", command)

@@ -297,8 +297,8 @@ def test_without_broken_parquet_the_page_has_no_permuted_quality(tmp_path: Path,
 def test_metrics_for_dvc_are_a_handful(written: Path, summary: dict) -> None:
     (metric, values), *others = json.loads((written / "metrics.json").read_text()).items()
     assert (metric, others) == ("mae", [])
-    assert values.keys() == {"best_control", "clean", "missing", "mixed", "noise"}
-    for name in ("clean", "missing", "mixed", "noise"):
+    assert values.keys() == {"best_control", "clean", "missing", "mixed"}
+    for name in ("clean", "missing", "mixed"):
         assert values[name] == pytest.approx(summary[f"qamoe.{name}.mae.area.mean"], abs=1e-6)
     controls = [summary[f"{model}.mixed.mae.area.mean"] for model in ("concat", "mean")]
     assert values["best_control"] == pytest.approx(min(controls), abs=1e-6)

@@ -1,11 +1,13 @@
 """The address of the record store: what cannot be one is refused at once."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+from mlflow.exceptions import MlflowException
 
 from qamoe.errors import UserError
-from qamoe.tracking import mlflow_store
+from qamoe.tracking import dashboard, mlflow_store
 
 pytestmark = pytest.mark.integration
 
@@ -28,3 +30,22 @@ def test_a_database_that_cannot_be_opened_is_not_tried_again(tmp_path: Path, mon
     monkeypatch.setattr("mlflow.store.db.utils.time.sleep", lambda seconds: pytest.fail("tried again"))
     with pytest.raises(UserError, match=r"mlflow\.db"):
         mlflow_store.connect()
+
+
+def test_two_first_processes_may_arrange_an_experiment_at_once(records, monkeypatch):
+    """The database refuses the second of two equal tags; another failure of the store is reported."""
+    set_tag = type(records).set_experiment_tag
+    lost: list[str] = []
+
+    def second(self: Any, experiment: str, key: str, value: str) -> None:
+        if key not in lost:
+            set_tag(self, experiment, key, value)
+        raise MlflowException("UNIQUE constraint failed")
+
+    monkeypatch.setattr(type(records), "set_experiment_tag", second)
+    number = mlflow_store.experiment_id(records, "qa-moe")
+    written = records.get_experiment(number).tags
+    assert {key: written[key] for key in dashboard.tags(number)} == dashboard.tags(number)
+    lost.extend(written)
+    with pytest.raises(MlflowException):
+        mlflow_store.experiment_id(records, "another")

@@ -26,7 +26,7 @@ from qamoe.report.section import Numbers, Section, merged
 from qamoe.report.tables import number
 
 COMMAND = "dvc repro report"
-SLICES = ("clean", "missing", "noise", "mixed")  # those in metrics.json
+SLICES = ("clean", "missing", "mixed")  # those in metrics.json; more would not fit the table of `dvc exp show`
 
 
 @dataclass(frozen=True)

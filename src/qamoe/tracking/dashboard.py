@@ -67,6 +67,11 @@ def tags(experiment: str) -> dict[str, str]:
 
 def arrange(client: Any, experiment: Any) -> None:
     """Set the tags of an experiment, but keep a description that a user has edited."""
-    for tag, value in tags(experiment.experiment_id).items():
+    number = experiment.experiment_id
+    for tag, value in tags(number).items():
         if experiment.tags.get(tag) != value and not (tag == _NOTE and experiment.tags.get(tag)):
-            client.set_experiment_tag(experiment.experiment_id, tag, value)
+            try:
+                client.set_experiment_tag(number, tag, value)
+            except Exception:  # a process that starts at the same time may have set it first
+                if client.get_experiment(number).tags.get(tag) != value:
+                    raise
