@@ -285,4 +285,8 @@ def test_losses_are_weighted_by_the_parameters(setting: Any) -> None:
     common = setting.params.train.common
     losses = {name: torch.tensor(value) for name, value in {"task": 2.0, "variance": 3.0, "probe": 5.0}.items()}
     expected = 2.0 + 3.0 * common.loss.variance + 5.0 * common.loss.probe
-    assert objective(losses, common).item() == pytest.approx(expected)
+    assert objective(losses, common, {}).item() == pytest.approx(expected)
+    own = {"probe": 0.25, "gate_entropy": 4.0}
+    losses["gate_entropy"] = torch.tensor(7.0)
+    expected = 2.0 + 3.0 * common.loss.variance + 5.0 * 0.25 + 7.0 * 4.0
+    assert objective(losses, common, own).item() == pytest.approx(expected), "a model's own weights come first"

@@ -140,6 +140,7 @@ class Precision(Model):
     """
 
     Block = params.Hidden
+    estimates_reliability = True
 
     def __init__(self, features: dict[str, int], sizes: params.Encoders, block: params.Hidden, target: Targets) -> None:
         super().__init__()

@@ -27,7 +27,6 @@ from qamoe.degradation.features import State
 from qamoe.errors import UserError
 from qamoe.files import write_bytes, write_text
 from qamoe.models import text_encoder_finetuned, text_encoder_frozen
-from qamoe.models.baselines import Precision
 from qamoe.models.checkpoint_config import (
     CONFIG,
     FORMAT,
@@ -40,7 +39,6 @@ from qamoe.models.checkpoint_config import (
 from qamoe.models.factory import MODELS, block_of, build, oracle_quality
 from qamoe.models.heads import Prediction, target_of
 from qamoe.models.model import Model
-from qamoe.models.qamoe import QAMoE
 
 WEIGHTS = "weights.safetensors"
 HISTORY = "history.jsonl"
@@ -217,7 +215,7 @@ def load(folder: Path, device: str = "cpu", unfinished: bool = False) -> Trained
         # transformers computes some tensors that no file has, so its encoders are built with memory.
         with torch.device("cpu" if "text_encoder" in config else "meta"):
             model = make(config["model"], config)
-        if isinstance(model, (QAMoE, Precision)) and not config["trust"] and config.get("finished", True):
+        if model.estimates_reliability and not config["trust"] and config.get("finished", True):
             raise ValueError("trust has no anchors")
         reason = _load_weights(model, path)
     except (KeyError, TypeError, AttributeError, ValueError, ArithmeticError, RuntimeError) as error:

@@ -28,7 +28,7 @@ class Prediction:
     """Predictions per clip: value and variance (B,) in label units (regression), or probabilities (B, C).
 
     `losses` are unweighted scalars by name. Some models also have reliability r (B, M), fusion weights (B, M) and
-    routing weights (B, M + 1 or 1, E).
+    routing weights (B, M + 1, M or 1, E).
     """
 
     value: Tensor | None = None
@@ -83,6 +83,10 @@ class Target(nn.Module):
         """Return the loss that teaches the variances, from guesses and log variances (B, M) and targets (B,)."""
         return gaussian_nll(guess, log_variance, standard[:, None].expand_as(guess))
 
+    def likelihood(self, guess: Tensor, log_variance: Tensor, target: Tensor, step: Step | None = None) -> Tensor:
+        """Return the loss that teaches value and variance together, from standardised outputs (B,)."""
+        return gaussian_nll(guess, log_variance, self.standard(target))
+
     def prediction(
         self, guess: Tensor, log_variance: Tensor, target: Tensor | None, step: Step | None = None, **rest: Any
     ) -> Prediction:
@@ -133,6 +137,11 @@ class Classes(nn.Module):
         target_BM = standard[:, None].expand(guess.shape[:2])
         return perturbed_cross_entropy(guess + self.log_shares, log_variance, target_BM, _noise("probe", guess, step))
 
+    def likelihood(self, guess: Tensor, log_variance: Tensor, target: Tensor, step: Step | None = None) -> Tensor:
+        """Return the loss that teaches logits and variance together, from guesses (B, C) and log variances (B,)."""
+        logits = guess + self.log_shares
+        return perturbed_cross_entropy(logits, log_variance, self.standard(target), _noise("task", logits, step))
+
     def prediction(
         self, guess: Tensor, log_variance: Tensor, target: Tensor | None, step: Step | None = None, **rest: Any
     ) -> Prediction:
@@ -144,8 +153,7 @@ class Classes(nn.Module):
         logits = guess + self.log_shares
         losses = {}
         if target is not None:
-            noise = _noise("task", logits, step)
-            losses["task"] = perturbed_cross_entropy(logits, log_variance, self.standard(target), noise)
+            losses["task"] = self.likelihood(guess, log_variance, target, step)
         shrunk = logits / (1 + math.pi / 4 * log_variance.exp())[:, None].sqrt()
         return Prediction(losses=losses, probabilities=shrunk.softmax(-1), **rest)
 

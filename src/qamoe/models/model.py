@@ -1,6 +1,8 @@
 """The base class of all models: encoders, and a fusion of their vectors that can be called separately."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import ClassVar
 
 from torch import Tensor, nn
@@ -19,6 +21,8 @@ class Model(nn.Module, ABC):
     """
 
     Block: ClassVar[type[block.Block]]  # the class of its params.yaml block
+    estimates_reliability: ClassVar[bool] = False  # whether its predictions have r
+    loss_weights: Mapping[str, float] = MappingProxyType({})  # of losses with a weight other than train.common.loss has
     encode: ModalityEncoders
 
     @abstractmethod

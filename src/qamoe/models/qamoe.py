@@ -25,6 +25,7 @@ class QAMoE(Model):
     """
 
     Block = params.QAMoE
+    estimates_reliability = True
 
     def __init__(
         self,

@@ -47,17 +47,27 @@ class Quality(nn.Module):
         variance = log_variance.exp()
         sample = mu
         if self.training:
-            noise = torch.randn_like(mu) if step is None else step.normal("sample", *mu.shape[1:]).to(mu.dtype)
-            sample = mu + variance.sqrt() * noise
+            sample = gaussian_sample(mu, variance, step)
         mean_variance_BM = variance.mean(-1)
         losses = {}
         if standard_target is not None:
             guess = self.probe(sample)
             guess = guess[..., 0] if guess.shape[-1] == 1 else guess
             losses["probe"] = self.probe_loss(guess, mean_variance_BM.log(), standard_target, step)
-        if step is not None:  # the logit of r is -ln of the mean variance
-            losses["severity"] = F.binary_cross_entropy_with_logits(-mean_variance_BM.log(), 1 - step.severity)
+        if step is not None:
+            losses["severity"] = severity_loss(mean_variance_BM, step)
         return sample if self.sampled else mu, 1 / (1 + mean_variance_BM), losses
+
+
+def gaussian_sample(mu: Tensor, variance: Tensor, step: Step | None) -> Tensor:
+    """Return a sample of N(mu, variance), in the shape of both: (B, M, D)."""
+    noise = torch.randn_like(mu) if step is None else step.normal("sample", *mu.shape[1:]).to(mu.dtype)
+    return mu + variance.sqrt() * noise
+
+
+def severity_loss(mean_variance_BM: Tensor, step: Step) -> Tensor:
+    """Return the mean cross-entropy of r = 1 / (1 + mean variance) with 1 - the severity that training injected."""
+    return F.binary_cross_entropy_with_logits(-mean_variance_BM.log(), 1 - step.severity)  # -ln v is the logit of r
 
 
 class PerModality(nn.Module):

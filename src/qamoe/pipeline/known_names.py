@@ -164,9 +164,7 @@ def _scalars(content: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
 
 def _check_objectives(params: Params, path: Path, specialist: bool) -> None:
     """Raise UserError for an objective that the model or the selection cells do not have."""
-    from qamoe.models.baselines import Precision
     from qamoe.models.factory import MODELS
-    from qamoe.models.qamoe import QAMoE
 
     tune = params.tune
     if specialist and tune.objectives != ("error",):
@@ -174,8 +172,8 @@ def _check_objectives(params: Params, path: Path, specialist: bool) -> None:
             f"{path}: tune.objectives is {list(tune.objectives)}; {tune.model} has one selection cell, so only"
             " [error] is allowed."
         )
-    if "trust" in tune.objectives and not issubclass(MODELS[family(tune.model)], (QAMoE, Precision)):
-        with_r = ", ".join(name for name, model in MODELS.items() if issubclass(model, (QAMoE, Precision)))
+    if "trust" in tune.objectives and not MODELS[family(tune.model)].estimates_reliability:
+        with_r = ", ".join(name for name, model in MODELS.items() if model.estimates_reliability)
         raise UserError(
             f"{path}: tune.objectives has trust, but {tune.model} has no r; models with r are {with_r}, and the"
             " ablations of qamoe."

@@ -7,7 +7,7 @@ import copy
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -279,7 +279,7 @@ class Trainer:
         with torch.autocast(self.job.device, torch.bfloat16, enabled=common.precision == "bfloat16"):
             step = Step(self.job.seed, number, part.batch.keys, summed, part.severity)
             losses = losses_of(part.batch, part.quality, step)
-            return losses, objective(losses, common)
+            return losses, objective(losses, common, self.model.loss_weights)
 
     def _predictions(self, views: tuple[int, ...]) -> SplitPredictions:
         """Predict the validation split; each process predicts its share of the views."""
@@ -320,9 +320,12 @@ def learning_rate(step: int, steps: int, common: TrainCommon, peak: float | None
     return highest * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
 
 
-def objective(losses: dict[str, Tensor], common: TrainCommon) -> Tensor:
-    """Return the weighted sum of a prediction's losses; the weight of `task` is 1."""
-    weights = {"task": 1.0, **common.loss.model_dump()}
+def objective(losses: dict[str, Tensor], common: TrainCommon, of_model: Mapping[str, float]) -> Tensor:
+    """Return the weighted sum of a prediction's losses.
+
+    The weight of `task` is 1; the model's own weights take precedence over those of train.common.loss.
+    """
+    weights = {"task": 1.0, **common.loss.model_dump(), **of_model}
     return torch.stack([weights[name] * value for name, value in losses.items()]).sum()
 
 
