@@ -176,7 +176,7 @@ def leaves(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def test_every_parameter_is_documented_with_its_value() -> None:
     page = (ROOT / "docs/reference/parameters.md").read_text()
     documented: dict[str, Any] = {}
-    for section, body in re.findall(r"^## `([\w.]+)`\n(.*?)(?=^## |\Z)", page, re.DOTALL | re.MULTILINE):
+    for section, body in re.findall(r"^## `([\w.-]+)`\n(.*?)(?=^## |\Z)", page, re.DOTALL | re.MULTILINE):
         for key, cell in re.findall(r"^\| `([\w.]+)` \| ([^|]*) \|", body, re.MULTILINE):
             value = yaml.safe_load(cell.replace("`", ""))
             documented |= leaves({f"{section}.{key}": value})

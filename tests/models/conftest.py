@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from qamoe.config.params import Encoders, QAMoE
+from qamoe.config.params import Encoders, Paper, QAMoE
 from qamoe.data.batch import Batch
 from qamoe.rng import clip_key
 
@@ -42,6 +42,16 @@ def block() -> Callable[..., QAMoE]:
                 "variance_context": variance_context,
             }
         )
+
+    return make
+
+
+@pytest.fixture
+def paper_block() -> Callable[..., Paper]:
+    def make(**changes: Any) -> Paper:
+        loss = {"balance": 0.0, "gate_entropy": 0.0, "quality": 0.0} | changes.pop("loss", {})
+        block = {"experts": 5, "active": 2, "hidden": 7, "experts_read": "sample", "missing_flags": False, "loss": loss}
+        return Paper.model_validate(block | changes)
 
     return make
 

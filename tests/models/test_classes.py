@@ -19,11 +19,12 @@ every = pytest.mark.parametrize("name", MODELS)
 
 
 @pytest.fixture
-def model(sizes: Any, block: Any) -> Callable[..., Any]:
+def model(sizes: Any, block: Any, paper_block: Any) -> Callable[..., Any]:
     def make(name: str) -> Any:
         qamoe = block()
         moe = MoE.model_validate(qamoe.model_dump(include=set(MoE.model_fields)))
         blocks = {"mean": Mean(), "tensor": TensorFusion(hidden=6, low=2), "moe": moe, "oracle": qamoe, "qamoe": qamoe}
+        blocks |= {"paper": paper_block(), "paper-public": paper_block(missing_flags=True, loss={"balance": 0.01})}
         torch.manual_seed(0)
         return build(name, FEATURES, sizes, blocks.get(name, Hidden(hidden=6)), Classes(SHARES))
 
@@ -72,7 +73,8 @@ def test_evaluation_is_deterministic(model: Any, batch: Any, name: str) -> None:
 
 @pytest.mark.integration
 @pytest.mark.parametrize(
-    "name", [*(pytest.param(n, marks=pytest.mark.slow) for n in ("concat", "tensor", "precision", "moe")), "qamoe"]
+    "name",
+    [*(pytest.param(n, marks=pytest.mark.slow) for n in ("concat", "tensor", "precision", "moe", "paper")), "qamoe"],
 )
 def test_it_learns_a_class_from_audio(model: Any, batch: Any, name: str) -> None:
     network = model(name).train()

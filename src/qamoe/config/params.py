@@ -191,17 +191,20 @@ class TensorFusion(Hidden):
     low: Annotated[int, Field(ge=1, le=16)]  # dimension of each modality in the outer product of (low + 1)^3 terms
 
 
-class MoE(Block):
+class Experts(Block):
     experts: Count
     active: Count
     hidden: Count
-    fusion: Literal["tokens", "concat"]
 
     @model_validator(mode="after")
-    def _active_are_experts(self) -> "MoE":
+    def _active_are_experts(self) -> "Experts":
         if self.active > self.experts:
             raise ValueError(f"active ({self.active}) must not exceed experts ({self.experts})")
         return self
+
+
+class MoE(Experts):
+    fusion: Literal["tokens", "concat"]
 
 
 class QAMoE(MoE):
@@ -216,6 +219,20 @@ class QAMoE(MoE):
             limits = f"within plus and minus max_log_variance ({self.max_log_variance:g})"
             raise ValueError(f"initial_log_variance ({self.initial_log_variance:g}) must be {limits}")
         return self
+
+
+class PaperLoss(Block):
+    """Weights of the losses that `paper` and `paper-public` have in addition to the likelihood, whose weight is 1."""
+
+    balance: Annotated[float, Field(ge=0)]
+    gate_entropy: Annotated[float, Field(ge=0)]
+    quality: Annotated[float, Field(ge=0)]
+
+
+class Paper(Experts):
+    experts_read: Literal["sample", "mu"]  # in training: a sample of the Gaussian, or its mean
+    missing_flags: bool  # the model is told which modalities a clip does not have
+    loss: PaperLoss
 
 
 class Models(BaseModel):

@@ -64,6 +64,17 @@ class SequenceEncoder(nn.Module):
         return torch.where(has_frames_B[:, None], pooled, self.absent)
 
 
+class FlaggedEncoder(SequenceEncoder):
+    """A sequence encoder whose vector ends in 1 for a clip without a valid frame, else in 0: (B, T, F) -> (B, D + 1).
+
+    Only an empty mask is flagged, so a model is not told of a modality that was lost without a notice.
+    """
+
+    def forward(self, x_BTF: Tensor, mask_BT: Tensor) -> Tensor:
+        vector = super().forward(x_BTF, mask_BT)
+        return torch.cat([vector, (~mask_BT.any(1, keepdim=True)).to(vector.dtype)], 1)
+
+
 def any_of(mask_BT: Tensor, stride: int) -> Tensor:
     """Return whether each run of `stride` frames has a valid one, (B, ceil(T / stride)); the last run may be shorter.
 
@@ -78,13 +89,15 @@ class ModalityEncoders(nn.Module):
     """All encoders of a corpus: a batch -> h (B, M, D).
 
     Text is states of the frozen text encoder, or token ids if there is a `reader`, a text encoder that is fine-tuned
-    with the model.
+    with the model. `encoder` is the class of the encoders.
     """
 
-    def __init__(self, features: dict[str, int], sizes: Encoders) -> None:
+    def __init__(
+        self, features: dict[str, int], sizes: Encoders, encoder: type[SequenceEncoder] = SequenceEncoder
+    ) -> None:
         super().__init__()
         self.encoders = nn.ModuleDict(
-            {m: SequenceEncoder(size, getattr(sizes.stride, m), sizes) for m, size in features.items()}
+            {m: encoder(size, getattr(sizes.stride, m), sizes) for m, size in features.items()}
         )
         self.reader: FinetunedEncoder | None = None  # weights.safetensors has this name in its keys
 

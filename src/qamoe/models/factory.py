@@ -15,6 +15,7 @@ from qamoe.errors import UserError
 from qamoe.models import baselines
 from qamoe.models.heads import Targets
 from qamoe.models.model import Model
+from qamoe.models.paper import Paper
 from qamoe.models.qamoe import QAMoE
 from qamoe.models.text_encoder_finetuned import FinetunedEncoder
 
@@ -28,6 +29,8 @@ MODELS: dict[str, type[Model]] = {
     "moe": baselines.MoE,
     "oracle": baselines.Oracle,
     "qamoe": QAMoE,
+    "paper": Paper,
+    "paper-public": Paper,
 }
 
 

@@ -1,6 +1,6 @@
 """Mixture of experts (the layer): a router, GLU experts, two auxiliary losses, and the fusion built from them.
 
-The models that use this layer are QAMoE (qamoe.py) and MoE (baselines.py).
+The models that use this layer are QAMoE (qamoe.py), MoE (baselines.py) and, without Mixture, Paper (paper.py).
 
 Shapes: B batch, M modality, N tokens of a clip, D width, H hidden, E experts. No loop over experts or clips.
 """
