@@ -219,6 +219,18 @@ def test_the_oracle_knows_which_clips_were_swapped(corpus: Any, tiny_checkpoint:
     np.testing.assert_array_equal(rows["r_audio"], 1 - rows["lost_audio"])
 
 
+def test_a_model_with_flags_is_told_of_announced_modalities_only(
+    corpus: Any, tiny_checkpoint: Any, tmp_path: Path
+) -> None:
+    trained = checkpoint.load(tiny_checkpoint(tmp_path / "public", model="paper-public"))
+    cells = [c for c in corpus.cells if c.name in ("subsets-ta", "subsets-ta-blind")]
+    (rows,) = protocol.measure([trained], corpus.split, cells, "cpu")
+    announced, has_frames = rows["cell"] == "subsets-ta", rows["frames_vision"] > 0
+    assert has_frames.any()
+    assert (rows.loc[announced, "r_vision"] == 0).all()
+    assert (rows.loc[~announced & has_frames, "r_vision"] > 0).all()
+
+
 def test_predictions_do_not_depend_on_how_clips_are_batched(
     corpus: Any, measured: list[pd.DataFrame], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -301,9 +301,10 @@ def test_it_is_trained_saved_and_loaded(train: Any, setting: Any, tmp_path: Path
     assert set(trained.config["trust"]) == set(FEATURES)
     assert trained.model.variance.bias.abs().min() > 0, "the map of sigma has learned"
     batch, _, _ = setting.valid.degraded(0, range(6))
-    result = trained.predict(batch)
+    result: Any = trained.predict(batch)
     assert torch.isfinite(result.value).all()
-    assert torch.equal(result.value, checkpoint.load(tmp_path).predict(batch).value)
+    loaded_again: Any = checkpoint.load(tmp_path)
+    assert torch.equal(result.value, loaded_again.predict(batch).value)
     quality = torch.full((6, 3), 0.25)
     assert torch.equal(trained.predict(batch, quality).r, quality)
     vectors = trained.vectors(batch)
