@@ -143,6 +143,20 @@ def test_a_stage_gets_its_parameters_folder_and_model(command: Any, tmp_path: Pa
     assert not Path("elsewhere").exists(), "a folder created only for the lock stayed"
 
 
+def test_temporary_files_of_dead_processes_are_removed_at_the_start(command: Any, started: Started) -> None:
+    """Also those of its encoded text, although a stage with nothing left to do does not open it."""
+    ended, running = started(WAITING), started(WAITING)
+    ended.kill()
+    ended.wait()
+    left = [Path("artifacts", folder, f".file.{ended.pid}") for folder in ("train/qamoe/1", "states/train")]
+    kept = [path.with_suffix(f".{running.pid}") for path in left]
+    for path in (*left, *kept):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    command(lambda params, out, model: {})
+    assert [path for path in (*left, *kept) if path.exists()] == kept
+
+
 def test_a_user_error_is_one_sentence_and_exit_code_2(command: Any, capsys: pytest.CaptureFixture[str]) -> None:
     def run(*_: Any) -> dict[str, Any]:
         raise UserError("x does not exist.")

@@ -58,6 +58,7 @@ def run_stage(
                 held.enter_context(single_instance(out / name))
             if process == 0:
                 remove_abandoned(out / stage / (model or ""), "**/.*.[0-9]*")
+                remove_abandoned(out / "states" / stage, ".*.[0-9]*")  # also where the stage has nothing left to do
             done = work(params, out, model) if selects_model else work(params, out)
         if process == 0:
             print(json.dumps({"stage": stage, **done}), flush=True)
