@@ -76,6 +76,7 @@ def test_distances_do_not_depend_on_the_position_or_tilt_of_the_head() -> None:
     assert np.abs(moved[first:-1] - still).max() < 0.06
 
 
+@pytest.mark.slow
 def test_every_invented_face_is_found() -> None:
     extractor = Landmarks(5)
     portraits = [portrait(seed) for seed in range(20)]

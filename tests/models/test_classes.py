@@ -71,11 +71,8 @@ def test_evaluation_is_deterministic(model: Any, batch: Any, name: str) -> None:
     assert torch.equal(predict(network, batch).probabilities, predict(network, batch).probabilities)
 
 
-@pytest.mark.integration
-@pytest.mark.parametrize(
-    "name",
-    [*(pytest.param(n, marks=pytest.mark.slow) for n in ("concat", "tensor", "precision", "moe", "paper")), "qamoe"],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["concat", "tensor", "precision", "moe", "paper", "qamoe"])
 def test_it_learns_a_class_from_audio(model: Any, batch: Any, name: str) -> None:
     network = model(name).train()
     batch.x["audio"] += 3 * F.one_hot(batch.target.long(), 3)[:, None]

@@ -183,7 +183,7 @@ def two_sided(params: Params, number: int, on_epoch: Callable[[dict[str, Any]], 
     return {"error": abs(hidden - 100) / 100, "clean": 1 / hidden, "trust": 1 - hidden / 1000}
 
 
-@pytest.mark.integration
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", ["tpe", "random"])
 def test_numbers_and_words_of_any_model_are_searched_with_several_objectives(
     params: Params, url: str, sampler: str
