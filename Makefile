@@ -62,11 +62,11 @@ demo: setup ## sample corpus -> features -> models -> spectrum report -> champio
 check: setup ## lint, types and the unit tests that start no process, within a minute
 	@$(PY) scripts/check.py
 
-# Tests run side by side, so each uses one thread.
+# Tests run side by side, so each uses one thread. One more than there are cores, because tests also wait for the disk.
 check test test-all: export OMP_NUM_THREADS := 1
 
 test: setup ## the tests except the slow ones, about 4 minutes on two cores
-	$(PY) -m pytest --numprocesses $$(nproc) --no-loadscope-reorder -m "not slow and not real_data"
+	$(PY) -m pytest --numprocesses $$(($$(nproc) + 1)) --no-loadscope-reorder -m "not slow and not real_data"
 
 test-all: setup ## all tests, about an hour; those of research corpora are skipped where the corpora are missing
 	$(PY) -m pytest --numprocesses $$(nproc) --no-loadscope-reorder
