@@ -104,6 +104,33 @@ def test_the_trial_of_a_dead_worker_is_tried_again(params: Params, url: str) -> 
 
 
 @pytest.mark.integration
+@pytest.mark.parametrize("suggested", [True, False])
+def test_a_search_that_was_killed_ends_like_an_undisturbed_one(
+    params: Params, url: str, tmp_path: Path, suggested: bool
+) -> None:
+    undisturbed = f"sqlite:///{tmp_path / 'undisturbed.db'}"
+    work(params, undisturbed, "one")
+    work(changed(params, trials=2), url, "one")
+    study = search.open_study(params, "s", url)
+    study.sampler = search._sampler(params, 2)
+    trial = study.ask()
+    trial.set_user_attr("worker", "dead")
+    if suggested:
+        for name, dimension in params.tune.space.items():
+            search._suggest(trial, name, dimension)
+    search.retry_dead_trials(study)
+    work(params, url, "two")
+    written = []
+    for one in (study, search.open_study(params, "s", undisturbed)):
+        trials = search.outcome(one, ["error"])[2]
+        last = search.last_attempts(one).items()
+        written.append([(place, *(trials[number][key] for key in ("state", "value", LR))) for place, number in last])
+        written.append(search.plots(one, ["error"]))
+    assert written[:2] == written[2:]
+    assert len(written[0]) == 7
+
+
+@pytest.mark.integration
 def test_a_trial_that_keeps_killing_its_worker_is_given_up(params: Params, url: str) -> None:
     study = search.open_study(params, "s", url)
     study.ask().set_user_attr("worker", "dead")

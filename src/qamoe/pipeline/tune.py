@@ -106,8 +106,9 @@ def _write(params: Params, folder: Path, study: Any) -> None:
 
     objectives = params.tune.objectives
     best, value, trials = search.outcome(study, objectives)
+    shown = [{**trials[number], "number": place} for place, number in search.last_attempts(study).items()]
     text = yaml.safe_dump(nested(best), sort_keys=False)
-    write_text(folder / "best_params.yaml", f"# validation error {value:.4f}, best of {len(trials)} trials\n{text}")
+    write_text(folder / "best_params.yaml", f"# validation error {value:.4f}, best of {len(shown)} trials\n{text}")
     shutil.rmtree(folder / "plots", ignore_errors=True)
     (folder / "plots").mkdir()
     for plot, svg in search.plots(study, objectives).items():
@@ -118,7 +119,7 @@ def _write(params: Params, folder: Path, study: Any) -> None:
     with atomic_write(folder / "trials.csv") as temporary, temporary.open("w", newline="") as file:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
-        writer.writerows(trials)
+        writer.writerows(shown)
 
 
 def _open_study(params: Params, name: str, url: str) -> Any:

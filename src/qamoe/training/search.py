@@ -168,7 +168,7 @@ def work(params: Params, study: "Study", worker: str, train_one: TrainOne) -> No
         if sum(t.number < trial.number for t in not_failed) >= tune.trials:
             raise _EnoughTrials
         trial.set_user_attr("worker", worker)
-        study.sampler = _sampler(params, trial.number)
+        study.sampler = _sampler(params, _place(trial.number, study))
         return _run_trial(params, trial, train_one)
 
     while True:
@@ -184,8 +184,30 @@ def work(params: Params, study: "Study", worker: str, train_one: TrainOne) -> No
                 optuna.storages.fail_stale_trials(study)
 
 
+def _place(number: int, study: "Study") -> int:
+    """Return the place of a trial among the trials that were asked for: one that runs again keeps its place."""
+    trials = study.get_trials(deepcopy=False)
+    first = trials[number].system_attrs.get("failed_trial", number)
+    return first - sum("failed_trial" in trial.system_attrs for trial in trials[:first])
+
+
+def last_attempts(study: "Study") -> dict[int, int]:
+    """Return the number of the last attempt of each trial by the trial's place; attempts that died have none.
+
+    So a search that was killed and started again writes what an undisturbed one writes.
+    """
+    from optuna.trial import TrialState
+
+    attempts: dict[int, int] = {}
+    for trial in study.get_trials(deepcopy=False):
+        # One that failed and does not run again was asked for when the study had ended.
+        if trial.state != TrialState.FAIL or "failed_trial" in trial.system_attrs:
+            attempts[_place(trial.number, study)] = trial.number
+    return dict(sorted(attempts.items()))
+
+
 def _sampler(params: Params, number: int) -> Any:
-    """Return the sampler, seeded by trial: workers draw different values, and a new study the same first trials."""
+    """Return the sampler, seeded by a trial's place: workers draw different values, and a new study the same first."""
     import optuna
 
     kinds = {"tpe": optuna.samplers.TPESampler, "random": optuna.samplers.RandomSampler}
@@ -237,11 +259,12 @@ def _short(value: Value) -> str:
 
 
 def by_error(study: "Study") -> "Study":
-    """Return the ended trials as a study in memory whose one objective is the error."""
+    """Return the ended trials as a study in memory whose one objective is the error, each at its place."""
     import optuna
 
     scalar = optuna.create_study(direction="minimize")
-    for trial in study.get_trials():
+    trials = study.get_trials()
+    for trial in (trials[number] for number in last_attempts(study).values()):
         if trial.state.is_finished():
             scalar.add_trial(
                 optuna.trial.create_trial(
@@ -310,6 +333,7 @@ def _plot_front(study: "Study", objectives: Sequence[str]) -> None:
     from matplotlib import pyplot
 
     front = {trial.number for trial in study.best_trials}
+    places = {number: place for place, number in last_attempts(study).items()}
     complete = [trial for trial in study.get_trials() if trial.values is not None]
     _, axes = pyplot.subplots(1, len(objectives) - 1, figsize=(4.6 * (len(objectives) - 1), 3.8), squeeze=False)
     for column, axis in enumerate(axes[0], 1):
@@ -321,7 +345,7 @@ def _plot_front(study: "Study", objectives: Sequence[str]) -> None:
             )
             if on_front:
                 at = (trial.values[0], trial.values[column])
-                axis.annotate(str(trial.number), at, xytext=(4, 4), textcoords="offset points", fontsize=8)
+                axis.annotate(str(places[trial.number]), at, xytext=(4, 4), textcoords="offset points", fontsize=8)
         axis.set_xlabel(objectives[0])
         axis.set_ylabel(objectives[column])
 
