@@ -21,19 +21,23 @@ from qamoe.models import checkpoint
 
 pytestmark = pytest.mark.integration
 
-ALL = ("clean", "missing", "noise", "burst", "mixed", "alone", "joint", "subsets", "swap", "held_out")
+ALL = ("clean", "missing", "noise", "burst", "mixed", "alone", "joint", "subsets", "swap", "held_out", "landscape")
 MODALITIES = ("text", "audio", "vision")
+
+
+NOTHING = ("joint-0.00-0.00", "landscape-0.00-0.00")
 
 
 def evaluate(draws: int = 2, mixed_draws: int = 3, slices: tuple[str, ...] = ALL) -> Evaluate:
     content = {"seed": 7, "draws": draws, "mixed_draws": mixed_draws, "slices": list(slices)}
-    return Evaluate.model_validate(content | {"quality_permutations": 2})
+    landscape = {"levels": [0.0, 0.3, 0.7], "draws": draws, "announced": False}
+    return Evaluate.model_validate(content | {"landscape": landscape, "quality_permutations": 2})
 
 
 def test_the_plan_has_every_cell_of_every_slice_once() -> None:
     cells = protocol.plan(ALL, evaluate(draws=3, mixed_draws=10))
     sizes = {"clean": 1, "missing": 11, "noise": 11, "burst": 11, "mixed": 1}
-    sizes |= {"alone": 99, "joint": 25, "subsets": 13, "swap": 12, "held_out": 22}
+    sizes |= {"alone": 99, "joint": 25, "subsets": 13, "swap": 12, "held_out": 22, "landscape": 9}
     assert Counter(c.slice for c in cells) == sizes
     assert list(dict.fromkeys(c.slice for c in cells)) == list(ALL)
     names = [c.name for c in cells]
@@ -181,6 +185,12 @@ def test_rows_describe_the_degradation_of_each_clip(measured: list[pd.DataFrame]
     assert set(swapped["lost_vision"]) == {0.0, 1.0}
     assert (swapped["kind_text"] == "clean").all()
     assert (rows.loc[("held_out-desync-0.7", 0)]["kind_vision"] == "desync").all()
+    landscape, fewer = rows.loc["landscape-0.30-0.70"], rows.loc["landscape-0.70-0.30"]
+    lost = landscape["kind_audio"] == "missing"
+    assert set(landscape["kind_audio"]) == {"missing", "paper_noise"}
+    assert landscape["severity_audio"].tolist() == pytest.approx(np.where(lost, 1.0, 0.3).tolist())
+    assert landscape["lost_audio"].tolist() == (lost & (landscape["frames_audio"] > 0)).astype(float).tolist()
+    assert not ((fewer["kind_audio"] == "missing") & ~lost).any(), "a larger eta loses what a smaller one loses"
 
 
 def test_an_announced_missing_modality_has_trust_0(measured: list[pd.DataFrame]) -> None:
@@ -193,8 +203,8 @@ def test_an_announced_missing_modality_has_trust_0(measured: list[pd.DataFrame])
 def test_the_severity_0_of_every_curve_is_the_clean_prediction(measured: list[pd.DataFrame]) -> None:
     rows = measured[0]
     clean = rows.query("cell == 'clean'")["prediction"].to_numpy()
-    same = rows[rows["cell"].str.endswith("-0.0") | rows["cell"].isin(["joint-0.00-0.00", "subsets-tav"])]
-    assert same["cell"].nunique() == 3 + 9 + 2 + 2
+    same = rows[rows["cell"].str.endswith("-0.0") | rows["cell"].isin([*NOTHING, "subsets-tav"])]
+    assert same["cell"].nunique() == 3 + 9 + 2 + 3
     for _, cell_rows in same.groupby("cell"):
         np.testing.assert_array_equal(cell_rows["prediction"], clean)
 
@@ -244,14 +254,18 @@ def test_predictions_do_not_depend_on_how_clips_are_batched(
 
 
 @pytest.mark.slow
-def test_sharing_encodings_does_not_change_predictions(corpus: Any, measured: list[pd.DataFrame]) -> None:
+def test_sharing_encodings_does_not_change_predictions(
+    corpus: Any, measured: list[pd.DataFrame], tmp_path: Path
+) -> None:
     """Compare shared encodings with every view predicted separately."""
-    rows, split = list(range(7)), corpus.split
+    rows, whole = list(range(7)), corpus.split
+    every_view = list(dict.fromkeys(view for cell in corpus.cells for view in cell.views))
+    alone = open_views(whole.store, every_view, MODALITIES, whole.references, tmp_path, "data", "cpu")
     for trained, table in zip(corpus.trained, measured, strict=True):
         by_cell = dict(list(table.groupby(["cell", "draw"], sort=False)))
         for cell in corpus.cells:
             for view in cell.views:
-                batch, lost, state = split.degraded(split.views.index(view), rows)
+                batch, lost, state = alone.degraded(alone.views.index(view), rows)
                 expected, of_view = trained.predict(batch, state=state), by_cell[cell.name, view.number]
                 np.testing.assert_allclose(of_view["prediction"], expected.value, atol=1e-5)
                 np.testing.assert_array_equal(of_view[[f"lost_{m}" for m in MODALITIES]].to_numpy(np.float32), lost)
@@ -335,7 +349,8 @@ def test_every_cell_draw_and_metric_is_aggregated(corpus: Any, measured: list[pd
     assert table.loc[table["slice"].isin(["mixed", "joint"]), "severity"].isna().all()
     joint = table[table["cell"] == "joint-0.25-0.75"]
     assert (joint[["severity_missing", "severity_noise"]] == (0.25, 0.75)).all(axis=None)
-    assert table.loc[table["slice"] != "joint", ["severity_missing", "severity_noise"]].isna().all(axis=None)
+    others = ~table["slice"].isin(["joint", "landscape"])
+    assert table.loc[others, ["severity_missing", "severity_noise"]].isna().all(axis=None)
     assert set(table.loc[table["slice"] == "clean", "modalities"]) == {""}
     assert set(table.loc[table["cell"] == "subsets-a", "modalities"]) == {"text+vision"}
 

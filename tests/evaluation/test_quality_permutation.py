@@ -49,6 +49,7 @@ def permuted(tmp_path_factory: pytest.TempPathFactory, tiny_corpus: Any, tiny_st
         for parameter in trained.model.parameters():
             parameter.add_(0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
     content = {"seed": 7, "draws": 1, "mixed_draws": DRAWS, "slices": ["mixed"], "quality_permutations": 2}
+    content |= {"landscape": {"levels": [0.0, 1.0], "draws": 1, "announced": False}}
     params = Evaluate.model_validate(content)
     cells = protocol.plan(("mixed",), params)
     store = Store(folder / "preprocess/valid.arrow")

@@ -111,3 +111,19 @@ def test_plots_do_not_change_the_global_style(evaluated: Results) -> None:
     before = dict(matplotlib.rcParams)
     plots.spectrum_curve(cells_by_model(evaluated))
     assert dict(matplotlib.rcParams) == before
+
+
+def test_a_landscape_has_one_scale_for_each_metric() -> None:
+    levels = [0.0, 0.3, 0.7]
+    rising = pd.DataFrame([[1.0, 1.2, 1.4], [1.1, 1.3, 1.5], [1.3, 1.6, 2.0]], levels, levels)
+    errors = {("qamoe", "mae"): rising, ("concat", "mae"): rising + 1}
+    figure = plots.landscape(errors | {("qamoe", "acc7"): 0.5 / rising, ("concat", "acc7"): 0.4 / rising})
+    panels = [ax for ax in figure.axes if ax.get_title(loc="left")]
+    assert [ax.get_title(loc="left") for ax in panels] == ["qamoe, MAE", "concat, MAE", "qamoe, Acc-7", "concat, Acc-7"]
+    limits = [ax.collections[0].get_clim() for ax in panels]
+    assert limits[0] == limits[1]
+    assert limits[2] == limits[3]
+    assert limits[0][0] <= 1.0
+    assert limits[0][1] >= 3.0
+    assert panels[2].get_xlabel() == "noise, λ"
+    assert panels[2].get_ylabel() == "lost modalities, η"

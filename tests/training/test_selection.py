@@ -36,7 +36,7 @@ def test_each_cell_has_the_same_number_of_draws_and_the_clean_cell_one() -> None
     assert cells.selection == tuple(range(10))
     assert cells.clean == (0,)
     assert [cells.views[i] for i in range(4)] == [
-        uniform_view("missing", 0.0, 41, 0),
+        uniform_view("clean", 0.0, 41, 0),
         *(uniform_view("missing", 0.3, 41, draw) for draw in range(3)),
     ]
     assert [cells.views[i] for i in cells.fully_degraded] == [uniform_view("noise", 1.0, 41, draw) for draw in range(3)]
@@ -49,6 +49,19 @@ def test_trust_is_anchored_on_a_kind_of_the_grid() -> None:
         uniform_view("missing", 1.0, 41, draw) for draw in range(2)
     ]
     assert cells.selection == (0, 1, 2)
+
+
+def test_every_pair_of_levels_of_the_landscape_is_a_cell() -> None:
+    cells = selection_cells(selection({"landscape": [0.0, 0.5], "missing": [0.0, 0.3]}, draws=2))
+    ranges = [None if view.spectrum is None else (view.spectrum.noise, view.spectrum.missing) for view in cells.views]
+    none, half = (0.0, 0.0), (0.5, 0.5)
+    assert ranges[:7] == [None, (none, half), (none, half), (half, none), (half, none), (half, half), (half, half)]
+    assert cells.groups == (0, 1, 1, 2, 2, 3, 3, 4, 4)
+    assert cells.clean == (0,)
+    only = selection_cells(selection({"landscape": [0.3, 0.5]}, draws=2))
+    assert [only.views[i] for i in only.fully_degraded] == [
+        uniform_view("paper_noise", 1.0, 41, draw) for draw in range(2)
+    ]
 
 
 def test_without_a_clean_cell_trust_is_still_anchored_on_clean_clips() -> None:

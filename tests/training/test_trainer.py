@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from qamoe.dataset.degraded_split import rows_in_batches
+from qamoe.dataset.degraded_split import DegradedSplit
 from qamoe.errors import UserError
 from qamoe.models import checkpoint
 from qamoe.models.factory import MODELS
@@ -70,11 +70,12 @@ def test_every_epoch_takes_every_clip_once_in_its_own_order(
     orders: list[list[int]] = []
 
     def recorded(*arguments: Any) -> list[np.ndarray]:
-        batches = rows_in_batches(*arguments)
+        batches = dealt(*arguments)
         orders.append([row for batch in batches for row in batch])
         return batches
 
-    monkeypatch.setattr(trainer, "rows_in_batches", recorded)
+    dealt = DegradedSplit.batches
+    monkeypatch.setattr(DegradedSplit, "batches", recorded)
     for seed in (1, 2):
         train(tmp_path / str(seed), "concat", seed, common={"epochs": 2})
     assert all(sorted(order) == list(range(20)) for order in orders)

@@ -101,7 +101,21 @@ class Preprocess(Block):
     max_frames: PerModality
 
 
+LANDSCAPE = "landscape"  # slice, and key of train.common.selection.severities: all pairs of lambda and eta
+Levels = Annotated[tuple[Share, Share], AfterValidator(_ascending)]
+
+
+class PaperSpectrum(Block):
+    """The ranges of the paper's lambda and eta, and which modalities are lost: degradation/spectrum.py."""
+
+    noise: Levels
+    missing: Levels
+    dropped: Literal["each", "subset"]
+
+
 class Degrade(Block):
+    spectrum: Literal["clip", "paper"]  # each clip and modality draws by itself (ours), or as in the paper
+    paper: PaperSpectrum
     kinds: Annotated[tuple[str, ...], Field(min_length=1)]  # from which clips draw
     clean_share: Share  # share of draws (per clip, view and modality) without damage
     shared_draw_share: Share  # share of clips whose modalities share one draw
@@ -121,7 +135,10 @@ class LossWeights(Block):
 
 
 class Selection(Block):
-    """The validation cells; the checkpoint with the best mean metric over them is kept."""
+    """The validation cells; the checkpoint with the best mean metric over them is kept.
+
+    `severities` by kind; the levels of `landscape` are both lambda and eta, and each pair is a cell.
+    """
 
     severities: Annotated[dict[str, Annotated[tuple[Share, ...], Field(min_length=1)]], Field(min_length=1)]
     draws: Count
@@ -249,11 +266,27 @@ class Models(BaseModel):
         return self.__pydantic_extra__
 
 
+class Landscape(Block):
+    """The grid of slice `landscape`: the paper's lambda and eta each take all levels."""
+
+    levels: Annotated[tuple[Share, ...], Field(min_length=2)]
+    draws: Count
+    announced: bool  # whether the model is told which modalities are lost
+
+    @field_validator("levels")
+    @classmethod
+    def _are_named_by_two_digits(cls, levels: tuple[float, ...]) -> tuple[float, ...]:
+        if list(levels) != sorted(set(levels)) or any(level != round(level, 2) for level in levels):
+            raise ValueError("levels must rise and have at most two digits after the point")
+        return levels
+
+
 class Evaluate(Block):
     seed: int  # of the degradations of the test split
     draws: Count
     mixed_draws: Count
     slices: Annotated[tuple[str, ...], Field(min_length=1)]
+    landscape: Landscape
     quality_permutations: Annotated[int, Field(ge=0)]  # permutations of r between the clips of slice mixed; 0 for none
 
     @field_validator("slices")

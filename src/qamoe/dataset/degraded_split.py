@@ -19,7 +19,7 @@ from qamoe.data.batch import Batch, collate, pad
 from qamoe.data.stats import Stats, frame_stats, has_frames
 from qamoe.dataset import text_cache
 from qamoe.dataset.text_cache import TextStates
-from qamoe.degradation import features, swap_partners
+from qamoe.degradation import features, spectrum, swap_partners
 from qamoe.degradation import views as degradation_views
 from qamoe.degradation.features import Reference, State
 from qamoe.degradation.swap_partners import SwapPartners
@@ -56,6 +56,31 @@ class DegradedSplit:
     def partners(self) -> SwapPartners:
         return SwapPartners(self.store.clip_ids, self.store.sources)
 
+    @cached_property
+    def keys(self) -> Tensor:
+        """The clips' keys in every draw, (N, 2) int64."""
+        return torch.tensor([rng.clip_key(clip_id) for clip_id in self.store.clip_ids], dtype=torch.int64)
+
+    def sharing(self, view: int) -> Tensor | None:
+        """Return the keys (N, 2) of the clips that share a draw, or None where each clip has its own."""
+        if not self.views[view].batch:
+            return None
+        if view not in self._sharing:
+            self._sharing[view] = self.views[view].sharing(self.keys)
+        return self._sharing[view]
+
+    @cached_property
+    def _sharing(self) -> dict[int, Tensor]:
+        return {}
+
+    def batches(self, view: int, size: int, random: np.random.Generator) -> list[np.ndarray]:
+        """Return the rows of all clips in batches, in a random order; clips that share a draw are one batch."""
+        sharing = self.sharing(view)
+        if sharing is None:
+            return rows_in_batches(len(self.store), size, random, self.lengths)
+        numbers = sharing[:, 0].numpy()
+        return [np.flatnonzero(numbers == number) for number in random.permutation(numbers.max() + 1)]
+
     @property
     def lengths(self) -> np.ndarray | None:
         """Tokens of each clip (N,), to batch clips of similar length; None if models do not read token ids."""
@@ -75,7 +100,9 @@ class DegradedSplit:
         """
         partner = _partner(self.store, lambda: self.partners, rows)
         clean = self.clean(rows, modalities).to(self.device)
-        batch, lost, state = apply(clean, self.views[view], self._references_on_device, partner)
+        sharing = self.sharing(view)
+        sharing_of_rows = None if sharing is None else sharing[list(rows)].to(self.device)
+        batch, lost, state = apply(clean, self.views[view], self._references_on_device, partner, sharing_of_rows)
         if self.states is not None and "text" in batch.x:
             x, mask = (tensor.to(self.device) for tensor in pad([self.states.of(view, row) for row in rows]))
             batch = batch.with_x(text=x).with_mask(text=mask)
@@ -131,7 +158,16 @@ def open_views(
     """
     if "text" not in modalities or encoder is None or store.text_is_vectors:
         return DegradedSplit(store, tuple(views), modalities, references, None, device)
-    modules = (rng, features, swap_partners, degradation_views, text_encoder_bert, text_encoder_frozen, text_cache)
+    modules = (
+        rng,
+        features,
+        spectrum,
+        swap_partners,
+        degradation_views,
+        text_encoder_bert,
+        text_encoder_frozen,
+        text_cache,
+    )
     code = [normalised_source(Path(str(module.__file__))) for module in modules]
     weights_digest = None if encoder == NAME else text_encoder_frozen.digest(encoder)
     key = digest(data_digest, code, weights_digest, store.path.name, [repr(view) for view in views])[:16]
@@ -151,7 +187,7 @@ def _ids(store: Store, views: Sequence[View], references: dict[str, Reference]) 
     clean = collate(store, rows, ("text",))
     partner = _partner(store, cache(lambda: SwapPartners(store.clip_ids, store.sources)), rows)
     for view in views:
-        batch, _, _ = apply(clean, view, references, partner)
+        batch, _, _ = apply(clean, view, references, partner, view.sharing(clean.keys))
         lengths = batch.mask["text"].sum(1).tolist()
         yield [ids[:length] for ids, length in zip(batch.x["text"].numpy(), lengths, strict=True)]
 

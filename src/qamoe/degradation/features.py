@@ -18,6 +18,8 @@ DRAWN = ("missing", "noise", "burst")  # drawn in training by default, and in sl
 HELD_OUT = ("additive", "desync")  # kinds of frames that only the test split has
 # `missing` for frames only: a corpus whose text is stored vectors has no words to lose.
 MISSING_FEATURES = "missing_features"
+PAPER_NOISE = "paper_noise"  # the paper's noise of strength lambda: degradation/spectrum.py
+_PAPER_WORD = 0  # id of the word that the public code writes in place of others; padding in BERT's vocabularies
 
 
 @dataclass(frozen=True)
@@ -151,6 +153,22 @@ def _padded(x: Tensor, length: int) -> Tensor:
     return F.pad(x, (*[0] * (2 * (x.ndim - 2)), 0, length - x.shape[1]))
 
 
+def paper_noise_frames(x: Tensor, mask: Tensor, severity: Tensor, draws: Draws, reference: Reference) -> Degraded:
+    """Return x + severity deviation eps, eps standard normal: the paper's noise, second-hand."""
+    assert reference.deviation is not None
+    batch, frames, columns = x.shape
+    level = severity[:, None, None]
+    eps = draws.normal(frames * columns).view(batch, frames, columns) * reference.deviation
+    return Degraded(torch.where((level > 0) & mask[..., None], x + level * eps, x), mask, severity)
+
+
+def paper_noise_tokens(x: Tensor, mask: Tensor, severity: Tensor, draws: Draws, reference: Reference) -> Degraded:
+    """Replace each word piece by id 0 with probability severity; the mask stays as it was (the public code)."""
+    valid = valid_tokens(x, mask, reference.special)
+    gone = (draws.uniform(x.shape[1]) < severity[:, None]) & valid
+    return Degraded(x.masked_fill(gone, _PAPER_WORD), mask, severity)
+
+
 def additive_frames(x: Tensor, mask: Tensor, severity: Tensor, draws: Draws, reference: Reference) -> Degraded:
     """Return x + severity 2 deviation eps, eps standard normal; the signal keeps its strength. Held out."""
     assert reference.deviation is not None
@@ -185,12 +203,14 @@ FRAMES: dict[str, Degradation] = {
     "additive": additive_frames,
     "desync": desync_frames,
     MISSING_FEATURES: missing_frames,
+    PAPER_NOISE: paper_noise_frames,
 }
 TOKENS: dict[str, Degradation] = {
     "missing": missing_tokens,
     "noise": noise_tokens,
     "burst": burst_tokens,
     "swap": swap,
+    PAPER_NOISE: paper_noise_tokens,
 }
 KINDS = tuple(FRAMES)
 

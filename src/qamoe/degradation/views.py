@@ -8,7 +8,17 @@ from torch import Tensor
 
 from qamoe.data.batch import Batch
 from qamoe.data.stats import Stats, frame_stats, has_frames, text_is_vectors
-from qamoe.degradation.features import DRAWN, KINDS, Reference, State, degrade, drawn_state, fixed_state
+from qamoe.degradation.features import (
+    DRAWN,
+    KINDS,
+    PAPER_NOISE,
+    Reference,
+    State,
+    degrade,
+    drawn_state,
+    fixed_state,
+)
+from qamoe.degradation.spectrum import Spectrum, batch_keys, spectrum_states
 from qamoe.rng import MODALITIES, Draws
 
 Partner = Callable[[str, Draws], tuple[Tensor, Tensor]]
@@ -24,6 +34,9 @@ class View:
 
     Without them, each clip and modality draws a severity and a kind from `drawn`, and from "swap" too if `swap` is set;
     see `drawn_state` for the shares.
+
+    With `spectrum`, clips are degraded as in the paper. `batch` clips share lambda and eta, 0 for none: then each clip
+    has its own.
     """
 
     seed: int
@@ -38,9 +51,31 @@ class View:
     swap: bool = False
     announced: bool = False
     then: tuple[tuple[str, ...], tuple[float, ...]] | None = None
+    spectrum: Spectrum | None = None
+    batch: int = 0
 
-    def states(self, keys: Tensor) -> list[State]:
-        """Return how each clip is degraded in each step; `keys` (B, 2) are the clip keys."""
+    def sharing(self, keys: Tensor) -> Tensor:
+        """Return for each clip of a split, whose keys (N, 2) are given, the key of the clips that share its draw."""
+        return batch_keys(self.seed, keys, self.number, self.batch) if self.batch else keys
+
+    def parts(self) -> tuple["View", "View"] | None:
+        """Return a view of noise and one of missing for a spectrum of one lambda and one eta, and None otherwise.
+
+        A modality of a clip is degraded by the second if it is lost, and by the first if not.
+        """
+        if self.spectrum is None or self.spectrum.noise[0] != self.spectrum.noise[1]:
+            return None
+        noise = uniform_view(PAPER_NOISE, self.spectrum.noise[0], self.seed, self.number)
+        return noise, replace(uniform_view("missing", 1.0, self.seed, 0), announced=self.mask_revealed_share == 1)
+
+    def states(self, keys: Tensor, sharing: Tensor | None = None) -> list[State]:
+        """Return how each clip is degraded in each step; `keys` (B, 2) are the clip keys.
+
+        `sharing` are the rows of `View.sharing` that belong to these clips; by default each clip has its own draw.
+        """
+        if self.spectrum is not None:
+            shared = keys if sharing is None else sharing
+            return spectrum_states(self.spectrum, self.seed, keys, self.number, shared, self.mask_revealed_share)
         if self.kinds is None or self.severities is None:
             shares = (self.clean_share, self.shared_draw_share, self.full_severity_share, self.mask_revealed_share)
             kinds = (*self.drawn, "swap") if self.swap else self.drawn
@@ -91,14 +126,18 @@ def uniform_view(kind: str, severity: float, seed: int, number: int) -> View:
 
 
 def apply(
-    batch: Batch, view: View, references: dict[str, Reference], partner: Partner | None = None
+    batch: Batch,
+    view: View,
+    references: dict[str, Reference],
+    partner: Partner | None = None,
+    sharing: Tensor | None = None,
 ) -> tuple[Batch, Tensor, State]:
     """Return the batch under a view, how much was lost (B, 3), and its state; the input is not changed.
 
-    `partner(modality, draws)` returns x and mask of each clip's partner; only views that swap need it. For a view of
-    two steps, lost is that of the second step.
+    `partner(modality, draws)` returns x and mask of each clip's partner; only views that swap need it. `sharing` is as
+    in `View.states`. For a view of two steps, lost is that of the second step.
     """
-    steps = view.states(batch.keys)
+    steps = view.states(batch.keys, sharing)
     xs, masks = {}, {}
     lost = torch.zeros(len(batch), len(MODALITIES), device=batch.keys.device)
     for position, modality in enumerate(MODALITIES):

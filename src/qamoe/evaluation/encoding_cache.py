@@ -1,7 +1,8 @@
 """A cache of encoded modalities: each modality is degraded and encoded once per degradation, for all cells.
 
 The draws of a modality do not depend on the others. The slice `alone` therefore shares all its degradations with the
-curves, and all cells share their clean modalities.
+curves, and all cells share their clean modalities. The cells of a landscape choose, clip by clip, between the encodings
+of noisy and of lost modalities.
 """
 
 from collections import Counter
@@ -48,11 +49,21 @@ class Encodings:
     ) -> None:
         self.trained, self.split, self.batches, self.device, self.every = trained, split, batches, device, every
         self.view_indices = {view: index for index, view in enumerate(split.views)}
-        self.uses = Counter((m, view.of(m)) for view in views for m in split.modalities)
+        encoded = (part for view in views for part in view.parts() or (view,))
+        self.uses = Counter((m, view.of(m)) for view in encoded for m in split.modalities)
         self.kept: dict[tuple[str, View], Encoding] = {}
 
     def of(self, view: View) -> dict[str, Encoding]:
         """Return the encoding of each modality of the split under a view."""
+        parts = view.parts()
+        if parts is None:
+            return self._of(view)
+        noisy, lost = (self._of(part) for part in parts)
+        keys = self.split.keys[[row for rows in self.batches for row in rows]]
+        is_lost = view.states(keys)[-1].kind >= 0
+        return {m: _mixed(noisy[m], lost[m], is_lost[:, MODALITIES.index(m)]) for m in self.split.modalities}
+
+    def _of(self, view: View) -> dict[str, Encoding]:
         keys = {m: (m, view.of(m)) for m in self.split.modalities}
         new = [m for m, key in keys.items() if key not in self.kept]
         self.kept |= {keys[m]: encoding for m, encoding in self._encode(view, new).items()}
@@ -83,6 +94,22 @@ class Encodings:
             )
             for m in modalities
         }
+
+
+def _mixed(noisy: Encoding, lost: Encoding, is_lost: Tensor) -> Encoding:
+    """Return the encoding of clips whose modality is lost where `is_lost` (N,), and noisy elsewhere."""
+
+    def chosen(of_lost: Tensor, of_noisy: Tensor) -> Tensor:
+        return torch.where(is_lost.to(of_lost.device).view(-1, *[1] * (of_lost.ndim - 1)), of_lost, of_noisy)
+
+    return Encoding(
+        chosen(lost.lost, torch.zeros_like(noisy.lost)),  # as of the second step of any view
+        chosen(lost.present, noisy.present),
+        tuple(
+            None if of_lost is None or of_noisy is None else chosen(of_lost, of_noisy)
+            for of_lost, of_noisy in zip(lost.vectors, noisy.vectors, strict=True)
+        ),
+    )
 
 
 def _joined(parts: Sequence[dict[str, Tensor]], modality: str) -> Tensor | None:

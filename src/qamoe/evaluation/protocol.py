@@ -20,10 +20,11 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from qamoe.config.params import Evaluate
+from qamoe.config.params import LANDSCAPE, Evaluate
 from qamoe.data.arrow_store import Store
 from qamoe.dataset.degraded_split import DegradedSplit
-from qamoe.degradation.features import DRAWN, HELD_OUT, KINDS, State, trainable_kinds, valid_tokens
+from qamoe.degradation.features import DRAWN, HELD_OUT, KINDS, PAPER_NOISE, State, trainable_kinds, valid_tokens
+from qamoe.degradation.spectrum import Spectrum
 from qamoe.degradation.views import View, uniform_view
 from qamoe.errors import UserError
 from qamoe.evaluation import metrics
@@ -47,7 +48,7 @@ class Cell:
     """One cell and its draws.
 
     `modalities` are those that it degrades, also at severity 0. `severity` is NaN if clips draw their own (slice mixed)
-    and if there are two, of missing and of noise (slice joint).
+    and if there are two, of missing and of noise (slices joint and landscape).
     """
 
     slice: str
@@ -132,6 +133,20 @@ def _joint(modalities: Sequence[str], params: Evaluate) -> Iterator[Cell]:
         )
 
 
+def _landscape(modalities: Sequence[str], params: Evaluate) -> Iterator[Cell]:
+    """Yield the cells of the paper's spectrum: noise of strength lambda, whole modalities lost with probability eta."""
+    levels = params.landscape.levels
+    for noise, missing in product(levels, levels):
+        spectrum = Spectrum((noise, noise), (missing, missing))
+        share = float(params.landscape.announced)
+        views = [
+            View(params.seed, draw, spectrum=spectrum, mask_revealed_share=share)
+            for draw in range(params.landscape.draws if noise or missing else 1)
+        ]
+        name, kind = f"{LANDSCAPE}-{noise:.2f}-{missing:.2f}", f"{PAPER_NOISE}+missing"
+        yield Cell(LANDSCAPE, name, kind, nan, tuple(views), tuple(modalities), missing, noise)
+
+
 def _subsets(modalities: Sequence[str], params: Evaluate) -> Iterator[Cell]:
     """Yield each subset of modalities, the others wholly missing: announced, and blind. No random numbers."""
     kept = [subset for size in range(1, len(modalities) + 1) for subset in combinations(modalities, size)]
@@ -159,7 +174,7 @@ def _held_out(modalities: Sequence[str], timed: Sequence[str], params: Evaluate)
             yield from _curve("held_out", f"held_out-{kind}", kind, degraded, params)
 
 
-_PLANNED = {"alone": _alone, "joint": _joint, "subsets": _subsets, "swap": _swap}
+_PLANNED = {"alone": _alone, "joint": _joint, LANDSCAPE: _landscape, "subsets": _subsets, "swap": _swap}
 
 
 def slice_names() -> tuple[str, ...]:
@@ -168,8 +183,8 @@ def slice_names() -> tuple[str, ...]:
 
 
 def views(cells: Iterable[Cell]) -> list[View]:
-    """Return the distinct views of the cells, in order."""
-    return list(dict.fromkeys(view for cell in cells for view in cell.views))
+    """Return the distinct views to encode for the cells, in order: those of the cells, or their parts."""
+    return list(dict.fromkeys(part for cell in cells for view in cell.views for part in view.parts() or (view,)))
 
 
 def by_view(

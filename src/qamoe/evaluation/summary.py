@@ -3,9 +3,10 @@
 import numpy as np
 import pandas as pd
 
+from qamoe.config.params import LANDSCAPE
 from qamoe.evaluation.metrics import lower_is_better
 
-EQUALLY_WEIGHTED = ("joint", "subsets", "swap")  # slices with equal cell weights; others are curves over severity
+EQUALLY_WEIGHTED = ("joint", "subsets", "swap")  # slices with equal cell weights; all but landscape are curves
 BLIND = "-blind"  # suffix of the unannounced cells of slice subsets, which have weight 0
 
 
@@ -14,8 +15,9 @@ def weights(name: str, severity: pd.Series) -> pd.Series:
 
     The area of a curve is the trapezoid rule over severity, divided by the range. Several curves of a slice (alone: one
     per modality and kind; held_out: one per kind) have equal weights; names of a curve's cells are equal up to the last
-    hyphen. Cells of joint, swap and subsets have equal weights, and blind ones 0. A single cell has weight 1. Raises
-    ValueError if two cells of a curve have the same severity, or a cell has none.
+    hyphen. Cells of joint, swap and subsets have equal weights, and blind ones 0. The area of landscape is the volume
+    by the trapezoid rule over both levels. A single cell has weight 1. Raises ValueError if two cells of a curve have
+    the same severity, or a cell has none.
     """
     cells = severity.index.astype(str)
     if name in EQUALLY_WEIGHTED:
@@ -23,6 +25,10 @@ def weights(name: str, severity: pd.Series) -> pd.Series:
         return pd.Series(counted / counted.sum(), severity.index)
     if len(severity) == 1:
         return pd.Series(1.0, severity.index)
+    if name == LANDSCAPE:
+        noise, missing = (cells.str.split("-").str[i].astype(float) for i in (-2, -1))
+        by_level = [_trapezoid(pd.Series(levels.unique(), levels.unique())) for levels in (noise, missing)]
+        return pd.Series(by_level[0][noise].to_numpy() * by_level[1][missing].to_numpy(), severity.index)
     curves = [_trapezoid(curve) for _, curve in severity.groupby(cells.str.rsplit("-", n=1).str[0], sort=False)]
     return (pd.concat(curves) / len(curves)).reindex(severity.index)
 
@@ -50,7 +56,7 @@ def summarise(cells: pd.DataFrame) -> pd.DataFrame:
         values = of_slice.pivot(index="cell", columns="metric", values="value")
         severities = severity.reindex(of_slice["cell"].unique())
         values, weight = values.reindex(severities.index), weights(str(name), severities)
-        is_curve = str(name) not in EQUALLY_WEIGHTED and len(severities) > 1
+        is_curve = str(name) not in (*EQUALLY_WEIGHTED, LANDSCAPE) and len(severities) > 1
         counted = values[weight > 0]
         area = weight[weight > 0].to_numpy() @ counted.to_numpy()
         table = pd.DataFrame({"slice": name, "metric": values.columns, "area": area})
@@ -68,7 +74,7 @@ def _worst(metric: str, values: np.ndarray) -> float:
 
 
 def _severities(cells: pd.DataFrame) -> pd.Series:
-    """Return the severity by cell; for joint, the larger of its two."""
+    """Return the severity by cell; for joint and landscape, the larger of their two."""
     first = cells.drop_duplicates("cell").set_index("cell")
     columns = [c for c in ("severity", "severity_missing", "severity_noise") if c in first]
     return first[columns].max(axis=1)

@@ -14,7 +14,7 @@ from qamoe.config import params as parameters
 from qamoe.config.block import Block
 from qamoe.config.model_names import ABLATIONS, family, specialist_cell
 from qamoe.config.overlay import overlaid
-from qamoe.config.params import Encoders, Params, TrainCommon
+from qamoe.config.params import LANDSCAPE, Encoders, Params, TrainCommon
 from qamoe.config.search_space import DEGRADED_FROM, REPLACED, Value, nested, value_at
 from qamoe.errors import UserError
 
@@ -46,9 +46,10 @@ def _check_kinds(params: Params, path: Path) -> None:
     from qamoe.degradation.features import trainable_kinds
 
     common = params.train.common
-    names = [(f"train.common.degrade.kinds.{index}", kind) for index, kind in enumerate(common.degrade.kinds)]
-    names += [("a key of train.common.selection.severities", kind) for kind in common.selection.severities]
-    _refuse_unknown(path, names, trainable_kinds())
+    kinds = [(f"train.common.degrade.kinds.{index}", kind) for index, kind in enumerate(common.degrade.kinds)]
+    _refuse_unknown(path, kinds, trainable_kinds())
+    selected = [("a key of train.common.selection.severities", kind) for kind in common.selection.severities]
+    _refuse_unknown(path, selected, (*trainable_kinds(), LANDSCAPE))
 
 
 def _check_blocks(params: Params, path: Path) -> None:

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
+from qamoe.config.params import LANDSCAPE
 from qamoe.data.stats import Stats, text_is_vectors
 from qamoe.errors import UserError
 from qamoe.files import file_digest
@@ -23,11 +24,14 @@ def read_stats(out: Path) -> Stats:
 def refuse_unsuitable_kinds(stats: Stats, kinds: Iterable[str], key: str) -> None:
     """Raise UserError for a kind (or slice) that the corpus's text does not allow; `key` of params.yaml lists it.
 
-    Stored text vectors allow only `missing_features`, because they were computed from the whole sentence: the other
-    vectors still carry a word that is removed. Words and token ids allow all other kinds.
+    Stored text vectors allow no kind that removes words, because they were computed from the whole sentence: the other
+    vectors still carry a word that is removed. The paper's spectrum has noise in every vector and loses whole
+    modalities. Words and token ids allow all kinds but `missing_features`.
     """
+    from qamoe.degradation.features import PAPER_NOISE
+
     vectors = "text" in stats["modalities"] and text_is_vectors(stats)
-    allowed = ("clean", "missing_features")
+    allowed = ("clean", "missing_features", PAPER_NOISE, LANDSCAPE)
     wrong = [kind for kind in kinds if (kind not in allowed if vectors else kind == "missing_features")]
     if wrong and vectors:
         raise UserError(

@@ -135,6 +135,7 @@ def open_splits(params: Params, stats: Stats, out: Path, name: str, states: Path
     """
     from qamoe.data.arrow_store import Store
     from qamoe.dataset.degraded_split import open_views
+    from qamoe.degradation.spectrum import Spectrum
     from qamoe.degradation.views import View, references_from_stats
     from qamoe.training.selection import selection_cells, specialist
 
@@ -146,8 +147,15 @@ def open_splits(params: Params, stats: Stats, out: Path, name: str, states: Path
         common = common.model_copy(update={"degrade": one_per_epoch})
     degrade = common.degrade
     count = min(degrade.views, common.epochs)
-    shares = degrade.model_dump(exclude={"kinds", "views", "seed"})
-    training = [View(degrade.seed, number, drawn=degrade.kinds, **shares) for number in range(count)]
+    if degrade.spectrum == "paper":
+        drawn: dict[str, Any] = {
+            "spectrum": Spectrum(**degrade.paper.model_dump()),
+            "batch": common.batch_size,
+            "mask_revealed_share": degrade.mask_revealed_share,
+        }
+    else:
+        drawn = {"drawn": degrade.kinds} | degrade.model_dump(exclude={"spectrum", "paper", "kinds", "views", "seed"})
+    training = [View(degrade.seed, number, **drawn) for number in range(count)]
     cells = selection_cells(common.selection)
     cell = specialist_cell(name)
     if cell is not None:

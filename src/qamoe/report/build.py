@@ -3,7 +3,8 @@
 Reads the outputs of evaluate and train, and of tune after a search. Opens no store and no model. Writes
 - index.html    the page: figures are embedded, nothing is loaded, every string of a corpus is escaped
 - summary.json  every number on the page, under flat names such as qamoe.missing.mae.area.mean:
-                <model>.<slice>.<metric>.<statistic>.<mean|sd|seedN>; s03 is severity 0.3, s025 is 0.25, shares are 0..1
+                <model>.<slice>.<metric>.<statistic>.<mean|sd|seedN>; s03 is severity 0.3, s025 is 0.25, shares are
+                0..1; and `landscape`: its levels, and by model and metric the grid and the volume under it
 - metrics.json  the few numbers of `dvc metrics show`
 - curves.csv    model, slice, severity, error, then one column per metric
 - plots/        the figures of `dvc plots show`: training.svg, error.svg and reliability.svg
@@ -20,7 +21,7 @@ from typing import Any
 import pandas as pd
 
 from qamoe.files import remove_abandoned
-from qamoe.report import comparisons, curves, plots, reliability, sections, tables
+from qamoe.report import comparisons, curves, landscape, plots, reliability, sections, tables
 from qamoe.report.results import Results, read
 from qamoe.report.section import Numbers, Section, merged
 from qamoe.report.tables import number
@@ -58,6 +59,7 @@ def write(
     """
     results = read(evaluated, trained, models)
     report = build(results, tuned)
+    grid = {landscape.LANDSCAPE: found} if (found := landscape.content(results.cells)) else {}
     curve_table = tables.curves(results.cells)
     error = tables.error_metric(results.cells)
     if error:
@@ -69,7 +71,7 @@ def write(
     try:
         (staging / "index.html").write_text(report.html, encoding="utf-8")
         (staging / "summary.json").write_text(
-            _json({name: None if pd.isna(value) else value for name, value in report.numbers.items()})
+            _json({name: None if pd.isna(value) else value for name, value in report.numbers.items()} | grid)
         )
         (staging / "metrics.json").write_text(_json(metrics(report.numbers, results)))
         curve_table.to_csv(staging / "curves.csv", index=False, float_format="%.6g")
@@ -149,6 +151,7 @@ def build(results: Results, tuned: Path | None = None) -> Report:
     }
     groups = [
         curves.spectrum(results),
+        landscape.section(results),
         curves.within_slices(results),
         curves.trust(results),
         curves.experts(results),

@@ -23,6 +23,8 @@ MEANINGS = {  # slice -> how its clips are degraded, for captions
     "alone": "one modality is degraded, the others are clean",
     "swap": "with a probability equal to the severity, a modality is taken from another clip",
     "joint": "frames are mixed with noise and then dropped, at all pairs of five levels",
+    "landscape": "noise in every modality, and whole modalities are lost, at all pairs of the levels",
+    "paper_noise": "noise of λ deviations is added to every frame, and words become id 0 with probability λ",
     "subsets": "whole modalities are missing, and the model knows which",
     "held_out": "audio and vision are degraded in ways that training did not use",
 }

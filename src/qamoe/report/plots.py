@@ -39,6 +39,7 @@ AXES = {
     "noise": "noise level, λ",
     "missing_features": "share of missing feature frames, η",
     "burst": "share of frames lost in one burst, s",
+    "paper_noise": "noise, λ deviations",
     "additive": "added noise, share of 2 SD",
     "desync": "shift (s)",
 }
@@ -264,6 +265,40 @@ def trust_curve(modality: str, name: str, trust: pd.DataFrame | None, r: pd.Data
             ylim=(0, 1.02),
         )
         ax.legend(loc="best")
+    return figure
+
+
+def landscape(grids: dict[tuple[str, str], pd.DataFrame]) -> "Figure":
+    """Draw each grid with contour lines, a row of panels for each metric and a column for each model.
+
+    grids: (model, metric) -> values, a row for each lambda and a column for each eta. The panels of a row have one
+    scale; dark is bad.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+    models = list(dict.fromkeys(model for model, _ in grids))
+    metrics = list(dict.fromkeys(metric for _, metric in grids))
+    with _styled():
+        figure = Figure(figsize=(3.3 * len(models) + 1.0, 2.9 * len(metrics) + 0.4), layout="constrained")
+        panels = figure.subplots(len(metrics), len(models), squeeze=False, sharex=True, sharey=True)
+        for row, metric in zip(panels, metrics, strict=True):
+            of_metric = [grids[model, metric] for model in models]
+            low, high = (limit([limit(grid.to_numpy()) for grid in of_metric]) for limit in (np.min, np.max))
+            levels = MaxNLocator(9).tick_values(low, high if high > low else low + 1e-6)
+            share = tables.is_share(metric)
+            for ax, model, grid in zip(row, models, of_metric, strict=True):
+                axes_and_values = (grid.index, grid.columns, grid.to_numpy().T)
+                filled = ax.contourf(*axes_and_values, levels, cmap="Blues_r" if share else "Blues")
+                lines = ax.contour(*axes_and_values, levels, colors="#333333", linewidths=0.7)
+                ax.clabel(lines, fontsize=7.5, fmt="{:.0%}".format if share else "{:.3g}".format)
+                ax.set_title(f"{model}, {tables.METRIC_NAMES.get(metric, metric)}")
+                ax.grid(False)
+            figure.colorbar(filled, ax=list(row), format=PercentFormatter(1, decimals=0) if share else None)
+        for ax in panels[-1]:
+            ax.set_xlabel("noise, λ")
+        for ax in panels[:, 0]:
+            ax.set_ylabel("lost modalities, η")
     return figure
 
 

@@ -17,6 +17,7 @@ FORMS = {
     "held_out": "Mean of the areas over severity",
     "signals": "Mean of the areas over severity",
     "joint": "Mean over cells",
+    "landscape": "Volume over λ and η",
     "swap": "Mean over cells",
     "subsets": "Mean over the announced cells",
 }

@@ -16,7 +16,7 @@ MODALITIES = ("text", "audio", "vision")
 ORDER = ("mean", "text", "concat", "cross_attention", "tensor", "precision", "moe")
 STATISTICS = ("area", "area09", "worst", "clean")
 ERRORS = ("mae", "accuracy")  # figures show the first of these that was evaluated
-METRIC_NAMES = {"mae": "MAE", "accuracy": "Accuracy"}
+METRIC_NAMES = {"mae": "MAE", "acc7": "Acc-7", "accuracy": "Accuracy"}
 FEWEST = 20  # minimum number of rows in a bin of mean severity
 UNLIMITED = 10_000  # width in characters; rich makes a table only as wide as its content
 

@@ -4,15 +4,17 @@ A specialist has no grid: it is trained and selected in one cell.
 """
 
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from qamoe.config.params import Selection, TrainCommon
+from qamoe.config.params import LANDSCAPE, Selection, TrainCommon
 from qamoe.data.batch import Batch, present
 from qamoe.dataset.degraded_split import DegradedSplit, rows_in_batches
-from qamoe.degradation.features import State
+from qamoe.degradation.features import PAPER_NOISE, State
+from qamoe.degradation.spectrum import Spectrum
 from qamoe.degradation.views import View, uniform_view
 from qamoe.models.calibration import fit_conformal, fit_temperature
 from qamoe.models.checkpoint_config import Calibration
@@ -37,28 +39,33 @@ def selection_cells(params: Selection) -> Cells:
     The lower anchor of trust is noise at severity 1. For a grid without noise it is the grid's last kind: a model does
     not recognise full degradation by a kind that it was not trained on.
     """
-    views: list[View] = []
-    groups: list[int] = []
-    clean: tuple[int, ...] = ()
-    cell = 0
-    for kind, severities in params.severities.items():
-        for severity in severities:
-            if severity == 0 and clean:
-                continue
-            if severity == 0:
-                clean = (len(views),)
-            for draw in range(1 if severity == 0 else params.draws):
-                views.append(uniform_view(kind, severity, params.seed, draw))
-                groups.append(cell)
-            cell += 1
+    levels_of = {
+        kind: product(severities, severities) if kind == LANDSCAPE else [(severity,) for severity in severities]
+        for kind, severities in params.severities.items()
+    }
+    # Kinds share the clean cell.
+    cells = dict.fromkeys(_cell(kind, level, params) for kind, levels in levels_of.items() for level in levels)
+    views = [view for cell in cells for view in cell]
+    groups = tuple(number for number, cell in enumerate(cells) for _ in cell)
     selection = tuple(range(len(views)))
-    if not clean:
-        clean = (len(views),)
-        views.append(uniform_view("clean", 0.0, params.seed, 0))
     kind = "noise" if "noise" in params.severities else list(params.severities)[-1]
-    anchors = [uniform_view(kind, 1.0, params.seed, draw) for draw in range(params.draws)]
-    views += [view for view in anchors if view not in views]
-    return Cells(tuple(views), selection, tuple(groups), clean, tuple(views.index(view) for view in anchors))
+    anchor = PAPER_NOISE if kind == LANDSCAPE else kind
+    (clean,), fully_degraded = (_cell(anchor, (severity,), params) for severity in (0.0, 1.0))
+    views += [view for view in (clean, *fully_degraded) if view not in views]
+    return Cells(
+        tuple(views), selection, groups, (views.index(clean),), tuple(views.index(view) for view in fully_degraded)
+    )
+
+
+def _cell(kind: str, level: tuple[float, ...], params: Selection) -> tuple[View, ...]:
+    """Return the views of a cell, one per draw; `level` is the severity, or lambda and eta of the landscape."""
+    if not any(level):
+        return (uniform_view("clean", 0.0, params.seed, 0),)
+    if kind == LANDSCAPE:
+        noise, missing = level
+        spectrum = Spectrum((noise, noise), (missing, missing))
+        return tuple(View(params.seed, draw, spectrum=spectrum) for draw in range(params.draws))
+    return tuple(uniform_view(kind, level[0], params.seed, draw) for draw in range(params.draws))
 
 
 def specialist(kind: str, severity: float, common: TrainCommon) -> tuple[list[View], Cells]:

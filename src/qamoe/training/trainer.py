@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from qamoe.config.params import Params, TrainCommon
 from qamoe.data.batch import Batch
 from qamoe.data.stats import Stats
-from qamoe.dataset.degraded_split import DegradedSplit, feature_sizes, rows_in_batches
+from qamoe.dataset.degraded_split import DegradedSplit, feature_sizes
 from qamoe.errors import UserError
 from qamoe.models import checkpoint
 from qamoe.models.checkpoint_config import CheckpointConfig, TrustAnchors, UntrainedConfig
@@ -146,7 +146,7 @@ class Trainer:
         # Only dropout draws from torch's generator. Seeding it in every epoch makes its state unnecessary for resuming.
         torch.manual_seed(int(np.random.SeedSequence([job.seed, number, share.process]).generate_state(1)[0]))
         random = np.random.default_rng([job.seed, number])
-        batches = rows_in_batches(len(job.train.store), job.common.batch_size, random, job.train.lengths)
+        batches = job.train.batches((number - 1) % len(job.train.views), job.common.batch_size, random)
         steps = job.common.epochs * len(batches)
         sums: dict[str, float] = {}
         for index, rows in enumerate(batches):

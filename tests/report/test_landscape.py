@@ -1,0 +1,62 @@
+"""The landscape: a grid over lambda and eta, and the volume under it."""
+
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from qamoe.evaluation.summary import summarise, weights
+from qamoe.report import landscape
+
+LEVELS = (0.0, 0.3, 0.7)
+VALUES = {  # by model and seed, a row for each lambda and a column for each eta
+    ("qamoe", 1): [[1.0, 1.2, 1.4], [1.1, 1.3, 1.5], [1.3, 1.6, 2.0]],
+    ("qamoe", 2): [[1.2, 1.4, 1.6], [1.3, 1.5, 1.7], [1.5, 1.8, 2.2]],
+}
+TRAPEZOID = [0.15 / 0.7, 0.35 / 0.7, 0.2 / 0.7]
+
+
+def cells() -> pd.DataFrame:
+    rows: list[dict[str, Any]] = [
+        {"model": model, "seed": seed, "slice": "landscape", "cell": f"landscape-{noise:.2f}-{missing:.2f}"}
+        | {"kind": "paper_noise+missing", "severity": None, "severity_noise": noise, "severity_missing": missing}
+        | {"draw": draw, "metric": "mae", "value": values[i][j] + (0.1 if draw else -0.1)}
+        for (model, seed), values in VALUES.items()
+        for i, noise in enumerate(LEVELS)
+        for j, missing in enumerate(LEVELS)
+        for draw in range(2 if noise or missing else 1)
+    ]
+    return pd.DataFrame(rows).astype({"severity": float})
+
+
+def test_the_volume_is_the_trapezoid_over_both_levels() -> None:
+    names = pd.Series(float("nan"), [f"landscape-{n:.2f}-{m:.2f}" for n in LEVELS for m in LEVELS])
+    weight = weights("landscape", names)
+    assert weight.to_list() == pytest.approx([a * b for a in TRAPEZOID for b in TRAPEZOID])
+    assert weight["landscape-0.30-0.70"] == pytest.approx(TRAPEZOID[1] * TRAPEZOID[2])
+    assert weights("landscape", names.iloc[:1]).to_list() == [1.0]
+
+
+def test_the_summary_has_the_volume_and_the_worst_cell() -> None:
+    (row,) = summarise(cells().query("seed == 1").drop(columns=["model", "seed"])).itertuples()
+    expected = (
+        sum(TRAPEZOID[i] * TRAPEZOID[j] * VALUES["qamoe", 1][i][j] for i in range(3) for j in range(3))
+        - 0.1 * TRAPEZOID[0] * TRAPEZOID[0]
+    )  # the undegraded cell has one draw
+    assert row.area == pytest.approx(expected)
+    assert row.worst == pytest.approx(2.0)
+    assert pd.isna(row.area09)
+
+
+def test_the_content_has_levels_grids_and_volumes_over_seeds() -> None:
+    content = landscape.content(cells())
+    assert content is not None
+    assert (content["noise"], content["missing"]) == (list(LEVELS), list(LEVELS))
+    mae = content["models"]["qamoe"]["mae"]
+    assert mae["grid"][1] == pytest.approx([1.2, 1.4, 1.6])
+    assert mae["grid"][0][0] == pytest.approx(1.0)
+    by_seed = [
+        summarise(cells().query(f"seed == {seed}").drop(columns=["model", "seed"]))["area"][0] for seed in (1, 2)
+    ]
+    assert mae["volume"] == pytest.approx(sum(by_seed) / 2)
+    assert landscape.content(cells().assign(slice="joint")) is None
