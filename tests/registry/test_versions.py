@@ -16,10 +16,11 @@ def test_escapes_and_markup_of_tags_are_shown_as_text(
     row = versions.VersionRow("1", "2026", tag, tag, tag, tag, "", "", "", "")
     monkeypatch.setattr(versions, "connect", lambda: None)
     monkeypatch.setattr(versions, "listed", lambda client, name: [row])
-    versions.show("qa-moe")
+    versions.show("qa-moe [red]")
     shown = capsys.readouterr().out
     assert not set("\x1b\x07\r") & set(shown)
     assert "red[/]" in shown
+    assert "qa-moe [red];" in shown
 
 
 @pytest.mark.parametrize("separator", [".", "/"], ids=["earlier versions", "now"])

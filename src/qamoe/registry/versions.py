@@ -43,7 +43,8 @@ def show(name: str) -> None:
 
     with store_errors_as_user_errors():
         rows = listed(connect(), name)
-    table = Table(title=f"Registered versions of {name}; clean to mixed: MAE or accuracy on the test split")
+    title = f"Registered versions of {name}; clean to mixed: MAE or accuracy on the test split"
+    table = Table(title=Text(title))  # a name may have brackets, which are no markup
     for column in VersionRow._fields:
         table.add_column(column, justify="right" if column in (*NUMBERS, "version") else "left")
     for row in rows:
