@@ -3,6 +3,8 @@
 import json
 import math
 import shutil
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +77,18 @@ def test_the_champion_is_measured_once_per_test_split_and_recorded_on_the_model(
     evaluate_champion.run(params, out)
     assert len(children(champion)) == 2
     assert champion.get_model_version("qa-moe", "1").tags["qamoe.today.run"] != run.info.run_id
+
+
+def test_a_champion_whose_run_was_purged_is_evaluated_in_a_run_without_a_parent(
+    champion: Any, params: Params, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with closing(sqlite3.connect("mlflow.db")) as store:
+        store.execute("DELETE FROM runs WHERE run_uuid = ?", (champion.get_model_version("qa-moe", "1").run_id,))
+        store.commit()
+    evaluate_champion.run(params, Path("artifacts"))
+    run = champion.get_run(capsys.readouterr().out.splitlines()[-1].removeprefix("run: "))
+    assert "mlflow.parentRunId" not in run.data.tags
+    assert champion.get_model_version("qa-moe", "1").tags["qamoe.today.run"] == run.info.run_id
 
 
 def test_a_missing_champion_or_one_of_another_corpus_is_refused(

@@ -327,6 +327,25 @@ def test_a_registered_model_with_other_predictions_is_refused(corpus, tiny_check
     assert corpus.aliases() == {"challenger": "1"}
 
 
+@pytest.mark.parametrize("of", ["candidate", "champion"])
+def test_lost_files_are_an_error_and_no_decision(corpus, of):
+    """A failed download once counted as a refusal, which no later promotion measured again."""
+    corpus.train(answer=1.0)
+    corpus.promote()
+    if of == "candidate":
+        corpus.client.delete_registered_model("qa-moe")
+    else:
+        corpus.train(answer=1.5)
+    files = Path("mlartifacts/qa-moe/models")
+    files.rename("away")
+    with pytest.raises(UserError, match="version 1 of qa-moe"):
+        corpus.promote()
+    Path("away").rename(files)
+    tags = corpus.client.get_model_version("qa-moe", "1").tags
+    assert tags.get("qamoe.decision") == (None if of == "candidate" else "promoted")
+    assert corpus.promote().outcome == ("promoted" if of == "candidate" else "refused")
+
+
 @pytest.mark.parametrize("champion", [False, True])
 def test_a_version_registered_by_hand_is_never_run(corpus, tmp_path, champion):
     """It has the tag of the candidate's digest, and a loader of its own; promote loaded it to compare predictions."""

@@ -1,8 +1,10 @@
 """Test which champions a candidate can be compared with, and the gate_key; see also tests/pipeline/test_promote.py."""
 
 import shutil
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -84,7 +86,7 @@ def test_the_gate_key_depends_on_clips_protocol_parameters_and_champion(tiny_par
 def test_a_rollback_is_the_last_one_although_the_clock_jumped_back(records, monkeypatch):
     records.create_registered_model("qa-moe")
     for _ in range(3):
-        records.create_model_version("qa-moe", "file:///absent")
+        records.create_model_version("qa-moe", "file:///absent", tags={registry.ARTIFACT: "f" * 64})
     records.set_model_version_tag("qa-moe", "3", registry.ROLLED_BACK, "2999-01-01T00:00:00Z")
     records.set_registered_model_alias("qa-moe", "champion", "2")
     records.set_registered_model_alias("qa-moe", "previous", "1")
@@ -116,7 +118,7 @@ with single_instance(Path("artifacts/.promote.lock")):
 def test_a_rollback_leaves_a_promotion_that_runs_alone(records, tmp_path):
     records.create_registered_model("qa-moe")
     for number in ("1", "2"):
-        records.create_model_version("qa-moe", "file:///absent")
+        records.create_model_version("qa-moe", "file:///absent", tags={registry.ARTIFACT: "f" * 64})
         records.set_registered_model_alias("qa-moe", {"1": "previous", "2": "champion"}[number], number)
     shutil.copy(ROOT / "params.yaml", tmp_path)
     promotion = [sys.executable, "-c", HOLDER]
@@ -137,3 +139,35 @@ def test_a_version_without_a_run_is_listed_without_numbers(records):
     (row,) = versions.listed(records, "qa-moe")
     assert (row.version, row.decision, row.model) == ("1", "", "")
     assert {getattr(row, column) for column in versions.NUMBERS} == {""}
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("purged", [False, True], ids=["deleted", "purged"])
+def test_a_champion_whose_run_was_deleted_is_listed_and_rolled_back_to(records, purged):
+    records.create_registered_model("qa-moe")
+    runs = []
+    for alias in ("previous", "champion"):
+        runs.append(records.create_run("0").info.run_id)
+        source, tags = f"runs:/{runs[-1]}/model", {registry.ARTIFACT: "f" * 64}
+        version = records.create_model_version("qa-moe", source, runs[-1], tags=tags).version
+        records.set_registered_model_alias("qa-moe", alias, version)
+    records.delete_run(runs[0])
+    if purged:
+        with closing(sqlite3.connect("mlflow.db")) as store:
+            store.execute("DELETE FROM runs WHERE run_uuid = ?", (runs[0],))
+            store.commit()
+    for champion, marked in (("1", []), ("2", [runs[1]])):
+        versions.rollback("qa-moe")
+        aliased = [row.version for row in versions.listed(records, "qa-moe") if "champion" in row.aliases]
+        assert aliased == [champion]
+        assert [run.info.run_id for run in records.search_runs(["0"], "tags.champion = 'qa-moe'")] == marked
+
+
+@pytest.mark.integration
+def test_an_interrupted_promotion_without_its_record_names_the_tag(records):
+    records.create_registered_model("qa-moe")
+    tags = {registry.ARTIFACT: "f" * 64, "qamoe.promoting": "nonsense"}
+    records.create_model_version("qa-moe", "file:///absent", records.create_run("0").info.run_id, tags=tags)
+    records.set_registered_model_alias("qa-moe", "champion", 1)
+    with pytest.raises(UserError, match=r"version 1 of qa-moe .*qamoe\.promoting.*nonsense\.json"):
+        registry.finish(records, "qa-moe")

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qamoe.registry.registry import Champion
-from qamoe.tracking.mlflow_store import find
+from qamoe.tracking.mlflow_store import PARENT, experiment_id, find, run_of
 from qamoe.tracking.provenance import provenance
 from qamoe.tracking.runs import EVALUATION, Record, milliseconds, spectrum_metrics
 
@@ -27,6 +27,7 @@ def record(
 ) -> str:
     """Log cells as metrics, tables and a figure in a child of the champion's training run; return the id of the child.
 
+    If that run was deleted, the evaluation is a run without a parent in the experiment of the registered model.
     The tags qamoe.today.* of the version hold the newest headline. The digest is set last: a run that has it is
     complete.
     """
@@ -34,12 +35,16 @@ def record(
     from qamoe.report import plots, tables
 
     version = client.get_model_version(name, champion.version)
-    trained = client.get_run(version.run_id)
-    tags = {"mlflow.parentRunId": version.run_id, "qamoe.version": champion.version, **provenance()}
+    trained = run_of(client, version.run_id)
+    tags = {"qamoe.version": champion.version, **provenance()}
+    if trained is not None and trained.info.lifecycle_stage == "active":
+        tags[PARENT], experiment = version.run_id, trained.info.experiment_id
+    else:
+        experiment = experiment_id(client, name)
     tags |= {f"qamoe.{key}": value for key, value in about.items()}
     tags |= {"mlflow.source.name": "qamoe.pipeline.evaluate_champion", "mlflow.source.type": "LOCAL"}
     title = f"{name}-v{champion.version}-{about['test_digest'][:8]}"
-    run = client.create_run(trained.info.experiment_id, tags=tags, run_name=title).info.run_id
+    run = client.create_run(experiment, tags=tags, run_name=title).info.run_id
     status = "FAILED"
     try:
         summary = summarise(cells)

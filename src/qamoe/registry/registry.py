@@ -20,7 +20,7 @@ from qamoe.config import params as parameters
 from qamoe.config.params import Registry
 from qamoe.errors import UserError
 from qamoe.registry.gate import GateMeasurements, Verdict, predicts_the_same, rules
-from qamoe.tracking.mlflow_store import exclusive_lock
+from qamoe.tracking.mlflow_store import exclusive_lock, reason, run_of, store_errors_as_user_errors
 from qamoe.tracking.runs import ARTIFACT, MODEL_ID
 
 CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
@@ -123,16 +123,10 @@ def _origin(client: Any, version: Any) -> dict[str, str]:
 
     A version that a person registered has none of its own. Its files are compared with the digest when they are read.
     """
-    from mlflow.exceptions import MlflowException
-
     if ARTIFACT in version.tags:
         return {tag: value for tag, value in version.tags.items() if tag in _COPIED}
-    try:
-        tags = client.get_run(version.run_id).data.tags if version.run_id else {}
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-            raise
-        tags = {}
+    run = run_of(client, version.run_id)
+    tags = {} if run is None else run.data.tags
     if not all(tag in tags for tag in _COPIED):
         raise UserError(
             f"version {version.version} of {version.name} was registered by hand and comes from no training run of "
@@ -166,23 +160,14 @@ def fetch_run(client: Any, run_id: str, folder: Path) -> Path:
 
     Raises UserError if there is no such run, it recorded no checkpoint, or the files have another digest.
     """
-    import mlflow
-    from mlflow.exceptions import MlflowException
-
-    from qamoe.models import checkpoint
-
-    try:
-        tags = client.get_run(run_id).data.tags
-    except MlflowException as error:
-        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-            raise
-        raise UserError(f"there is no run {run_id!r}; `make ui` shows the runs and their ids") from None
+    run = run_of(client, run_id)
+    if run is None:
+        raise UserError(f"there is no run {run_id!r}; `make ui` shows the runs and their ids")
+    tags = run.data.tags
     if not all(tag in tags for tag in _COPIED):
         raise UserError(f"run {run_id} recorded no checkpoint; it must be a finished training run")
-    model = mlflow.artifacts.download_artifacts(f"models:/{tags[MODEL_ID]}", dst_path=str(folder))
-    files = Path(model) / "artifacts"
-    if checkpoint.digest(files) != tags[ARTIFACT]:
-        raise UserError(f"run {run_id} holds a checkpoint of another digest than its tag {ARTIFACT}")
+    files = _download(f"models:/{tags[MODEL_ID]}", folder, f"run {run_id}") / "artifacts"
+    _check_digest(files, tags[ARTIFACT], f"run {run_id}")
     return files
 
 
@@ -190,21 +175,33 @@ def fetch(name: str, version: str, folder: Path, digest: str | None = None) -> P
     """Download the checkpoint of a registered version; return the folder of its files.
 
     A version may have a loader of its own, which runs code: only its weights and its model.json are read, by
-    models/checkpoint.py, and MLflow never loads it. Raises UserError if they do not have the digest that is given.
+    models/checkpoint.py, and MLflow never loads it. Raises UserError if they cannot be downloaded, or do not have the
+    digest that is given.
     """
+    named = f"version {version} of {name}"
+    files = _download(f"models:/{name}/{version}/artifacts", folder, named)
+    if digest is not None:
+        _check_digest(files, digest, named)
+    return files
+
+
+def _download(address: str, folder: Path, named: str) -> Path:
     import mlflow
 
+    with store_errors_as_user_errors(f"; the checkpoint of {named} was not downloaded"):
+        return Path(mlflow.artifacts.download_artifacts(address, dst_path=str(folder)))
+
+
+def _check_digest(files: Path, digest: str, named: str) -> None:
     from qamoe.models import checkpoint
 
-    files = Path(mlflow.artifacts.download_artifacts(f"models:/{name}/{version}/artifacts", dst_path=str(folder)))
-    if digest is not None and not all((files / part).is_file() for part in (checkpoint.WEIGHTS, checkpoint.CONFIG)):
-        raise UserError(f"version {version} of {name} has no checkpoint; promote did not register it")
-    if digest is not None and (found := checkpoint.digest(files)) != digest:
+    if not all((files / part).is_file() for part in (checkpoint.WEIGHTS, checkpoint.CONFIG)):
+        raise UserError(f"{named} has no checkpoint; promote did not register it")
+    if (found := checkpoint.digest(files)) != digest:
         raise UserError(
-            f"version {version} of {name} holds a checkpoint of digest {found[:12]}, but its tag {ARTIFACT} is "
+            f"{named} holds a checkpoint of digest {found[:12]}, but its tag {ARTIFACT} is "
             f"{digest[:12]}; promote did not register it"
         )
-    return files
 
 
 def same_corpus(ours: Mapping[str, Any], theirs: Mapping[str, Any], name: str, version: str) -> None:
@@ -314,12 +311,14 @@ def submit(
     with exclusive_lock():  # MLflow checks for the alias before adding it, so two processes could both add it
         client.set_registered_model_alias(name, CHALLENGER, version)
 
-    def registered(clips: pd.DataFrame) -> pd.DataFrame:
-        with tempfile.TemporaryDirectory() as folder:
-            trained = checkpoint.load(fetch(name, version, Path(folder), run.data.tags[ARTIFACT]))
-            return predict.predict(trained, clips)
+    with tempfile.TemporaryDirectory() as folder:
+        files = fetch(name, version, Path(folder))  # a failed download is an error, and no reason to refuse the model
 
-    verdicts = tuple(rule(measurements, registered) for rule in rules(measurements))
+        def registered(clips: pd.DataFrame) -> pd.DataFrame:
+            _check_digest(files, run.data.tags[ARTIFACT], f"version {version} of {name}")
+            return predict.predict(checkpoint.load(files), clips)
+
+        verdicts = tuple(rule(measurements, registered) for rule in rules(measurements))
     decision = _decision(verdicts, version, run_id)
     record = _record(name, version, run, measurements, against, data, decision)
     if decision.outcome == "refused":
@@ -338,7 +337,8 @@ def submit(
 def finish(client: Any, name: str) -> str | None:
     """Complete an interrupted promotion or rollback.
 
-    Returns the version that a completed rollback replaced, or None if no rollback was interrupted.
+    Returns the version that a completed rollback replaced, or None if no rollback was interrupted. Raises UserError if
+    the record of an interrupted promotion cannot be read.
     """
     from mlflow.exceptions import MlflowException
 
@@ -355,7 +355,7 @@ def finish(client: Any, name: str) -> str | None:
         return None
     if _PROMOTING in version.tags:
         key = version.tags[_PROMOTING]
-        _complete(client, {**_read(client, version.run_id, key), "decision": "promoted"}, key)
+        _complete(client, {**_read(client, version, key), "decision": "promoted"}, key)
         return None
     replaced = None
     if aliases.get(PREVIOUS) == current:  # only the first of the two aliases of a rollback has moved
@@ -370,12 +370,16 @@ def finish(client: Any, name: str) -> str | None:
 
 
 def mark_champion(client: Any, name: str, run_id: str | None) -> None:
-    """Give the run of the champion, and no other, the tag `champion` with the name of the registered model."""
+    """Give the run of the champion, and no other, the tag `champion` with the name of the registered model.
+
+    A deleted run takes no tags: a champion needs its run no longer.
+    """
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
     marked = {run.info.run_id for run in client.search_runs(experiments, f"tags.`{CHAMPION}` = '{name}'")}
     for former in marked - {run_id}:
         client.delete_tag(former, CHAMPION)
-    if run_id and run_id not in marked:
+    run = None if run_id in marked else run_of(client, run_id)
+    if run is not None and run.info.lifecycle_stage == "active":
         client.set_tag(run_id, CHAMPION, name)
 
 
@@ -484,12 +488,23 @@ def _write(client: Any, record: DecisionRecord, key: str) -> None:
         client.set_model_version_tag(name, version, tag, value)
 
 
-def _read(client: Any, run: str, key: str) -> DecisionRecord:
-    """Read the record that `_write` wrote."""
+def _read(client: Any, version: Any, key: str) -> DecisionRecord:
+    """Read the record that `_write` wrote in the run of a version."""
     import tempfile
 
-    with tempfile.TemporaryDirectory() as folder:
-        return json.loads(Path(client.download_artifacts(run, f"promote/{key}.json", folder)).read_text())
+    from mlflow.exceptions import MlflowException
+
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            return json.loads(
+                Path(client.download_artifacts(version.run_id, f"promote/{key}.json", folder)).read_text()
+            )
+    except (MlflowException, OSError, ValueError) as error:
+        raise UserError(
+            f"version {version.version} of {version.name} has the tag {_PROMOTING} of an interrupted promotion, but "
+            f"promote/{key}.json in its run {version.run_id} cannot be read ({reason(error)}); delete that tag if the "
+            "record is lost"
+        ) from None
 
 
 def _reason(rule: RuleRecord) -> str:

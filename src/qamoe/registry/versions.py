@@ -9,7 +9,7 @@ from qamoe.registry.local_lookup import not_registered
 from qamoe.registry.registry import CHAMPION, PREVIOUS, ROLLED_BACK, finish, mark_champion
 from qamoe.report.tables import stdout_console
 from qamoe.terminal import printable
-from qamoe.tracking.mlflow_store import connect, exclusive_lock, store_errors_as_user_errors
+from qamoe.tracking.mlflow_store import connect, exclusive_lock, run_of, store_errors_as_user_errors
 
 # Column -> metrics on the test split, as earlier versions recorded them; now they have / after the slice. The first
 # that a run has is shown.
@@ -60,8 +60,8 @@ def listed(client: Any, name: str) -> list[VersionRow]:
     aliases = client.get_registered_model(name).aliases
     rows = []
     for version in versions:
-        # One that a person registered may have no run.
-        metrics = client.get_run(version.run_id).data.metrics if version.run_id else {}
+        run = run_of(client, version.run_id)  # one that a person registered may have none
+        metrics = {} if run is None else run.data.metrics
         measured = {metric.replace("/", "."): value for metric, value in metrics.items()}
         is_champion = str(aliases.get(CHAMPION)) == str(version.version)
         decision = version.tags.get("qamoe.decision", "")

@@ -183,6 +183,18 @@ def find(client: Any, **tags: str) -> Any | None:
     return runs[0] if runs else None
 
 
+def run_of(client: Any, run_id: str | None) -> Any | None:
+    """Return a run, also a deleted one; None if there is no such run, or no more since `mlflow gc`."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return client.get_run(run_id) if run_id else None
+    except MlflowException as error:
+        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            raise
+        return None
+
+
 def one_run(client: Any, experiment: str, name: str, tags: dict[str, str], further: dict[str, str]) -> tuple[str, bool]:
     """Return the oldest run of an experiment with these tags, and whether this call created it.
 
