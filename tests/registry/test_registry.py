@@ -164,6 +164,19 @@ def test_a_champion_whose_run_was_deleted_is_listed_and_rolled_back_to(records, 
 
 
 @pytest.mark.integration
+def test_a_rollback_to_a_version_that_no_training_made_is_refused(records):
+    records.create_registered_model("qa-moe")
+    records.create_model_version("qa-moe", "file:///absent")
+    records.create_model_version("qa-moe", "file:///absent", tags={registry.ARTIFACT: "f" * 64})
+    for number, alias in ((1, "previous"), (2, "champion")):
+        records.set_registered_model_alias("qa-moe", alias, number)
+    with pytest.raises(UserError, match="version 1 of qa-moe"):
+        versions.rollback("qa-moe")
+    assert records.get_registered_model("qa-moe").aliases == {"champion": 2, "previous": 1}
+    assert registry.ROLLED_BACK not in records.get_model_version("qa-moe", 2).tags
+
+
+@pytest.mark.integration
 def test_an_interrupted_promotion_without_its_record_names_the_tag(records):
     records.create_registered_model("qa-moe")
     tags = {registry.ARTIFACT: "f" * 64, "qamoe.promoting": "nonsense"}

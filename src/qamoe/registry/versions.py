@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from qamoe.errors import UserError
 from qamoe.registry.local_lookup import not_registered
-from qamoe.registry.registry import CHAMPION, PREVIOUS, ROLLED_BACK, finish, mark_champion
+from qamoe.registry.registry import CHAMPION, PREVIOUS, ROLLED_BACK, finish, mark_champion, version_digest
 from qamoe.report.tables import stdout_console
 from qamoe.terminal import printable
 from qamoe.tracking.mlflow_store import connect, exclusive_lock, run_of, store_errors_as_user_errors
@@ -88,10 +88,10 @@ def listed(client: Any, name: str) -> list[VersionRow]:
 def rollback(name: str) -> str:
     """Swap champion and previous; return a sentence about the new champion.
 
-    Raises UserError without a champion or a previous version. The replaced version is tagged first; the promotion gate
-    does not promote a tagged version again. The champion alias moves in one step, so a kill at any moment leaves
-    exactly one champion. A rollback that was killed between its two aliases is completed by the next one, which then
-    does nothing else.
+    Raises UserError without a champion or a previous version, or if no training made that one. The replaced version is
+    tagged first; the promotion gate does not promote a tagged version again. The champion alias moves in one step, so a
+    kill at any moment leaves exactly one champion. A rollback that was killed between its two aliases is completed by
+    the next one, which then does nothing else.
     """
     with store_errors_as_user_errors():
         client = connect()
@@ -109,6 +109,7 @@ def _swapped(client: Any, name: str) -> str:
         return _summary(name, current, replaced)
     if previous is None or previous == current:
         raise UserError(f"{name} has no champion before version {current} to roll back to")
+    version_digest(client, name, previous)  # a person may have aliased what no command can use
     client.set_model_version_tag(name, current, ROLLED_BACK, _next_time(client, name))
     client.set_registered_model_alias(name, CHAMPION, previous)
     client.set_registered_model_alias(name, PREVIOUS, current)
