@@ -25,7 +25,7 @@ from pydantic import (
 
 from qamoe.config.block import Block
 from qamoe.config.extractor_settings import AudioSettings, TextSettings, VisionSettings
-from qamoe.config.search_space import Tune
+from qamoe.config.search_space import Seed, Tune
 from qamoe.config.task import Task
 from qamoe.errors import UserError
 
@@ -64,7 +64,7 @@ class Corpus(Block):
 class Signals(Block):
     """Degradations of the media of the test split, for slice `signals`, with a seed of their own."""
 
-    seed: int
+    seed: Seed
     severities: Annotated[dict[str, Annotated[tuple[Severity, ...], Field(min_length=1)]], Field(min_length=1)]
 
     @field_validator("severities")
@@ -123,7 +123,7 @@ class Degrade(Block):
     mask_revealed_share: Share  # share of wholly missing modalities that are masked
     swap: bool  # whether clips draw swaps too
     views: Count  # degraded views per clip, used in turn, one per epoch (frozen text encoder only)
-    seed: int
+    seed: Seed
 
 
 class LossWeights(Block):
@@ -142,7 +142,7 @@ class Selection(Block):
 
     severities: Annotated[dict[str, Annotated[tuple[Share, ...], Field(min_length=1)]], Field(min_length=1)]
     draws: Count
-    seed: int
+    seed: Seed
 
 
 class TrainCommon(Block):
@@ -282,7 +282,7 @@ class Landscape(Block):
 
 
 class Evaluate(Block):
-    seed: int  # of the degradations of the test split
+    seed: Seed  # of the degradations of the test split
     draws: Count
     mixed_draws: Count
     slices: Annotated[tuple[str, ...], Field(min_length=1)]
@@ -305,7 +305,7 @@ RegistryName = Annotated[str, Field(pattern=rf"^{_IN_NAMES}\s]({_IN_NAMES}]*{_IN
 class Registry(Block):
     name: RegistryName
     draws: Count  # per cell that the promotion gate measures
-    seed: int
+    seed: Seed
     coverage_90: Annotated[tuple[Share, Share], AfterValidator(_ascending)]
     calibration_error: Share  # classification: the largest that passes the promotion gate
     tolerance: Share  # allowed relative increase of a slice's error (regression) or error rate (classification)

@@ -6,12 +6,13 @@ The space maps dotted names, as in `dvc exp run -S`, to a range or to choices. p
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from qamoe.config.block import Block
 
 Value = bool | int | float | str
 Count = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0)]  # numpy takes no negative one
 # error: the mean over the selection cells, which chooses the best trial. clean, degraded: over those at severity 0, and
 # above it. trust: AUROC of r, clean against DEGRADED_FROM and above.
 Objective = Literal["error", "clean", "degraded", "trust"]
@@ -29,6 +30,14 @@ class Dimension(Block):
     log: bool = False  # uniform in the logarithm
     step: int | float | None = None
     choices: Annotated[tuple[Value, ...], Field(min_length=1)] | None = None
+
+    @field_validator("choices", mode="before")
+    @classmethod
+    def _choices_are_values(cls, choices: Any) -> Any:
+        for choice in choices if isinstance(choices, tuple) else ():
+            if not isinstance(choice, Value):
+                raise ValueError("each choice must be a number, a word or a truth value")
+        return choices
 
     @model_validator(mode="after")
     def _is_a_range_or_choices(self) -> "Dimension":
@@ -79,7 +88,7 @@ class Tune(Block):
     pruner: Literal["median", "none"]
     trials: Count
     epochs: Count
-    seed: int  # of the sampler and of each trial's training
+    seed: Seed  # of the sampler and of each trial's training
 
     @model_validator(mode="after")
     def _objectives_suit_the_pruner(self) -> "Tune":
