@@ -99,6 +99,22 @@ def test_a_corpus_that_dvc_does_not_track_is_added(commands: list[list[str]]) ->
     assert [command[3] for command in commands] == ["add", "repro", "repro"]
 
 
+@pytest.mark.usefixtures("commands")
+@pytest.mark.parametrize("path", ["data ${b} é", "${item.model}", "a\\${b}"])
+def test_dvc_reads_the_path_of_a_corpus_as_it_is(path: str) -> None:
+    """A ${...} in it once was a template, and one such experiment failed every command of dvc in the checkout."""
+    from dvc.parsing import DataResolver
+    from dvc.repo import Repo
+
+    write("odd", yaml.safe_dump({"extract": {"corpus": {"path": path}}}))
+    experiment.write("odd")
+    plan = yaml.safe_load(Path("artifacts-odd/dvc.yaml").read_text())
+    shutil.rmtree(".dvc")
+    with Repo.init(no_scm=True) as repo:
+        resolver = DataResolver(repo, str(Path.cwd()), plan)
+        assert resolver.resolve_one("extract")["extract"]["deps"][1] == path
+
+
 def test_a_failed_stage_fails_the_experiment(commands: list[list[str]]) -> None:
     write("failing", "train: {common: {lr: 0.5}}\n")
     with pytest.raises(UserError, match=r"failing .*dvc repro artifacts-failing/dvc\.yaml"):

@@ -90,6 +90,7 @@ def pipeline(stages: dict[str, Any], out: Path, models: list[str], corpus: str) 
             stage["matrix"] = {"model": [*models]}
         stage["cmd"] += f" --params {out}/params.yaml --out {out}"
         stage["params"] = [{f"{out}/params.yaml": stage["params"]}]
-        stage["deps"] = [corpus if dependency == "data" else dependency for dependency in stage["deps"]]
+        escaped = corpus.replace("${", r"\${")  # DVC reads ${...} as a template
+        stage["deps"] = [escaped if dependency == "data" else dependency for dependency in stage["deps"]]
         changed[name] = {"wdir": "..", **stage}
     return changed
