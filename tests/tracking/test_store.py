@@ -32,6 +32,24 @@ def test_a_database_that_cannot_be_opened_is_not_tried_again(tmp_path: Path, mon
         mlflow_store.connect()
 
 
+@pytest.mark.parametrize(
+    "address",
+    ["./mlruns", "file:///tmp/mlruns", "databricks", "http://", "sqlite://", "sqlite:///", "sqlite:///:memory:"],
+)
+def test_a_folder_or_a_store_in_memory_is_refused_with_what_is_allowed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, address: str
+) -> None:
+    """What is written to a database in memory is gone at the end of the process."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+    with pytest.raises(UserError, match="MLFLOW_TRACKING_URI") as refusal:
+        mlflow_store.connect("; advice")
+    assert [
+        part for part in (repr(address), "http://", "sqlite:///FILE", "advice") if part not in str(refusal.value)
+    ] == []
+    assert [*tmp_path.iterdir()] == []
+
+
 def test_two_first_processes_may_arrange_an_experiment_at_once(records, monkeypatch):
     """The database refuses the second of two equal tags; another failure of the store is reported."""
     set_tag = type(records).set_experiment_tag

@@ -13,6 +13,8 @@ from qamoe.errors import UserError
 from qamoe.tracking.provenance import main_checkout
 
 SQLITE = "sqlite:///"
+# Servers and databases: a folder cannot hold models, and what is in memory is gone at the end of the process.
+_STORES = re.compile(r"https?://.|(?:postgresql|mysql|mssql)(?:\+\w+)?://|sqlite(?:\+\w+)?:///(?!:memory:).")
 PARENT = "mlflow.parentRunId"  # tag of a child run; MLflow shows the child under this run
 
 _NAMES = (
@@ -64,6 +66,11 @@ def connect(advice: str = "") -> Any:
     import sqlalchemy
     from mlflow import environment_variables as environment
 
+    if not _STORES.match(uri()):
+        raise UserError(
+            f"MLFLOW_TRACKING_URI is {masked(uri())!r}; it must be the address of a server (http://, https://) or of a "
+            f"database (sqlite:///FILE, postgresql://, mysql://, mssql://){advice}."
+        )
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.ERROR)
     # MLflow logs an error of the database with its traceback, and then raises it.
