@@ -164,6 +164,19 @@ def test_a_champion_whose_run_was_deleted_is_listed_and_rolled_back_to(records, 
 
 
 @pytest.mark.integration
+@pytest.mark.parametrize("tag", ["yesterday", "2026-01-01", ""])
+def test_a_time_of_a_rollback_that_a_person_wrote_does_not_matter(records, tag):
+    records.create_registered_model("qa-moe")
+    for alias in ("previous", "champion", "challenger"):
+        tags = {registry.ARTIFACT: "f" * 64}
+        version = records.create_model_version("qa-moe", "file:///absent", tags=tags).version
+        records.set_registered_model_alias("qa-moe", alias, version)
+    records.set_model_version_tag("qa-moe", "3", registry.ROLLED_BACK, tag)
+    versions.rollback("qa-moe")
+    assert records.get_registered_model("qa-moe").aliases == {"challenger": 3, "champion": 1, "previous": 2}
+
+
+@pytest.mark.integration
 def test_a_rollback_to_a_version_that_no_training_made_is_refused(records):
     records.create_registered_model("qa-moe")
     records.create_model_version("qa-moe", "file:///absent")

@@ -1,6 +1,7 @@
 """Print the registered versions as a table, and roll back to the previous champion."""
 
 import time
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
@@ -11,6 +12,7 @@ from qamoe.report.tables import stdout_console
 from qamoe.terminal import printable
 from qamoe.tracking.mlflow_store import connect, exclusive_lock, run_of, store_errors_as_user_errors
 
+_TIME = "%Y-%m-%dT%H:%M:%SZ"  # of a rollback
 # Column -> metrics on the test split, as earlier versions recorded them; now they have / after the slice. The first
 # that a run has is shown.
 NUMBERS = {
@@ -124,9 +126,10 @@ def _next_time(client: Any, name: str) -> str:
     versions = client.search_model_versions(f"name = '{name}'")
     now = datetime.now(UTC)
     for version in versions:
-        if ROLLED_BACK in version.tags:
-            now = max(now, datetime.fromisoformat(version.tags[ROLLED_BACK]) + timedelta(seconds=1))
-    return now.strftime("%Y-%m-%dT%H:%M:%SZ")
+        with suppress(KeyError, ValueError):  # ValueError: a person wrote the tag
+            rolled_back = datetime.strptime(version.tags[ROLLED_BACK], _TIME).replace(tzinfo=UTC)
+            now = max(now, rolled_back + timedelta(seconds=1))
+    return now.strftime(_TIME)
 
 
 def _summary(name: str, champion: str, replaced: str) -> str:
