@@ -188,6 +188,62 @@ def test_specialists_train_on_their_own_views_and_delete_them(
     assert len(set(weights.values())) == 3
 
 
+def test_a_variant_with_other_views_trains_on_them_and_leaves_the_text_of_the_others(
+    trained: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from qamoe.models import checkpoint
+    from qamoe.training import trainer
+
+    jobs: dict[str, trainer.TrainingJob] = {}
+
+    class RecordingTrainer(trainer.Trainer):
+        def __init__(self, job: trainer.TrainingJob, on_epoch: Any) -> None:
+            jobs[job.model] = job
+            super().__init__(job, on_epoch)
+
+    monkeypatch.setattr(trainer, "Trainer", RecordingTrainer)
+    folder = trained({"seeds": {"qamoe": [1]}}, model=None)
+    shared = stamp(folder.parent / "states/train")
+    seeds = {"qamoe--missing": [1], "qamoe--fast": [1], "qamoe": [1]}
+    blocks = {
+        "models.qamoe--missing": {
+            "active": 1,
+            "train": {"degrade": {"kinds": ["missing"]}, "selection": {"severities": {"noise": None}}},
+        },
+        "models.qamoe--fast": {"train": {"batch_size": 6, "lr": 0.02}},
+    }
+    assert trained({"seeds": seeds, **blocks}, model=None) == folder
+    assert trained.seeds == {"trained": ["qamoe--missing/1", "qamoe--fast/1"], "kept": ["qamoe/1"]}
+    assert stamp(folder.parent / "states/train") == shared, "not written again, not deleted, and no further folder"
+    own = jobs["qamoe--missing"]
+    assert {view.drawn for view in own.train.views} == {("missing",)}
+    assert {view.kinds for view in own.cells.views[:2]} == {("missing",) * 3}
+    assert len(own.cells.selection) == 2
+    fast = jobs["qamoe--fast"]
+    assert (fast.common.batch_size, fast.common.lr, jobs["qamoe"].common.batch_size) == (6, 0.02, 4)
+    assert fast.train.views == jobs["qamoe"].train.views
+    loaded = {name: checkpoint.load(folder / name / "1") for name in seeds}
+    assert loaded["qamoe--missing"].config["models"]["qamoe"]["active"] == 1
+    assert loaded["qamoe--missing"].config["train"]["degrade"]["kinds"] == ["missing"]
+    assert loaded["qamoe--fast"].config["train"]["lr"] == 0.02
+    assert loaded["qamoe"].config["models"]["qamoe"]["active"] == 2
+
+    changed = blocks | {"models.qamoe--fast": {"train": {"batch_size": 6, "lr": 0.03}}}
+    trained({"seeds": seeds, **changed}, model=None)
+    assert trained.seeds["trained"] == ["qamoe--fast/1"]
+    trained({"seeds": seeds, **changed, "models.qamoe.hidden": 9}, model="qamoe--fast")
+    assert trained.seeds["trained"] == ["qamoe--fast/1"], "the block of the base counts too"
+
+
+def test_under_dvc_a_variant_must_repeat_its_base(trained: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DVC_STAGE", "train@mean--a")
+    changes = {"seeds": {"mean--a": [1], "concat--a": [1]}, "models.mean--a": {}, "models.concat--a": {}}
+    trained(changes, model="mean--a")
+    with pytest.raises(UserError, match=r"models\.concat--a lacks hidden\b.*`concat--a: \{<<: \*concat"):
+        trained(changes, model="concat--a")
+    trained(changes | {"models.concat--a": {"hidden": 8}}, model="concat--a")
+
+
 def test_an_empty_validation_split_or_missing_statistics_are_refused(
     trained: Any, preprocessed: Path, params_file: Any
 ) -> None:

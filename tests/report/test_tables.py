@@ -85,6 +85,13 @@ def test_models_are_ordered_from_the_simplest_control_to_qamoe_then_the_others()
     assert [m for m in ordered if tables.is_control(m)] == ["mean", "text", "concat", "moe", "own"]
 
 
+def test_a_variant_comes_right_after_its_base_and_is_a_control_if_its_base_is() -> None:
+    ordered = ["concat", "concat--clean", "cross_attention", "moe--b", "paper", "paper--a", "paper--b", "paper-public"]
+    ordered += ["paper-public--a", "qamoe", "qamoe--a", "oracle", "oracle--a", "ablation-gate"]
+    assert sorted(ordered, key=tables.model_order) == ordered
+    assert [m for m in ordered if tables.is_control(m)] == ordered[:9]
+
+
 def test_curves_within_a_slice_are_keyed_by_kind_and_modality() -> None:
     rows = [
         {"slice": "alone", "kind": kind, "modalities": modality, "severity": s, "cell": f"alone-{modality}-{kind}-{s}"}

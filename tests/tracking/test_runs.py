@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from qamoe.config.model_params import for_model
 from qamoe.errors import UserError
 from qamoe.evaluation.summary import summarise
 from qamoe.models import checkpoint
@@ -96,6 +97,19 @@ def test_a_specialist_is_recorded_under_its_own_name_with_the_sizes_of_qamoe(
     assert (run.info.status, run.info.run_name, run.data.tags["qamoe.model"]) == ("FINISHED", f"{name} seed1", name)
     assert run.data.params["models.qamoe.experts"] == "3"
     assert run.data.params["model"] == name
+
+
+def test_a_variant_is_recorded_with_the_parameters_that_it_is_trained_with(records, tiny_params, tiny_stats):
+    name = "qamoe--top-1"
+    content = tiny_params.model_dump(mode="json")
+    content["models"][name] = {"active": 1, "train": {"lr": 0.25}}
+    params = for_model(type(tiny_params).model_validate(content), name)
+    with tracking.training_run(params, name, 1, DIGESTS, tiny_stats):
+        pass
+    (run,) = runs(records)
+    assert (run.info.run_name, run.data.tags["qamoe.model"]) == (f"{name} seed1", name)
+    named = ("model", "models.qamoe.experts", "models.qamoe.active", "train.common.lr")
+    assert [run.data.params[key] for key in named] == [name, "3", "1", "0.25"]
 
 
 def test_a_training_run_holds_its_parameters_tags_and_model(

@@ -1,4 +1,4 @@
-"""The meaning of a model's name: its class, and the degradations or the ablation that it is trained with.
+"""The meaning of a model's name: its class, and the degradations, the ablation or the base that it is trained with.
 
 Unlike config/params.py, this module is part of the code digest, because it decides what is trained.
 """
@@ -26,6 +26,15 @@ def ablated(name: str) -> str | None:
     return part if part != name and part in ABLATIONS else None
 
 
+def variant_base(name: str) -> str | None:
+    """Return the model that a variant differs from ("paper" for paper--top-1); None for any other model.
+
+    A label has lower-case letters, digits and single hyphens. Specialists and ablations have no variants.
+    """
+    parts = re.fullmatch(r"(.+?)--[a-z0-9]+(?:-[a-z0-9]+)*", name)
+    return parts[1] if parts and not specialist_cell(parts[1]) and not ablated(parts[1]) else None
+
+
 def family(name: str) -> str:
-    """Return the model of params.yaml whose class and block a model uses: qamoe for specialists and ablations."""
-    return "qamoe" if specialist_cell(name) or ablated(name) else name
+    """Return the model whose class a model has: qamoe for specialists and ablations, the base for variants."""
+    return "qamoe" if specialist_cell(name) or ablated(name) else variant_base(name) or name

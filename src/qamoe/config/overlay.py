@@ -4,33 +4,62 @@ import re
 from pathlib import Path
 from typing import Any
 
+from qamoe.config.model_names import variant_base
 from qamoe.config.params import read, shortened
 from qamoe.errors import UserError
 
 
-def overlaid(below: Any, above: Any) -> Any:
-    """Return `below` changed by `above` (RFC 7396): mappings merge, null removes a key, any other value replaces."""
+def overlaid(below: Any, above: Any, keep_null: bool = False) -> Any:
+    """Return `below` changed by `above` (RFC 7396): mappings merge, null removes a key, any other value replaces.
+
+    keep_null: keep the nulls of `above`, so that the result is one change that does what both do.
+    """
     if not isinstance(above, dict):
         return above
     merged = dict(below) if isinstance(below, dict) else {}
     for key, value in above.items():
-        if value is None:
+        if value is None and not keep_null:
             merged.pop(key, None)
         else:
-            merged[key] = overlaid(merged.get(key), value)
+            merged[key] = overlaid(merged.get(key), value, keep_null)
     return merged
 
 
 def experiment_content(name: str, base: Path, folder: Path) -> Any:
     """Return the content of `base` with an overlay of `folder` and all that it extends, unchecked.
 
+    The block of a variant gets all keys of its base, so that DVC's stage of the variant depends on them.
     Raises UserError where an overlay is missing, is not YAML or extends itself.
     """
     chain = _chain(name, folder)
     content = read(base)
     for overlay in reversed(chain):  # one by one, because null removes keys of those below
-        content = overlaid(content, overlay)
+        merged = overlaid(content, overlay)
+        for model, block in _blocks(overlay).items():
+            _keep_changes(merged["models"], model, _blocks(content).get(model), block)
+        content = merged
+    blocks = _blocks(content)
+    for model, block in blocks.items():
+        base = blocks.get(variant_base(model) or "")
+        if isinstance(base, dict) and isinstance(block, dict):
+            blocks[model] = overlaid(base, block, keep_null=True)
     return content
+
+
+def _blocks(content: Any) -> dict[str, Any]:
+    models = content.get("models") if isinstance(content, dict) else None
+    return models if isinstance(models, dict) else {}
+
+
+def _keep_changes(merged: dict[str, Any], model: str, below: Any, above: Any) -> None:
+    """Keep the nulls of what are changes themselves: the block of a variant, and `train` in the block of a model."""
+    if not isinstance(above, dict):
+        return
+    if variant_base(model):
+        merged[model] = overlaid(below, above, keep_null=True)
+    elif isinstance(above.get("train"), dict):
+        train = below.get("train") if isinstance(below, dict) else None
+        merged[model]["train"] = overlaid(train, above["train"], keep_null=True)
 
 
 def _chain(name: str, folder: Path) -> list[dict[str, Any]]:

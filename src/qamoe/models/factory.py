@@ -8,7 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from qamoe.config.block import Block
-from qamoe.config.model_names import ablated, family
+from qamoe.config.model_names import ablated, family, variant_base
+from qamoe.config.model_params import block_content
 from qamoe.config.params import Encoders, Models
 from qamoe.degradation.features import State
 from qamoe.errors import UserError
@@ -35,14 +36,14 @@ MODELS: dict[str, type[Model]] = {
 
 
 def block_of(models: Models, name: str) -> Block:
-    """Return the params.yaml block of a model, specialist or ablation.
+    """Return the params.yaml block of a model, variant, specialist or ablation, without its key `train`.
 
     Raises UserError if the block is missing, and pydantic's ValidationError for a key that its class does not have.
     """
-    key = family(name)
-    if key not in models.blocks:
-        raise UserError(f"params.yaml: key models.{key} is missing.")
-    return MODELS[key].Block.model_validate(models.blocks[key])
+    for key in (family(name), variant_base(name) and name):
+        if key is not None and key not in models.blocks:
+            raise UserError(f"params.yaml: key models.{key} is missing.")
+    return MODELS[family(name)].Block.model_validate(block_content(models, name))
 
 
 def build(
@@ -53,7 +54,7 @@ def build(
     target: Targets,
     reader: FinetunedEncoder | None = None,
 ) -> Model:
-    """Build a model, specialist or ablation with fresh weights from its block of params.yaml.
+    """Build a model, variant, specialist or ablation with fresh weights from its block of params.yaml.
 
     `features` is the frame dimension of each modality that the model reads, in the order of MODALITIES. `reader` is a
     text encoder to be fine-tuned with the model; the dimension of text is then the width of its states.

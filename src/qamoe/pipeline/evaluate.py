@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from qamoe import ray_worker_pool
 from qamoe.config import params as parameters
 from qamoe.config import settings
-from qamoe.config.model_names import specialist_cell
+from qamoe.config.model_names import family, specialist_cell
 from qamoe.config.params import Params
 from qamoe.config.task import is_classification, label_range
 from qamoe.data.stats import Stats, timed
@@ -143,7 +143,7 @@ def _grid(params: Params, stats: Stats, out: Path, name: str, seeds: tuple[int, 
         return open_file(_signal_file(out, cell.name), list(cell.views)) if cell.severity else split
 
     split = open_file(test, protocol.views([*cells, *signal_cells]))
-    if name == "oracle":  # its true quality is defined only for the kinds of training
+    if family(name) == "oracle":  # its true quality is defined only for the kinds of training
         cells, signal_cells = [cell for cell in cells if cell.slice != "held_out"], []
     if specialist_cell(name):  # trained for one cell; the other slices cost time and say nothing
         cells, signal_cells = [cell for cell in cells if cell.slice in SPECIALIST_SLICES], []

@@ -5,6 +5,7 @@ line in its registry and none here.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,11 @@ from pydantic import ValidationError
 
 from qamoe.config import params as parameters
 from qamoe.config.block import Block
-from qamoe.config.model_names import ABLATIONS, family, specialist_cell
+from qamoe.config.model_names import ABLATIONS, ablated, family, specialist_cell, variant_base
+from qamoe.config.model_params import block_content, for_model, train_changes
 from qamoe.config.overlay import overlaid
 from qamoe.config.params import LANDSCAPE, Encoders, Params, TrainCommon
-from qamoe.config.search_space import DEGRADED_FROM, REPLACED, Value, nested, value_at
+from qamoe.config.search_space import DEGRADED_FROM, Value, nested, value_at
 from qamoe.errors import UserError
 
 
@@ -45,35 +47,51 @@ def _check_corpus(params: Params, path: Path) -> None:
 def _check_kinds(params: Params, path: Path) -> None:
     from qamoe.degradation.features import trainable_kinds
 
-    common = params.train.common
-    kinds = [(f"train.common.degrade.kinds.{index}", kind) for index, kind in enumerate(common.degrade.kinds)]
-    _refuse_unknown(path, kinds, trainable_kinds())
-    selected = [("a key of train.common.selection.severities", kind) for kind in common.selection.severities]
-    _refuse_unknown(path, selected, (*trainable_kinds(), LANDSCAPE))
+    of_model = {f"models.{name}.train": own for name in params.models.blocks if (own := _for_model(params, name, path))}
+    for key, common in {"train.common": params.train.common, **of_model}.items():
+        kinds = [(f"{key}.degrade.kinds.{index}", kind) for index, kind in enumerate(common.degrade.kinds)]
+        _refuse_unknown(path, kinds, trainable_kinds())
+        selected = [(f"a key of {key}.selection.severities", kind) for kind in common.selection.severities]
+        _refuse_unknown(path, selected, (*trainable_kinds(), LANDSCAPE))
+
+
+def _for_model(params: Params, name: str, path: Path) -> TrainCommon | None:
+    """Return the train.common of a model whose block changes it. Raises UserError for a key or value it cannot have."""
+    if not train_changes(params.models, name):
+        return None
+    try:
+        return for_model(params, name).train.common
+    except ValidationError as invalid:
+        raise parameters.first_mistake(invalid, path, "models", name, "train") from None
 
 
 def _check_blocks(params: Params, path: Path) -> None:
     """Check that each block belongs to a model and has its keys, and that each model with seeds has a block.
 
     DVC needs a block for each model of its stages. A specialist or an ablation may therefore repeat the block of qamoe.
+    The block of a variant and `train` in a block are checked as they change that of the base and train.common.
     """
     from qamoe.models.factory import MODELS
 
     for name, content in params.models.blocks.items():
         if family(name) not in MODELS:
             raise UserError(f"{path}: unknown key models.{name}; the models are {_models()}.")
+        if family(name) not in params.models.blocks:
+            raise UserError(f"{path}: key models.{family(name)} is missing; models.{name} changes it.")
         try:
-            MODELS[family(name)].Block.model_validate(content)
+            MODELS[family(name)].Block.model_validate(block_content(params.models, name))
         except ValidationError as invalid:
             raise parameters.first_mistake(invalid, path, "models", name) from None
-        if content != params.models.blocks.get(family(name)):
+        _for_model(params, name, path)
+        if (specialist_cell(name) or ablated(name)) and content != params.models.blocks.get(family(name)):
             raise UserError(
                 f"{path}: models.{name} is {parameters.shortened(content)}; a specialist or ablation must repeat"
                 f" models.{family(name)}:"
                 f" write `{family(name)}: &{family(name)}` there and `{name}: *{family(name)}` here."
             )
-    for name in map(family, params.seeds):
-        if name in MODELS and name not in params.models.blocks:
+    for model in params.seeds:
+        name = model if variant_base(model) else family(model)
+        if family(name) in MODELS and name not in params.models.blocks:
             raise UserError(f"{path}: key models.{name} is missing.")
 
 
@@ -91,7 +109,10 @@ def _models() -> str:
     """Return the allowed model names for an error message."""
     from qamoe.models.factory import MODELS
 
-    return f"{', '.join(MODELS)}, specialist-clean, specialist-<kind>-<tenths> and ablation-<{'|'.join(ABLATIONS)}>"
+    return (
+        f"{', '.join(MODELS)}, their variants <model>--<label>, specialist-clean, specialist-<kind>-<tenths> and"
+        f" ablation-<{'|'.join(ABLATIONS)}>"
+    )
 
 
 def _check_slices(params: Params, path: Path) -> None:
@@ -109,17 +130,31 @@ def _check_tune(params: Params, path: Path) -> None:
     model, cell = family(params.tune.model), specialist_cell(params.tune.model)
     if model not in MODELS or (cell is not None and cell[0] not in ("clean", *trainable_kinds())):
         raise UserError(f"{path}: tune.model is {params.tune.model!r}; the models are {_models()}.")
-    if model not in params.models.blocks:
-        raise UserError(f"{path}: tune.model is {params.tune.model!r}, but key models.{model} is missing.")
+    owner = params.tune.model if variant_base(params.tune.model) else model
+    for name in (model, owner):
+        if name not in params.models.blocks:
+            raise UserError(f"{path}: tune.model is {params.tune.model!r}, but key models.{name} is missing.")
     content = params.model_dump(mode="json")
-    blocks: dict[str, type[Block]] = {
-        "train.common": TrainCommon,
-        "models.encoders": Encoders,
-        f"models.{model}": MODELS[model].Block,
-    }
+    content["models"][owner] = block_content(params.models, owner)
+    blocks: dict[str, type[Block]] = {"train.common": TrainCommon, "models.encoders": Encoders}
+    if common := _for_model(params, owner, path):
+        content["models"][owner]["train"] = common.model_dump(mode="json")
+        blocks[f"models.{owner}.train"] = TrainCommon
+    blocks[f"models.{owner}"] = MODELS[model].Block
     for name in params.tune.space:
+        _refuse_hidden(params, path, name, owner)
         _check_searched(params, path, name, content, blocks)
-    _check_objectives(params, path, cell is not None)
+    _check_objectives(params, path, cell is not None, common or params.train.common)
+
+
+def _refuse_hidden(params: Params, path: Path, name: str, owner: str) -> None:
+    """Raise UserError for a parameter of train.common that the searched model's block sets to something else."""
+    inner = name.removeprefix("train.common.")
+    if inner == name:
+        return
+    with suppress(KeyError):
+        value_at(train_changes(params.models, owner), inner)
+        raise UserError(f"{path}: tune.space.{name} has no effect; search models.{owner}.train.{inner}, which is set.")
 
 
 def _check_searched(
@@ -135,17 +170,18 @@ def _check_searched(
     except KeyError:
         known = ", ".join(_scalars(value_at(content, block))) or "none"
         raise UserError(f"{path}: unknown key {key}; the parameters of {block} are {known}.") from None
-    if name == REPLACED or name.startswith("train.common.selection."):
+    inner = name.removeprefix(f"{block}.")
+    if blocks[block] is TrainCommon and (inner == "epochs" or inner.startswith("selection.")):
         raise UserError(f"{path}: {key} cannot be searched; every trial has tune.epochs and the same selection cells.")
     if not isinstance(value, Value):
         raise UserError(
             f"{path}: {key} is {parameters.shortened(value)}; the search varies numbers, words and truth values only."
         )
-    inner = name.removeprefix(f"{block}.")
     alone = not any(other != name and other.startswith(f"{block}.") for other in params.tune.space)
+    present = {key: value for key, value in value_at(content, block).items() if f"{block}.{key}" not in blocks}
     for extreme in params.tune.space[name].extremes:
         try:
-            blocks[block].model_validate(overlaid(value_at(content, block), nested({inner: extreme})))
+            blocks[block].model_validate(overlaid(present, nested({inner: extreme})))
         except ValidationError as invalid:
             error = invalid.errors()[0]
             # A rule about several parameters holds or not by trial, if the search varies several.
@@ -163,7 +199,7 @@ def _scalars(content: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
             yield f"{prefix}{key}"
 
 
-def _check_objectives(params: Params, path: Path, specialist: bool) -> None:
+def _check_objectives(params: Params, path: Path, specialist: bool, common: TrainCommon) -> None:
     """Raise UserError for an objective that the model or the selection cells do not have."""
     from qamoe.models.factory import MODELS
 
@@ -179,7 +215,7 @@ def _check_objectives(params: Params, path: Path, specialist: bool) -> None:
             f"{path}: tune.objectives has trust, but {tune.model} has no r; models with r are {with_r}, and the"
             " ablations of qamoe."
         )
-    levels = {level for levels in params.train.common.selection.severities.values() for level in levels}
+    levels = {level for levels in common.selection.severities.values() for level in levels}
     needed = {"clean": "0", "degraded": "above 0", "trust": f"0 and {DEGRADED_FROM:g} or above"}
     missing = {
         "clean": 0 not in levels,

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from qamoe.config import settings
+from qamoe.config.model_names import family
 from qamoe.config.params import Params
 from qamoe.data.stats import Stats, frame_stats
 from qamoe.errors import UserError
@@ -237,7 +238,7 @@ def _candidate(folder: Path, out: Path, source: str | None = None) -> Candidate:
     if training_data != data_digest(out):
         raise UserError(f"{source} was trained on other data than {out / 'preprocess'} holds; run the stage train.")
     check(config, folder / CONFIG)
-    if config["model"] == "oracle":
+    if family(config["model"]) == "oracle":
         raise UserError(
             "The model oracle reads how each clip was degraded, which no recording tells; it cannot be promoted."
         )

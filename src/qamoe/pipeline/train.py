@@ -4,7 +4,8 @@ The stage trains every model and seed of params.yaml, or the seeds of one model.
 each. A seed that has finished with the same digests is kept; a killed one resumes after its last complete epoch. The
 test split is not read. Under torchrun, all processes train one seed at a time, each on its share of every batch.
 
-The same function trains all models on the same views, except that specialists train on views of their own cell.
+The same function trains all models on the same views, except that specialists train on views of their own cell, and
+models whose block has `train` by these parameters (config/model_params.py).
 """
 
 import shutil
@@ -17,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 from qamoe.config import params as parameters
 from qamoe.config import settings
-from qamoe.config.model_names import specialist_cell
+from qamoe.config.model_names import specialist_cell, variant_base
+from qamoe.config.model_params import for_model, has_own_views, lacks_of_base, train_changes
 from qamoe.config.params import Params
 from qamoe.data.stats import Stats, text_is_vectors
 from qamoe.errors import UserError
@@ -43,62 +45,86 @@ def run(params: Params, out: Path, model: str | None = None) -> dict[str, Any]:
     from qamoe.training.distributed import BatchShare, process_group
 
     stats = read_stats(out)
-    refuse_kinds(params, stats)
-    for name, cell in ((name, specialist_cell(name)) for name in ([model] if model else params.seeds)):
+    names = [model] if model else list(params.seeds)
+    if settings.under_dvc():
+        _refuse_hidden_dependencies(params, names)
+    of_model = {name: for_model(params, name) for name in names}
+    for name, own in of_model.items():
+        refuse_kinds(own, stats, name)
+        cell = specialist_cell(name)
         refuse_unsuitable_kinds(stats, [cell[0]] if cell else [], f"seeds.{name}")
     if "text" in stats["modalities"] and not text_is_vectors(stats):  # raises UserError for an unusable encoder
         limit = params.preprocess.max_frames.text
         text_encoder_finetuned.architecture(
             params.models.encoders.text, limit, text_encoder_finetuned.vocabulary(stats)
         )
-    names = [model] if model else list(params.seeds)
     process, processes, local_rank = settings.processes()
     share = BatchShare(process, processes, settings.batch_parts())
     with process_group(share, settings.device(), local_rank):
-        waiting = share.once(partial(_prepare, params, stats, out, names))
+        waiting = share.once(partial(_prepare, of_model, stats, out))
         with runs_end_with_their_processes() if share.first else nullcontext():
             if waiting:
-                _train_all(params, out, waiting, share)
-        for name in filter(specialist_cell, names) if share.first else ():
-            shutil.rmtree(_states(out, name), ignore_errors=True)  # large, and no other model uses them
+                _train_all(of_model, out, waiting, share)
+        for name in names if share.first else ():
+            if _has_own_states(params, name):
+                shutil.rmtree(_states(params, out, name), ignore_errors=True)  # large, and no other model uses them
     trained = [f"{name}/{seed}" for name, seed, _ in waiting]
     listed = [f"{name}/{seed}" for name in names for seed in params.seeds[name]]
     return {"seeds": {"trained": trained, "kept": [seed for seed in listed if seed not in trained]}}
 
 
-def _prepare(params: Params, stats: Stats, out: Path, names: list[str]) -> list[Waiting]:
+def _refuse_hidden_dependencies(params: Params, names: list[str]) -> None:
+    """Raise UserError for a variant with a key that only its base has: DVC would not see a change there."""
+    for name in names:
+        key = lacks_of_base(params.models, name)
+        if key is not None:
+            base = variant_base(name)
+            raise UserError(
+                f"models.{name} lacks {key}, so DVC would not train it again if models.{base}.{key} changes: in"
+                f" params.yaml write `{base}: &{base}` and `{name}: {{<<: *{base}, ...}}`; in experiments/, the"
+                " difference is enough."
+            )
+
+
+def _prepare(of_model: dict[str, Params], stats: Stats, out: Path) -> list[Waiting]:
     """Return the unfinished trainings, and encode the text of their views so that training finds it."""
     folder = out / "train"
-    for name in names:
+    for name, params in of_model.items():
         remove_other_seeds(folder / name, params.seeds[name])
     data = data_digest(out)
-    listed = [(name, seed, training_digests(params, name, data)) for name in names for seed in params.seeds[name]]
+    listed = [
+        (name, seed, training_digests(params, name, data))
+        for name, params in of_model.items()
+        for seed in params.seeds[name]
+    ]
     waiting = [
         (name, seed, digests) for name, seed, digests in listed if not _finished(folder / name / str(seed), digests)
     ]
     runner.log.info("train: %d seeds to train, %d finished before", len(waiting), len(listed) - len(waiting))
-    for name in {_states(out, name): name for name, _, _ in waiting}.values():
-        open_splits(params, stats, out, name)
+    for name in {_states(of_model[name], out, name): name for name, _, _ in waiting}.values():
+        open_splits(of_model[name], stats, out, name)
     return waiting
 
 
-def refuse_kinds(params: Params, stats: Stats) -> None:
-    """Raise UserError for a degradation of training or selection that the corpus's text does not allow."""
-    common = params.train.common
-    refuse_unsuitable_kinds(stats, common.degrade.kinds, "train.common.degrade.kinds")
-    refuse_unsuitable_kinds(stats, common.selection.severities, "train.common.selection.severities")
+def refuse_kinds(params: Params, stats: Stats, name: str) -> None:
+    """Raise UserError for a degradation of a model's training or selection that the corpus's text does not allow."""
+    changes, common = train_changes(params.models, name), params.train.common
+    for key, kinds in (("degrade", common.degrade.kinds), ("selection", common.selection.severities)):
+        section = f"models.{name}.train" if key in changes else "train.common"
+        last = "kinds" if key == "degrade" else "severities"
+        refuse_unsuitable_kinds(stats, kinds, f"{section}.{key}.{last}")
 
 
-def _train_all(params: Params, out: Path, waiting: list[Waiting], share: "BatchShare") -> None:
+def _train_all(of_model: dict[str, Params], out: Path, waiting: list[Waiting], share: "BatchShare") -> None:
     """Train all waiting seeds, in parallel if the machine has room."""
     side_by_side = settings.side_by_side(len(waiting))
     if side_by_side == 1 or share.processes > 1:
         for name, seed, digests in waiting:
-            train_one(params, out, name, seed, digests, share)
+            train_one(of_model[name], out, name, seed, digests, share)
         return
     level = runner.log.level
     with ProcessPoolExecutor(side_by_side, get_context("spawn"), initialise_worker, (level,)) as pool:
-        futures = [pool.submit(train_one, params, out, *arguments, share) for arguments in waiting]
+        futures = [pool.submit(train_one, of_model[name], out, name, *rest, share) for name, *rest in waiting]
         try:
             for future in futures:
                 future.result()
@@ -109,7 +135,7 @@ def _train_all(params: Params, out: Path, waiting: list[Waiting], share: "BatchS
 
 
 def training_digests(params: Params, name: str, data: str) -> dict[str, str]:
-    """Return the digests of the parameters, the data and the code that determine a checkpoint."""
+    """Return the digests of the parameters (those `for_model` gives), data and code that determine a checkpoint."""
     from qamoe.models import text_encoder_frozen as text
     from qamoe.models.factory import block_of
 
@@ -121,17 +147,21 @@ def training_digests(params: Params, name: str, data: str) -> dict[str, str]:
     return {"params": parameters.digest(*values), "data": data, "code": code_digest("qamoe.pipeline.train")}
 
 
-def _states(out: Path, name: str) -> Path:
-    """Return the folder of the encoded text of a model's views."""
+def _has_own_states(params: Params, name: str) -> bool:
+    return specialist_cell(name) is not None or has_own_views(params.models, name)
+
+
+def _states(params: Params, out: Path, name: str) -> Path:
+    """Return the folder of the encoded text of a model's views; a folder keeps the text of one list of views."""
     states = out / "states" / "train"
-    return states if specialist_cell(name) is None else states / name
+    return states / name if _has_own_states(params, name) else states
 
 
 def open_splits(params: Params, stats: Stats, out: Path, name: str, states: Path | None = None) -> tuple[Any, Any, Any]:
     """Open the training split under a model's views and the validation split under its selection cells.
 
-    states: the folder of their encoded text, by default one that all trainings share. Returns both splits and the
-    cells.
+    params: those that `for_model` gives. states: the folder of the encoded text, by default one that all trainings
+    with the same views share. Returns both splits and the cells.
     """
     from qamoe.data.arrow_store import Store
     from qamoe.dataset.degraded_split import open_views
@@ -169,7 +199,7 @@ def open_splits(params: Params, stats: Stats, out: Path, name: str, states: Path
     shared = (
         tuple(stats["modalities"]),
         references_from_stats(stats),
-        states or _states(out, name),
+        states or _states(params, out, name),
         data_digest(out),
         settings.device(),
     )

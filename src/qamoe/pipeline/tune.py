@@ -46,8 +46,8 @@ def run(params: Params, out: Path) -> dict[str, Any]:
     from qamoe.training import search
 
     stats = read_stats(out)
-    base = _base(params)
-    refuse_kinds(base, stats)
+    base = search.trial_params(params)
+    refuse_kinds(base, stats, params.tune.model)
     open_splits(base, stats, out, params.tune.model)  # encode the text once, before the workers map it
     folder = out / "tune"
     folder.mkdir(parents=True, exist_ok=True)
@@ -68,12 +68,6 @@ def run(params: Params, out: Path) -> dict[str, Any]:
     if parent is not None:
         print(f"run: {parent}", flush=True)
     return {"study": name, "trials": len(trials), "best": round(value, 4), **best}
-
-
-def _base(params: Params) -> Params:
-    """Return the parameters of every trial where the search does not vary them."""
-    common = params.train.common.model_copy(update={"epochs": params.tune.epochs})
-    return params.model_copy(update={"train": params.train.model_copy(update={"common": common})})
 
 
 def study_name(params: Params, data: str) -> str:
@@ -193,7 +187,7 @@ def _work(params: Params, out: Path, name: str, parent: str | None) -> None:
     from qamoe.training import search
 
     restrict_threads()
-    stats, base = read_stats(out), _base(params)
+    stats, base = read_stats(out), search.trial_params(params)
     opened = open_splits(base, stats, out, params.tune.model)
 
     def train_one(changed: Params, number: int, on_epoch: Callable[[dict[str, Any]], None]) -> dict[str, float]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from qamoe.config import params as parameters
-from qamoe.config.model_names import family
+from qamoe.config.model_names import family, variant_base
 from qamoe.config.params import Params
 from qamoe.config.search_space import REPLACED
 from qamoe.errors import exit_on_user_error
@@ -20,10 +20,10 @@ from qamoe.files import write_text
 def fixed(params: Params) -> dict[str, Any]:
     """Return the parameters of every trial, as a part of params.yaml, without the searched ones and the epochs."""
     content = params.model_dump(mode="json")
-    model = family(params.tune.model)
-    blocks = {name: content["models"].get(name, {}) for name in ("encoders", model)}
+    names = ("encoders", family(params.tune.model), *filter(variant_base, [params.tune.model]))
+    blocks = {name: content["models"].get(name, {}) for name in names}
     kept = {"train": {"common": content["train"]["common"]}, "models": blocks}
-    for name in (*params.tune.space, REPLACED):
+    for name in (*params.tune.space, REPLACED, *(f"models.{model}.train.epochs" for model in names)):
         *parents, last = name.split(".")
         block: Any = kept
         for key in parents:

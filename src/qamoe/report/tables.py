@@ -67,14 +67,18 @@ def is_share(metric: str) -> bool:
 
 
 def model_order(model: str) -> tuple[int, int, str]:
-    """Return a sort key: the controls from the simplest on, then qamoe, the oracle, ablations and specialists."""
-    rank = ORDER.index(model) if model in ORDER else len(ORDER)
+    """Return a sort key: the controls from the simplest on, then qamoe, the oracle, ablations and specialists.
+
+    A variant comes right after its base.
+    """
+    base = model.partition("--")[0]
+    rank = ORDER.index(base) if base in ORDER else len(ORDER)
     after = ("qamoe", "oracle", "ablation-", "specialist-")
     return (next((i + 1 for i, name in enumerate(after) if model.startswith(name)), 0), rank, model)
 
 
 def is_control(model: str) -> bool:
-    """Return whether a model is a control; QA-MoE, the oracle, ablations and specialists are not."""
+    """Return whether a model is a control; QA-MoE, the oracle, their variants, ablations and specialists are not."""
     return model_order(model)[0] == 0
 
 

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from qamoe.config import params as parameters
 from qamoe.config.model_names import family
+from qamoe.config.model_params import for_model
 from qamoe.config.params import Params
 from qamoe.errors import UserError
 from qamoe.models.checkpoint_config import ParametersConfig
@@ -68,7 +69,7 @@ def _usual(name: str) -> dict[str, str]:
     if params is None:
         return {}
     try:
-        return training_parameters(checkpoint.parameters_config(params, name, 0, {}))
+        return training_parameters(checkpoint.parameters_config(for_model(params, name), name, 0, {}))
     except (UserError, ValidationError, KeyError):  # the model is new
         return {}
 

@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
+from qamoe.config.model_params import for_model
 from qamoe.config.overlay import overlaid
 from qamoe.config.params import Params
-from qamoe.config.search_space import MAXIMISED, REPLACED, Dimension, Value, nested, value_at
+from qamoe.config.search_space import MAXIMISED, Dimension, Value, nested, value_at
 from qamoe.errors import UserError
 from qamoe.models.factory import block_of
 
@@ -40,14 +41,20 @@ log = logging.getLogger("qamoe")
 
 
 def with_trial_values(params: Params, values: Mapping[str, Value]) -> Params:
-    """Return the parameters with a trial's values by dotted name, and tune.epochs.
+    """Return the parameters of the searched model with a trial's values by dotted name, and tune.epochs.
 
     Raises pydantic's ValidationError for values that exclude each other, such as more active experts than experts.
     """
-    content = overlaid(params.model_dump(mode="json"), nested({**values, REPLACED: params.tune.epochs}))
-    changed = Params.model_validate(content)
+    changed = Params.model_validate(overlaid(params.model_dump(mode="json"), nested(values)))
     block_of(changed.models, params.tune.model)
-    return changed
+    return trial_params(changed)
+
+
+def trial_params(params: Params) -> Params:
+    """Return the parameters with the searched model's train.common, in which the epochs are tune.epochs."""
+    train = for_model(params, params.tune.model).train
+    common = train.common.model_copy(update={"epochs": params.tune.epochs})
+    return params.model_copy(update={"train": train.model_copy(update={"common": common})})
 
 
 def searched_values(params: Params) -> dict[str, Value]:
