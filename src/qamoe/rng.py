@@ -21,7 +21,8 @@ from torch import Tensor
 
 MODALITIES = ("text", "audio", "vision")
 STREAMS = ("state", "missing", "noise", "burst", "swap", "additive", "desync")
-TRAINING_STREAMS = ("sample", "probe", "task")  # streams that models draw from, one for all modalities together
+# Streams of training, one for all modalities together: those that models draw from, and the choice of clips.
+TRAINING_STREAMS = ("sample", "probe", "task", "clips")
 _SHARED = {"missing_features": "missing"}
 
 _WORD = 0xFFFFFFFF

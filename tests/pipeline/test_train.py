@@ -235,6 +235,42 @@ def test_a_variant_with_other_views_trains_on_them_and_leaves_the_text_of_the_ot
     assert trained.seeds["trained"] == ["qamoe--fast/1"], "the block of the base counts too"
 
 
+def test_training_on_some_clips_reads_them_as_the_whole_split_has_them(
+    trained: Any, preprocessed: Path, params_file: Any
+) -> None:
+    stats = train.read_stats(preprocessed)
+
+    def opened(changes: dict[str, Any]) -> DegradedSplit:
+        split, valid, _ = train.open_splits(
+            parameters.load(params_file({"train.common.degrade.swap": False} | changes)), stats, preprocessed, "concat"
+        )
+        assert len(valid.store) == 6
+        return split
+
+    whole, some = opened({}), opened({"train.common.clips": 5})
+    assert (len(whole.store), len(some.store), len(some.store.labels)) == (12, 5, 5)
+    rows = [whole.store.clip_ids.index(clip) for clip in some.store.clip_ids]
+    for view in range(2):
+        expected, batch = whole.batch(view, rows), some.batch(view, range(5))
+        assert torch.equal(batch.target, expected.target)
+        for modality, x in batch.x.items():
+            assert torch.equal(x[batch.mask[modality]], expected.x[modality][expected.mask[modality]]), modality
+    assert some.store.lengths("audio").tolist() == whole.store.lengths("audio")[rows].tolist()
+
+    folder = trained({"train.common.clips": 5}, model="concat")
+    first = (folder / "concat/1/weights.safetensors").read_bytes()
+    trained({"train.common.clips": 12}, model="concat")
+    assert trained.seeds["trained"] == ["concat/1"]
+    twelve = (folder / "concat/1/weights.safetensors").read_bytes()
+    trained(model="concat")
+    assert (folder / "concat/1/weights.safetensors").read_bytes() == twelve != first, "12 clips are all"
+    with pytest.raises(UserError, match=r"train\.common\.clips is 13\b.*\b12\b"):
+        trained({"train.common.clips": 13}, model="concat")
+    variant = {"seeds": {"concat--few": [1]}, "models.concat--few": {"train": {"clips": 13}}}
+    with pytest.raises(UserError, match=r"models\.concat--few\.train\.clips is 13\b.*\b12\b"):
+        trained(variant, model="concat--few")
+
+
 def test_under_dvc_a_variant_must_repeat_its_base(trained: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DVC_STAGE", "train@mean--a")
     changes = {"seeds": {"mean--a": [1], "concat--a": [1]}, "models.mean--a": {}, "models.concat--a": {}}

@@ -12,11 +12,13 @@ from qamoe.config.params import Selection
 from qamoe.dataset import degraded_split
 from qamoe.degradation.features import KINDS
 from qamoe.degradation.views import View, apply, uniform_view
+from qamoe.errors import UserError
 from qamoe.models import checkpoint
 from qamoe.training.selection import (
     Cells,
     SplitPredictions,
     calibration,
+    drawn_clips,
     injected_severity,
     predictions,
     selection_cells,
@@ -199,3 +201,17 @@ def test_classes_are_calibrated_by_a_temperature_over_all_cells() -> None:
         SplitPredictions(np.array([0.0, 0.0, 0.0, 1.0]), probabilities=probabilities[None].reshape(1, 4, 2))
     )
     assert mixed["temperature"] == pytest.approx(2, rel=1e-3)
+
+
+def test_fewer_clips_are_drawn_by_their_ids_and_the_seed_alone() -> None:
+    ids = [f"clip-{number}" for number in range(40)]
+    ten = drawn_clips(ids, 10, 2026)
+    assert ten == [0, 4, 7, 16, 19, 22, 23, 30, 32, 39]
+    assert set(drawn_clips(ids, 5, 2026)) < set(ten), "fewer clips are some of the same"
+    assert drawn_clips(ids, 40, 2026) == list(range(40))
+    turned = drawn_clips(ids[::-1], 10, 2026)
+    assert turned == sorted(turned)
+    assert {ids[::-1][row] for row in turned} == {ids[row] for row in ten}
+    assert drawn_clips(ids, 10, 2027) != ten
+    with pytest.raises(UserError, match=r"train\.common\.clips is 41\b.*\b40\b"):
+        drawn_clips(ids, 41, 2026)

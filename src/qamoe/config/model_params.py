@@ -10,7 +10,7 @@ from qamoe.config.overlay import overlaid
 from qamoe.config.params import Models, Params, TrainCommon
 
 _TRAIN = "train"
-_OF_VIEWS = ("epochs", "degrade", "selection")  # keys of train.common that decide which clips are encoded
+_OF_VIEWS = ("epochs", "clips", "degrade", "selection")  # keys of train.common that decide which clips are encoded
 
 
 def for_model(params: Params, name: str) -> Params:

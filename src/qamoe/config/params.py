@@ -147,6 +147,7 @@ class Selection(Block):
 
 class TrainCommon(Block):
     epochs: Count
+    clips: Count | None = None  # of the training split; null: all
     batch_size: Count
     lr: LearningRate
     weight_decay: Annotated[float, Field(ge=0)]

@@ -127,3 +127,27 @@ class Store:
         """Return the number of frames of each row (N,)."""
         parts = [np.diff(batch.column(name).offsets.to_numpy()) for batch in self._batches]
         return np.concatenate(parts) if parts else np.zeros(0, np.int64)
+
+
+class SelectedRows(Store):
+    """Some rows of a store, numbered from 0 in the given order."""
+
+    def __init__(self, path: Path, rows: Sequence[int]) -> None:
+        super().__init__(path)
+        self._rows = list(rows)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def column(self, name: str) -> list[Any]:
+        values = super().column(name)
+        return [values[row] for row in self._rows]
+
+    def value(self, name: str, row: int) -> Any:
+        return super().value(name, self._rows[row])
+
+    def sequence(self, name: str, row: int) -> np.ndarray:
+        return super().sequence(name, self._rows[row])
+
+    def lengths(self, name: str) -> np.ndarray:
+        return super().lengths(name)[self._rows]

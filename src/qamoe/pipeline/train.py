@@ -163,11 +163,11 @@ def open_splits(params: Params, stats: Stats, out: Path, name: str, states: Path
     params: those that `for_model` gives. states: the folder of the encoded text, by default one that all trainings
     with the same views share. Returns both splits and the cells.
     """
-    from qamoe.data.arrow_store import Store
+    from qamoe.data.arrow_store import SelectedRows, Store
     from qamoe.dataset.degraded_split import open_views
     from qamoe.degradation.spectrum import Spectrum
     from qamoe.degradation.views import View, references_from_stats
-    from qamoe.training.selection import selection_cells, specialist
+    from qamoe.training.selection import drawn_clips, selection_cells, specialist
 
     common = params.train.common
     text = params.models.encoders.text
@@ -191,20 +191,23 @@ def open_splits(params: Params, stats: Stats, out: Path, name: str, states: Path
     if cell is not None:
         training, cells = specialist(*cell, common)
     split = {part: Store(out / "preprocess" / f"{part}.arrow") for part in ("train", "valid")}
+    data = {"train": data_digest(out), "valid": data_digest(out)}
+    if common.clips is not None:
+        key = f"models.{name}.train.clips" if "clips" in train_changes(params.models, name) else "train.common.clips"
+        rows = drawn_clips(split["train"].clip_ids, common.clips, degrade.seed, key)
+        split["train"] = SelectedRows(split["train"].path, rows)
+        data["train"] = parameters.digest(data["train"], split["train"].clip_ids)
     if not len(split["valid"]):
         raise UserError(
             f"The validation split is empty ({split['valid'].path}); checkpoints are chosen on it, so at least one"
             " source must be in split valid."
         )
-    shared = (
-        tuple(stats["modalities"]),
-        references_from_stats(stats),
-        states or _states(params, out, name),
-        data_digest(out),
-        settings.device(),
+    shared = (tuple(stats["modalities"]), references_from_stats(stats), states or _states(params, out, name))
+    train, valid = (
+        open_views(split[part], views, *shared, data[part], settings.device(), encoder=encoder)
+        for part, views in (("train", training), ("valid", cells.views))
     )
-    train = open_views(split["train"], training, *shared, encoder=encoder)
-    return train, open_views(split["valid"], cells.views, *shared, encoder=encoder), cells
+    return train, valid, cells
 
 
 def train_one(params: Params, out: Path, name: str, seed: int, digests: dict[str, str], share: "BatchShare") -> None:

@@ -207,7 +207,7 @@ def _work(params: Params, out: Path, name: str, parent: str | None) -> None:
 
 
 def _views(params: Params) -> tuple[Any, ...]:
-    return params.train.common.degrade, params.models.encoders.text
+    return params.train.common.degrade, params.train.common.clips, params.models.encoders.text
 
 
 def _train(

@@ -16,10 +16,12 @@ from qamoe.dataset.degraded_split import DegradedSplit, rows_in_batches
 from qamoe.degradation.features import PAPER_NOISE, State
 from qamoe.degradation.spectrum import Spectrum
 from qamoe.degradation.views import View, uniform_view
+from qamoe.errors import UserError
 from qamoe.models.calibration import fit_conformal, fit_temperature
 from qamoe.models.checkpoint_config import Calibration
 from qamoe.models.factory import oracle_quality
 from qamoe.models.model import Model
+from qamoe.rng import Draws, clip_key
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,18 @@ def specialist(kind: str, severity: float, common: TrainCommon) -> tuple[list[Vi
     training = [uniform_view(kind, severity, common.degrade.seed, number) for number in range(count)]
     severities = {"missing" if kind == "clean" else kind: (severity,)}
     return training, selection_cells(common.selection.model_copy(update={"severities": severities}))
+
+
+def drawn_clips(clip_ids: list[str], count: int, seed: int, key: str = "train.common.clips") -> list[int]:
+    """Return the rows of `count` training clips, in the order of the split; a smaller count has some of the same clips.
+
+    The draw depends on clip ids and seed only. Raises UserError, which names `key`, for more clips than there are.
+    """
+    if count > len(clip_ids):
+        raise UserError(f"{key} is {count}; the training split has {len(clip_ids)} clips.")
+    keys = torch.tensor([clip_key(clip_id) for clip_id in clip_ids], dtype=torch.int64)
+    words = Draws(seed, keys, None, "clips", 0).words(1)[:, 0].tolist()
+    return sorted(sorted(range(len(clip_ids)), key=lambda row: (words[row], clip_ids[row]))[:count])
 
 
 def with_oracle_quality(
