@@ -50,7 +50,8 @@ def block() -> Callable[..., QAMoE]:
 def paper_block() -> Callable[..., Paper]:
     def make(**changes: Any) -> Paper:
         loss = {"balance": 0.0, "gate_entropy": 0.0, "quality": 0.0} | changes.pop("loss", {})
-        block = {"experts": 5, "active": 2, "hidden": 7, "experts_read": "sample", "missing_flags": False, "loss": loss}
+        block = {"experts": 5, "active": 2, "hidden": 7, "experts_read": "sample", "missing_flags": False}
+        block |= {"gate": True, "prior": True, "loss": loss}
         return Paper.model_validate(block | changes)
 
     return make

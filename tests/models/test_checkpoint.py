@@ -220,6 +220,19 @@ def test_a_checkpoint_of_format_1_loads_with_current_key_names(
     checkpoint.load(folder)
 
 
+def test_a_checkpoint_from_before_a_key_with_a_default_loads(
+    tiny_checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
+    for model in ("qamoe", "paper"):
+        folder = tiny_checkpoint(tmp_path / model, model=model)
+        config = json.loads((folder / "model.json").read_text())
+        del config["models"]["encoders"]["text"]["frozen_epochs"], config["train"]["clips"]
+        for key in ("gate", "prior"):
+            config["models"][model].pop(key, None)
+        (folder / "model.json").write_text(json.dumps(config))
+        assert checkpoint.load(folder).config["model"] == model
+
+
 def test_a_checkpoint_of_a_later_format_is_refused(tiny_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
     folder = tiny_checkpoint(tmp_path / "checkpoint")
     config = json.loads((folder / "model.json").read_text())

@@ -30,6 +30,8 @@ FACTS = {
     "active": (3, 3),  # D, R
     "experts_read": ("sample", "sample"),  # D
     "missing_flags": (False, True),  # R; D has none
+    "gate": (True, True),  # D
+    "prior": (True, True),  # D
     "loss.balance": (0.0, 0.01),  # R; D has none
     "loss.gate_entropy": (0.0, 0.0),  # R; D has none
     "loss.quality": (0.0, 0.0),  # 0.5 in R, in a form that is not known
@@ -154,6 +156,42 @@ def test_a_given_quality_replaces_r_on_the_output_of_the_experts(by_hand: Paper,
     result: Any = by_hand.fuse(h_of((0.5, 2.0), (-1.0, 1.0)), None, torch.tensor([[r, 0.5]]))
     assert seen[0][0, 0].item() == pytest.approx(y, rel=1e-5)
     assert result.r.tolist() == [[r, 0.5]]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("quality", [None, torch.tensor([[0.25, 0.5]])])
+def test_without_the_gate_y_is_the_output_of_the_experts_and_r_is_still_reported(by_hand: Paper, quality: Any) -> None:
+    by_hand.block = by_hand.block.model_copy(update={"gate": False})
+    seen: list[torch.Tensor] = []
+    by_hand.fusion.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    result: Any = by_hand.fuse(h_of((0.5, 2.0), (-1.0, 1.0)), None, quality)
+    assert seen[0][0, [0, 8]].tolist() == pytest.approx([TEXT_EXPERTS, AUDIO_EXPERTS], rel=1e-5)
+    assert result.r[0].tolist() == pytest.approx(R if quality is None else [0.25, 0.5])
+
+
+@torch.no_grad()
+def test_without_the_prior_y_is_r_times_the_output_of_the_experts(by_hand: Paper) -> None:
+    by_hand.prior[0] = 0.0
+    seen: list[torch.Tensor] = []
+    by_hand.fusion.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    by_hand.fuse(h_of((0.5, 2.0), (-1.0, 1.0)))
+    assert seen[0][0, [0, 8]].tolist() == pytest.approx([R[0] * TEXT_EXPERTS, R[1] * AUDIO_EXPERTS], rel=1e-5)
+
+
+@pytest.mark.parametrize(("gate", "prior"), [(True, True), (True, False), (False, True), (False, False)])
+def test_the_prior_is_learned_only_if_it_has_an_effect(
+    sizes: Encoders, paper_block: Any, batch_of: Any, gate: bool, prior: bool
+) -> None:
+    network = Paper(FEATURES, sizes, paper_block(gate=gate, prior=prior), Target(MEAN, DEVIATION)).train()
+    batch = batch_of(range(8))
+    optimiser = torch.optim.SGD(network.parameters(), 0.1)
+    result = network(batch, step=step(batch))
+    result.losses["task"].backward()
+    optimiser.step()
+    assert bool(network.prior.any()) == (gate and prior)
+    assert network.prior.shape == network.state_dict()["prior"].shape == (8,)
+    assert ((result.r > 0) & (result.r < 1)).all(), "r is reported either way"
+    assert network.variance.bias.grad is not None, "the sample teaches the variance"
 
 
 @torch.no_grad()

@@ -96,6 +96,24 @@ def test_a_frozen_checkpoint_does_not_contain_an_encoder(train: Any, tmp_path: P
     assert checkpoint.load(tmp_path).frozen_encoder
 
 
+def test_a_frozen_encoder_keeps_its_weights_and_learns_afterwards(
+    finetuned_setting: Any, folder: Path, tmp_path: Path
+) -> None:
+    from safetensors.torch import load_file
+
+    first = load_file(folder / "model.safetensors")
+    moved = {}
+    for frozen, epochs in ((0, 1), (1, 1), (1, 2)):
+        done = finetuned_setting.train(
+            tmp_path / f"{frozen}-{epochs}", common={"epochs": epochs, "patience": 9}, frozen_epochs=frozen
+        )
+        weights = encoder_weights(done)
+        assert set(weights) <= set(first)
+        moved[frozen, epochs] = any(not torch.equal(value, first[name]) for name, value in weights.items())
+        assert checkpoint.load(done).config["best_epoch"] == epochs
+    assert moved == {(0, 1): True, (1, 1): False, (1, 2): True}
+
+
 @pytest.mark.parametrize("stop", [1, 2])
 def test_a_resumed_training_gives_the_same_bits(finetuned_setting: Any, whole: Path, tmp_path: Path, stop: int) -> None:
     def killed(line: dict[str, Any]) -> None:

@@ -19,7 +19,7 @@ from qamoe.models.factory import MODELS
 from qamoe.models.model import Model
 from qamoe.training import trainer
 from qamoe.training.selection import SplitPredictions, predictions, selection_value
-from qamoe.training.trainer import RESUME, learning_rate, objective
+from qamoe.training.trainer import RESUME, epochs_without_gain, learning_rate, objective
 
 
 class Stopped(Exception):
@@ -110,6 +110,48 @@ def test_a_resumed_training_gives_the_same_bits(
         "model.json",
         "weights.safetensors",
     ]
+
+
+PLATEAU = {"epochs": 9, "schedule": "plateau", "warmup_share": 0.05, "patience": 9}
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("stops", [(2,), (5,), (4, 5, 8)])
+def test_a_resumed_training_with_halved_rates_gives_the_same_bits(
+    train: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stops: tuple[int, ...]
+) -> None:
+    """No epoch after the first improves by that much, so the rate is halved after epochs 4 and 7."""
+    monkeypatch.setattr(trainer, "_GAIN", 10.0)
+    peaks: dict[str, list[float]] = {"whole": [], "stopped": []}
+    running = "whole"
+
+    def recorded(step: int, steps: int, common: Any, peak: float) -> float:
+        peaks[running].append(peak / common.lr)
+        return learning_rate(step, steps, common, peak)
+
+    monkeypatch.setattr(trainer, "learning_rate", recorded)
+    train(tmp_path / "whole", "concat", common=PLATEAU)
+    running = "stopped"
+    for stop in stops:
+        with pytest.raises(Stopped):
+            train(tmp_path / "stopped", "concat", common=PLATEAU, on_epoch=stop_at(stop))
+    train(tmp_path / "stopped", "concat", common=PLATEAU)
+    assert files(tmp_path / "stopped") == files(tmp_path / "whole")
+    per_epoch = len(peaks["whole"]) // 9
+    assert peaks["whole"] == [1.0] * 4 * per_epoch + [0.5] * 3 * per_epoch + [0.25] * 2 * per_epoch
+    assert peaks["stopped"][-per_epoch:] == [0.25] * per_epoch
+
+
+@pytest.mark.integration
+def test_a_plateau_ends_the_training_although_a_later_epoch_is_kept(
+    train: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = iter([0.5, 0.4, 0.39995, 0.39992, 0.41, 0.3, 0.2])
+    monkeypatch.setattr(trainer, "selection_value", lambda *_: next(values))
+    train(tmp_path, "concat", common=PLATEAU | {"patience": 3})
+    config, history = config_and_history(tmp_path)
+    assert [line["valid"] for line in history] == [0.5, 0.4, 0.39995, 0.39992, 0.41]
+    assert (config["best_epoch"], config["selection"]) == (4, 0.39992)
 
 
 @pytest.mark.integration
@@ -282,6 +324,21 @@ def test_the_learning_rate_warms_up_and_falls_to_zero(setting: Any) -> None:
     assert 0 < rates[-1] < 0.001
     at_once = common.model_copy(update={"warmup_share": 0.0})
     assert learning_rate(0, 100, at_once) == pytest.approx(0.1)
+
+
+def test_a_plateau_keeps_the_rate_after_the_warm_up(setting: Any) -> None:
+    changes = {"lr": 0.1, "warmup_share": 0.1, "schedule": "plateau"}
+    common = setting.params.train.common.model_copy(update=changes)
+    rates = [learning_rate(step, 100, common) for step in range(100)]
+    assert rates == pytest.approx([0.01 * (i + 1) for i in range(10)] + [0.1] * 90)
+    assert learning_rate(50, 100, common, 0.025) == 0.025
+
+
+def test_an_epoch_gains_if_it_is_lower_by_1e_4_than_the_last_that_did() -> None:
+    values = [1.0, 0.99995, 0.99985, 0.9998, 0.9, 0.95, 0.89995, 0.8]
+    assert epochs_without_gain(values) == [0, 1, 0, 1, 0, 1, 2, 0]
+    assert epochs_without_gain([0.5, 0.6, 0.7, 0.5, 0.4999]) == [0, 1, 2, 3, 4]
+    assert epochs_without_gain([]) == []
 
 
 def test_losses_are_weighted_by_the_parameters(setting: Any) -> None:

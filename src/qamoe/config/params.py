@@ -152,7 +152,7 @@ class TrainCommon(Block):
     lr: LearningRate
     weight_decay: Annotated[float, Field(ge=0)]
     warmup_share: Share
-    schedule: Literal["cosine", "linear"]  # of the learning rate after warm-up
+    schedule: Literal["cosine", "linear", "plateau"]  # of the learning rate after warm-up
     clip_norm: Positive
     patience: Count
     precision: Literal["float32", "bfloat16"]
@@ -168,7 +168,7 @@ class Train(Block):
 class TextEncoder(Block):
     """The text encoder: frozen and shared by all models, or fine-tuned within each.
 
-    lr, dropout and pooling apply to fine-tuning only.
+    All keys after the encoder apply to fine-tuning only.
     """
 
     finetune: bool
@@ -176,6 +176,7 @@ class TextEncoder(Block):
     lr: LearningRate  # of the encoder; the rest of the model uses train.common.lr
     dropout: Dropout
     pooling: Literal["attention", "mean"]  # over the encoder's states, or over their mean
+    frozen_epochs: Annotated[int, Field(ge=0)] = 0  # at a learning rate of 0; checkpoints from before the key lack it
 
 
 class Encoders(Block):
@@ -250,6 +251,8 @@ class PaperLoss(Block):
 class Paper(Experts):
     experts_read: Literal["sample", "mu"]  # in training: a sample of the Gaussian, or its mean
     missing_flags: bool  # the model is told which modalities a clip does not have
+    gate: bool = True  # false: r is 1 in y. Checkpoints from before the keys have neither, and both parts
+    prior: bool = True  # false: y_prior stays 0
     loss: PaperLoss
 
 

@@ -41,6 +41,9 @@ class Paper(Model):
     `missing_flags` tells the model which modalities a clip does not have (R). Their r is then 0, so that y_prior takes
     their place (ours): how the public code uses its flags is not known.
 
+    Two keys leave out a part, to measure it as D does: with `gate` false, r is 1 in y_m, without a fallback, and
+    predictions still report r; with `prior` false, y_prior stays 0 and is not learned.
+
     Losses that only R has, with weights in `loss`: `balance` in the form of Fedus et al. 2022 (form: ours);
     `gate_entropy`, the mean entropy of the router (form and sign: ours); `quality`, the cross-entropy of r with
     1 - severity (form: ours). The contrastive term of R is left out: only its name and its weight are known.
@@ -60,7 +63,11 @@ class Paper(Model):
         self.variance = PerModality(modalities, width, width)
         self.router = Router(width, None, block.experts)
         self.experts = Experts(width, block.hidden, block.experts)
-        self.prior = nn.Parameter(torch.zeros(width))
+        self.prior: Tensor
+        if block.gate and block.prior:
+            self.prior = nn.Parameter(torch.zeros(width))
+        else:  # not learned
+            self.register_buffer("prior", torch.zeros(width))
         self.fusion = nn.Sequential(nn.Linear(modalities * width, width), nn.GELU())
         self.value = nn.Linear(width, target.outputs)
         self.log_variance = nn.Linear(width, 1)
@@ -81,7 +88,9 @@ class Paper(Model):
         logits_BME = self.router(mu_BMD, None)
         weights_BME = top_k_weights(logits_BME, self.block.active)
         mixed_BMD = self.experts(x_BMD, weights_BME, self.block.active)
-        y_BMD = r_BM[..., None] * mixed_BMD + (1 - r_BM[..., None]) * self.prior
+        y_BMD = mixed_BMD
+        if self.block.gate:
+            y_BMD = r_BM[..., None] * mixed_BMD + (1 - r_BM[..., None]) * self.prior
         fused = self.fusion(y_BMD.flatten(1))
         value, log_variance = self.value(fused), self.log_variance(fused)[..., 0]
         guess = value[..., 0] if self.target.outputs == 1 else value

@@ -38,6 +38,8 @@ from qamoe.training.selection import (
 
 log = logging.getLogger("qamoe")
 RESUME = "resume.pt"
+_GAIN = 1e-4  # schedule plateau: the smallest improvement of the selection value that counts
+_PATIENCE = 3  # schedule plateau: epochs in a row without an improvement after which the learning rate is halved
 _LOGGED = 10  # epochs of a training that are logged after the first; the history and MLflow have every epoch
 EpochLine = dict[str, Any]  # epoch, loss, losses.<name>, valid; and seconds, which is not written to files
 
@@ -148,9 +150,11 @@ class Trainer:
         random = np.random.default_rng([job.seed, number])
         batches = job.train.batches((number - 1) % len(job.train.views), job.common.batch_size, random)
         steps = job.common.epochs * len(batches)
+        peaks = self._peaks(number)
         sums: dict[str, float] = {}
         for index, rows in enumerate(batches):
-            self._set_learning_rate((number - 1) * len(batches) + index, steps)
+            for group, peak in zip(self.optimiser.param_groups, peaks, strict=True):
+                group["lr"] = learning_rate((number - 1) * len(batches) + index, steps, job.common, peak)
             for losses in self._step(number, rows):
                 for name, value in losses.items():
                     sums[name] = sums.get(name, 0.0) + value
@@ -201,9 +205,15 @@ class Trainer:
         checkpoint.save(folder, weights, config, self.history)
 
     def ended(self) -> bool:
-        """Whether no epoch is left: all have run, or `patience` epochs in a row brought no new best."""
+        """Whether no epoch is left: all have run, or `patience` epochs in a row brought no new best.
+
+        With schedule plateau, a new best must be lower by 1e-4 to count; the kept epoch is that of the lowest value.
+        """
         done, common = len(self.history), self.job.common
-        return done >= (common.epochs if self.trainable else 1) or done + 1 - self.best["epoch"] > common.patience
+        idle = done - self.best["epoch"]
+        if common.schedule == "plateau":
+            idle = (epochs_without_gain([line["valid"] for line in self.history]) or [0])[-1]
+        return done >= (common.epochs if self.trainable else 1) or idle >= common.patience
 
     def _resume(self) -> None:
         """Load the state of an interrupted training with the same digests, if the folder has one."""
@@ -243,9 +253,13 @@ class Trainer:
                 *(self.job.name, line["epoch"], epochs, losses, line["valid"]),
             )
 
-    def _set_learning_rate(self, step: int, steps: int) -> None:
-        for group in self.optimiser.param_groups:
-            group["lr"] = learning_rate(step, steps, self.job.common, group["peak"])
+    def _peaks(self, number: int) -> list[float]:
+        """Return the peak learning rate of each parameter group in that epoch, from the epochs before it alone."""
+        common, encoder = self.job.common, self.job.params.models.encoders.text
+        idle = epochs_without_gain([line["valid"] for line in self.history]) if common.schedule == "plateau" else []
+        share = 0.5 ** sum(epochs > 0 and epochs % _PATIENCE == 0 for epochs in idle)
+        rates = [group["peak"] * share for group in self.optimiser.param_groups]
+        return [rates[0], *(0.0 if number <= encoder.frozen_epochs else rate for rate in rates[1:])]
 
     def _step(self, number: int, rows: np.ndarray) -> list[dict[str, float]]:
         """Take one optimiser step on a batch; return each part's losses by name, as sums over clips."""
@@ -310,14 +324,30 @@ def _parameter_groups(model: nn.Module, lr: float, encoder_lr: float) -> list[di
 
 
 def learning_rate(step: int, steps: int, common: TrainCommon, peak: float | None = None) -> float:
-    """Return the learning rate of a step: linear warm-up to `peak` (train.common.lr), then cosine or linear decay."""
+    """Return the learning rate of a step: linear warm-up to `peak` (train.common.lr), then the decay of the schedule.
+
+    plateau: the rate stays at `peak`, which the trainer halves between epochs.
+    """
     highest = common.lr if peak is None else peak
     warm = max(1, round(common.warmup_share * steps))
     if step < warm:
         return highest * (step + 1) / warm
+    if common.schedule == "plateau":
+        return highest
     if common.schedule == "linear":
         return highest * (steps - step) / max(1, steps - warm)
     return highest * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
+
+
+def epochs_without_gain(values: Sequence[float]) -> list[int]:
+    """Return after each epoch how many epochs in a row have not improved the selection value by 1e-4, 0 if it has."""
+    counts: list[int] = []
+    lowest = math.inf
+    for value in values:
+        gained = lowest - value >= _GAIN
+        counts.append(0 if gained else counts[-1] + 1)
+        lowest = value if gained else lowest
+    return counts
 
 
 def objective(losses: dict[str, Tensor], common: TrainCommon, of_model: Mapping[str, float]) -> Tensor:
