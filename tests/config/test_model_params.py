@@ -164,7 +164,7 @@ def search_of(space: dict[str, Any], model: str = "paper--a") -> Params:
 
 
 def test_a_search_of_a_variant_varies_its_own_block_and_train() -> None:
-    space = {
+    space: dict[str, Any] = {
         "models.paper--a.hidden": {"low": 8, "high": 16},
         "models.paper--a.train.lr": {"low": 0.1, "high": 0.9},
         "train.common.batch_size": {"low": 8, "high": 16},

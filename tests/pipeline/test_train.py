@@ -252,6 +252,8 @@ def test_training_on_some_clips_reads_them_as_the_whole_split_has_them(
     rows = [whole.store.clip_ids.index(clip) for clip in some.store.clip_ids]
     for view in range(2):
         expected, batch = whole.batch(view, rows), some.batch(view, range(5))
+        assert batch.target is not None
+        assert expected.target is not None
         assert torch.equal(batch.target, expected.target)
         for modality, x in batch.x.items():
             assert torch.equal(x[batch.mask[modality]], expected.x[modality][expected.mask[modality]]), modality

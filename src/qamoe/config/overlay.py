@@ -40,9 +40,9 @@ def experiment_content(name: str, base: Path, folder: Path) -> Any:
         content = merged
     blocks = _blocks(content)
     for model, block in blocks.items():
-        base = blocks.get(variant_base(model) or "")
-        if isinstance(base, dict) and isinstance(block, dict):
-            blocks[model] = overlaid(base, block, keep_null=True)
+        whole = blocks.get(variant_base(model) or "")
+        if isinstance(whole, dict) and isinstance(block, dict):
+            blocks[model] = overlaid(whole, block, keep_null=True)
     return content
 
 

@@ -124,7 +124,9 @@ def _train_all(of_model: dict[str, Params], out: Path, waiting: list[Waiting], s
         return
     level = runner.log.level
     with ProcessPoolExecutor(side_by_side, get_context("spawn"), initialise_worker, (level,)) as pool:
-        futures = [pool.submit(train_one, of_model[name], out, name, *rest, share) for name, *rest in waiting]
+        futures = [
+            pool.submit(train_one, of_model[name], out, name, seed, digests, share) for name, seed, digests in waiting
+        ]
         try:
             for future in futures:
                 future.result()
