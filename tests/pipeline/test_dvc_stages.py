@@ -32,7 +32,7 @@ def edit_models(edit: Callable[[dict[str, Any]], Any]) -> None:
 
 @pytest.fixture
 def _repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Write stage train of dvc.yaml without its files, and params.yaml with an ablation and a specialist added."""
+    """Write stage train of dvc.yaml without its files, and params.yaml with a model of each kind of name."""
     monkeypatch.chdir(tmp_path)
     stage: dict[str, Any] = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]["train"]
     stage |= {"deps": [], "cmd": "mkdir -p artifacts/train/${item.model}", "outs": ["artifacts/train/${item.model}"]}
@@ -41,6 +41,8 @@ def _repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("ablation-gate", "specialist-missing-03"):
         content["models"][name] = content["models"]["qamoe"]
         content["seeds"][name] = [1]
+    content["models"]["qamoe--wide-2"] = content["models"]["qamoe"] | {"hidden": 96}
+    content["seeds"]["qamoe--wide-2"] = [1]
     PARAMS.write_text(yaml.safe_dump(content, sort_keys=False))
     assert dvc("init", "--quiet", "--no-scm").returncode == 0
 
@@ -51,7 +53,7 @@ def test_stages_of_a_specialist_and_an_ablation_depend_on_the_block_of_qamoe() -
     load_params(PARAMS)
     planned = dvc("repro", "--dry")
     assert planned.returncode == 0, planned.stderr
-    for name in ("mean", "qamoe", "ablation-gate", "specialist-missing-03"):
+    for name in ("mean", "qamoe", "ablation-gate", "specialist-missing-03", "qamoe--wide-2"):
         assert f"artifacts/train/{name}" in planned.stdout
 
     assert dvc("repro", "--quiet").returncode == 0
@@ -60,6 +62,9 @@ def test_stages_of_a_specialist_and_an_ablation_depend_on_the_block_of_qamoe() -
     status = dvc("status").stdout
     stale = [line.rstrip(":") for line in status.splitlines() if line.startswith("train@")]
     assert sorted(stale) == ["train@ablation-gate", "train@qamoe", "train@specialist-missing-03"]
+    edit_models(lambda models: models["qamoe--wide-2"].update(train={"lr": 0.5}))
+    load_params(PARAMS)
+    assert "train@qamoe--wide-2:" in dvc("status").stdout
 
 
 @pytest.mark.usefixtures("_repository")
