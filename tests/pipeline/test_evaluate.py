@@ -47,6 +47,13 @@ def test_every_seed_gets_its_predictions_cells_and_permuted_quality(evaluated: A
         permuted_quality = pd.read_parquet(folder / "qamoe" / seed / "broken.parquet")
         assert len(permuted_quality) == 2 * 2 * 2 * 6
         assert set(permuted_quality["slice"]) == {"mixed"}
+        diagnostic = pd.read_parquet(folder / "qamoe" / seed / "diagnostic.parquet")
+        counts = {"native": 12, "permuted": 2 * 12, "corruption": 12, "correctness": 12}
+        assert diagnostic.groupby("intervention").size().to_dict() == counts
+        mixed, native = rows[rows["slice"] == "mixed"], diagnostic[diagnostic["intervention"] == "native"]
+        for column in ("clip_id", "draw", "target", *(f"r_{m}" for m in MODALITIES)):
+            assert list(native[column]) == list(mixed[column])
+        assert list(native["prediction"]) == pytest.approx(list(mixed["prediction"]), abs=1e-6)
     assert sorted(p.name for p in (folder / "mean/1").iterdir()) == ["cells.parquet", "digest", "predictions.parquet"]
     same = ["clip_id", "cell", "draw", *(f"lost_{m}" for m in MODALITIES)]
     mean = pd.read_parquet(folder / "mean/1/predictions.parquet")
@@ -70,6 +77,7 @@ def test_current_results_are_kept_and_models_share_encoded_text(
 @pytest.mark.parametrize("changes", [{"quality_permutations": 0}, {"slices": ["clean"]}])
 def test_permuted_quality_is_deleted_with_its_slice_or_setting(evaluated: Any, changes: dict[str, Any]) -> None:
     folder = evaluated()
-    assert (folder / "qamoe/1/broken.parquet").exists()
+    files = [folder / "qamoe/1" / name for name in ("broken.parquet", "diagnostic.parquet")]
+    assert [file.exists() for file in files] == [True, True]
     evaluated(**changes)
-    assert not (folder / "qamoe/1/broken.parquet").exists()
+    assert [file.exists() for file in files] == [False, False]

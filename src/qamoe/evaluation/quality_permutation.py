@@ -5,10 +5,12 @@ broken.parquet, the keys `<model>.broken.*` of summary.json, and the report's pa
 """
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
+from torch import Tensor
 
 from qamoe.dataset.degraded_split import DegradedSplit
 from qamoe.evaluation.encoding_cache import Encodings, of_checkpoint
@@ -32,31 +34,49 @@ def donors(draws: int, clips: int, permutation: int, seed: int, *, within: bool)
     return donor_rows.reshape(draws, clips)
 
 
-def permuted_quality(
-    trained: Trained, split: DegradedSplit, cell: Cell, rows: pd.DataFrame, permutations: int, seed: int, device: str
-) -> Iterator[pd.DataFrame]:
-    """Predict slice mixed under permuted r; yield one table per draw, permutation and value of `within`.
+class MixedDraw(NamedTuple):
+    """One draw of slice mixed, encoded once for every r under which it is predicted.
 
-    `rows` are the predictions of `cell` (slice mixed) in order of draw and clip id. In the yielded rows, `draw` is the
-    number of the permutation, `within` says whether it stayed within a draw, and r and trust are the permuted ones.
+    `rows` are its predictions (N) in clip-id order. vectors (N, D) and present (N,), whether any frame is valid, are by
+    modality and in batch order; `sort` puts them in clip-id order.
     """
-    modalities = trained.config["modalities"]
-    r = rows[[f"r_{m}" for m in modalities]].to_numpy(np.float32)
-    clips = len(split.store)
-    variants = [(within, number) for within in (False, True) for number in range(permutations)]
-    donors_of = {variant: donors(len(cell.views), clips, variant[1], seed, within=variant[0]) for variant in variants}
+
+    number: int
+    rows: pd.DataFrame
+    vectors: dict[str, Tensor]
+    present: dict[str, Tensor]
+    sort: np.ndarray
+
+    def under(self, trained: Trained, r: np.ndarray) -> pd.DataFrame:
+        """Return the columns of `protocol.predicted` under r (N, M); both are in clip-id order."""
+        quality = np.empty(r.shape, np.float32)
+        quality[self.sort] = r
+        columns = predicted(trained, self.vectors, self.present, torch.from_numpy(quality))
+        return pd.DataFrame(columns).iloc[self.sort].reset_index(drop=True)
+
+
+def mixed_draws(
+    trained: Trained, split: DegradedSplit, cell: Cell, rows: pd.DataFrame, device: str
+) -> Iterator[MixedDraw]:
+    """Yield the draws of `cell` (slice mixed); `rows` are its predictions in order of draw and clip id."""
     batches, sort = batched(split.store)
-    positions = np.empty(clips, np.int64)  # in clip-id order, for each clip in batch order
-    positions[sort] = np.arange(clips)
-    replaced = {"draw", "prediction", "variance", "routing", *(f"{v}_{m}" for v in ("r", "trust") for m in MODALITIES)}
-    kept = rows[[column for column in map(str, rows) if column not in replaced and not column.startswith("p_")]]
     encodings = Encodings([trained], split, batches, cell.views, device)
-    for draw, view in enumerate(cell.views):
-        rows_of_draw = kept.iloc[draw * clips : (draw + 1) * clips].reset_index(drop=True)
-        encoded = encodings.of(view)
-        for (within, number), donor in donors_of.items():
-            quality = torch.from_numpy(r[donor[draw, positions]])
-            columns = predicted(trained, *of_checkpoint(encoded, 0), quality)
-            yield rows_of_draw.assign(draw=number, within=within).join(
-                pd.DataFrame(columns).iloc[sort].reset_index(drop=True)
-            )
+    clips = len(split.store)
+    for number, view in enumerate(cell.views):
+        of_draw = rows.iloc[number * clips : (number + 1) * clips].reset_index(drop=True)
+        yield MixedDraw(number, of_draw, *of_checkpoint(encodings.of(view), 0), sort)
+
+
+def permuted_quality(
+    trained: Trained, draw: MixedDraw, r: np.ndarray, donors_of: dict[tuple[bool, int], np.ndarray]
+) -> Iterator[pd.DataFrame]:
+    """Predict a draw of mixed under permuted r; yield one table per permutation and value of `within`.
+
+    r: of all rows of mixed, (draws * clips, M). donors_of: (within, number of the permutation) -> `donors`. In the
+    yielded rows, `draw` is the number of the permutation, and r and trust are the permuted ones.
+    """
+    replaced = {"draw", "prediction", "variance", "routing", *(f"{v}_{m}" for v in ("r", "trust") for m in MODALITIES)}
+    kept = [column for column in map(str, draw.rows) if column not in replaced and not column.startswith("p_")]
+    for (within, number), donor_rows in donors_of.items():
+        columns = draw.under(trained, r[donor_rows[draw.number]])
+        yield draw.rows[kept].assign(draw=number, within=within).join(columns)

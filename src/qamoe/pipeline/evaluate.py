@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 PREDICTIONS = "predictions.parquet"
 PERMUTED_QUALITY = "broken.parquet"
+DIAGNOSTIC = "diagnostic.parquet"
 SPECIALIST_SLICES = ("clean", "missing", "noise", "burst", "missing_features")
 _CHUNKS_PER_WORKER = 2  # on Ray; adjacent cells share encodings, so a chunk holds adjacent cells
 T = TypeVar("T")
@@ -235,24 +236,37 @@ def aggregate(trained: Any, cells: list[Any], folder: Path) -> None:
 
 
 def _permute_quality(params: Params, trained: Any, split: Any, cells: list[Any], folder: Path) -> None:
-    """Measure slice mixed with permuted reliability r and write broken.parquet, for a model that estimates r."""
+    """Measure slice mixed with permuted reliability r and with interventions on r, for a model that estimates r.
+
+    Writes broken.parquet and diagnostic.parquet, from one pass over the draws of mixed.
+    """
+    import numpy as np
     import pandas as pd
 
     from qamoe.evaluation import protocol
-    from qamoe.evaluation.quality_permutation import permuted_quality
+    from qamoe.evaluation.quality_diagnostic import diagnose
+    from qamoe.evaluation.quality_permutation import donors, mixed_draws, permuted_quality
 
-    (folder / PERMUTED_QUALITY).unlink(missing_ok=True)
+    for name in (PERMUTED_QUALITY, DIAGNOSTIC):
+        (folder / name).unlink(missing_ok=True)
     mixed = [cell for cell in cells if cell.slice == "mixed"]
-    permutations = params.evaluate.quality_permutations
+    permutations, seed = params.evaluate.quality_permutations, params.evaluate.seed
     if not mixed or not permutations:
         return
     rows = pd.read_parquet(folder / PREDICTIONS, filters=[("slice", "==", "mixed")])
-    if rows[[f"r_{m}" for m in trained.config["modalities"]]].isna().all(axis=None):
+    r = rows[[f"r_{m}" for m in trained.config["modalities"]]].to_numpy(np.float32)
+    if np.isnan(r).all():
         return
-    seed = params.evaluate.seed
+    shape = (len(mixed[0].views), len(split.store))
+    donors_of = {(w, n): donors(*shape, n, seed, within=w) for w in (False, True) for n in range(permutations)}
+    diagnosed = []
     with protocol.predictions_file(folder / PERMUTED_QUALITY) as append:
-        for permuted in permuted_quality(trained, split, mixed[0], rows, permutations, seed, settings.device()):
-            append(permuted)
+        for draw in mixed_draws(trained, split, mixed[0], rows, settings.device()):
+            for permuted in permuted_quality(trained, draw, r, donors_of):
+                append(permuted)
+            diagnosed.append(diagnose(trained, draw, permutations, seed))
+    with atomic_write(folder / DIAGNOSTIC) as temporary:
+        pd.concat(diagnosed, ignore_index=True).to_parquet(temporary, index=False)
 
 
 def _read_digest(folder: Path) -> str | None:
