@@ -42,6 +42,7 @@ WRITING = {
     "accept-tuned": ["--out", "OUT"],
     "table": ["--out", "OUT"],
     "compare": ["qamoe", "concat", "--out", "OUT"],
+    "diagnose": ["qamoe", "--out", "OUT"],
     "sample": ["OUT/corpus", "--clips", "4"],
     "export": ["OUT/model.pt2", "--folder", "CHECKPOINT"],
     "ingest": ["clips", "--data", "OUT"],

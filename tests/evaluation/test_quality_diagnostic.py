@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from qamoe.evaluation.quality_diagnostic import INTERVENTIONS, diagnose, effects, exchanged, in_order_of
+from qamoe.evaluation.quality_diagnostic import diagnose, exchanged, in_order_of
 from qamoe.evaluation.quality_permutation import MixedDraw
+from qamoe.evaluation.reliability import INTERVENTIONS, intervention_effects
 from qamoe.models.checkpoint import Trained
 from qamoe.models.heads import Prediction
 
@@ -149,7 +150,7 @@ def test_r_follows_corruption_and_correctness_of_each_modality_alone() -> None:
 
 
 def test_a_model_that_uses_r_gains_from_the_controls_and_loses_by_permutation() -> None:
-    measured = effects(diagnosed(uses_r=True), draws=300)
+    measured = intervention_effects(diagnosed(uses_r=True), draws=300)
     assert tuple(measured) == INTERVENTIONS
     for control in ("corruption", "correctness"):
         assert measured[control]["mae"].high < 0, control
@@ -160,7 +161,7 @@ def test_a_model_that_uses_r_gains_from_the_controls_and_loses_by_permutation() 
 
 @pytest.mark.parametrize("classes", [False, True])
 def test_a_model_that_ignores_r_differs_by_exactly_zero(classes: bool) -> None:
-    measured = effects(diagnosed(uses_r=False, classes=classes), draws=50)
+    measured = intervention_effects(diagnosed(uses_r=False, classes=classes), draws=50)
     assert {metric for of in measured.values() for metric in of} == ({"accuracy"} if classes else {"mae", "acc2_non0"})
     assert {effect[1:] for of in measured.values() for effect in of.values()} == {(0.0, 0.0, 0.0)}
 
@@ -173,7 +174,7 @@ def test_correctness_of_classes_is_the_probability_of_the_target() -> None:
         shown = draw.vectors[m].numpy()[::-1, 0]
         toward_target = np.where(draw.rows["target"] == 1, shown, -shown)
         assert (np.diff(toward_target[np.argsort(given[f"r_{m}"].to_numpy())]) >= -1e-3).all(), m
-    measured = effects(rows, draws=300)
+    measured = intervention_effects(rows, draws=300)
     assert measured["correctness"]["accuracy"].low > 0
 
 
@@ -189,7 +190,7 @@ def test_effects_are_means_over_draws_permutations_and_seeds() -> None:
         for seed in (1, 2)
         for draw in (0, 1)
     ]
-    measured = effects(pd.concat(parts, ignore_index=True), draws=20)
+    measured = intervention_effects(pd.concat(parts, ignore_index=True), draws=20)
     assert measured["native"]["mae"].value == 0.25
     assert measured["permuted"]["mae"][:2] == pytest.approx((1.5, 1.25))
     assert measured["permuted"]["acc2_non0"][:2] == pytest.approx((0.75, -0.25))

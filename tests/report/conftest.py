@@ -27,6 +27,11 @@ RULES = {
     "specialist-missing-03": (0.50, 0.56),
 }
 WITH_QUALITY = ("qamoe", "ablation-gate")
+# model -> intervention on r -> the error of mixed, as a multiple of the native one
+EXCHANGED = {
+    "qamoe": {"native": 1.0, "permuted": 1.5, "corruption": 0.99, "correctness": 0.5},
+    "ablation-gate": {"native": 1.0, "permuted": 1.0, "corruption": 1.0, "correctness": 1.0},
+}
 MODALITIES = ("text", "audio", "vision")
 
 
@@ -115,6 +120,8 @@ def write_run(
     (record / "model.json").write_text(json.dumps(model_json | config))
     if model == "qamoe":
         write_permuted_quality(folder / "broken.parquet", rows)
+    if model in EXCHANGED:
+        write_diagnostic(folder / "diagnostic.parquet", rows, EXCHANGED[model])
     lines = [{"epoch": e, "loss": 1 / e, "losses.task": 1 / e, "valid": 0.9, "seconds": 1.5} for e in (1, 2, 3)]
     (record / "history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
@@ -126,6 +133,21 @@ def write_permuted_quality(path: Path, rows: pd.DataFrame) -> None:
     parts = [
         mixed.assign(prediction=mixed["target"] + growth * error, within=within)
         for within, growth in ((False, 1.2), (True, 1.1))
+    ]
+    pd.concat(parts, ignore_index=True).to_parquet(path, index=False)
+
+
+def write_diagnostic(path: Path, rows: pd.DataFrame, growths: dict[str, float]) -> None:
+    """Write slice mixed under interventions on r, each of which multiplies the errors."""
+    mixed = rows.loc[rows["slice"] == "mixed", ["clip_id", "source", "slice", "cell", "draw", "target", "prediction"]]
+    parts = [
+        mixed.assign(
+            prediction=mixed["target"] + growth * (mixed["prediction"] - mixed["target"]),
+            intervention=name,
+            permutation=number,
+        )
+        for name, growth in growths.items()
+        for number in range(2 if name == "permuted" else 1)
     ]
     pd.concat(parts, ignore_index=True).to_parquet(path, index=False)
 

@@ -446,7 +446,8 @@ def as_classes(root: Path, model: str) -> None:
         cell_rows = rows[(rows["cell"] == key["cell"]) & (rows["draw"] == key["draw"])]
         records += [key | {"metric": m, "value": v} for m, v in of_predictions(cell_rows, {}).items()]
     pd.DataFrame(records).to_parquet(folder / "cells.parquet", index=False)
-    (folder / "broken.parquet").unlink(missing_ok=True)
+    for name in ("broken.parquet", "diagnostic.parquet"):
+        (folder / name).unlink(missing_ok=True)
 
 
 @pytest.mark.usefixtures("undrawn")

@@ -190,6 +190,26 @@ def compare(
     pairwise.show(pairwise.between(out / "evaluate", a, b, slice, metric))
 
 
+@app.command(rich_help_panel=RESULTS)
+def diagnose(
+    model: Annotated[str, typer.Argument(help="A model that estimates r, such as qamoe.")],
+    seed: Annotated[int | None, typer.Option(help="One of its training seeds (default: the mean over all).")] = None,
+    out: Out = Path("artifacts"),
+) -> None:
+    """Print what a model loses if clips exchange their r, and gains if r follows corruption or correctness.
+
+    Exit code 1: the model estimates no r, or it was not evaluated on slice mixed.
+    """
+    from qamoe.report import quality_diagnostic
+
+    try:
+        diagnosis = quality_diagnostic.of_model(out / "evaluate", model, seed)
+    except UserError as reason:
+        print(f"qamoe: {printable(str(reason))}", file=sys.stderr)
+        raise typer.Exit(1) from None
+    quality_diagnostic.show(diagnosis)
+
+
 @app.command(rich_help_panel=REGISTRY)
 def promote(
     params: Params = Path("params.yaml"),

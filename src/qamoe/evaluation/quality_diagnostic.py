@@ -6,26 +6,21 @@ draw of slice mixed. Every intervention keeps the values of r and changes only w
 - native: each clip has its own r
 - permuted: each clip has the r of another
 - corruption: r falls as the injected severity rises. A positive control
-- correctness: r is in the order of how right the prediction from that modality alone is. A positive control that reads
-  the target, so it bounds what r can gain and is not a method
+- correctness: r is in the order of how right the prediction from that modality alone is. An upper control, not a
+  method, because it reads the target
 
 Our decision: the controls give out the model's own values of r by rank. r is continuous, and how the published controls
 scale theirs is not known in detail.
 """
 
-from typing import NamedTuple
-
 import numpy as np
 import pandas as pd
 
-from qamoe.evaluation.bootstrap import DRAWS, interval, metrics_of, over_sources
 from qamoe.evaluation.metrics import classes_of
 from qamoe.evaluation.quality_permutation import MixedDraw
+from qamoe.evaluation.reliability import INTERVENTIONS
 from qamoe.models.checkpoint import Trained
 from qamoe.rng import MODALITIES
-
-INTERVENTIONS = ("native", "permuted", "corruption", "correctness")
-REGRESSION, CLASSIFICATION = ("mae", "acc2_non0"), ("accuracy",)  # metrics; the last is the accuracy
 
 
 def exchanged(r: np.ndarray, random: np.random.Generator) -> np.ndarray:
@@ -89,29 +84,3 @@ def _rightness(trained: Trained, draw: MixedDraw, quality: np.ndarray) -> np.nda
     if classes := classes_of(columns):
         return columns[classes].to_numpy(float)[np.arange(len(target)), target.astype(int)]
     return -np.abs(columns["prediction"].to_numpy(float) - target)
-
-
-class Effect(NamedTuple):
-    """A metric under an intervention, and its difference to native with the 95 % interval over sources."""
-
-    value: float
-    difference: float
-    low: float
-    high: float
-
-
-def effects(rows: pd.DataFrame, draws: int = DRAWS, seed: int = 0) -> dict[str, dict[str, Effect]]:
-    """Return intervention -> metric -> Effect; draws, permutations and training seeds are averaged.
-
-    rows: of diagnostic.parquet, with a column seed. Metrics: MAE and 2-class accuracy, or the accuracy for classes.
-    """
-    measured: dict[str, dict[str, Effect]] = {name: {} for name in INTERVENTIONS}
-    for metric in CLASSIFICATION if classes_of(rows) else REGRESSION:
-        moments, finish = metrics_of(rows)[metric]
-        native: np.ndarray | None = None
-        for name in INTERVENTIONS:
-            part = rows[rows["intervention"] == name]
-            values = over_sources(part, moments(part), finish, draws, seed)[0].mean(1)
-            native = values if native is None else native
-            measured[name][metric] = Effect(float(values[0]), *interval(values - native, part["source"].nunique()))
-    return measured

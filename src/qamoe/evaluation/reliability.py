@@ -2,7 +2,8 @@
 
 rows: predictions.parquet of one model, with a column `seed`. The measures are: does r fall as a clip loses more
 (Spearman), does it separate clean from degraded clips (AUROC), does the error rise when r is exchanged between clips
-(permuted quality), and do predictions still differ when everything is lost (spread)?
+(permuted quality), what does it gain if r follows corruption or correctness (interventions), and do predictions still
+differ when everything is lost (spread)?
 """
 
 from collections.abc import Iterator
@@ -13,13 +14,14 @@ import pandas as pd
 
 from qamoe.errors import UserError
 from qamoe.evaluation.auroc import probability_above
-from qamoe.evaluation.bootstrap import DRAWS, MODALITIES, interval, over_sources
+from qamoe.evaluation.bootstrap import DRAWS, MODALITIES, interval, metrics_of, over_sources
 from qamoe.evaluation.metrics import classes_of
 
 GRADED = ("missing", "noise", "burst", "alone")  # slices in which r is measured along the severities
 AGAINST = (0.3, 0.5, 0.7, 1.0)  # severities of the degraded clips of the AUROC
 FEWEST_FRAMES = 8  # with fewer, the share lost has too few values to rank
 BY = ["slice", "kind", "modality"]
+INTERVENTIONS = ("native", "permuted", "corruption", "correctness")  # on r: evaluation/quality_diagnostic.py
 
 
 def curves(rows: pd.DataFrame) -> Iterator[tuple[dict[str, str], pd.DataFrame]]:
@@ -137,6 +139,32 @@ def permuted_quality(rows: pd.DataFrame, exchanged: pd.DataFrame, draws: int = D
         maes.append(values @ (1 / cell_sizes) / (1 / cell_sizes).sum())
     rise = interval(maes[0] / maes[1] - 1, intact["source"].nunique())
     return PermutedQuality(*rise, float(maes[0][0]), float(maes[1][0]))
+
+
+class Effect(NamedTuple):
+    """A metric under an intervention on r, and its difference to native with the 95 % interval over sources."""
+
+    value: float
+    difference: float
+    low: float
+    high: float
+
+
+def intervention_effects(rows: pd.DataFrame, draws: int = DRAWS, seed: int = 0) -> dict[str, dict[str, Effect]]:
+    """Return intervention -> metric -> Effect; draws, permutations and training seeds are averaged.
+
+    rows: of diagnostic.parquet, with a column seed. Metrics: MAE and 2-class accuracy, or the accuracy for classes.
+    """
+    measured: dict[str, dict[str, Effect]] = {name: {} for name in INTERVENTIONS}
+    for metric in ("accuracy",) if classes_of(rows) else ("mae", "acc2_non0"):
+        moments, finish = metrics_of(rows)[metric]
+        native: np.ndarray | None = None
+        for name in INTERVENTIONS:
+            part = rows[rows["intervention"] == name]
+            values = over_sources(part, moments(part), finish, draws, seed)[0].mean(1)
+            native = values if native is None else native
+            measured[name][metric] = Effect(float(values[0]), *interval(values - native, part["source"].nunique()))
+    return measured
 
 
 def spread_when_all_is_lost(rows: pd.DataFrame) -> pd.Series:

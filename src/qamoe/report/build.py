@@ -21,7 +21,7 @@ from typing import Any
 import pandas as pd
 
 from qamoe.files import remove_abandoned
-from qamoe.report import comparisons, curves, landscape, plots, reliability, sections, tables
+from qamoe.report import comparisons, curves, landscape, plots, quality_diagnostic, reliability, sections, tables
 from qamoe.report.results import Results, read
 from qamoe.report.section import Numbers, Section, merged
 from qamoe.report.tables import number
@@ -143,6 +143,7 @@ def build(results: Results, tuned: Path | None = None) -> Report:
         "slices": slices,
         "reliability": reliability.reliability_rows(results),
         "permuted_quality": reliability.permuted_quality(results),
+        "diagnostic": quality_diagnostic.section(results),
         "all_missing": reliability.all_missing(results),
         "calibration": reliability.calibration(results, slices.numbers),
         "training": sections.training(results),
