@@ -25,7 +25,7 @@ from qamoe.dataset.degraded_split import DegradedSplit, feature_sizes, open_view
 from qamoe.degradation.views import View, references_from_stats
 from qamoe.evaluation import protocol
 from qamoe.evaluation.protocol import Cell
-from qamoe.evaluation.quality_permutation import permuted_quality
+from qamoe.evaluation.quality_permutation import all_donors, mixed_draws, permuted_quality
 from qamoe.models.checkpoint import Trained, make
 from qamoe.rng import MODALITIES
 
@@ -66,9 +66,10 @@ def measure(params: parameters.Params, folder: Path) -> None:
     _, one_seed = by_protocol(trained[:1], split, [*others, *alone])
     rows = pd.concat([view for view in predictions if view["slice"][0] == "mixed"], ignore_index=True)
     begin = time.process_time()
-    permuted = sum(
-        1 for _ in permuted_quality(trained[0], split, mixed, rows, settings.quality_permutations, settings.seed, "cpu")
-    )
+    r = rows[[f"r_{m}" for m in MODALITIES]].to_numpy(np.float32)
+    donors_of = all_donors(len(mixed.views), CLIPS, settings.quality_permutations, settings.seed)
+    draws = mixed_draws(trained[0], split, mixed, rows, "cpu")
+    permuted = sum(1 for draw in draws for _ in permuted_quality(trained[0], draw, r, donors_of))
     permuting = time.process_time() - begin
 
     views = [(cell, view) for cell in [*others, *alone] for view in cell.views]

@@ -13,7 +13,7 @@ from qamoe.data.arrow_store import Store
 from qamoe.dataset.degraded_split import open_views
 from qamoe.degradation.views import references_from_stats
 from qamoe.evaluation import protocol
-from qamoe.evaluation.quality_permutation import donors, mixed_draws, permuted_quality
+from qamoe.evaluation.quality_permutation import all_donors, donors, mixed_draws, permuted_quality
 from qamoe.models import checkpoint
 
 MODALITIES = ("text", "audio", "vision")
@@ -58,8 +58,7 @@ def permuted(tmp_path_factory: pytest.TempPathFactory, tiny_corpus: Any, tiny_st
     )
     (rows,) = protocol.measure([trained], split, cells, "cpu")
     r = rows[[f"r_{m}" for m in MODALITIES]].to_numpy()
-    variants = [(within, number) for within in (False, True) for number in range(PERMUTATIONS)]
-    donors_of = {(within, number): donors(DRAWS, 12, number, 7, within=within) for within, number in variants}
+    donors_of = all_donors(DRAWS, 12, PERMUTATIONS, 7)
     draws = list(mixed_draws(trained, split, cells[0], rows, "cpu"))
     exchanged = pd.concat(
         [table for draw in draws for table in permuted_quality(trained, draw, r, donors_of)], ignore_index=True

@@ -34,6 +34,15 @@ def donors(draws: int, clips: int, permutation: int, seed: int, *, within: bool)
     return donor_rows.reshape(draws, clips)
 
 
+def all_donors(draws: int, clips: int, permutations: int, seed: int) -> dict[tuple[bool, int], np.ndarray]:
+    """Return `donors` of every permutation across and within draws, by (within, number of the permutation)."""
+    return {
+        (within, number): donors(draws, clips, number, seed, within=within)
+        for within in (False, True)
+        for number in range(permutations)
+    }
+
+
 class MixedDraw(NamedTuple):
     """One draw of slice mixed, encoded once for every r under which it is predicted.
 
@@ -72,8 +81,8 @@ def permuted_quality(
 ) -> Iterator[pd.DataFrame]:
     """Predict a draw of mixed under permuted r; yield one table per permutation and value of `within`.
 
-    r: of all rows of mixed, (draws * clips, M). donors_of: (within, number of the permutation) -> `donors`. In the
-    yielded rows, `draw` is the number of the permutation, and r and trust are the permuted ones.
+    r: of all rows of mixed, (draws * clips, M). donors_of: from `all_donors`. In the yielded rows, `draw` is the
+    number of the permutation, and r and trust are the permuted ones.
     """
     replaced = {"draw", "prediction", "variance", "routing", *(f"{v}_{m}" for v in ("r", "trust") for m in MODALITIES)}
     kept = [column for column in map(str, draw.rows) if column not in replaced and not column.startswith("p_")]

@@ -245,7 +245,7 @@ def _permute_quality(params: Params, trained: Any, split: Any, cells: list[Any],
 
     from qamoe.evaluation import protocol
     from qamoe.evaluation.quality_diagnostic import diagnose
-    from qamoe.evaluation.quality_permutation import donors, mixed_draws, permuted_quality
+    from qamoe.evaluation.quality_permutation import all_donors, mixed_draws, permuted_quality
 
     for name in (PERMUTED_QUALITY, DIAGNOSTIC):
         (folder / name).unlink(missing_ok=True)
@@ -257,8 +257,7 @@ def _permute_quality(params: Params, trained: Any, split: Any, cells: list[Any],
     r = rows[[f"r_{m}" for m in trained.config["modalities"]]].to_numpy(np.float32)
     if np.isnan(r).all():
         return
-    shape = (len(mixed[0].views), len(split.store))
-    donors_of = {(w, n): donors(*shape, n, seed, within=w) for w in (False, True) for n in range(permutations)}
+    donors_of = all_donors(len(mixed[0].views), len(split.store), permutations, seed)
     diagnosed = []
     with protocol.predictions_file(folder / PERMUTED_QUALITY) as append:
         for draw in mixed_draws(trained, split, mixed[0], rows, settings.device()):

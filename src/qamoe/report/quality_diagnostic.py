@@ -10,7 +10,7 @@ from qamoe.errors import UserError
 from qamoe.evaluation.bootstrap import MODALITIES
 from qamoe.evaluation.metrics import lower_is_better
 from qamoe.evaluation.reliability import INTERVENTIONS, Effect, intervention_effects
-from qamoe.report.results import CELLS, DIAGNOSTIC, Results, evaluations
+from qamoe.report.results import CELLS, DIAGNOSTIC, Results, Seed, evaluations
 from qamoe.report.section import Numbers, Section
 from qamoe.report.tables import is_share, number, stdout_console
 from qamoe.terminal import printable
@@ -72,7 +72,7 @@ def of_model(evaluated: Path, model: str, seed: int | None = None) -> Diagnosis:
     if seed is not None and seed not in seeds:
         known = ", ".join(map(str, seeds))
         raise UserError(f"seed {seed} of {model} was not evaluated in {evaluated}; evaluated: {known}")
-    chosen = seeds if seed is None else {seed: seeds[seed]}
+    chosen: dict[Seed, Path] = seeds if seed is None else {seed: seeds[seed]}
     results = Results(pd.DataFrame(), {model: chosen}, [])
     if not any(results.has(model, f"r_{m}") for m in MODALITIES):
         raise UserError(f"model {model!r} in {evaluated} estimates no r, so there is nothing to exchange")

@@ -75,8 +75,8 @@ class Results(NamedTuple):
     ) -> pd.DataFrame:
         """Read predictions as `predictions` does, only with the columns that comparisons need."""
         names = columns_of(next(iter(self.folders[model].values())) / file)
-        kept = ("clip_id", "source", "slice", "cell", "draw", "target", "prediction", "variance")
-        kept += ("within", "intervention")  # which rows of the files of permuted quality and of the diagnostic
+        kept = {"clip_id", "source", "slice", "cell", "draw", "target", "prediction", "variance"}
+        kept |= {"within", "intervention"}  # which rows of the files of permuted quality and of the diagnostic
         return self.predictions(
             model, slice, cells, [n for n in names if n in kept or n.startswith(("severity_", "p_"))], file
         )
