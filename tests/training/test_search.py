@@ -120,7 +120,7 @@ def test_a_search_that_was_killed_ends_like_an_undisturbed_one(
             search._suggest(trial, name, dimension)
     search.retry_dead_trials(study)
     work(params, url, "two")
-    written = []
+    written: list[Any] = []
     for one in (study, search.open_study(params, "s", undisturbed)):
         trials = search.outcome(one, ["error"])[2]
         last = search.last_attempts(one).items()
