@@ -57,6 +57,9 @@ def predictions(
         for view in cell.views:
             rows = clip_rows.assign(slice=cell.slice, cell=cell.name, draw=view.number)
             severities = np.full((CLIPS, 3), cell.severity)
+            if cell.slice == "landscape":
+                lost = np.random.default_rng([8, view.number]).uniform(size=(CLIPS, 3)) < cell.severity_missing
+                severities = np.where(lost, 1.0, cell.severity_noise)
             if cell.slice == "mixed":
                 severities = np.random.default_rng([7, view.number]).uniform(size=(CLIPS, 3))
             for column, modality in enumerate(MODALITIES):
@@ -171,6 +174,6 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_run() -> Callable[..., None]:
     return write_run

@@ -21,7 +21,17 @@ from typing import Any
 import pandas as pd
 
 from qamoe.files import remove_abandoned
-from qamoe.report import comparisons, curves, landscape, plots, quality_diagnostic, reliability, sections, tables
+from qamoe.report import (
+    comparisons,
+    curves,
+    landscape,
+    plots,
+    quality_diagnostic,
+    questions,
+    reliability,
+    sections,
+    tables,
+)
 from qamoe.report.results import Results, read
 from qamoe.report.section import Numbers, Section, merged
 from qamoe.report.tables import number
@@ -153,6 +163,7 @@ def build(results: Results, tuned: Path | None = None) -> Report:
     groups = [
         curves.spectrum(results),
         landscape.section(results),
+        questions.section(results),
         curves.within_slices(results),
         curves.trust(results),
         curves.experts(results),
