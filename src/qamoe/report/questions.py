@@ -1,7 +1,7 @@
 """The questions of the paper, answered from the predictions of models that were trained on its spectrum.
 
 One line of measures for each model and seed is enough to answer them, so that they can be answered from the lines of
-several runs (benchmarks/paper.py). Figures of the paper are second-hand, from a digest of it, and on other corpora.
+several runs (scripts/questions.py). Figures of the paper are second-hand, from a digest of it, and on other corpora.
 
 Verdicts are decided by the interval of a difference over test sources: a claim holds if the interval lies on its side
 of 0, does not hold if it lies on the other, and cannot be told in between.
