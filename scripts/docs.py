@@ -5,7 +5,7 @@
     python -m scripts.docs --reference      # docs/reference/command-line.md alone; needs no demo
 
 Generated parts are the blocks between HTML comments in README.md (the end of the demo's output, a prediction, the table
-of results) and docs/reference/command-line.md. Exit code 2 and one sentence if the demo has not been finished.
+of results), docs/landscape.png and docs/reference/command-line.md. Exit code 2 and one sentence if the demo has not been finished.
 """
 
 import argparse
@@ -30,9 +30,10 @@ from qamoe.cli.app import app
 from qamoe.config import settings
 from qamoe.config.params import load
 from qamoe.errors import UserError, exit_on_user_error
-from qamoe.report import benchmark_table, results, table_formats, tables
+from qamoe.report import benchmark_table, landscape, results, table_formats, tables
 
 README = Path("README.md")
+LANDSCAPE = Path("docs/landscape.png")
 COMMAND_LINE = Path("docs/reference/command-line.md")
 CLIP = Path("data/media/person-016-004.mp4")  # of the test split
 TEXT = "well, the second half was a masterpiece, the best ever"
@@ -176,6 +177,15 @@ def write_readme() -> None:
     print(README)
 
 
+def write_landscape() -> None:
+    """Draw docs/landscape.png from the demo's evaluations."""
+    figure = landscape.figure(results.read(Path("artifacts/evaluate"), Path("artifacts/train")))
+    if figure is None:
+        raise UserError("The demo has no slice landscape (evaluate.slices in params.yaml); run make demo.")
+    figure.savefig(LANDSCAPE, dpi=100)
+    print(LANDSCAPE)
+
+
 def write_pictures() -> None:
     """Take the screenshots again where there is a Chromium."""
     if shutil.which("chromium") is None:
@@ -204,6 +214,7 @@ def main() -> None:
     with exit_on_user_error("docs"):
         if not arguments.reference:
             write_readme()
+            write_landscape()
         COMMAND_LINE.parent.mkdir(parents=True, exist_ok=True)
         COMMAND_LINE.write_text(command_line())
         print(COMMAND_LINE)

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -435,6 +436,9 @@ def test_two_checkpoints_recorded_at_the_same_time_have_one_run_each(records, ti
         assert records.get_run(run).data.tags[tracking.ARTIFACT] == checkpoint.digest(folder)
 
 
+LEVELS = (0.0, 0.1, 0.7)
+
+
 def cells(offset: float = 0.0) -> pd.DataFrame:
     rows = []
     for name, severities in (("clean", [0.0]), ("missing", [0.0, 0.3, 1.0]), ("mixed", [float("nan")])):
@@ -443,6 +447,10 @@ def cells(offset: float = 0.0) -> pd.DataFrame:
                 shared = {"slice": name, "cell": f"{name}-{severity}", "kind": name, "severity": severity, "draw": draw}
                 mae = 0.5 + (0.0 if severity != severity else severity) + 0.1 * draw + offset
                 rows += [{**shared, "metric": "mae", "value": mae}, {**shared, "metric": "corr", "value": 0.2}]
+    for noise, missing in product(LEVELS, LEVELS):
+        shared = {"slice": "landscape", "cell": f"landscape-{noise:.2f}-{missing:.2f}", "kind": "paper_noise+missing"}
+        shared |= {"severity": float("nan"), "severity_noise": noise, "severity_missing": missing, "draw": 0}
+        rows.append({**shared, "metric": "mae", "value": 1 + noise + 2 * missing + offset})
     return pd.DataFrame(rows)
 
 
@@ -468,7 +476,10 @@ def test_an_evaluation_is_recorded_once_with_its_curves(records, tiny_checkpoint
     assert metrics["missing/mae.area"] == pytest.approx(area)
     assert not any("nan" in name for name in metrics)
     names = {file.path for file in records.list_artifacts(run.info.run_id, "evaluate")}
-    assert names == {"evaluate/cells.parquet", "evaluate/summary.csv", "evaluate/spectrum.png"}
+    pictures = {"evaluate/spectrum.png", "evaluate/landscape.png"}
+    assert names == {"evaluate/cells.parquet", "evaluate/summary.csv", *pictures}
+    volume = 1 + 3 * 0.35  # of a plane: its value in the middle, whatever the levels between
+    assert metrics["landscape/mae"] == pytest.approx(volume)
     model = records.get_logged_model(run.data.tags["qamoe.logged_model"])
     assert "missing/mae.area" in {metric.key for metric in model.metrics}
     tracking.record_evaluation(folder, evaluate(evaluated, "second", offset=1.0))

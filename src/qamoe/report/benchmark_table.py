@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from qamoe.config.params import LANDSCAPE
 from qamoe.errors import UserError
 from qamoe.report import tables
 from qamoe.report.table_formats import Measure, ResultTable, TableRow
@@ -67,6 +68,8 @@ def of_slice(cells: pd.DataFrame, name: str, peers: str | None = None) -> Result
         rows += _published_rows(peers, measures)
         notes.append(PUBLISHED.format(source=SOURCE, corpus=f"CMU-{peers.upper()}"))
     averaged = "mean over severities 0 to 0.9" if statistic == "area09" else "mean over all its cells"
+    if name == LANDSCAPE:
+        averaged = "volume over noise and lost modalities"
     return ResultTable(f"Slice {name}, {averaged}; mean ± SD over training seeds", measures, rows, notes)
 
 

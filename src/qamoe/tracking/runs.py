@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 from qamoe.config import params as parameters
 from qamoe.config import settings
-from qamoe.config.params import Params, Tracking
+from qamoe.config.params import LANDSCAPE, Params, Tracking
 from qamoe.data.stats import Stats
 from qamoe.errors import UserError
 from qamoe.files import exclusive_lock
@@ -445,7 +445,7 @@ def log_evaluation(client: Any, folder: Path, evaluated: Path, experiment: str) 
     cells = pd.read_parquet(evaluated / "cells.parquet")
     summary = summarise(cells)
     with tempfile.TemporaryDirectory() as temporary:
-        _draw(cells, run.data.tags["qamoe.model"], Path(temporary) / "spectrum.png")
+        _draw(cells, run.data.tags["qamoe.model"], Path(temporary))
         summary.to_csv(Path(temporary) / "summary.csv", index=False)
         cells.to_parquet(Path(temporary) / "cells.parquet", index=False)
         client.log_artifacts(run.info.run_id, temporary, EVALUATION)
@@ -477,20 +477,28 @@ def record_report(page: Path, folders: Iterable[Path]) -> None:
         log.warning("%s was not recorded: %s", page, reason(error))
 
 
-def _draw(cells: Any, model: str, path: Path) -> None:
-    from qamoe.report import plots, tables
+def _draw(cells: Any, model: str, folder: Path) -> None:
+    """Draw spectrum.png from the curves of an evaluation, and landscape.png, if it has these slices."""
+    from qamoe.report import landscape, plots, tables
 
     if tables.graded_slices(cells):
-        plots.spectrum_curve({model: cells}).savefig(path, dpi=120)
+        plots.spectrum_curve({model: cells}).savefig(folder / "spectrum.png", dpi=120)
+    if grids := landscape.grids(cells.assign(model=model)):
+        plots.landscape(grids).savefig(folder / "landscape.png", dpi=120)
 
 
 def spectrum_metrics(cells: Any, summary: Any) -> list[tuple[str, float, int]]:
-    """Return (name, value, step), such as `missing/mae` at step 100 x severity, `missing/mae.area` and `mixed/mae`."""
+    """Return (name, value, step), such as `missing/mae` at step 100 x severity, `missing/mae.area` and `mixed/mae`.
+
+    `landscape/mae` is the volume.
+    """
     means = cells.groupby(["slice", "metric", "severity"], dropna=False, sort=False)["value"].mean()
     rows = []
-    for (name, metric, severity), value in means.items():
+    for (name, metric, severity), value in means.drop(LANDSCAPE, level="slice", errors="ignore").items():
         rows.append((f"{name}/{metric}", float(value), 0 if math.isnan(severity) else round(100 * severity)))
     for line in summary.to_dict("records"):
+        if line["slice"] == LANDSCAPE:
+            rows.append((f"{LANDSCAPE}/{line['metric']}", line["area"], 0))
         if not math.isnan(line["area09"]):  # only curves have an area; other slices are a single value
             rows += [
                 (f"{line['slice']}/{line['metric']}.{statistic}", line[statistic], 0)
