@@ -274,9 +274,13 @@ def landscape(grids: dict[tuple[str, str], pd.DataFrame]) -> "Figure":
     grids: (model, metric) -> values, a row for each lambda and a column for each eta. The panels of a row have one
     scale; dark is bad.
     """
+    from matplotlib import colormaps
+    from matplotlib.colors import ListedColormap
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+    # Up to a shade on which black numbers can be read.
+    shades = ListedColormap(colormaps["Blues"](np.linspace(0.02, 0.62, 256)))
     models = list(dict.fromkeys(model for model, _ in grids))
     metrics = list(dict.fromkeys(metric for _, metric in grids))
     with _styled():
@@ -289,7 +293,7 @@ def landscape(grids: dict[tuple[str, str], pd.DataFrame]) -> "Figure":
             share = tables.is_share(metric)
             for ax, model, grid in zip(row, models, of_metric, strict=True):
                 axes_and_values = (grid.index, grid.columns, grid.to_numpy().T)
-                filled = ax.contourf(*axes_and_values, levels, cmap="Blues_r" if share else "Blues")
+                filled = ax.contourf(*axes_and_values, levels, cmap=shades.reversed() if share else shades)
                 lines = ax.contour(*axes_and_values, levels, colors="#333333", linewidths=0.7)
                 ax.clabel(lines, fontsize=7.5, fmt="{:.0%}".format if share else "{:.3g}".format)
                 ax.set_title(f"{model}, {tables.METRIC_NAMES.get(metric, metric)}")
