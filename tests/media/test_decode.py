@@ -1,6 +1,7 @@
 """Decoding: the samples and frames of a span, and one short reason for each file that cannot be decoded."""
 
 import struct
+import wave
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -344,3 +345,12 @@ def test_real_clips_decode() -> None:
         else:
             with pytest.raises(NoStream):
                 next(read_frames(path, 5))
+
+
+def test_audio_that_is_shorter_than_a_sample_is_none(tmp_path: Path) -> None:
+    path = tmp_path / "fast.wav"
+    with wave.open(str(path), "wb") as file:
+        file.setparams((1, 2, 2_000_000_000, 0, "NONE", ""))
+        file.writeframes(bytes(64))
+    with pytest.raises(ClipError, match=r"\bno audio\b"):
+        read_audio(path, 16_000)

@@ -95,9 +95,9 @@ def read_audio(path: Path, rate: int, start_s: float = 0.0, end_s: float | None 
                 parts += resampler.resample(frame)
             except ValueError:  # a rate or layout that is not that of the frames before
                 raise ClipError("cannot be decoded: the audio format changes within the file") from None
-        if first_s is None or end_of_frame is None:
+        parts += resampler.resample(None) if first_s is not None else []
+        if first_s is None or end_of_frame is None or not parts:  # a stated rate of GHz leaves no sample at `rate`
             raise ClipError(_nothing("audio", start_s, end_s))
-        parts += resampler.resample(None)
         _refuse_truncated(container, stream, end_of_frame, end_s)
         ends = [] if end_s is None else [end_s]
         if stream.duration is not None and _HEADER_STATES_END in container.format.name:
