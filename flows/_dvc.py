@@ -118,11 +118,12 @@ def command(name: str, *arguments: str, show: bool = True, changed: Mapping[str,
     return Failed(message=message if message.startswith(f"{name}: ") else f"{name}: {message}")
 
 
-def plan(experiment: Experiment) -> State[Any]:
-    """Write the pipeline of an experiment from dvc.yaml and its overlay."""
+def plan(experiment: Experiment, search: bool = False) -> State[Any]:
+    """Write the pipeline of an experiment from dvc.yaml and its overlay. search: with its search, which may be new."""
     if experiment is None:
         return Completed(message="dvc.yaml exists")
-    return command("plan", "qamoe", "experiment", experiment, "--plan", show=False)
+    options = ("--plan", "--search") if search else ("--plan",)
+    return command("plan", "qamoe", "experiment", experiment, *options, show=False)
 
 
 def _in_plan(experiment: Experiment, stage: str = "") -> str:
@@ -144,7 +145,7 @@ def stage_alone(stage: str, changed: Mapping[str, str] | None = None, experiment
     """Run one stage as a flow of its own, and publish its output."""
 
     def work() -> State[Any]:
-        planned = plan(experiment)
+        planned = plan(experiment, search=stage == "tune")
         if not planned.is_completed():
             return planned
         state = run_stage(stage, changed, experiment)

@@ -19,7 +19,7 @@ def tune(
     """Run the stage if it is stale. Earlier stages do not run.
 
     workers: number of parallel trials. device: cpu or cuda. The search space comes from params.yaml. experiment: the
-    name of a file in experiments/ that has a section `tune`.
+    name of a file in experiments/, whose search to run instead.
     """
     variables = {"QAMOE_WORKERS": workers, "QAMOE_DEVICE": device}
     changed = {name: str(value) for name, value in variables.items() if value is not None}

@@ -36,7 +36,7 @@ def test_an_experiment_is_pushed_and_pulled_with_its_corpus(untouched: Path, tmp
     run(first, home, "qamoe", "experiment", "tiny")
     assert "up to date" in run(first, home, "dvc", "status", PLAN)
     run(first, home, "dvc", "remote", "add", "--default", "team", str(tmp_path / "team"))
-    run(first, home, "dvc", "push", "--with-deps", f"{PLAN}:report")
+    run(first, home, "dvc", "push", "--with-deps", PLAN)
     git(first, "add", "--all")
     tracked = git(first, "ls-files", "artifacts-tiny", "data-tiny.dvc").splitlines()
     assert tracked == [
@@ -51,7 +51,7 @@ def test_an_experiment_is_pushed_and_pulled_with_its_corpus(untouched: Path, tmp
 
     second = tmp_path / "second"
     git(tmp_path, "clone", "--quiet", str(first), str(second))
-    run(second, home, "dvc", "pull", "--with-deps", f"{PLAN}:report")
+    run(second, home, "dvc", "pull", "--with-deps", PLAN)
     assert (second / "data-tiny/manifest.csv").is_file()
     assert "up to date" in run(second, home, "dvc", "status", PLAN)
     assert "artifacts-tiny/report/metrics.json" in run(second, home, "dvc", "metrics", "show")

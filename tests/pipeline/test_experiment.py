@@ -1,5 +1,6 @@
 """Experiments: overlays on params.yaml, run into folders of their own next to the results of the main pipeline."""
 
+import shlex
 import shutil
 import subprocess
 import sys
@@ -77,15 +78,53 @@ def test_an_experiment_is_a_pipeline_on_the_overlaid_parameters_in_its_own_folde
 
 
 @pytest.mark.usefixtures("commands")
-def test_an_overlay_of_the_search_gives_the_pipeline_a_search_with_its_own_record() -> None:
+def test_a_search_that_is_asked_for_is_in_the_pipeline_with_its_own_record() -> None:
     write("searched", "tune: {trials: 41}\n")
-    experiment.write("searched")
+    experiment.write("searched", search=True)
     stages = yaml.safe_load(Path("artifacts-searched/dvc.yaml").read_text())["stages"]
     assert tuple(stages) == (*STAGES, *SEARCH)
     record = "artifacts-searched/code/tune-parameters.json"
     assert stages["tune-parameters"]["outs"] == [record]
     assert stages["tune"]["deps"][:2] == ["artifacts/code/tune.json", record]
     assert stages["tune"]["params"] == [{"artifacts-searched/params.yaml": ["tune"]}]
+
+
+def test_a_search_that_never_ran_is_not_in_the_pipeline(commands: list[list[str]]) -> None:
+    """DVC once called it stale for ever, also in a clone that had pulled all results."""
+    write("searched", "tune: {trials: 41}\n")
+    out = Path("artifacts-searched")
+    experiment.run("searched", search=True)
+    assert commands[-1][3:] == ["repro", "artifacts-searched/dvc.yaml:tune"]
+    experiment.run("searched")
+    assert tuple(yaml.safe_load((out / "dvc.yaml").read_text())["stages"]) == STAGES
+    assert commands[-1][3:] == ["repro", "artifacts-searched/dvc.yaml:report"]
+    (out / "dvc.lock").write_text("stages: {extract: {}, tune: {}}\n")  # as DVC writes it after a search
+    experiment.run("searched")
+    assert tuple(yaml.safe_load((out / "dvc.yaml").read_text())["stages"]) == (*STAGES, *SEARCH)
+    targets = ["artifacts-searched/dvc.yaml:tune-parameters", "artifacts-searched/dvc.yaml:report"]
+    assert commands[-1][3:] == ["repro", *targets], "accepting a result changes the record's parameters, not the record"
+
+
+def test_the_last_line_adds_the_files_of_an_experiment_to_git(
+    commands: list[list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The last line was DVC's, which names dvc.lock alone."""
+    write("mine", "extract: {corpus: {path: data of mine/corpus.pkl}}\n")
+    for file in ("data of mine/corpus.pkl", "data of mine/corpus.pkl.dvc", "artifacts-mine/dvc.lock", "dvc.lock"):
+        Path(file).parent.mkdir(exist_ok=True)
+        Path(file).write_text("stages: {}\n")
+    experiment.run("mine")
+    *_, last = capsys.readouterr().out.splitlines()
+    assert shlex.split(last.partition(": ")[2]) == [
+        "git",
+        "add",
+        "experiments/mine.yaml",
+        "artifacts-mine/params.yaml",
+        "artifacts-mine/dvc.yaml",
+        "artifacts-mine/dvc.lock",
+        "dvc.lock",
+        "data of mine/corpus.pkl.dvc",
+    ]
 
 
 def test_a_corpus_that_dvc_does_not_track_is_added(commands: list[list[str]]) -> None:

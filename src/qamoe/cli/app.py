@@ -68,14 +68,17 @@ def _alone(stage: str, out: Path, work: Callable[[], None]) -> None:
 def experiment(
     name: Annotated[str, typer.Argument(help="The name of a file in experiments/, without .yaml.")],
     plan: Annotated[bool, typer.Option("--plan", help="Only write artifacts-NAME/params.yaml and dvc.yaml.")] = False,
+    search: Annotated[
+        bool, typer.Option("--search", help="Run its search, instead of the stages up to report.")
+    ] = False,
 ) -> None:
     """Run the DVC pipeline artifacts-NAME/dvc.yaml: dvc.yaml with params.yaml overlaid by experiments/NAME.yaml."""
     from qamoe.pipeline import experiment as stage
 
     if plan:
-        stage.write(name)
+        stage.write(name, search)
     else:
-        stage.run(name)
+        stage.run(name, search)
 
 
 @app.command(rich_help_panel=PIPELINE)

@@ -4,6 +4,7 @@ The pipeline is that of dvc.yaml with other paths: artifacts-NAME/dvc.yaml is wr
 The stages code-<stage>, which write digests of source files, are shared.
 """
 
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -21,25 +22,39 @@ STAGES = ("extract", "preprocess", "train", "evaluate", "report")
 SEARCH = ("tune-parameters", "tune")
 _ARTIFACTS, _CODE = "artifacts/", "artifacts/code/"
 _OWN_CODE = "artifacts/code/tune-parameters.json"  # the one record that the parameters decide
+_COMMITTED = ("params.yaml", "dvc.yaml", "dvc.lock", "report/metrics.json", "report/curves.csv")  # see .gitignore
 _HEAD = "# Written by `qamoe experiment {name}` from dvc.yaml and experiments/{name}.yaml.\n"
 
 
-def run(name: str, base: Path = Path("params.yaml"), folder: Path = Path("experiments")) -> None:
-    """Write the pipeline of an experiment and run its stale stages, except the search.
+def run(name: str, search: bool = False, base: Path = Path("params.yaml"), folder: Path = Path("experiments")) -> None:
+    """Write the pipeline of an experiment, run its stale stages, and print the command that adds its files to git.
 
     A corpus in the checkout that DVC does not track yet is added to DVC, so that `dvc push` and `dvc pull` bring it.
+    search: run the search and the stages that it needs, instead of those up to the report.
     Raises UserError as `write` does, or if a stage fails.
     """
-    out, corpus = write(name, base, folder)
-    if corpus.exists() and not _is_tracked(corpus):
+    out, corpus = write(name, search, base, folder)
+    inside = Path.cwd() in corpus.resolve().parents
+    if inside and corpus.exists() and _dvc_file(corpus) is None:
         _dvc(name, "add", "--quiet", str(corpus))
-    _dvc(name, "repro", f"{out / 'dvc.yaml'}:report")
+    plan = out / "dvc.yaml"
+    # The search stays current when its result is accepted, but the record of what it does not vary must be renewed.
+    record = [f"{plan}:{SEARCH[0]}"] if _searched(out) else []
+    _dvc(name, "repro", *record, f"{plan}:{'tune' if search else 'report'}")
+    tracked = _dvc_file(corpus) if inside else None
+    of_corpus = [] if tracked is None else [tracked, tracked.with_name(".gitignore")]  # `dvc add` writes both
+    # dvc.lock has the digests of the code, which all pipelines share.
+    kept = [folder / f"{name}.yaml", *(out / file for file in _COMMITTED), Path("dvc.lock"), *of_corpus]
+    files = [shlex.quote(str(file)) for file in kept if file.exists()]
+    print(f"To commit this experiment: git add {' '.join(files)}")
 
 
-def write(name: str, base: Path = Path("params.yaml"), folder: Path = Path("experiments")) -> tuple[Path, Path]:
+def write(
+    name: str, search: bool = False, base: Path = Path("params.yaml"), folder: Path = Path("experiments")
+) -> tuple[Path, Path]:
     """Write the parameters and the pipeline of an experiment into artifacts-NAME/; return that folder and its corpus.
 
-    The pipeline has a search if the overlay changes section `tune`.
+    The pipeline has a search if one is asked for or has run: DVC would call one that never ran stale for ever.
     Raises UserError if the overlay does not exist or is not valid, or if this is no DVC repository.
     """
     content = experiment_content(name, base, folder)
@@ -52,18 +67,23 @@ def write(name: str, base: Path = Path("params.yaml"), folder: Path = Path("expe
     out = Path(f"artifacts-{name}")
     corpus = Path(params.extract.corpus.path)
     planned = yaml.safe_load(plan.read_text())["stages"]
-    kept = STAGES if params.tune == parameters.load(base).tune else (*STAGES, *SEARCH)
+    kept = (*STAGES, *SEARCH) if search or _searched(out) else STAGES
     stages = pipeline({name: planned[name] for name in kept}, out, list(params.seeds), str(corpus))
     write_text(out / "params.yaml", yaml.safe_dump(content, sort_keys=False))
     write_text(out / "dvc.yaml", _HEAD.format(name=name) + yaml.safe_dump({"stages": stages}, sort_keys=False))
     return out, corpus
 
 
-def _is_tracked(corpus: Path) -> bool:
-    """Return whether a .dvc file names this path or a folder above it. One outside the checkout counts as tracked."""
-    if Path.cwd() not in corpus.resolve().parents:
-        return True
-    return any(path.with_name(f"{path.name}.dvc").is_file() for path in (corpus, *corpus.parents) if path.name)
+def _searched(out: Path) -> bool:
+    """Return whether a search of this experiment has run: its dvc.lock, which git keeps, then names it."""
+    lock = out / "dvc.lock"
+    return lock.is_file() and "tune" in yaml.safe_load(lock.read_text())["stages"]
+
+
+def _dvc_file(corpus: Path) -> Path | None:
+    """Return the .dvc file that names this path or a folder above it."""
+    files = (path.with_name(f"{path.name}.dvc") for path in (corpus, *corpus.parents) if path.name)
+    return next(filter(Path.is_file, files), None)
 
 
 def _dvc(name: str, *arguments: str) -> None:
