@@ -16,10 +16,13 @@ from prefect import Flow, State, flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.runtime import deployment
 from prefect.states import Completed, Failed
+from pydantic import TypeAdapter, ValidationError
 
 from flows import _workspace
 from flows._group import run
 from flows._workspace import Experiment
+from qamoe.config.overlay import experiment_content
+from qamoe.errors import UserError
 from qamoe.terminal import open_streams, printable
 from qamoe.tracking.mlflow_store import masked
 
@@ -201,19 +204,57 @@ def stale(status: str, experiment: Experiment = None) -> tuple[str, ...]:
     return tuple(stages[first:])
 
 
+def _help(started: Flow[..., Any]) -> str:
+    """Return what a flow does, and its parameters with their values and defaults."""
+    lines = [f"python -m flows.{started.name.replace('-', '_')} [NAME=VALUE ...]", "", inspect.getdoc(started.fn) or ""]
+    lines += ["", "Parameters:"]
+    for name, parameter in inspect.signature(started.fn).parameters.items():
+        kind = _kind(TypeAdapter(parameter.annotation).json_schema())
+        default = "none" if parameter.default is None else json.dumps(parameter.default)
+        lines.append(f"  {name}=VALUE  {kind}; default: {default}")
+    return "\n".join(lines)
+
+
+def _kind(schema: Mapping[str, Any]) -> str:
+    """Say in words which values a JSON schema of a parameter allows."""
+    if "anyOf" in schema:
+        return " or ".join(_kind(part) for part in schema["anyOf"] if part != {"type": "null"})
+    if "enum" in schema:
+        return " or ".join(schema["enum"])
+    named = {"boolean": "true or false", "integer": "an integer", "string": "text"}[schema["type"]]
+    return f"{named}, at least {schema['minimum']}" if "minimum" in schema else named
+
+
+def _mistake(started: Flow[..., Any], parameters: Mapping[str, str]) -> str:
+    """Return a sentence about the first parameter that the flow cannot take, "" for none, before Prefect starts."""
+    allowed = inspect.signature(started.fn).parameters
+    for name, value in parameters.items():
+        if name not in allowed:
+            names = ", ".join(f"{name}=VALUE" for name in allowed)
+            return f"{name!r} is not a parameter of this flow; allowed are {names}"
+        try:
+            if name == "experiment":
+                experiment_content(value, Path("params.yaml"), Path("experiments"))
+            TypeAdapter(allowed[name].annotation).validate_python(value)
+        except ValidationError as error:
+            return f"{name} is {value!r}: {error.errors()[0]['msg'].lower()}"
+        except UserError as error:
+            return str(error)
+    return ""
+
+
 def start(started: Flow[..., Any], arguments: Sequence[str] = ()) -> None:
     """Run a flow as a command: print its result, or exit with code 1 and one sentence if it failed.
 
-    arguments: parameters of the flow, such as experiment=mosi.
+    arguments: parameters of the flow, such as experiment=mosi; --help prints them.
     """
     open_streams()
+    if {"-h", "--help"} & set(arguments):
+        print(_help(started))
+        return
     parameters = {name: value for name, _, value in (argument.partition("=") for argument in arguments)}
-    allowed = list(inspect.signature(started.fn).parameters)
-    if unknown := [name for name in parameters if name not in allowed]:
-        sys.exit(
-            f"{started.name}: {printable(unknown[0])!r} is not a parameter of this flow; allowed are "
-            f"{', '.join(f'{name}=VALUE' for name in allowed)}"
-        )
+    if mistake := _mistake(started, parameters):
+        sys.exit(f"{started.name}: {printable(mistake)}")
     try:
         state: Any = started(**parameters, return_state=True)
     except RuntimeError as error:

@@ -3,6 +3,7 @@
 Needs a server (PREFECT_API_URL). When the process ends, its schedules are paused.
 """
 
+import argparse
 import importlib
 from pathlib import Path
 from typing import Any
@@ -35,4 +36,5 @@ def _deployment(content: dict[str, Any]) -> RunnerDeployment:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(prog="python -m flows.schedule", description=__doc__).parse_args()
     serve(*deployments())

@@ -1,6 +1,7 @@
 """Test which stages run, the message of a failure, and when a command is retried."""
 
 import graphlib
+import inspect
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from prefect import State, flow
 
 from flows import _dvc
 from flows import extract as extract_flow
+from flows import tune as tune_flow
 
 DVC_YAML = Path(_dvc.__file__).parent.parent / "dvc.yaml"
 
@@ -152,3 +154,40 @@ def test_a_stage_runs_once_and_its_error_is_that_of_the_flow(
     with pytest.raises(SystemExit) as exit_:
         _dvc.start(extract_flow.extract)
     assert exit_.value.code == "extract: corpus.txt is bad; any other content is allowed"
+
+
+@pytest.mark.parametrize("option", ["-h", "--help"])
+def test_a_flow_prints_its_parameters_and_runs_nothing(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """It ran: `--help` was taken for a parameter."""
+    _dvc.start(tune_flow.tune, [option])
+    printed = capsys.readouterr().out
+    assert inspect.cleandoc(tune_flow.tune.fn.__doc__ or "") in printed
+    described = dict(line.split("=VALUE  ") for line in printed.splitlines() if "=VALUE  " in line)
+    assert described == {
+        "  workers": "an integer, at least 1; default: none",
+        "  device": "cpu or cuda; default: none",
+        "  experiment": "text; default: none",
+    }
+
+
+@pytest.mark.parametrize(
+    ("argument", "seen"),
+    [
+        ("foo=1", ("'foo'", "experiment=VALUE")),
+        ("experiment=nix", ("experiments/nix.yaml", "mine")),
+        ("experiment=é x", ("'é x'", "letters")),
+        ("workers=0", ("workers", "'0'", "1")),
+        ("device=tpu", ("device", "'tpu'", "'cpu' or 'cuda'")),
+    ],
+)
+def test_a_wrong_parameter_ends_a_flow_before_prefect_starts(
+    argument: str, seen: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A wrong experiment was found by a task, after a server had started."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "experiments").mkdir()
+    (tmp_path / "experiments/mine.yaml").touch()
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:1/api")  # nothing answers; Prefect would say so
+    with pytest.raises(SystemExit) as ended:
+        _dvc.start(tune_flow.tune, [argument])
+    assert [value for value in seen if value not in str(ended.value)] == [], ended.value
