@@ -10,7 +10,9 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
+from typer.testing import CliRunner
 
+from qamoe.cli.app import app
 from qamoe.errors import UserError
 from qamoe.inference import model_package
 from qamoe.models import checkpoint
@@ -134,7 +136,7 @@ def test_a_dry_run_prints_the_decision_and_records_nothing(corpus, capsys):
     corpus.train(answer=0.6)
     promote.run(corpus.params, corpus.out, dry=True)
     lines = capsys.readouterr().out.splitlines()
-    assert lines[-1] == "decision: promoted"
+    assert lines[-1] == "decision: would be promoted (dry run)"
     assert lines[2].startswith("dry run: ")
     assert not any("predicts_the_same" in line for line in lines)
     assert corpus.client.search_registered_models() == []
@@ -142,7 +144,7 @@ def test_a_dry_run_prints_the_decision_and_records_nothing(corpus, capsys):
 
     corpus.train(answer=0.5)
     promote.run(corpus.params, corpus.out, dry=True)
-    assert capsys.readouterr().out.splitlines()[-1] == "decision: refused"
+    assert capsys.readouterr().out.splitlines()[-1] == "decision: would be refused (dry run)"
     assert corpus.aliases() == {"champion": "1"}
 
 
@@ -370,6 +372,31 @@ def test_a_version_registered_by_hand_is_never_run(corpus, tmp_path, champion):
     assert not victim.exists()
 
 
+def refusal(*arguments: str) -> str:
+    """What `qamoe promote` says of arguments that it cannot take."""
+    done = CliRunner().invoke(app, ["promote", *arguments], env={"COLUMNS": "300"})
+    assert done.exit_code != 0
+    return done.stderr or str(done.exception)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "seen"),
+    [
+        (("--run", "r", "--model", "concat"), ("--model and --run",)),
+        (("--run", "r", "--seed", "1"), ("--seed and --run",)),
+        (("--version", "1", "--run", "r", "--model", "a"), ("--model and --run and --version",)),
+        (("--version", "100000000000000000000"), ("--version", "2147483647")),
+    ],
+)
+def test_options_that_name_no_one_checkpoint_are_refused(
+    arguments: tuple[str, ...], seen: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SQLite reported the overflow of a large number."""
+    monkeypatch.chdir(tmp_path)
+    said = refusal(*arguments)
+    assert [value for value in seen if value not in said] == [], said
+
+
 @pytest.mark.slow
 def test_another_model_is_promoted_replaced_and_rolled_back_to(corpus, capsys):
     corpus.params = corpus.params.model_copy(update={"seeds": {**corpus.params.seeds, "concat": [1, 2]}})
@@ -468,7 +495,7 @@ def test_a_champion_of_older_data_reads_frames_standardised_by_its_own_statistic
 def test_a_missing_or_stale_checkpoint_is_named(corpus, tiny_corpus, tiny_stats):
     with pytest.raises(UserError, match=r"train/qamoe/1\b.*stage train"):
         corpus.promote()
-    with pytest.raises(UserError, match=r"seeds .*qamoe.*\bmean\b"):
+    with pytest.raises(UserError, match=r"qamoe.*seeds .*\bmean\b"):
         promote.decide(corpus.params.model_copy(update={"seeds": {"mean": (1,)}}), corpus.out)
     corpus.train(answer=1.0)
     tiny_corpus(

@@ -221,15 +221,18 @@ def promote(
     model: Annotated[str | None, typer.Option(help="A model of params.yaml (default: qamoe).")] = None,
     seed: Annotated[int | None, typer.Option(help="One of its seeds (default: the best in validation).")] = None,
     run: Annotated[str | None, typer.Option(help="Instead of a model: the id of an MLflow training run.")] = None,
-    version: Annotated[int | None, typer.Option(help="Instead of a model: a registered version.")] = None,
+    version: Annotated[
+        int | None, typer.Option(min=1, max=2**31 - 1, help="Instead of a model: a registered version.")
+    ] = None,
 ) -> None:
     """Submit a trained checkpoint to the promotion gate; if it passes, it becomes the champion."""
     from qamoe.pipeline import promote as stage
     from qamoe.pipeline.known_names import load_params
 
-    named = [name for name, value in (("--run", run), ("--version", version)) if value is not None]
-    if len(named) + (model is not None or seed is not None) > 1:
-        raise UserError(f"{' and '.join(named)} name a checkpoint; give one of --model with --seed, --run, --version.")
+    options = {"--model": model, "--seed": seed, "--run": run, "--version": version}
+    given = [option for option, value in options.items() if value is not None]
+    if len(given) > 1 and given != ["--model", "--seed"]:
+        raise UserError(f"{' and '.join(given)} exclude each other; use --run, --version, or --model with --seed.")
     _log(logging.INFO)
     chosen = stage.Chosen(model or stage.BEST.model, seed, run, version)
     _alone("promote", out, lambda: stage.run(load_params(params), out, dry_run, chosen))

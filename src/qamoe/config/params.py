@@ -302,8 +302,20 @@ class Evaluate(Block):
 
 
 # MLflow addresses a model by its name, so it has none of the characters of an address, and no blank at an end.
-_IN_NAMES = r"[^/:.%?#@\\\"'\x00-\x1f\x7f-\x9f"
-RegistryName = Annotated[str, Field(pattern=rf"^{_IN_NAMES}\s]({_IN_NAMES}]*{_IN_NAMES}\s])?$")]
+_NOT_IN_NAMES = "/:.%?#@\\\"'"
+
+
+def _addressable(name: str) -> str:
+    controls = any(letter < " " or "\x7f" <= letter <= "\x9f" for letter in name)
+    if not name or name != name.strip() or controls or set(name) & set(_NOT_IN_NAMES):
+        raise ValueError(
+            f"it needs at least one character, none of {' '.join(_NOT_IN_NAMES)} or control characters, and no blank at"
+            " an end"
+        )
+    return name
+
+
+RegistryName = Annotated[str, AfterValidator(_addressable)]
 
 
 class Registry(Block):

@@ -58,7 +58,8 @@ def run(params: Params, out: Path, dry: bool = False, chosen: Chosen = BEST) -> 
         print(reason)
     if decision.run is not None:
         print(f"run: {decision.run}")
-    print(f"decision: {decision.outcome}", flush=True)
+    outcome = f"would be {decision.outcome} (dry run)" if dry else decision.outcome
+    print(f"decision: {outcome}", flush=True)
 
 
 def decide(params: Params, out: Path, dry: bool = False, chosen: Chosen = BEST) -> "Decision":
@@ -194,7 +195,7 @@ def trained_candidate(params: Params, out: Path, chosen: Chosen = BEST) -> Candi
     seeds = params.seeds.get(chosen.model)
     if seeds is None:
         raise UserError(
-            f"seeds of the parameters has no model {chosen.model!r}; --model takes one of {', '.join(params.seeds)}."
+            f"--model is {chosen.model!r}; seeds of params.yaml lists the models {', '.join(params.seeds)}."
         )
     if chosen.seed is not None and chosen.seed not in seeds:
         raise UserError(
