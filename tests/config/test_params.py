@@ -193,6 +193,8 @@ def test_parameters_are_frozen() -> None:
         ("tune.space", {"train.common.lr": {"choices": [0.1, None]}}, "train.common.lr.choices|None|number|word|truth"),
         ("tune.space", {"train.common.lr": {"choices": [[0.1]]}}, "train.common.lr.choices|0.1|number|word|truth"),
         ("tune.space", {"train.common.schedule": {"choices": ["cosine", "flat"]}}, "schedule|'flat'|'linear'"),
+        ("tune.space", {"train.common.batch_size": {"low": 8, "high": 64, "step": 5}}, "batch_size|step (5)|(56)"),
+        ("tune.space", {"train.common.lr": {"low": 0.1, "high": 0.4, "step": 0.2}}, "lr|step (0.2)|(0.3)"),
         (
             "tune.space",
             {"train.common.batch_size": {"low": 8, "high": 64, "step": 0.5}},

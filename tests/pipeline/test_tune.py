@@ -65,6 +65,19 @@ def test_a_search_without_tracking_needs_no_mlflow_store(stage: Any, params_file
     ]
 
 
+def test_a_choice_of_an_encoder_that_does_not_exist_is_refused_before_the_search(
+    stage: Any, params_file: Any, preprocessed: Path
+) -> None:
+    """The first trial that drew it ended the search, with Optuna's traceback."""
+    space = {"models.encoders.text.encoder": {"choices": ["minilm", "no/encoder"]}}
+    done = stage("tune", "--params", params_file(CHANGES | {"tune.space": space}), "--out", preprocessed)
+    assert done.returncode == 2
+    assert "models.encoders.text.encoder" in done.stderr
+    assert "'no/encoder'" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not (preprocessed / "tune").exists()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", ["stage", "worker"])
 def test_a_killed_search_ends_with_the_requested_number_of_trials(

@@ -3,6 +3,7 @@
 The space maps dotted names, as in `dvc exp run -S`, to a range or to choices. pipeline/known_names.py checks the names.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, get_args
 
@@ -63,6 +64,9 @@ class Dimension(Block):
             raise ValueError(f"step ({self.step:g}) needs log: false")
         if not 0 < self.step <= high - low:
             raise ValueError(f"step ({self.step:g}) must be above 0 and at most high - low ({high - low:g})")
+        steps = (high - low) / self.step
+        if not math.isclose(steps, round(steps), rel_tol=1e-9):  # Optuna would lower high
+            raise ValueError(f"step ({self.step:g}) must divide high - low ({high - low:g})")
         if self.integers and not isinstance(self.step, int):
             raise ValueError(f"step ({self.step:g}) must be an integer, as low and high are")
 

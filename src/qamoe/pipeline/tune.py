@@ -41,10 +41,14 @@ def run(params: Params, out: Path) -> dict[str, Any]:
 
     Returns the study's name, the number of trials, the best error and its parameters.
     """
+    from qamoe.models import text_encoder_frozen
     from qamoe.tracking import search_runs
     from qamoe.tracking.runs import runs_end_with_their_processes
     from qamoe.training import search
 
+    encoders = params.tune.space.get(text_encoder_frozen.KEY)
+    for encoder in encoders.extremes if encoders else ():
+        text_encoder_frozen.folder_of(str(encoder))  # or else the first trial that draws it would fail
     stats = read_stats(out)
     base = search.trial_params(params)
     refuse_kinds(base, stats, params.tune.model)

@@ -242,7 +242,8 @@ def _run_trial(params: Params, trial: "Trial", train_one: TrainOne) -> tuple[flo
     try:
         measured = train_one(with_trial_values(params, values), trial.number, on_epoch)
     except ValidationError as invalid:
-        log.warning("trial %d: counts as pruned, because %s", trial.number, invalid.errors()[0]["msg"])
+        reason = invalid.errors()[0]["msg"].removeprefix("Value error, ")
+        log.warning("trial %d: counts as pruned, because %s", trial.number, reason)
         raise optuna.TrialPruned from None
     except Diverged as diverged:
         log.warning("%s It counts as pruned.", diverged)
