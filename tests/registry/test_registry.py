@@ -177,6 +177,19 @@ def test_a_time_of_a_rollback_that_a_person_wrote_does_not_matter(records, tag):
 
 
 @pytest.mark.integration
+def test_an_interrupted_rollback_is_completed_with_the_version_that_a_rollback_tagged(records):
+    """A hand-written tag was later as text, and made its version the previous one."""
+    records.create_registered_model("qa-moe")
+    for tag in ("", "2026-11-30T18:00:00Z", "yesterday", "2026-11-30T17:00:00Z"):
+        tags = {registry.ARTIFACT: "f" * 64} | ({registry.ROLLED_BACK: tag} if tag else {})
+        records.create_model_version("qa-moe", "file:///absent", tags=tags)
+    for alias in ("champion", "previous"):  # the rollback was killed between its two aliases
+        records.set_registered_model_alias("qa-moe", alias, "1")
+    assert registry.finish(records, "qa-moe") == "2"
+    assert records.get_registered_model("qa-moe").aliases == {"champion": 1, "previous": 2}
+
+
+@pytest.mark.integration
 def test_a_rollback_to_a_version_that_no_training_made_is_refused(records):
     records.create_registered_model("qa-moe")
     records.create_model_version("qa-moe", "file:///absent")

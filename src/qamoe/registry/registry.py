@@ -11,6 +11,7 @@ import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -26,6 +27,7 @@ from qamoe.tracking.runs import ARTIFACT, MODEL_ID
 CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
 REFERENCE = "reference.parquet"
 ROLLED_BACK = "qamoe.rolled_back"  # tag of a version: when it was rolled back
+TIME = "%Y-%m-%dT%H:%M:%SZ"  # of a rollback, in UTC
 _COPIED = (ARTIFACT, MODEL_ID, "qamoe.model", "qamoe.seed")  # tags of a run that its version gets
 _GATE = "qamoe.gate."  # prefix of a tag of a version: the decision for one gate_key
 _PROMOTING = "qamoe.promoting"  # tag of a version that passed: its gate_key, until all aliases have moved
@@ -359,14 +361,22 @@ def finish(client: Any, name: str) -> str | None:
         return None
     replaced = None
     if aliases.get(PREVIOUS) == current:  # only the first of the two aliases of a rollback has moved
-        rolled_back = [v for v in client.search_model_versions(f"name = '{name}'") if ROLLED_BACK in v.tags]
-        rolled_back = [v for v in rolled_back if str(v.version) != current]
+        others = [v for v in client.search_model_versions(f"name = '{name}'") if str(v.version) != current]
+        rolled_back = [(at, int(v.version)) for v in others if (at := rolled_back_at(v))]
         if rolled_back:
-            replaced = str(max(rolled_back, key=lambda v: (v.tags[ROLLED_BACK], int(v.version))).version)
+            replaced = str(max(rolled_back)[1])
             client.set_registered_model_alias(name, PREVIOUS, replaced)
     if ROLLED_BACK in version.tags:
         client.delete_model_version_tag(name, current, ROLLED_BACK)
     return replaced
+
+
+def rolled_back_at(version: Any) -> datetime | None:
+    """Return when a version was rolled back; None if it was not, or if a person wrote the tag in another form."""
+    try:
+        return datetime.strptime(version.tags[ROLLED_BACK], TIME).replace(tzinfo=UTC)
+    except (KeyError, ValueError):
+        return None
 
 
 def mark_champion(client: Any, name: str, run_id: str | None) -> None:

@@ -1,18 +1,25 @@
 """Print the registered versions as a table, and roll back to the previous champion."""
 
 import time
-from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
 from qamoe.errors import UserError
 from qamoe.registry.local_lookup import not_registered
-from qamoe.registry.registry import CHAMPION, PREVIOUS, ROLLED_BACK, finish, mark_champion, version_digest
+from qamoe.registry.registry import (
+    CHAMPION,
+    PREVIOUS,
+    ROLLED_BACK,
+    TIME,
+    finish,
+    mark_champion,
+    rolled_back_at,
+    version_digest,
+)
 from qamoe.report.tables import stdout_console
 from qamoe.terminal import printable
 from qamoe.tracking.mlflow_store import connect, exclusive_lock, run_of, store_errors_as_user_errors
 
-_TIME = "%Y-%m-%dT%H:%M:%SZ"  # of a rollback
 # Column -> metrics on the test split, as earlier versions recorded them; now they have / after the slice. The first
 # that a run has is shown.
 NUMBERS = {
@@ -126,10 +133,9 @@ def _next_time(client: Any, name: str) -> str:
     versions = client.search_model_versions(f"name = '{name}'")
     now = datetime.now(UTC)
     for version in versions:
-        with suppress(KeyError, ValueError):  # ValueError: a person wrote the tag
-            rolled_back = datetime.strptime(version.tags[ROLLED_BACK], _TIME).replace(tzinfo=UTC)
+        if rolled_back := rolled_back_at(version):
             now = max(now, rolled_back + timedelta(seconds=1))
-    return now.strftime(_TIME)
+    return now.strftime(TIME)
 
 
 def _summary(name: str, champion: str, replaced: str) -> str:
