@@ -84,7 +84,7 @@ def mlflow_pages(page: "Tab", address: str, name: str) -> None:
     close_panel = "document.querySelector('[aria-label=\"Close\"]')?.click(), true"
     for file, height, url, ready in (
         ("mlflow-curves.png", 760, f"{runs_page}&compareRunsMode=CHART", f"{plots} >= 3"),
-        ("mlflow-table.png", 780, runs_page, "document.body.innerText.includes('qamoe #')"),
+        ("mlflow-table.png", 780, runs_page, "document.body.innerText.includes('Group: ')"),
         (
             "mlflow-compare.png",
             760,

@@ -56,7 +56,7 @@ CHECKPOINTS = "checkpoints"  # folder in the artifacts of a run
 EVALUATION, REPORT = "evaluate", "report"  # folders in the artifacts of a run
 # MLflow's default source name would reveal a path on this machine.
 _SOURCE = {"mlflow.source.name": "qamoe.pipeline.train", "mlflow.source.type": "LOCAL"}
-TRAINING = "training"  # tag of the seeds of a training: its title and a digest of its parameters, data and code
+TRAINING = "training"  # tag of the seeds of a training: a digest of its parameters, data and code, and its title
 _CURVES = ("train/", "valid/error", "time/", "system/")  # metrics by epoch or time
 _LONGEST_DIGEST = 36  # of a data set, in MLflow
 _MOST_METRICS = 1000  # MLflow's limit for one log_batch
@@ -188,12 +188,13 @@ def _begin(client: Any, experiment: str, config: ParametersConfig, stats: Stats,
     if created:
         _describe(client, parent, config, stats)
         client.set_terminated(parent, "FINISHED")
-    # The same title may stand for other parameters after a commit, so what is grouped by it has a digest.
-    tags[TRAINING] = f"{named} #{parameters.digest(shared)[:6]}"
+    # The same title may stand for other parameters after a commit, so what is grouped by it has a digest. It is first,
+    # because a table cuts long names at their end.
+    tags[TRAINING] = f"{parameters.digest(shared)[:6]} {named}"
     run = client.create_run(
         experiment_number,
         tags=identity | tags | {PARENT: parent, PROCESS: this_process()},
-        run_name=f"{named} seed{seed}",
+        run_name=f"{name} seed{seed}{named.removeprefix(name)}",
     )
     _describe(client, run.info.run_id, config, stats, {"seed": str(seed)})
     return run.info.run_id
