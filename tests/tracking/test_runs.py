@@ -140,12 +140,28 @@ def test_a_training_run_holds_its_parameters_tags_and_model(
     assert tags["qamoe.data_digest"] == DIGESTS["data"]
     assert len(tags["qamoe.dvc_lock_digest"]) == 64
     assert "version.torch" in tags
-    assert "corpus tiny" in tags["mlflow.note.content"]
+    assert "on corpus tiny (seed 1)." in tags["mlflow.note.content"].splitlines()[0]
     assert "hush-hush" not in repr((run.data.tags, run.data.params))
     assert str(tmp_path) not in repr((run.data.tags, run.data.params))
     model = records.get_logged_model(tags["qamoe.logged_model"])
     assert {m.key: m.value for m in model.metrics}["train/loss"] == 0.5  # the best epoch, not the last
     assert model.tags["qamoe.artifact_digest"] == checkpoint.digest(folder)
+
+
+@pytest.mark.parametrize(
+    ("about", "text"),
+    [
+        (
+            {"generator": "qamoe-sample", "version": 1, "seed": 7, "clips": 240, "task": {}, "corpus": "sample"},
+            "240 clips of corpus sample (generator qamoe-sample, version 1, seed 7)",
+        ),
+        ({"corpus": "clips"}, "corpus clips"),
+        ({}, "a corpus without a name"),
+    ],
+)
+def test_the_corpus_of_a_run_is_described_in_words(about: dict[str, object], text: str) -> None:
+    """The page said `on clips 240, corpus sample, generator ...`."""
+    assert tracking._corpus(about) == text
 
 
 @pytest.mark.parametrize(("error", "status"), [(KeyboardInterrupt, "KILLED"), (ValueError, "FAILED"), (None, "FAILED")])

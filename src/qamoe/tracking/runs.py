@@ -145,16 +145,23 @@ def milliseconds() -> int:
 
 def _note(config: CheckpointConfig) -> str:
     """Return the description of a run, which MLflow shows at the top of its page."""
-    about = config["stats"]["about"]
-    corpus = ", ".join(f"{key} {value}" for key, value in about.items() if isinstance(value, str | int | float))
     lines = [
-        f"**{config['model']}**, seed {config['seed']}, on {corpus or 'a corpus without a name'}.",
+        f"**{config['model']}**, seed {config['seed']}, on {_corpus(config['stats']['about'])}.",
         f"Epoch {config['best_epoch']}: mean validation error {config['selection']:.4f} over the selection cells.",
         _calibrated(config["calibration"]),
     ]
     if config["trained_on_generated"]:
         lines.append("Trained on generated clips; not validated on recordings of people.")
     return "\n\n".join(lines)
+
+
+def _corpus(about: Mapping[str, Any]) -> str:
+    """Describe a corpus: `240 clips of corpus sample (generator qamoe-sample, seed 7)`."""
+    clips = f"{about['clips']} clips of " if "clips" in about else ""
+    name = f"corpus {about['corpus']}" if "corpus" in about else "a corpus without a name"
+    known = {key: value for key, value in about.items() if key not in ("clips", "corpus")}
+    further = ", ".join(f"{key} {value}" for key, value in known.items() if isinstance(value, str | int | float))
+    return f"{clips}{name} ({further})" if further else f"{clips}{name}"
 
 
 def _calibrated(calibration: Calibration) -> str:
