@@ -11,15 +11,27 @@ from pathlib import Path
 from qamoe.config import params as parameters
 from qamoe.config import settings
 from qamoe.errors import exit_on_user_error
-from qamoe.tracking import mlflow_store
+from qamoe.tracking import dashboard, mlflow_store
 
 
 def runs_page(address: str) -> str:
-    """Return the address of the saved view of the runs of registry.name, on a server at `address`."""
+    """Return the address of the saved view of the runs of registry.name, on a server at `address`.
+
+    If it has no runs yet, print so; the page is then that of its champion, or else of the newest run.
+    """
     name = parameters.registry_name(Path("params.yaml"))
     client = mlflow_store.connect()
     with mlflow_store.store_errors_as_user_errors():
         experiment = mlflow_store.experiment_id(client, name)
+        if not client.search_runs([experiment], dashboard.SHOWN, max_results=1):
+            everywhere = [known.experiment_id for known in client.search_experiments()]
+            of_champion = f"tags.champion = '{name}' and {dashboard.SHOWN}"
+            for query in (of_champion, dashboard.SHOWN):
+                if found := client.search_runs(everywhere, query, max_results=1):
+                    experiment = found[0].info.experiment_id
+                    break
+            shown = client.get_experiment(experiment).name
+            print(f"{name} has no runs yet" + (f"; the page shows those of {shown}" if shown != name else ""))
     return f"{address}/#/experiments/{experiment}/runs?viewStateShareKey=qamoe"
 
 

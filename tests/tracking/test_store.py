@@ -8,8 +8,10 @@ from mlflow.exceptions import MlflowException
 
 from qamoe.errors import UserError
 from qamoe.tracking import dashboard, mlflow_store
+from scripts import ui
 
 pytestmark = pytest.mark.integration
+NOTE = "mlflow.note.content"
 
 
 def test_a_checkout_with_a_question_mark_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -48,6 +50,53 @@ def test_a_folder_or_a_store_in_memory_is_refused_with_what_is_allowed(
         part for part in (repr(address), "http://", "sqlite:///FILE", "advice") if part not in str(refusal.value)
     ] == []
     assert [*tmp_path.iterdir()] == []
+
+
+EARLIER = (
+    "[Curves](#/experiments/1/runs?viewStateShareKey=qamoe&compareRunsMode=CHART) and"
+    " [table](#/experiments/1/runs?viewStateShareKey=qamoe) of the models, means over seeds."
+    " `missing.mae` and its like: step is severity x 100. `.area` is the mean over severities."
+)
+
+
+def test_a_description_is_renewed_unless_a_person_wrote_it(records):
+    """One of an earlier version once stayed for ever, as if a person had written it."""
+    number = mlflow_store.experiment_id(records, "qa-moe")
+    written = records.get_experiment(number).tags[NOTE]
+    assert "valid/selection" in written
+    *_, marker = written.splitlines()
+    for note, kept in (
+        (EARLIER, False),
+        (f"Of another version.\n\n{marker}", False),
+        (f"{EARLIER} Ours!", True),
+        (written.removesuffix(marker), True),
+    ):
+        records.set_experiment_tag(number, NOTE, note)
+        mlflow_store.experiment_id(records, "qa-moe")
+        assert records.get_experiment(number).tags[NOTE] == (note if kept else written)
+
+
+def test_the_page_of_a_name_without_runs_is_that_of_its_champions_run(records, tmp_path, monkeypatch, capsys):
+    """It was empty, although the name had a champion, which was trained under another name."""
+    (tmp_path / "params.yaml").write_text("registry: {name: another}\n")
+    monkeypatch.chdir(tmp_path)
+    own = mlflow_store.experiment_id(records, "another")
+
+    def shown() -> tuple[str, str]:
+        page = ui.runs_page("http://a").removeprefix("http://a/#/experiments/").partition("/")[0]
+        return page, capsys.readouterr().out
+
+    number, printed = shown()
+    assert number == own
+    assert "another" in printed
+    trained = [mlflow_store.experiment_id(records, name) for name in ("first", "second")]
+    runs = [records.create_run(number, tags={"qamoe.seed": "1"}).info.run_id for number in trained]
+    records.set_tag(runs[0], "champion", "another")
+    number, printed = shown()
+    assert number == trained[0]
+    assert "first" in printed
+    records.create_run(own, tags={"qamoe.seed": "1"})
+    assert shown() == (own, "")
 
 
 def test_two_first_processes_may_arrange_an_experiment_at_once(records, monkeypatch):

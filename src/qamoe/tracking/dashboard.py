@@ -5,12 +5,21 @@ version that pyproject.toml pins; a test opens it in a browser.
 """
 
 import json
+import re
 from typing import Any
 
 _VIEW = "mlflow.sharedViewState.qamoe"
 NAME = "Models along the spectrum"
 _KIND = {"mlflow.experimentKind": "custom_model_development"}  # otherwise the page opens on language model traces
 _NOTE = "mlflow.note.content"
+SHOWN = "tags.`qamoe.seed` LIKE '%'"  # which runs the view shows: seeds, no trials, no parent runs
+# The end of a description that a later version may replace; those of earlier versions did not have it.
+_OURS = "qamoe writes this text again. Delete this line to keep your own text."
+_FORMER = re.compile(
+    r"\[Curves\]\(#/experiments/\d+/runs\S*\) and \[table\]\(\S*\) of the (models|trainings), means over seeds\. "
+    r"(`missing\.mae` and its like: step|In curves such as `missing[./]mae`, the step) is severity x 100\. "
+    r"`\.area` is the mean over severities\."
+)
 # Metrics of both tasks; the page hides the charts of metrics that no run has.
 CURVES = tuple(f"{name}/{metric}" for metric in ("mae", "accuracy") for name in ("missing", "noise", "burst"))
 BARS = ("mixed/mae", "clean/mae", "clean/corr", "mixed/accuracy", "clean/accuracy")
@@ -27,7 +36,7 @@ def view() -> str:
         {"uuid": "system", "name": "System metrics", "display": False, "isReordered": True, "deleted": False},
     ]
     state = {
-        "searchFilter": "tags.`qamoe.seed` LIKE '%'",  # only seeds: no trials, no parent runs
+        "searchFilter": SHOWN,
         "orderByKey": "metrics.`mixed/mae`",
         "orderByAsc": True,
         "selectedColumns": [f"metrics.`{name}`" for name in COLUMNS],
@@ -60,16 +69,22 @@ def tags(experiment: str) -> dict[str, str]:
     runs = f"#/experiments/{experiment}/runs?viewStateShareKey=qamoe"
     note = (
         f"[Curves]({runs}&compareRunsMode=CHART) and [table]({runs}) of the trainings, means over seeds. "
-        "In curves such as `missing/mae`, the step is severity x 100. `.area` is the mean over severities."
+        "In curves such as `missing/mae`, the step is severity x 100. `.area` is the mean over severities. "
+        "`valid/selection` is the error that chose the epoch: the mean over the selection cells of the validation "
+        f"split.\n\n{_OURS}"
     )
     return _KIND | {_VIEW: view(), _NOTE: note}
+
+
+def _is_ours(note: str) -> bool:
+    return not note or note.endswith(_OURS) or _FORMER.fullmatch(note) is not None
 
 
 def arrange(client: Any, experiment: Any) -> None:
     """Set the tags of an experiment, but keep a description that a user has edited."""
     number = experiment.experiment_id
     for tag, value in tags(number).items():
-        if experiment.tags.get(tag) != value and not (tag == _NOTE and experiment.tags.get(tag)):
+        if experiment.tags.get(tag) != value and (tag != _NOTE or _is_ours(experiment.tags.get(tag, ""))):
             try:
                 client.set_experiment_tag(number, tag, value)
             except Exception:  # a process that starts at the same time may have set it first
