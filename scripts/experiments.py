@@ -26,7 +26,7 @@ def table(shown: str) -> Table:
         printed.add_column(header, overflow="fold")
     for row in rows:
         created = row["Created"].replace("T", " ")[:16]
-        printed.add_row(row["Experiment"] or row["rev"], created, *(row[name] for name in columns))
+        printed.add_row(row.get("Experiment") or row["rev"], created, *(row[name] for name in columns))
     return printed
 
 

@@ -70,5 +70,6 @@ def test_experiments_fit_120_columns_next_to_an_overlay(
     assert saved[-2:] == ["0.4", "0.002"]
 
 
-def test_without_experiments_the_table_is_empty() -> None:
-    assert experiments.table("").row_count == 0
+def test_without_experiments_the_table_has_the_workspace_and_the_commit() -> None:
+    """DVC then leaves out the column of names."""
+    assert experiments.table("rev,Created\nworkspace,\nmain,2026-11-30T18:06:06\n").row_count == 2

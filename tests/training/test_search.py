@@ -246,7 +246,9 @@ def test_the_front_leaves_out_what_another_trial_beats_in_every_objective(params
 
 
 @pytest.mark.integration
-def test_a_trial_that_diverges_or_is_not_valid_counts_as_pruned(params: Params, url: str) -> None:
+def test_a_trial_that_diverges_or_is_not_valid_counts_as_pruned(
+    params: Params, url: str, caplog: pytest.LogCaptureFixture
+) -> None:
     space = {"models.qamoe.active": {"low": 1, "high": 3}, "models.qamoe.experts": {"low": 2, "high": 3}}
     params = changed(params, space=space, trials=12)
     valid = []
@@ -262,6 +264,8 @@ def test_a_trial_that_diverges_or_is_not_valid_counts_as_pruned(params: Params, 
     excluded = {t["number"] for t in trials if t["models.qamoe.active"] > t["models.qamoe.experts"]}
     assert excluded, "the sampler drew such a pair"
     assert {t["number"] for t in trials if t["state"] == "PRUNED"} == excluded | {valid[0]}
+    assert "active (3)" in caplog.text
+    assert "Value error" not in caplog.text
     assert len(trials) == 12
 
 
