@@ -14,7 +14,7 @@ _KIND = {"mlflow.experimentKind": "custom_model_development"}  # otherwise the p
 _NOTE = "mlflow.note.content"
 SHOWN = "tags.`qamoe.seed` LIKE '%'"  # which runs the view shows: seeds, no trials, no parent runs
 # The end of a description that a later version may replace; those of earlier versions did not have it.
-_OURS = "qamoe writes this text again. Delete this line to keep your own text."
+_OURS = "qamoe renews this description. To write your own, delete this line."
 _FORMER = re.compile(
     r"\[Curves\]\(#/experiments/\d+/runs\S*\) and \[table\]\(\S*\) of the (models|trainings), means over seeds\. "
     r"(`missing\.mae` and its like: step|In curves such as `missing[./]mae`, the step) is severity x 100\. "
