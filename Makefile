@@ -31,7 +31,7 @@ endef
 export REACHES_PYTORCH
 
 .DEFAULT_GOAL := help
-.PHONY: help setup preflight demo check test test-all lint bench docs experiments ui server worker deploy schedule stop lock clean
+.PHONY: help setup preflight demo check test test-all lint bench docs ui server worker deploy schedule stop lock clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name text; do \
@@ -82,9 +82,6 @@ bench: demo ## measure the figures of docs/performance.md, into benchmarks/resul
 
 docs: setup ## rewrite README's output and the command reference from the last demo, build the site into site/
 	$(PY) -m scripts.docs
-
-experiments: setup ## the experiments of `dvc exp run`: their errors, and the parameters that differ
-	@$(PY) -m scripts.experiments
 
 ui server deploy worker schedule: export DO_NOT_TRACK := true
 

@@ -5,7 +5,8 @@
     python -m scripts.docs --reference      # docs/reference/command-line.md alone; needs no demo
 
 Generated parts are the blocks between HTML comments in README.md (the end of the demo's output, a prediction, the table
-of results), docs/landscape.png and docs/reference/command-line.md. Exit code 2 and one sentence if the demo has not been finished.
+of results), docs/landscape.png and docs/reference/command-line.md. Exit code 2 and one sentence if the demo has not
+been finished.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Print the experiments of `dvc exp run`: their errors, and the parameters that differ (`make experiments`).
+"""Print the experiments of `dvc exp run`: their errors, and the parameters that differ.
 
 `dvc exp show --only-changed` is too wide for a terminal once a folder artifacts-NAME/ exists: its files have the same
 keys as those of the main pipeline, so each header gets a path. Each changed file of code adds a column of digests.

@@ -1,4 +1,4 @@
-"""`make experiments` in a terminal of 120 columns, also next to the folder of an overlay."""
+"""`python -m scripts.experiments` in a terminal of 120 columns, also next to the folder of an overlay."""
 
 import subprocess
 import sys

@@ -169,7 +169,7 @@ def test_parameters_are_frozen() -> None:
         (
             "train.common.selection.severities",
             {"fog": [0.2]},
-            "train.common.selection.severities|'fog'|'missing', 'noise', 'burst' or 'missing_features'",
+            "train.common.selection.severities|'fog'|'missing', 'noise', 'burst', 'missing_features'|or 'landscape'",
         ),
         ("train.common.degrade.kinds", ["noise", "swap"], "train.common.degrade.kinds.1 is 'swap'|'noise'"),
         ("registry.name", "qa/moe", "registry.name is 'qa/moe'"),

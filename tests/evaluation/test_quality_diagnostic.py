@@ -11,7 +11,8 @@ from torch import Tensor
 
 from qamoe.evaluation.quality_diagnostic import diagnose, exchanged, in_order_of
 from qamoe.evaluation.quality_permutation import MixedDraw
-from qamoe.evaluation.reliability import INTERVENTIONS, intervention_effects
+from qamoe.evaluation.reliability import intervention_effects
+from qamoe.evaluation.summary import INTERVENTIONS
 from qamoe.models.checkpoint import Trained
 from qamoe.models.heads import Prediction
 

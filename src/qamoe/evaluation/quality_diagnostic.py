@@ -18,7 +18,7 @@ import pandas as pd
 
 from qamoe.evaluation.metrics import classes_of
 from qamoe.evaluation.quality_permutation import MixedDraw
-from qamoe.evaluation.reliability import INTERVENTIONS
+from qamoe.evaluation.summary import INTERVENTIONS
 from qamoe.models.checkpoint import Trained
 from qamoe.rng import MODALITIES
 

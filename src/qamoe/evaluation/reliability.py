@@ -16,12 +16,12 @@ from qamoe.errors import UserError
 from qamoe.evaluation.auroc import probability_above
 from qamoe.evaluation.bootstrap import DRAWS, MODALITIES, interval, metrics_of, over_sources
 from qamoe.evaluation.metrics import classes_of
+from qamoe.evaluation.summary import INTERVENTIONS
 
 GRADED = ("missing", "noise", "burst", "alone")  # slices in which r is measured along the severities
 AGAINST = (0.3, 0.5, 0.7, 1.0)  # severities of the degraded clips of the AUROC
 FEWEST_FRAMES = 8  # with fewer, the share lost has too few values to rank
 BY = ["slice", "kind", "modality"]
-INTERVENTIONS = ("native", "permuted", "corruption", "correctness")  # on r: evaluation/quality_diagnostic.py
 
 
 def curves(rows: pd.DataFrame) -> Iterator[tuple[dict[str, str], pd.DataFrame]]:

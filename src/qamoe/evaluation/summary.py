@@ -7,6 +7,7 @@ from qamoe.config.params import LANDSCAPE
 from qamoe.evaluation.metrics import lower_is_better
 
 EQUALLY_WEIGHTED = ("joint", "subsets", "swap")  # slices with equal cell weights; all but landscape are curves
+INTERVENTIONS = ("native", "permuted", "corruption", "correctness")  # on r: evaluation/quality_diagnostic.py
 BLIND = "-blind"  # suffix of the unannounced cells of slice subsets, which have weight 0
 
 

@@ -9,7 +9,8 @@ import pandas as pd
 from qamoe.errors import UserError
 from qamoe.evaluation.bootstrap import MODALITIES
 from qamoe.evaluation.metrics import lower_is_better
-from qamoe.evaluation.reliability import INTERVENTIONS, Effect, intervention_effects
+from qamoe.evaluation.reliability import Effect, intervention_effects
+from qamoe.evaluation.summary import INTERVENTIONS
 from qamoe.report.results import CELLS, DIAGNOSTIC, Results, Seed, evaluations
 from qamoe.report.section import Numbers, Section
 from qamoe.report.tables import is_share, number, stdout_console
