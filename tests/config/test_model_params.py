@@ -96,7 +96,17 @@ def test_train_of_qamoe_holds_for_its_specialists_and_ablations() -> None:
 def test_only_what_changes_the_views_gives_a_model_encoded_text_of_its_own() -> None:
     changes = {"a": {"lr": 0.5, "batch_size": 8}, "b": {"degrade": {"swap": True}}, "c": {"selection": {"draws": 1}}}
     params = params_with({f"concat--{label}": {"train": train} for label, train in changes.items()})
-    assert [has_own_views(params.models, f"concat--{label}") for label in "abc"] == [False, True, True]
+    assert [has_own_views(params, f"concat--{label}") for label in "abc"] == [False, True, True]
+
+
+def test_in_the_papers_spectrum_the_size_of_batches_changes_the_views() -> None:
+    params = params_with({f"concat--{size}": {"train": {"batch_size": size}} for size in (8, 16)})
+    degrade = params.train.common.degrade.model_copy(update={"spectrum": "paper"})
+    common = params.train.common.model_copy(update={"degrade": degrade})
+    paper = params.model_copy(update={"train": params.train.model_copy(update={"common": common})})
+    assert has_own_views(paper, "concat--8")
+    assert not has_own_views(params, "concat--8")
+    assert not has_own_views(paper, "concat")
 
 
 @pytest.mark.parametrize(

@@ -35,9 +35,12 @@ def train_changes(models: Models, name: str) -> Any:
     return {} if (changes := _merged(models, name, keep_null=True).get(_TRAIN)) is None else changes
 
 
-def has_own_views(models: Models, name: str) -> bool:
+def has_own_views(params: Params, name: str) -> bool:
     """Whether a model may be trained or selected on other clips or views than the others."""
-    return any(key in train_changes(models, name) for key in _OF_VIEWS)
+    changes = train_changes(params.models, name)
+    # In the paper's spectrum the clips of a batch share a draw.
+    of_batches = "batch_size" in changes and for_model(params, name).train.common.degrade.spectrum == "paper"
+    return of_batches or any(key in changes for key in _OF_VIEWS)
 
 
 def lacks_of_base(models: Models, name: str) -> str | None:

@@ -150,7 +150,7 @@ def training_digests(params: Params, name: str, data: str) -> dict[str, str]:
 
 
 def _has_own_states(params: Params, name: str) -> bool:
-    return specialist_cell(name) is not None or has_own_views(params.models, name)
+    return specialist_cell(name) is not None or has_own_views(params, name)
 
 
 def _states(params: Params, out: Path, name: str) -> Path:
