@@ -8,6 +8,7 @@ import pytest
 
 from qamoe.evaluation.summary import summarise, weights
 from qamoe.report import landscape
+from qamoe.report.results import read
 
 LEVELS = (0.0, 0.3, 0.7)
 VALUES = {  # by model and seed, a row for each lambda and a column for each eta
@@ -62,3 +63,18 @@ def test_the_content_has_levels_grids_and_volumes_over_seeds() -> None:
     ]
     assert mae["volume"] == pytest.approx(sum(by_seed) / 2)
     assert landscape.content(cells().assign(slice="joint")) is None
+
+
+@pytest.mark.integration
+def test_the_section_has_a_spread_only_over_several_seeds(
+    tmp_path_factory: pytest.TempPathFactory, make_run: Any
+) -> None:
+    root = tmp_path_factory.mktemp("landscape")
+    for model, seed in (("qamoe", 1), ("qamoe", 2), ("concat", 1)):
+        make_run(root, model, seed, slices=("clean", "landscape"))
+    context = landscape.section(read(root / "evaluate", root / "train")).context
+    assert context.columns == ["Model", "MAE, volume", "Acc-7, volume"]
+    by_model = {row[0]: row[1:] for row in context.rows}
+    assert all("±" in value for value in by_model["qamoe"])
+    assert not any("±" in value for value in by_model["concat"])
+    assert len(context.images) == 1

@@ -11,7 +11,7 @@ from qamoe.config.params import LANDSCAPE
 from qamoe.report import plots, tables
 from qamoe.report.results import Results
 from qamoe.report.section import Figures, Image, Numbers, Section
-from qamoe.report.tables import number, plain
+from qamoe.report.tables import number, plain, spread
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -72,7 +72,7 @@ def section(results: Results) -> Section[Figures]:
     for model, of_model in volumes.groupby("model", sort=False):
         by_metric = of_model[of_model["metric"].isin(metrics)].groupby("metric")["area"]
         mean, sd = by_metric.mean(), by_metric.std()
-        rows.append([str(model), *(f"{number(mean[m], m)} ± {number(sd[m], m)}" for m in metrics)])
+        rows.append([str(model), *(f"{number(mean[m], m)} {spread(sd[m], m)}".strip() for m in metrics)])
     text = (
         "Every modality has the paper's noise of strength λ (words become id 0 with probability λ), and each modality "
         "of a clip is lost as a whole with probability η. The volume is the mean over the square by the trapezoid "
@@ -83,5 +83,5 @@ def section(results: Results) -> Section[Figures]:
         f"Error over noise and lost modalities, for {', '.join(SHOWN)}",
         "Mean over training seeds; lines of equal error. Panels of a row have one scale. From cells.parquet.",
     )
-    columns = ["model", *(f"{tables.METRIC_NAMES.get(m, m)}, volume" for m in metrics)]
+    columns = ["Model", *(f"{tables.METRIC_NAMES.get(m, m)}, volume" for m in metrics)]
     return Section(Figures("Landscape", text, [image], small=False, columns=columns, rows=rows), numbers)
