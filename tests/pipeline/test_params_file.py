@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
     [
         ("train.common.lr=0.002", {"-    lr: 0.001", "+    lr: 0.002"}),
         pytest.param("registry.name=qa-moe-team", {"-  name: qa-moe", "+  name: qa-moe-team"}, marks=pytest.mark.slow),
-        pytest.param("evaluate.slices=[clean,missing,noise,burst]", {"-  - mixed"}, marks=pytest.mark.slow),
+        pytest.param("evaluate.slices=[clean,missing,noise,burst,mixed]", {"-  - landscape"}, marks=pytest.mark.slow),
     ],
 )
 def test_a_queued_experiment_changes_the_line_of_its_parameter(tmp_path: Path, setting: str, changed: set[str]) -> None:

@@ -4,8 +4,10 @@ import os
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from pathlib import Path
+from threading import Barrier
 from typing import Any
 
 import pandas as pd
@@ -553,3 +555,23 @@ def test_a_server_that_is_down_is_refused_in_seconds_without_its_password(monkey
     with pytest.raises(UserError) as refusal, tracking.training_run(tiny_params, "qamoe", 1, DIGESTS, tiny_stats):
         pytest.fail("training began")
     assert "secret" not in str(refusal.value)
+
+
+def test_trainings_that_begin_together_describe_the_same_data(records, tiny_params, tiny_stats):
+    """MLflow inserts a dataset that it did not find, and the second of two such inserts fails."""
+    from qamoe.models.checkpoint import parameters_config
+
+    config = parameters_config(tiny_params, "qamoe", 1, DIGESTS)
+    for turn in range(4):
+        experiment = records.create_experiment(f"turn {turn}")
+        new = [records.create_run(experiment).info.run_id for _ in range(8)]
+        together = Barrier(len(new))
+
+        def describe(run: str, together: Barrier = together) -> None:
+            together.wait()
+            tracking._describe(records, run, config, tiny_stats)
+
+        with ThreadPoolExecutor(len(new)) as pool:
+            list(pool.map(describe, new))
+        described = [records.get_run(run).inputs.dataset_inputs[0].dataset.digest for run in new]
+        assert len(set(described)) == 1

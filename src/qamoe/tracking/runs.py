@@ -226,7 +226,11 @@ def _describe(
     digest = config["digests"].get("data", "")[:_LONGEST_DIGEST]
     about, clips = (json.dumps(stats[key], default=str) for key in ("about", "clips"))
     data = Dataset(corpus_name(stats), digest, "qamoe", about, profile=clips)
-    client.log_inputs(run, [DatasetInput(data, [InputTag(MLFLOW_DATASET_CONTEXT, "training")])])
+    inputs = [DatasetInput(data, [InputTag(MLFLOW_DATASET_CONTEXT, "training")])]
+    try:
+        client.log_inputs(run, inputs)
+    except Exception:  # a training that began at the same time wrote the same data first; MLflow finds it now
+        client.log_inputs(run, inputs)
 
 
 def _log_means(client: Any, run: Any) -> None:
