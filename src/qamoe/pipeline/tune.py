@@ -67,7 +67,8 @@ def run(params: Params, out: Path) -> dict[str, Any]:
     finally:
         shutil.rmtree(folder / "trials", ignore_errors=True)
     best, value, trials = search.outcome(study, params.tune.objectives)
-    search_runs.finish(parent, trials, best, value)
+    places = {number: place for place, number in search.last_attempts(study).items()}
+    search_runs.finish(parent, trials, places, best, value)
     _write(params, folder, study)
     if parent is not None:
         print(f"run: {parent}", flush=True)

@@ -1,7 +1,7 @@
 """Record a search in MLflow: one parent run per study and one child run per trial, which a restarted search reuses."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -105,9 +105,12 @@ def _keep_checkpoint(client: Any, run: str, folder: Path, number: int) -> None:
         log.warning("the checkpoint of trial %d was not recorded: %s", number, reason(error))
 
 
-def finish(parent: str | None, trials: list[dict[str, Any]], best: dict[str, Value], value: float) -> None:
+def finish(
+    parent: str | None, trials: list[dict[str, Any]], places: Mapping[int, int], best: dict[str, Value], value: float
+) -> None:
     """Record the final state of each trial, also of one whose worker was killed, and the best trial.
 
+    `places` are the places of the trials that count by their numbers; a run has its place in its name, as trials.csv.
     The best numbers are metrics `best.<name>` of the parent; best words and truth values are tags of that name.
     """
     if parent is None:
@@ -121,6 +124,8 @@ def finish(parent: str | None, trials: list[dict[str, Any]], best: dict[str, Val
             if trial is None or _STATE in run.data.tags:
                 continue
             client.set_tag(run.info.run_id, _STATE, trial["state"])
+            if places.get(trial["number"], trial["number"]) != trial["number"]:
+                client.update_run(run.info.run_id, name=f"trial-{places[trial['number']]}")
             if trial["value"] is not None and math.isfinite(trial["value"]):
                 client.log_metric(run.info.run_id, SELECTION, trial["value"])
             for objective in (set(OBJECTIVES) - {"error"}) & trial.keys():
