@@ -40,7 +40,6 @@ def _accept(tuned: Path, target: Path) -> str:
     before = target.read_text()
     yaml = YAML()  # the default style, which DVC also uses
     yaml.width = 4096
-    yaml.representer.add_representer(type(None), lambda to, _: to.represent_scalar("tag:yaml.org,2002:null", "null"))
     merged = yaml.load(before)
     _overlay(merged, yaml.load(tuned), target)
     with atomic_write(target) as temporary:
