@@ -23,8 +23,10 @@ def test_mutants_of_media_give_frames_or_a_reason(cases: Callable[[int], int], t
 def test_the_same_seed_gives_the_same_mutants(tmp_path: Path) -> None:
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
+    whole = media_mutations.undamaged(tmp_path)
     first, second = (
-        [path.read_bytes() for path in media_mutations.mutants(tmp_path / folder, 30, 3)] for folder in ("a", "b")
+        [path.read_bytes() for path in media_mutations.mutants(whole, tmp_path / folder, 30, 3)]
+        for folder in ("a", "b")
     )
     assert first == second
     assert len(set(first)) > 20
