@@ -175,6 +175,7 @@ def tiny_checkpoint(tiny_params: Any, tiny_stats: Any) -> Callable[..., Path]:
         inputs = {"text": 384, "audio": 2, "vision": 2}
         digests = {"params": "p" * 64, "data": "d" * 64, "code": "c" * 64}
         content = tiny_params.model_dump(mode="json")
+        content["models"].setdefault(model, {})  # a variant without changes
         if encoder is not None:
             content["models"]["encoders"]["text"] |= {"finetune": True, "encoder": str(encoder)}
         config: Any = checkpoint.untrained_config(

@@ -220,8 +220,11 @@ def test_only_models_with_reliability_have_its_columns(measured: list[pd.DataFra
     assert mean["routing"].isna().all()
 
 
-def test_the_oracle_knows_which_clips_were_swapped(corpus: Any, tiny_checkpoint: Any, tmp_path: Path) -> None:
-    oracle = checkpoint.load(tiny_checkpoint(tmp_path / "oracle", model="oracle"))
+@pytest.mark.parametrize("model", ["oracle", "oracle--small"])
+def test_the_oracle_knows_which_clips_were_swapped(
+    model: str, corpus: Any, tiny_checkpoint: Any, tmp_path: Path
+) -> None:
+    oracle = checkpoint.load(tiny_checkpoint(tmp_path / model, model=model))
     cells = [c for c in corpus.cells if c.name == "swap-audio-0.50"]
     (rows,) = protocol.measure([oracle], corpus.split, cells, "cpu")
     assert set(rows["lost_audio"]) == {0.0, 1.0}

@@ -452,12 +452,14 @@ def test_a_version_aliased_by_hand_that_no_training_made_is_refused(corpus):
         ({"run": "f" * 32}, "f{32}"),
         ({"version": 9}, "no version 9"),
         ({"model": "oracle"}, "oracle"),
+        ({"model": "oracle--small"}, "oracle--small"),
     ],
 )
 def test_a_candidate_that_does_not_exist_or_cannot_be_used_is_refused(corpus, chosen, named):
-    corpus.params = corpus.params.model_copy(update={"seeds": {"qamoe": [1, 2], "oracle": [1]}})
+    corpus.params = corpus.params.model_copy(update={"seeds": {"qamoe": [1, 2], "oracle": [1], "oracle--small": [1]}})
     corpus.train(answer=1.0)
     corpus.train_other("oracle", 1.0)
+    corpus.train_other("oracle--small", 1.0)
     with pytest.raises(UserError, match=named):
         corpus.promote(**chosen)
     assert corpus.client.search_registered_models() == []

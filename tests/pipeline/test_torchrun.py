@@ -18,6 +18,8 @@ CHANGES = {
     "train.common.epochs": EPOCHS,
     "train.common.patience": EPOCHS,
 }
+# a rate so high that it is halved within these epochs, and batches that share the paper's draws
+PLATEAU = {"models.paper--plateau": {"train": {"schedule": "plateau", "lr": 0.03, "degrade": {"spectrum": "paper"}}}}
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
 
 
@@ -30,7 +32,8 @@ def history(folder: Path) -> list[dict[str, float]]:
 def test_two_processes_give_the_losses_of_one_over_fifty_steps(
     preprocessed: Path, params_file: Any, environment: dict[str, str], tmp_path: Path, records: Any
 ) -> None:
-    path = params_file(CHANGES | {"seeds": {"qamoe": [1], "ablation-fallback": [1]}})
+    models = ("qamoe", "ablation-fallback", "paper--plateau")
+    path = params_file(CHANGES | PLATEAU | {"seeds": {model: [1] for model in models}})
     settings = environment | {"MLFLOW_TRACKING_URI": os.environ["MLFLOW_TRACKING_URI"], "OMP_NUM_THREADS": "1"}
     arguments = ["qamoe", "run", "train", "--params", str(path), "--out", str(preprocessed)]
     one = [sys.executable, "-m", *arguments]
@@ -42,7 +45,7 @@ def test_two_processes_give_the_losses_of_one_over_fifty_steps(
         [*TORCHRUN, *arguments], cwd=tmp_path, env=two, capture_output=True, text=True, timeout=500, check=False
     )
     assert done.returncode == 0, done.stderr
-    for model in ("qamoe", "ablation-fallback"):
+    for model in models:
         single, distributed = (history(folder / model / "1") for folder in (tmp_path / "one", preprocessed / "train"))
         assert len(distributed) == EPOCHS
         for a, b in zip(single, distributed, strict=True):
@@ -50,17 +53,19 @@ def test_two_processes_give_the_losses_of_one_over_fifty_steps(
     assert distributed != single, "identical histories: the batches were not distributed"
 
     printed = re.findall(r"seed 1: epoch (\d+) of", done.stderr)
-    assert printed == 2 * ["1", *(str(number) for number in range(2, EPOCHS + 1, 2))], "only one process prints"
+    assert printed == len(models) * ["1", *(str(number) for number in range(2, EPOCHS + 1, 2))], (
+        "only one process prints"
+    )
     (experiment,) = (e for e in records.search_experiments() if e.name == "qa-moe")
     runs = records.search_runs([experiment.experiment_id], "tags.`qamoe.seed` = '1'")
     trained = sorted((run.data.tags["qamoe.model"], run.data.tags["qamoe.seed"]) for run in runs)
-    assert trained == [("ablation-fallback", "1"), ("qamoe", "1")]
+    assert trained == sorted((model, "1") for model in models)
     assert {run.info.status for run in runs} == {"FINISHED"}
     assert not list(preprocessed.glob(".*.lock"))
 
     kept = subprocess.run(one, cwd=tmp_path, env=settings, capture_output=True, text=True, timeout=300, check=True)
     seeds = json.loads(kept.stdout.splitlines()[-1])["seeds"]
-    assert seeds == {"trained": [], "kept": ["qamoe/1", "ablation-fallback/1"]}, (
+    assert seeds == {"trained": [], "kept": [f"{model}/1" for model in models]}, (
         "a run in one process keeps the result of two"
     )
 

@@ -70,7 +70,7 @@ def assert_same_predictions(trained: Trained, path: Path, batches: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", ["qamoe", "concat", "paper-public"])
+@pytest.mark.parametrize("model", ["qamoe", "concat", "paper-public", "paper--no-gate"])
 def test_the_file_predicts_as_the_model_with_its_frozen_encoder(
     model: str, tiny_checkpoint: Callable[..., Path], tmp_path: Path
 ) -> None:

@@ -241,7 +241,8 @@ def _candidate(folder: Path, out: Path, source: str | None = None) -> Candidate:
     check(config, folder / CONFIG)
     if family(config["model"]) == "oracle":
         raise UserError(
-            "The model oracle reads how each clip was degraded, which no recording tells; it cannot be promoted."
+            f"The model {config['model']} reads how each clip was degraded, which no recording tells; it cannot be"
+            " promoted."
         )
     return Candidate(config["selection"], config["seed"], folder, config)
 
