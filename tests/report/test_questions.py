@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from qamoe.evaluation import bootstrap
 from qamoe.report import questions
 from qamoe.report.results import read
 
@@ -32,6 +33,16 @@ def test_a_claim_is_decided_by_the_interval_of_the_difference(error: float, word
     assert verdict.words == words
     assert verdict.value == pytest.approx(1.0 - error)
     assert verdict.low < verdict.value < verdict.high
+
+
+def test_one_source_decides_nothing() -> None:
+    lines = [line("paper", 1, 1.0), line("concat", 1, 2.0)]
+    for one in lines:
+        one["errors"]["landscape"] = {"source-0": one["errors"]["landscape"]["source-0"]}
+    verdict = claims(*lines)["paper.concat.landscape"].verdict
+    assert verdict.value == pytest.approx(-1.0)
+    assert verdict.words == "cannot be told"
+    assert np.isnan([verdict.low, verdict.high]).all()
 
 
 def test_seeds_are_averaged_and_clips_weigh_the_sources() -> None:
@@ -93,6 +104,15 @@ def test_measures_are_those_of_the_summary(evaluated: Any) -> None:
     silent = questions.measure(evaluated, "concat", 1)
     assert silent["r"] == {}
     assert silent["routing"] == {}
+
+
+def test_an_interval_is_that_of_the_comparison_of_two_models(evaluated: Any) -> None:
+    lines = [questions.measure(evaluated, *run) for run in (("qamoe", 1), ("qamoe", 2), ("concat", 1))]
+    by_model = {"qamoe": lines[:2], "concat": lines[2:]}
+    for name in ("clean", "landscape"):
+        ours, theirs = (evaluated.compared(model, name) for model in by_model)
+        expected = bootstrap.compare(ours, theirs)
+        assert questions.compare(by_model, name, "qamoe", "concat") == pytest.approx(expected[:3], abs=1e-12)
 
 
 def test_the_section_has_the_numbers_of_the_claims(evaluated: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,12 +21,14 @@ from qamoe.report.tables import MODALITIES
 
 SUBJECT, BASELINE = "paper", "concat"
 SLICES = ("clean", "missing", "mixed", "paper_noise", "subsets", LANDSCAPE)
-DRAWS = 2000  # of test sources
 Measures = dict[str, Any]
 
 
 class Verdict(NamedTuple):
-    """A difference, its 95 % interval over test sources, and what follows for a claim of its sign."""
+    """A difference, its 95 % interval over test sources, and what follows for a claim of its sign.
+
+    The limits are NaN if there is no interval: one source, or one seed.
+    """
 
     value: float
     low: float
@@ -169,16 +171,17 @@ def compare(by_model: dict[str, list[Measures]], name: str, ours: str, theirs: s
             return None
         tables.append(pd.DataFrame([{source: error for source, (_, error) in line.items()} for line in lines]).mean())
     clips = pd.Series({source: count for source, (count, _) in by_model[ours][0]["errors"][name].items()}, dtype=float)
-    difference = (tables[0] - tables[1]).reindex(clips.index).to_numpy()
-    return _over_sources(difference, clips.to_numpy())
+    return _over_sources((tables[0] - tables[1]).reindex(clips.index), clips)
 
 
-def _over_sources(values: np.ndarray, clips: np.ndarray) -> Verdict:
-    """Return the mean over clips of a value by source, and its interval by a bootstrap over sources."""
-    drawn = np.random.default_rng(0).integers(len(values), size=(DRAWS, len(values)))
-    means = (values * clips)[drawn].sum(1) / clips[drawn].sum(1)
-    low, high = np.quantile(means, (0.025, 0.975))
-    return Verdict(float((values * clips).sum() / clips.sum()), float(low), float(high))
+def _over_sources(values: pd.Series, clips: pd.Series) -> Verdict:
+    """Return the mean over clips of a value by source, and its interval, by the draws and limits of `qamoe compare`."""
+    from qamoe.evaluation.bootstrap import interval, over_sources
+
+    rows = pd.DataFrame({"source": clips.index, "seed": 0, "cell": "", "draw": 0})
+    sums = np.stack([values * clips, clips], axis=1)
+    drawn, _ = over_sources(rows, sums, lambda means: means[..., 0] / means[..., 1])
+    return Verdict(*interval(drawn[:, 0], len(clips)))
 
 
 def _of_reliability(by_model: dict[str, list[Measures]]) -> list[Claim]:
@@ -224,7 +227,7 @@ def _over_seeds(values: list[float]) -> Verdict:
 
     mean = float(np.mean(values))
     if len(values) == 1:
-        return Verdict(mean, float("-inf"), float("inf"))
+        return Verdict(mean, float("nan"), float("nan"))
     half = float(t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values)))
     return Verdict(mean, mean - half, mean + half)
 
