@@ -23,7 +23,8 @@ import yaml
 from qamoe.config import params as parameters
 from qamoe.config import settings
 from qamoe.config.overlay import experiment_content
-from qamoe.errors import exit_on_user_error
+from qamoe.errors import UserError, exit_on_user_error
+from qamoe.files import atomic_write
 from qamoe.report import questions, results
 
 LINES = Path("docs/notebook/questions")
@@ -38,6 +39,8 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=960)
     parser.add_argument("--page", action="store_true", help="write the tables of the page")
     given = parser.parse_args()
+    if (given.experiment is None or given.seed is None) and not (given.page and given.experiment is None):
+        parser.error("give an experiment and the seed of its corpus, or --page alone")
     with exit_on_user_error("questions"):
         if given.experiment:
             answer(given.experiment, given.seed, given.clips)
@@ -46,19 +49,30 @@ def main() -> None:
 
 
 def answer(experiment: str, seed: int, clips: int) -> None:
-    """Measure every model and seed of an experiment that its file of lines lacks."""
+    """Measure every model and seed of an experiment that its file of lines lacks.
+
+    Raises UserError for another corpus than a generated one, and for another number of clips than lines or corpus have.
+    """
     out = Path(f"artifacts-{experiment}-{seed}")
     content = experiment_content(experiment, Path("params.yaml"), Path("experiments"))
-    content["extract"]["corpus"]["path"] = str(out / "data")
+    corpus = content["extract"]["corpus"]
+    if corpus["kind"] != "sample":
+        raise UserError(f"experiment {experiment}: extract.corpus.kind is {corpus['kind']!r}; questions need 'sample'")
+    corpus["path"] = str(out / "data")
     file = LINES / f"{experiment}-{seed}.jsonl"
+    known = read(file)
+    _same_clips(clips, file, {line["clips"] for line in known})
+    if (manifest := out / "data/manifest.csv").is_file():
+        _same_clips(clips, manifest, {len(pd.read_csv(manifest))})
     LINES.mkdir(parents=True, exist_ok=True)
-    file.write_text("".join(json.dumps(line) + "\n" for line in read(file)))  # without a line that was cut
-    done = {(line["model"], line["seed"]) for line in read(file)}
+    with atomic_write(file) as path:
+        path.write_text("".join(json.dumps(line) + "\n" for line in known))
+    done = {(line["model"], line["seed"]) for line in known}
     listed = [(model, number) for model, numbers in content["seeds"].items() for number in numbers if model != "mean"]
     # All models with seed 1 first, so that a part of the lines is a table already.
     listed.sort(key=lambda pair: (pair[1], pair[0] not in FIRST))
     waiting = [pair for pair in listed if pair not in done]
-    if waiting and not (out / "data/manifest.csv").is_file():
+    if waiting and not manifest.is_file():
         _run("sample", str(out / "data"), "--clips", str(clips), "--seed", str(seed))
     side_by_side = settings.workers()
     while waiting:
@@ -66,11 +80,11 @@ def answer(experiment: str, seed: int, clips: int) -> None:
         seeds: dict[str, list[int]] = {}
         for model, number in now:
             seeds.setdefault(model, []).append(number)
-        path = _params(out, content | {"seeds": seeds})
+        used = _params(out, content | {"seeds": seeds})
         for stage in ("extract", "preprocess") if not (out / "preprocess/stats.json").is_file() else ():
-            _run("run", stage, "--params", str(path), "--out", str(out))
+            _run("run", stage, "--params", str(used), "--out", str(out))
         for stage in ("train", "evaluate"):
-            _run("run", stage, "--params", str(path), "--out", str(out))
+            _run("run", stage, "--params", str(used), "--out", str(out))
         measured = results.read(out / "evaluate", out / "train", list(seeds))
         with file.open("a") as lines:
             for model, number in now:
@@ -92,14 +106,28 @@ def areas_of(measured: results.Results, model: str, seed: int) -> dict[str, Any]
 
 
 def read(file: Path) -> list[dict[str, Any]]:
-    """Return the lines of a file; none if it does not exist, and without a last one that is cut."""
-    lines = []
-    for text in file.read_text().splitlines() if file.is_file() else ():
+    """Return the lines of a file; none if it does not exist, and without a last one that is cut.
+
+    Raises UserError for any other line that is not JSON, and for a second line of a model and seed.
+    """
+    lines: list[dict[str, Any]] = []
+    texts = file.read_text().splitlines() if file.is_file() else []
+    for number, text in enumerate(texts, 1):
         try:
-            lines.append(json.loads(text))
+            line = json.loads(text)
         except ValueError:
+            if number < len(texts):
+                raise UserError(f"{file}, line {number}: {text[:40]!r} is not a line of measures in JSON") from None
             break
+        if any((line["model"], line["seed"]) == (other["model"], other["seed"]) for other in lines):
+            raise UserError(f"{file}, line {number}: a second line of {line['model']}, seed {line['seed']}")
+        lines.append(line)
     return lines
+
+
+def _same_clips(clips: int, file: Path, present: set[int]) -> None:
+    if present - {clips}:
+        raise UserError(f"--clips is {clips}, and {file} is of {', '.join(map(str, sorted(present)))} clips")
 
 
 def _params(out: Path, content: dict[str, Any]) -> Path:
@@ -112,7 +140,9 @@ def _params(out: Path, content: dict[str, Any]) -> Path:
 
 def _run(*arguments: str) -> None:
     environment = os.environ | {"QAMOE_TRACKING": "off"}
-    subprocess.run([sys.executable, "-m", "qamoe", *arguments], env=environment, check=True)
+    done = subprocess.run([sys.executable, "-m", "qamoe", *arguments], env=environment, check=False)
+    if done.returncode:  # qamoe has said why
+        sys.exit(done.returncode)
 
 
 def write_page() -> None:
@@ -121,7 +151,7 @@ def write_page() -> None:
     begin, end = "<!-- generated by scripts/questions.py -->\n", "<!-- end -->"
     before, rest = text.split(begin)
     _, after = rest.split(end, 1)
-    parts = [part for file in sorted(LINES.glob("*.jsonl")) for part in _of_file(file)]
+    parts = [part for file in sorted(LINES.glob("*.jsonl")) if read(file) for part in _of_file(file)]
     PAGE.write_text(before + begin + "\n" + "\n".join(parts) + "\n" + end + after)
 
 
