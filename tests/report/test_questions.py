@@ -107,6 +107,16 @@ def test_measures_are_those_of_the_summary(evaluated: Any) -> None:
     assert silent["routing"] == {}
 
 
+def test_a_landscape_without_its_undegraded_cell_has_no_routing(tmp_path: Path, make_run: Any) -> None:
+    make_run(tmp_path, "qamoe", 1, slices=("landscape",))
+    file = tmp_path / "evaluate/qamoe/1/predictions.parquet"
+    rows = pd.read_parquet(file)
+    rows[~rows["cell"].str.contains("0.00", regex=False)].to_parquet(file)
+    measured = questions.measure(read(tmp_path / "evaluate", tmp_path / "train"), "qamoe", 1)
+    assert measured["routing"] == {}
+    assert set(measured["r"]) == {"text", "audio", "vision"}
+
+
 def test_an_interval_is_that_of_the_comparison_of_two_models(evaluated: Any) -> None:
     lines = [questions.measure(evaluated, *run) for run in (("qamoe", 1), ("qamoe", 2), ("concat", 1))]
     by_model = {"qamoe": lines[:2], "concat": lines[2:]}

@@ -59,7 +59,8 @@ def measure(results: Results, model: str, seed: Any) -> Measures:
 
     `errors`: slice -> source -> clips and their error (absolute error, or share of wrong classes), cells weighted as
     in the summary. `r`: modality -> Spearman's correlation of r with the severity of the landscape. `routing`: cell ->
-    mean weight of each expert, and for the undegraded cell that of every second clip too.
+    mean weight of each expert, and for the undegraded cell that of every second clip too; empty for a model without
+    experts and for a landscape without that cell.
     """
     only = results._replace(folders={model: {seed: results.folders[model][seed]}})
     present = [name for name in SLICES if name in only.slices_of(model)]
@@ -93,12 +94,11 @@ def _correlations(rows: pd.DataFrame) -> dict[str, float]:
 
 
 def _routing(rows: pd.DataFrame) -> dict[str, list[float]]:
-    rows = rows[rows["routing"].notna()]
-    if rows.empty:
+    levels = sorted({level for cell in rows["cell"].unique() for level in cell.split("-")[1:]})
+    if levels[0] != "0.00" or rows["routing"].isna().all():  # without the undegraded cell there is nothing to compare
         return {}
-    levels = sorted(rows["cell"].unique())
-    clean, noisy, lost = levels[0], f"{levels[-1][:-4]}0.00", f"{levels[0][:-4]}{levels[-1][-4:]}"
-    means = {name: rows[rows["cell"] == cell] for name, cell in (("clean", clean), ("noisy", noisy), ("lost", lost))}
+    cells = {"clean": ("0.00", "0.00"), "noisy": (levels[-1], "0.00"), "lost": ("0.00", levels[-1])}
+    means = {name: rows[rows["cell"] == "-".join((LANDSCAPE, *pair))] for name, pair in cells.items()}
     means["half"] = means["clean"].iloc[::2]
     return {name: np.stack(part["routing"].tolist()).mean(0).round(6).tolist() for name, part in means.items()}
 
