@@ -6,7 +6,8 @@
 
 The file docs/notebook/questions/EXPERIMENT-SEED.jsonl has one line of measures for each model and training seed
 (report/questions.py). It is appended to after as many seeds as train side by side, so a cut costs no more than those.
-The corpus and all checkpoints lie in artifacts-EXPERIMENT-SEED/, and are made again if they are gone.
+The corpus and the last checkpoints lie in artifacts-EXPERIMENT-SEED/. The corpus is made again if it is gone; a model
+that has its line is not trained again, and its checkpoint is deleted when the next seed is trained.
 """
 
 import argparse

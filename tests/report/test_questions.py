@@ -10,6 +10,7 @@ import pytest
 from qamoe.errors import UserError
 from qamoe.evaluation import bootstrap
 from qamoe.report import questions
+from qamoe.report.build import build
 from qamoe.report.results import read
 
 SOURCES = [f"source-{number}" for number in range(12)]
@@ -82,7 +83,7 @@ def test_models_that_no_question_compares_decide_nothing() -> None:
 def evaluated(tmp_path_factory: pytest.TempPathFactory, make_run: Any) -> Any:
     root = tmp_path_factory.mktemp("questions")
     for model, seed in (("qamoe", 1), ("qamoe", 2), ("concat", 1)):
-        make_run(root, model, seed, slices=("clean", "landscape"))
+        make_run(root, model, seed, slices=("clean", "mixed", "landscape"))
     return read(root / "evaluate", root / "train")
 
 
@@ -90,7 +91,7 @@ def test_measures_are_those_of_the_summary(evaluated: Any) -> None:
     from qamoe.evaluation.summary import summarise
 
     measured = questions.measure(evaluated, "qamoe", 2)
-    assert set(measured["errors"]) == {"clean", "landscape"}
+    assert set(measured["errors"]) == {"clean", "mixed", "landscape"}
     cells = evaluated.cells.query("model == 'qamoe' and seed == 2").drop(columns=["model", "seed"])
     areas = summarise(cells).query("metric == 'mae'").set_index("slice")["area"]
     for name, by_source in measured["errors"].items():
@@ -137,6 +138,10 @@ def test_the_section_has_the_numbers_of_the_claims(evaluated: Any, monkeypatch: 
     assert section.context.columns == questions.COLUMNS
     assert section.context.rows[0][0] == "Ours is better"
     assert len(section.context.rows) == 1 + 3 + 2
+    page = build(evaluated).html
+    assert '<th scope="col" class="words">Verdict</th>' in page, "columns of words begin at the left"
+    assert f'<td class="words">{section.context.rows[0][3]}</td>' in page
+    assert '<th scope="col">Acc-7, volume</th>' in page
 
 
 def test_a_line_that_was_cut_is_measured_again(tmp_path: Path) -> None:

@@ -233,6 +233,7 @@ def _over_seeds(values: list[float]) -> Verdict:
 
 
 COLUMNS = ["Claim", "The paper (second-hand)", "Ours [95 % interval]", "Verdict", "Test"]
+WORDS = tuple(COLUMNS[1:])
 
 
 def rows_of(claims: Iterable[Claim]) -> list[list[str]]:
@@ -271,7 +272,8 @@ def section(results: Results) -> Section[Figures]:
     )
     title = "Questions of the paper"
     numbers = {name: value for name, value in numbers.items() if np.isfinite(value or 0.0)}
-    return Section(Figures(title, text, [], small=False, columns=COLUMNS, rows=rows_of(claims)), numbers)
+    figures = Figures(title, text, [], small=False, columns=COLUMNS, rows=rows_of(claims), words=WORDS)
+    return Section(figures, numbers)
 
 
 _MODELS = {SUBJECT} | {model for comparison in COMPARISONS for model in comparison[3:]}

@@ -26,7 +26,10 @@ class Image:
 
 @dataclass(frozen=True)
 class Figures:
-    """A heading, a paragraph, the figures under it and a table; small figures are laid out in columns."""
+    """A heading, a paragraph, the figures under it and a table; small figures are laid out in columns.
+
+    `words` are the columns whose cells are words; the cells of others are numbers, except those of the first.
+    """
 
     title: str
     text: str
@@ -34,6 +37,7 @@ class Figures:
     small: bool
     columns: list[str] = field(default_factory=list)
     rows: list[list[str]] = field(default_factory=list)
+    words: tuple[str, ...] = ()
 
 
 def merged(*parts: Numbers) -> Numbers:
