@@ -1,0 +1,111 @@
+"""The cache of weights: find a name's verified files, fetch missing ones, check what is there."""
+
+import os
+import tempfile
+from functools import cache
+from pathlib import Path
+
+from qamoe.config import settings
+from qamoe.errors import UserError
+from qamoe.files import exclusive_lock, file_digest, remove_abandoned
+from qamoe.weights.sources import File, Folder, Installed, Source, SourceError
+from qamoe.weights.table import WEIGHTS, Weights
+
+
+def known(name: str) -> Weights:
+    """Return the entry of a name. Raises UserError for a name that is not in the table."""
+    if name not in WEIGHTS:
+        raise UserError(f"weights {name!r} are not known; allowed are {', '.join(WEIGHTS)}.")
+    return WEIGHTS[name]
+
+
+def folder(name: str, *files: str) -> Path:
+    """Return the folder of a name's weights, with these files (default: all) verified once per process.
+
+    The cache comes first, then an installed package. Raises UserError if they are missing or a digest differs.
+    """
+    wanted = [file for file in WEIGHTS[name].files if not files or file.name in files]
+    for place in _places(name):
+        if all((place / file.name).is_file() for file in wanted):
+            for file in wanted:
+                if (digest := _digest(place / file.name)) != file.sha256:
+                    raise UserError(
+                        f"{place / file.name} has the SHA-256 {digest}, must have {file.sha256};"
+                        f" qamoe weights fetch {name} replaces it."
+                    )
+            return place
+    raise UserError(f"The weights {name} are missing in {cached(name)}; qamoe weights fetch {name} gets them.")
+
+
+def cached(name: str) -> Path:
+    """Return a name's folder in the cache, which may not exist."""
+    return settings.weights_cache() / name
+
+
+def _places(name: str) -> list[Path]:
+    installed = [source.path() for source in WEIGHTS[name].sources if isinstance(source, Installed)]
+    return [cached(name), *(path for path in installed if path is not None)]
+
+
+@cache
+def _digest(path: Path) -> str:
+    return file_digest(path)
+
+
+def fetch(name: str) -> Source | None:
+    """Get a name's weights from the first source that gives them all with the right digests; None: they are there.
+
+    Two processes that fetch the same name do it once. Raises UserError with each source's reason if none has them, and
+    if the cache cannot be written; no part of a file then stands under its name.
+    """
+    entry = known(name)
+    target = cached(name)
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        with exclusive_lock(target):
+            if _intact(name):
+                return None
+            remove_abandoned(target, ".fetch.*")
+            return _fetch(name, entry, target)
+    except OSError as error:
+        raise UserError(f"{target} cannot be written: {error.strerror or error}.") from None
+
+
+def _intact(name: str) -> bool:
+    _digest.cache_clear()
+    try:
+        folder(name)
+    except UserError:
+        return False
+    return True
+
+
+def _fetch(name: str, entry: Weights, target: Path) -> Source:
+    local = settings.weights_source()
+    sources = [*([Folder(local / name)] if local else []), *entry.sources]
+    reasons = []
+    for source in sources:
+        with tempfile.TemporaryDirectory(prefix=".fetch.", suffix=f".{os.getpid()}", dir=target) as temporary:
+            try:
+                source.put(entry.files, Path(temporary))
+                _move(entry.files, Path(temporary), target)
+            except SourceError as reason:
+                reasons.append(f"{source}: {reason}")
+                continue
+        _digest.cache_clear()
+        return source
+    raise UserError(f"The weights {name} cannot be fetched; {'; '.join(reasons)}.")
+
+
+def _move(files: tuple[File, ...], temporary: Path, target: Path) -> None:
+    """Move files whose digests are right into place, each whole and on the disk."""
+    for file in files:
+        path = temporary / file.name
+        if not path.is_file() or (digest := file_digest(path)) != file.sha256:
+            raise SourceError(
+                f"{file.name} has the SHA-256 {digest}, must have {file.sha256}" if path.is_file() else "no file"
+            )
+    for file in files:
+        with (temporary / file.name).open("rb") as written:
+            os.fsync(written.fileno())
+        (temporary / file.name).replace(target / file.name)
