@@ -3,7 +3,7 @@
 import hashlib
 import os
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Barrier
@@ -50,7 +50,7 @@ def server() -> Iterator[Server]:
 
 
 @pytest.fixture
-def define(monkeypatch: pytest.MonkeyPatch) -> Iterator[object]:
+def define(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """define(SOURCE...) adds weights with the name `made` to the table."""
 
     def add(*sources: Source, files: tuple[File, ...] = FILES) -> None:
