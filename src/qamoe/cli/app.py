@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import typer
 from typer.core import TyperGroup
 
-from qamoe.cli import run
+from qamoe.cli import run, weights
 from qamoe.cli.options import Folder, Model, Out, Params, model_address
 from qamoe.config import settings
 from qamoe.config.params import registry_name
@@ -37,6 +37,7 @@ app = typer.Typer(
     help="QA-MoE: train, evaluate, promote, serve.",
 )
 app.add_typer(run.app, name="run", rich_help_panel="Pipeline")
+app.add_typer(weights.app, name="weights", rich_help_panel="Pipeline")
 
 PIPELINE, DATA, RESULTS, REGISTRY, CHAMPION = "Pipeline", "Data", "Results", "Registry", "Using a model"
 Format = Literal["terminal", "md", "latex", "csv"]

@@ -11,46 +11,70 @@ from qamoe.config.block import Block
 HOP_RATE = 100  # Hz; audio descriptors are computed every 10 ms
 
 
-class MiniLMSettings(Block):
+class ExtractorSettings(Block):
+    @property
+    def weights(self) -> tuple[str, ...]:
+        """The names of the pretrained weights that it needs (weights/table.py)."""
+        return ()
+
+
+class MiniLMSettings(ExtractorSettings):
     extractor: Literal["minilm"]
     max_tokens: Annotated[int, Field(ge=3, le=512)]
 
+    @property
+    def weights(self) -> tuple[str, ...]:
+        return ("minilm",)
 
-class HuggingFaceSettings(Block):
+
+class BgeSmallSettings(ExtractorSettings):
+    extractor: Literal["bge-small"]
+    max_tokens: Annotated[int, Field(ge=3, le=512)]
+
+    @property
+    def weights(self) -> tuple[str, ...]:
+        return ("bge-small",)
+
+
+class HuggingFaceSettings(ExtractorSettings):
     extractor: Literal["huggingface"]
     model: Annotated[str, Field(min_length=1)]  # a folder
     max_tokens: Annotated[int, Field(ge=3, le=4096)]
 
 
-class EgemapsSettings(Block):
+class EgemapsSettings(ExtractorSettings):
     extractor: Literal["egemaps"]
     rate: Annotated[float, Field(gt=0, le=HOP_RATE)]  # Hz
 
 
-class LogMelSettings(Block):
+class LogMelSettings(ExtractorSettings):
     extractor: Literal["logmel"]
     rate: Annotated[float, Field(gt=0, le=HOP_RATE)]  # Hz
     bands: Annotated[int, Field(ge=8, le=80)] = 40  # narrower bands would contain no point of the spectrum
 
 
-class Wav2vecSettings(Block):
+class Wav2vecSettings(ExtractorSettings):
     extractor: Literal["wav2vec"]
     rate: Annotated[float, Field(gt=0, le=100)]  # Hz, at most the encoder's own (mostly 50)
     model: Annotated[str, Field(min_length=1)]  # a folder
 
 
-class LandmarksSettings(Block):
+class LandmarksSettings(ExtractorSettings):
     extractor: Literal["landmarks"]
     rate: Annotated[float, Field(gt=0, le=60)]  # Hz
 
+    @property
+    def weights(self) -> tuple[str, ...]:
+        return ("face_landmarker",)
 
-class OpenFaceSettings(Block):
+
+class OpenFaceSettings(ExtractorSettings):
     extractor: Literal["openface"]
     rate: Annotated[float, Field(gt=0, le=60)]  # Hz
 
 
 SETTINGS: dict[str, dict[str, type[Block]]] = {
-    "text": {"minilm": MiniLMSettings, "huggingface": HuggingFaceSettings},
+    "text": {"minilm": MiniLMSettings, "bge-small": BgeSmallSettings, "huggingface": HuggingFaceSettings},
     "audio": {"egemaps": EgemapsSettings, "logmel": LogMelSettings, "wav2vec": Wav2vecSettings},
     "vision": {"landmarks": LandmarksSettings, "openface": OpenFaceSettings},
 }
@@ -77,6 +101,6 @@ def _of(modality: str) -> BeforeValidator:
 
 
 # Pydantic's own discriminated unions would put the extractor's name into the path of a wrong key.
-TextSettings = Annotated[MiniLMSettings | HuggingFaceSettings, _of("text")]
+TextSettings = Annotated[MiniLMSettings | BgeSmallSettings | HuggingFaceSettings, _of("text")]
 AudioSettings = Annotated[EgemapsSettings | LogMelSettings | Wav2vecSettings, _of("audio")]
 VisionSettings = Annotated[LandmarksSettings | OpenFaceSettings, _of("vision")]

@@ -6,6 +6,7 @@ Settings may change speed and float rounding, but no result; params.yaml holds e
 import math
 import os
 import re
+from pathlib import Path
 from urllib.parse import quote, unquote, unquote_plus
 
 from qamoe.errors import UserError
@@ -117,6 +118,27 @@ def untracked() -> bool:
     if value not in ("on", "off"):
         raise UserError(f"QAMOE_TRACKING is {value!r}; it must be on or off.")
     return value == "off" or processes()[0] > 0
+
+
+def weights_cache() -> Path:
+    """Return the folder of fetched weights: `QAMOE_WEIGHTS`, or qamoe/weights in the user's cache (XDG_CACHE_HOME)."""
+    if folder := os.environ.get("QAMOE_WEIGHTS"):
+        return Path(folder)
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "")
+    # Not Path.home(), which raises for a user without a home; what is installed is found all the same.
+    home = Path(os.environ.get("HOME") or "/")
+    return (cache if cache.is_absolute() else home / ".cache") / "qamoe" / "weights"
+
+
+def weights_source() -> Path | None:
+    """Return a local folder that is asked for weights before any other source, `QAMOE_WEIGHTS_FROM`."""
+    folder = os.environ.get("QAMOE_WEIGHTS_FROM")
+    return Path(folder) if folder else None
+
+
+def model_hub() -> str:
+    """Return the address of the Hugging Face hub, or of a mirror: its own `HF_ENDPOINT`."""
+    return (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
 
 
 def secrets() -> set[str]:

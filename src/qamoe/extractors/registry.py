@@ -14,6 +14,7 @@ import numpy as np
 from qamoe.config.block import Block
 from qamoe.config.extractor_settings import extractor_settings
 from qamoe.errors import UserError
+from qamoe.extractors.bge_small import BgeSmall
 from qamoe.extractors.egemaps import Egemaps
 from qamoe.extractors.huggingface import HuggingFace
 from qamoe.extractors.landmarks import Landmarks
@@ -23,7 +24,7 @@ from qamoe.extractors.openface import OpenFace
 from qamoe.extractors.wav2vec import Wav2vec
 
 EXTRACTORS: dict[str, dict[str, type[Any]]] = {
-    "text": {"minilm": MiniLM, "huggingface": HuggingFace},
+    "text": {"minilm": MiniLM, "bge-small": BgeSmall, "huggingface": HuggingFace},
     "audio": {"egemaps": Egemaps, "logmel": LogMel, "wav2vec": Wav2vec},
     "vision": {"landmarks": Landmarks, "openface": OpenFace},
 }
@@ -62,7 +63,7 @@ def extractors_of(config: Mapping[str, Any]) -> dict[str, Block]:
     UserError if it does not describe an extractor that this version has.
     """
     streams = [m for m in config["modalities"] if m != "text" and config["stats"][m].get("rate")]
-    chosen = {}
+    chosen: dict[str, Block] = {}
     for modality in streams:
         try:
             chosen[modality] = extractor_settings(modality, config["extract"].get(modality))

@@ -14,6 +14,7 @@ import numpy as np
 from qamoe.errors import UserError
 
 FILE = "tokenizer.json"
+FILES = (FILE, "tokenizer_config.json")
 ENGLISH, CHINESE = "bert-base-uncased", "bert-base-chinese"  # the vocabularies of corpora with ready token ids
 _ROLES = (("pad_token",), ("cls_token", "bos_token"), ("sep_token", "eos_token"), ("unk_token",))
 
@@ -82,7 +83,7 @@ def _tokenizer(folder: Path) -> Any:
 
 def _special(folder: Path, tokenizer: Any) -> tuple[tuple[int, ...], int]:
     """Return the ids of PAD, CLS and SEP (or of the first and last token), and that of UNK."""
-    path = folder / "tokenizer_config.json"
+    path = folder / FILES[1]
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

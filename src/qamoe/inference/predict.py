@@ -19,6 +19,7 @@ from qamoe.data.batch import Batch, pad
 from qamoe.data.normalise import Columns, clean
 from qamoe.data.stats import FrameStats
 from qamoe.errors import UserError
+from qamoe.extractors.bge_small import BgeSmall
 from qamoe.extractors.huggingface import HuggingFace
 from qamoe.extractors.minilm import MiniLM
 from qamoe.extractors.tokens import Tokens
@@ -159,7 +160,7 @@ def raw_frames(frames: np.ndarray, stats: FrameStats) -> np.ndarray:
 
 @cache
 def _tokeniser(extractor: str, **settings: Any) -> Tokens:
-    return next(of(**settings) for of in (MiniLM, HuggingFace) if of.name == extractor)
+    return next(of(**settings) for of in (MiniLM, BgeSmall, HuggingFace) if of.name == extractor)
 
 
 def _ids(config: CheckpointConfig, row: dict[Hashable, Any], number: int) -> np.ndarray:

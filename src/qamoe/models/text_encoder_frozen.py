@@ -1,4 +1,4 @@
-"""The frozen text encoder: token ids -> contextual states, with weights from a package or a local folder."""
+"""The frozen text encoder: token ids -> contextual states, with pinned weights or those of a local folder."""
 
 import hashlib
 import itertools
@@ -13,33 +13,40 @@ import torch
 from torch import Tensor
 
 from qamoe.errors import UserError
-from qamoe.extractors.minilm import NAME, model_folder
+from qamoe.extractors.minilm import NAME
 from qamoe.models import text_encoder_bert
+from qamoe.weights import store
+from qamoe.weights.table import WEIGHTS
 
 KEY = "models.encoders.text.encoder"
-WIDTH = 384  # of NAME's states
+NAMES = (NAME, "bge-small", "bge-small-fp32")  # of weights/table.py; any other value is a folder
+WIDTH = 384  # of their states
 _BATCH = 64
 
 
 def folder_of(encoder: str) -> Path:
-    """Return the folder of an encoder that params.yaml names. Raises UserError if it is not a folder."""
-    if encoder == NAME:
-        return model_folder()
+    """Return the folder of an encoder that params.yaml names. Raises UserError if there is none."""
+    if encoder in NAMES:
+        return store.folder(encoder)
     folder = Path(encoder)
     if not folder.is_dir():  # transformers would read it as a name on the hub
-        raise UserError(f"{KEY} is {encoder!r}; allowed are {NAME} and the folder of a Hugging Face encoder.")
+        raise UserError(
+            f"{KEY} is {encoder!r}; allowed are {', '.join(NAMES)} and the folder of a Hugging Face encoder."
+        )
     return folder
 
 
 def width(encoder: str) -> int:
     """Return the width W of an encoder's states."""
-    if encoder == NAME:
+    if encoder in NAMES:
         return WIDTH
     return int(json.loads((folder_of(encoder) / "config.json").read_text(encoding="utf-8"))["hidden_size"])
 
 
 def digest(encoder: str) -> str:
-    """Return the SHA-256 of the files in the encoder's folder that determine its states."""
+    """Return the SHA-256 of the files that determine the encoder's states; of a name, the SHA-256 of its pins."""
+    if encoder in NAMES:
+        return hashlib.sha256(repr(sorted((f.name, f.sha256) for f in WEIGHTS[encoder].files)).encode()).hexdigest()
     result = hashlib.sha256()
     for path in sorted(folder_of(encoder).iterdir()):
         if path.suffix in (".json", ".safetensors", ".bin", ".txt"):

@@ -28,6 +28,7 @@ UNCHANGING = (
     "registry",
     "source_code",
     "tracking",
+    "weights",  # a name stands for the same bytes for ever
 )
 _MARK = "  # From here on written by `python -m qamoe.pipeline.source_dependencies`.\n"
 
