@@ -30,7 +30,7 @@ def levelled(wave: np.ndarray, rate: int) -> np.ndarray:
         raise ClipError(f"only {len(wave) / rate:.2f} s of audio, at least {_WINDOW_S:g} s needed")
     powers = _band_powers(wave, rate)
     if swing_db(powers) < STEADY_DB:
-        raise ClipError("no speech: the sound is steady")
+        raise ClipError("no speech, only steady sound")
     speech = powers[:, 1:].sum(1)
     level = np.sqrt(speech[speech >= speech.mean() / 10].mean())
     return (wave * (LEVEL / level)).astype(np.float32)
