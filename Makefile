@@ -37,7 +37,7 @@ help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name text; do \
 		printf '  make %-14s %s\n' "$$name" "$$text"; done
 
-setup: $(VENV)/.installed ## install everything into .venv, about 4 minutes (TORCH=cpu: PyTorch without CUDA; PYTHON=python3.12)
+setup: $(VENV)/.weights ## install everything into .venv, about 4 minutes (TORCH=cpu: PyTorch without CUDA; PYTHON=python3.12)
 
 preflight: ## check the Python version and the system libraries that pip cannot install
 	@$(PYTHON) -c "$$PREFLIGHT"
@@ -53,11 +53,17 @@ $(VENV)/.installed: requirements.lock pyproject.toml
 	@test -n "$(TORCH)" || command -v nvidia-smi >/dev/null \
 		|| echo "setup: no GPU found; make setup TORCH=cpu takes PyTorch without CUDA, 2.9 GB instead of 6.3 GB"
 	$(PY) -m pip install --quiet --disable-pip-version-check --constraint requirements.lock --editable '.[sample,dev]'
-	@echo "setup: done, $$(du -sh $(VENV) | cut -f1) in $(VENV); next: make demo"
+	@echo "setup: installed, $$(du -sh $(VENV) | cut -f1) in $(VENV)"
 	@touch $@
 
+# The pretrained weights that params.yaml names. The file stays absent where a source fails, so each make tries again.
+$(VENV)/.weights: $(VENV)/.installed params.yaml
+	@rm -f $@
+	@if $(PY) -m qamoe weights fetch; then touch $@; echo "setup: done; next: make demo"; \
+		else echo "setup: done without these weights; make demo runs the overlay offline, which needs none of them"; fi
+
 demo: setup ## sample corpus -> features -> models -> spectrum report -> champion, about 6 minutes on two cores
-	$(PY) -m flows.pipeline
+	$(PY) -m flows.pipeline $$(test -e $(VENV)/.weights || echo experiment=offline)
 
 check: setup ## lint, types and the unit tests that start no process, within a minute
 	@$(PY) scripts/check.py

@@ -37,7 +37,7 @@ def list_weights() -> None:
 @app.command()
 def fetch(
     names: Annotated[
-        list[str] | None, typer.Argument(metavar="NAME...", help="Default: what the parameter file names.")
+        list[str] | None, typer.Argument(metavar="NAME", help="Default: what the parameter file names.")
     ] = None,
     params: Params = Path("params.yaml"),
 ) -> None:

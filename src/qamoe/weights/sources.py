@@ -132,11 +132,13 @@ def _get(address: str, file: File, into: Path) -> None:
             except (OSError, HTTPException) as error:
                 raise SourceError(f"{file.name} ended after {received} bytes ({error})") from None
             if not chunk:
-                return
+                break
             received += len(chunk)
             if file.size is not None and received > file.size:
                 raise SourceError(f"{file.name} is longer than {file.size} bytes")
             target.write(chunk)  # an OSError is the disk's
+        if response.length:  # what the header promised in addition
+            raise SourceError(f"{file.name} ended after {received} of {received + response.length} bytes")
 
 
 @dataclass(frozen=True)

@@ -75,7 +75,8 @@ def fetch(name: str) -> Source | None:
             remove_abandoned(target, ".fetch.*")
             return _fetch(name, entry, target)
     except OSError as error:
-        raise UserError(f"{target} cannot be written: {error.strerror or error}.") from None
+        place = "" if error.filename is None else f" ({error.filename})"
+        raise UserError(f"The weights {name} cannot be put into {target}: {error.strerror or error}{place}.") from None
 
 
 def _intact(name: str) -> bool:
