@@ -3,7 +3,7 @@
 import hashlib
 import os
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Barrier
@@ -50,7 +50,7 @@ def server() -> Iterator[Server]:
 
 
 @pytest.fixture
-def define(monkeypatch: pytest.MonkeyPatch) -> Iterator[object]:
+def define(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """define(SOURCE...) adds weights with the name `made` to the table."""
 
     def add(*sources: Source, files: tuple[File, ...] = FILES) -> None:
@@ -202,7 +202,7 @@ def test_a_local_folder_comes_first(
 
 
 def test_an_installed_package_is_used_where_it_is_and_never_imported(
-    define: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    define: Any, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     package = tmp_path / "site/carrier"
     (package / "data").mkdir(parents=True)
@@ -213,6 +213,7 @@ def test_an_installed_package_is_used_where_it_is_and_never_imported(
     define(Installed("carrier==1.0", "carrier", "data"))
     assert store.folder("made") == package / "data"
     assert store.fetch("made") is None
+    assert not cache.exists(), "nothing was fetched, so nothing needs to be writable"
     (package / "data/model.bin").write_bytes(b"")
     with pytest.raises(UserError, match=r"carrier==1\.0"):
         store.fetch("made")

@@ -94,7 +94,7 @@ class OpenFaceSettings(ExtractorSettings):
     rate: Annotated[float, Field(gt=0, le=60)]  # Hz
 
 
-SETTINGS: dict[str, dict[str, type[ExtractorSettings]]] = {
+SETTINGS: dict[str, dict[str, type[Block]]] = {
     "text": {"minilm": MiniLMSettings, "bge-small": BgeSmallSettings, "huggingface": HuggingFaceSettings},
     "audio": {
         "egemaps": EgemapsSettings,
@@ -106,12 +106,12 @@ SETTINGS: dict[str, dict[str, type[ExtractorSettings]]] = {
 }
 
 
-def extractor_settings(modality: str, value: Any) -> ExtractorSettings:
+def extractor_settings(modality: str, value: Any) -> Block:
     """Return a block of params.yaml (extract.text, .audio, .vision) as settings of the extractor that it names.
 
     Raises pydantic errors for an unknown extractor and for a key that the extractor does not have.
     """
-    if isinstance(value, ExtractorSettings):
+    if isinstance(value, Block):
         return value
     name = value.get("extractor") if isinstance(value, dict) else None
     known = SETTINGS[modality]
@@ -122,7 +122,7 @@ def extractor_settings(modality: str, value: Any) -> ExtractorSettings:
 
 
 def _of(modality: str) -> BeforeValidator:
-    choose: Callable[[Any], ExtractorSettings] = lambda value: extractor_settings(modality, value)  # noqa: E731
+    choose: Callable[[Any], Block] = lambda value: extractor_settings(modality, value)  # noqa: E731
     return BeforeValidator(choose)
 
 

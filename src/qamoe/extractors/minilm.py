@@ -22,4 +22,4 @@ class MiniLM(Tokens):
     name = NAME
 
     def __init__(self, max_tokens: int) -> None:
-        super().__init__(model_folder(), max_tokens, ENGLISH)
+        super().__init__(folder(NAME, *FILES), max_tokens, ENGLISH)

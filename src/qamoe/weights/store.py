@@ -1,5 +1,6 @@
 """The cache of weights: find a name's verified files, fetch missing ones, check what is there."""
 
+import importlib.util
 import os
 import tempfile
 from functools import cache
@@ -19,6 +20,9 @@ def known(name: str) -> Weights:
     return WEIGHTS[name]
 
 
+_digest = cache(file_digest)
+
+
 def folder(name: str, *files: str) -> Path:
     """Return the folder of a name's weights, with these files (default: all) verified once per process.
 
@@ -26,9 +30,10 @@ def folder(name: str, *files: str) -> Path:
     """
     found = place(name, *files)
     if found is None:
-        raise UserError(f"The weights {name} are missing in {cached(name)}; qamoe weights fetch {name} gets them.")
-    for file in _files(name, files):
-        if (digest := _digest(found / file.name)) != file.sha256:
+        missing = settings.weights_cache() / name
+        raise UserError(f"The weights {name} are missing in {missing}; qamoe weights fetch {name} gets them.")
+    for file in WEIGHTS[name].files:
+        if (file.name in files or not files) and (digest := _digest(found / file.name)) != file.sha256:
             raise UserError(
                 f"{found / file.name} has the SHA-256 {digest}, must have {file.sha256};"
                 f" qamoe weights fetch {name} replaces it."
@@ -38,25 +43,14 @@ def folder(name: str, *files: str) -> Path:
 
 def place(name: str, *files: str) -> Path | None:
     """Return the first folder that has these files (default: all), not verified: the cache, or an installed package."""
-    installed = [source.path() for source in WEIGHTS[name].sources if isinstance(source, Installed)]
-    for folder in (cached(name), *installed):
-        if folder is not None and all((folder / file.name).is_file() for file in _files(name, files)):
-            return folder
-    return None
-
-
-def cached(name: str) -> Path:
-    """Return a name's folder in the cache, which may not exist."""
-    return settings.weights_cache() / name
-
-
-def _files(name: str, names: tuple[str, ...]) -> list[File]:
-    return [file for file in WEIGHTS[name].files if not names or file.name in names]
-
-
-@cache
-def _digest(path: Path) -> str:
-    return file_digest(path)
+    entry = WEIGHTS[name]
+    folders = [settings.weights_cache() / name]
+    for source in entry.sources:
+        # find_spec does not import the package
+        if isinstance(source, Installed) and (spec := importlib.util.find_spec(source.module)) and spec.origin:
+            folders.append(Path(spec.origin).parent / source.folder)
+    names = files or [file.name for file in entry.files]
+    return next((folder for folder in folders if all((folder / file).is_file() for file in names)), None)
 
 
 def fetch(name: str) -> Source | None:
@@ -66,11 +60,13 @@ def fetch(name: str) -> Source | None:
     if the cache cannot be written; no part of a file then stands under its name.
     """
     entry = known(name)
-    target = cached(name)
+    if _intact(name):  # also where the cache cannot be written
+        return None
+    target = settings.weights_cache() / name
     try:
         target.mkdir(parents=True, exist_ok=True)
         with exclusive_lock(target):
-            if _intact(name):
+            if _intact(name):  # another process has fetched them since
                 return None
             remove_abandoned(target, ".fetch.*")
             return _fetch(name, entry, target)
