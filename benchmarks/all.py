@@ -16,10 +16,12 @@ HERE = Path(__file__).parent
 ARGUMENTS = {
     "drift.py": ["artifacts/train/qamoe/1"],
     "extract.py": ["data", "1000"],
+    "level.py": ["artifacts/train/qamoe/1", "data"],
     "rollback.py": ["artifacts"],
     "serve.py": ["artifacts/train/qamoe/1", "data"],
 }
-SKIPPED = {"all.py", "figures.py", "gpu.py", "mult.py", "shapes.py"}  # helpers, and the benchmark that needs a GPU
+# Helpers, and the benchmarks that need a GPU or data that may not be part of the project.
+SKIPPED = {"all.py", "figures.py", "gpu.py", "mult.py", "ravdess.py", "shapes.py"}
 
 
 def main() -> None:

@@ -133,6 +133,11 @@ def test_a_missing_modality_has_a_reason(lines, film, voice, tmp_path):
     assert complete
     assert with_clip["score"] == text_only["score"]
     assert with_clip["reasons"] == {"audio": "silence", "vision": "no video stream"}
+    hiss = 0.001 * np.random.default_rng(1).normal(size=len(voice))  # of a dead microphone, at -60 dB
+    (with_hiss,), complete = lines(written(tmp_path / "hiss.wav", hiss), text="a lovely film")
+    assert complete
+    assert (with_hiss["score"], with_hiss["trust"]["audio"]) == (text_only["score"], 0)
+    assert with_hiss["reasons"]["audio"].startswith("no speech")
 
 
 @pytest.mark.slow

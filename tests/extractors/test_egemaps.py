@@ -13,6 +13,7 @@ import pytest
 from qamoe.extractors import egemaps
 from qamoe.extractors.egemaps import COLUMNS, SAMPLE_RATE, Egemaps
 from qamoe.media.decode import ClipError, NoStream
+from tests.extractors.test_level import spoken
 from tests.fixtures.research_data import shared_data
 
 pytestmark = pytest.mark.integration  # runs openSMILE
@@ -70,8 +71,6 @@ def test_a_jump_in_loudness_is_at_its_time() -> None:
 
 def test_silence_is_a_problem(tmp_path: Path) -> None:
     with pytest.raises(ClipError, match="silence"):
-        Egemaps(20).describe(np.zeros(SAMPLE_RATE, np.float32))
-    with pytest.raises(ClipError, match="silence"):
         Egemaps(20).extract(save(tmp_path / "silent.wav", np.full(SAMPLE_RATE, 1e-5)))
 
 
@@ -82,20 +81,14 @@ def test_audio_without_a_voice_is_valid() -> None:
     assert (frames[:, PITCH] == 0).mean() > 0.8
 
 
-def test_too_short_audio_is_a_problem() -> None:
-    with pytest.raises(ClipError, match=r"\b0\.05 s.*\b0\.1 s"):
-        Egemaps(20).describe(hum(0.05))
-    assert len(Egemaps(20).describe(hum(0.11))) >= 1
-
-
-def test_broken_samples_leave_no_nan() -> None:
-    audio = hum(1.0)
-    audio[5000:5100] = np.nan
-    assert np.isfinite(Egemaps(20).describe(audio)).all()
+def test_a_loud_sample_is_limited_and_does_not_wrap() -> None:
+    audio = hum(1.0, amplitude=0.9)
+    limited = Egemaps(20).describe(np.clip(2 * audio, -1, 1))
+    np.testing.assert_array_equal(Egemaps(20).describe(2 * audio), limited)
 
 
 def test_repeated_extraction_gives_the_same_bytes(tmp_path: Path) -> None:
-    path = save(tmp_path / "voice.wav", hum(1.5))
+    path = save(tmp_path / "voice.wav", spoken(1.5, SAMPLE_RATE))
     once = Egemaps(20).extract(path)
     assert Egemaps(20).extract(path).tobytes() == once.tobytes()
     assert len(Egemaps(20).extract(path, 0.5, 1.0)) == pytest.approx(10, abs=2)

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from qamoe.extractors.logmel import SAMPLE_RATE, LogMel, filters
-from qamoe.media.decode import ClipError
 from tests.media.test_decode import write_media
 
 
@@ -45,17 +44,7 @@ def test_no_filter_is_empty_and_neighbours_sum_to_at_most_one(bands: int) -> Non
     assert inner.sum(1).max() <= 1 + 1e-9
 
 
-def test_silence_and_too_short_audio_are_problems() -> None:
-    with pytest.raises(ClipError, match="silence"):
-        LogMel(20).describe(np.zeros(SAMPLE_RATE, np.float32))
-    with pytest.raises(ClipError, match=r"\b0\.010 s"):
-        LogMel(20).describe(tone(440, 0.01))
-
-
-def test_repeated_extraction_gives_the_same_bytes_without_nan(tmp_path: Path) -> None:
+def test_repeated_extraction_gives_the_same_bytes(tmp_path: Path) -> None:
     path = write_media(tmp_path / "clip.mp4")
     once = LogMel(20).extract(path, 0.2, 1.4)
     assert LogMel(20).extract(path, 0.2, 1.4).tobytes() == once.tobytes()
-    broken = tone(440)
-    broken[100:200] = np.nan
-    assert np.isfinite(LogMel(20).describe(broken)).all()

@@ -27,8 +27,9 @@ def write_media(
     streams: str = "av",
     options: dict[str, str] | None = None,
 ) -> Path:
-    """Write a media file: frame k is grey of brightness 12 k, the audio 440 Hz, louder in every second half second.
+    """Write a media file: frame k is grey of brightness 12 k, the audio is louder in every second half second.
 
+    The audio changes between 440 and 1000 Hz every eighth of a second: a steady tone is no speech.
     `streams` names video (v) and audio (a). If it is empty, all frames are white on the left and black on the right.
     """
     with av.open(str(path), "w", options=options or {}) as container:
@@ -52,7 +53,8 @@ def write_media(
             container.mux(video.encode(None))
         if audio is not None:
             time = np.arange(round(seconds * RATE)) / RATE
-            wave = np.sin(2 * np.pi * 440 * time) * np.where(time % 1 < 0.5, 0.25, 0.5)
+            hertz = np.where(time % 0.25 < 0.125, 440, 1000)
+            wave = np.sin(2 * np.pi * hertz * time) * np.where(time % 1 < 0.5, 0.25, 0.5)
             samples = np.rint(wave * 32767).astype(np.int16).reshape(1, -1)
             wave_frame = av.AudioFrame.from_ndarray(samples, format="s16", layout="mono")
             wave_frame.sample_rate, wave_frame.pts, wave_frame.time_base = RATE, 0, Fraction(1, RATE)

@@ -22,6 +22,7 @@ from qamoe.extractors.logmel import LogMel
 from qamoe.media.decode import ClipError, NoStream
 from qamoe.pipeline import extract
 from tests.data.readers.test_mmsa import content
+from tests.extractors.test_level import spoken
 from tests.fixtures.damage import mutated, ruined
 from tests.media.test_decode import write_media
 
@@ -36,8 +37,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     folder = tmp_path_factory.mktemp("whole")
     portrait = Portrait(face.invent(np.random.default_rng(1)))
     faces = [portrait.draw(Expression(s, 0, 0, 0, 0.2)) for s in np.linspace(-1, 1, 6)]
-    time = np.arange(len(faces) * video.SAMPLES_PER_FRAME) / 22_050
-    video.write(folder / "face.mp4", np.sin(2 * np.pi * 220 * time).astype(np.float32) / 4, faces)
+    voice = spoken(len(faces) * video.SAMPLES_PER_FRAME / 22_050, 22_050)
+    video.write(folder / "face.mp4", voice, faces)
     for name in ("clip.mkv", "clip.avi", "clip.ts", "clip.mov", "clip.wav", "clip.mp3"):
         write_media(folder / name, seconds=0.5, streams="a" if name.endswith(("wav", "mp3")) else "av")
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}

@@ -3,11 +3,12 @@
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from qamoe.config.block import Block
 
+WHISPER_LAYERS = {"whisper-tiny.en": 4, "whisper-base": 6}
 HOP_RATE = 100  # Hz; audio descriptors are computed every 10 ms
 
 
@@ -59,6 +60,26 @@ class Wav2vecSettings(ExtractorSettings):
     model: Annotated[str, Field(min_length=1)]  # a folder
 
 
+class WhisperSettings(ExtractorSettings):
+    extractor: Literal["whisper"]
+    rate: Annotated[float, Field(gt=0, le=50)]  # Hz
+    model: Literal["whisper-tiny.en", "whisper-base"]
+    layer: Annotated[int, Field(ge=1)]  # the last one that is computed
+
+    @model_validator(mode="after")
+    def _has_layer(self) -> "WhisperSettings":
+        layers = WHISPER_LAYERS[self.model]
+        if self.layer > layers:
+            message = "layer is {layer}; {model} has layers 1 to {layers}"
+            values = {"layer": self.layer, "model": self.model, "layers": layers}
+            raise PydanticCustomError("unknown_layer", message, values)
+        return self
+
+    @property
+    def weights(self) -> tuple[str, ...]:
+        return (self.model,)
+
+
 class LandmarksSettings(ExtractorSettings):
     extractor: Literal["landmarks"]
     rate: Annotated[float, Field(gt=0, le=60)]  # Hz
@@ -75,7 +96,12 @@ class OpenFaceSettings(ExtractorSettings):
 
 SETTINGS: dict[str, dict[str, type[Block]]] = {
     "text": {"minilm": MiniLMSettings, "bge-small": BgeSmallSettings, "huggingface": HuggingFaceSettings},
-    "audio": {"egemaps": EgemapsSettings, "logmel": LogMelSettings, "wav2vec": Wav2vecSettings},
+    "audio": {
+        "egemaps": EgemapsSettings,
+        "logmel": LogMelSettings,
+        "wav2vec": Wav2vecSettings,
+        "whisper": WhisperSettings,
+    },
     "vision": {"landmarks": LandmarksSettings, "openface": OpenFaceSettings},
 }
 
@@ -102,5 +128,5 @@ def _of(modality: str) -> BeforeValidator:
 
 # Pydantic's own discriminated unions would put the extractor's name into the path of a wrong key.
 TextSettings = Annotated[MiniLMSettings | BgeSmallSettings | HuggingFaceSettings, _of("text")]
-AudioSettings = Annotated[EgemapsSettings | LogMelSettings | Wav2vecSettings, _of("audio")]
+AudioSettings = Annotated[EgemapsSettings | LogMelSettings | Wav2vecSettings | WhisperSettings, _of("audio")]
 VisionSettings = Annotated[LandmarksSettings | OpenFaceSettings, _of("vision")]

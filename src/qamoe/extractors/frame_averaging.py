@@ -1,18 +1,6 @@
-"""Helpers of the audio extractors: reject silence, and average the hops of a fine analysis into frames."""
+"""Average the hops of a fine analysis of audio into frames."""
 
 import numpy as np
-
-from qamoe.media.decode import ClipError
-
-SILENCE = 1e-4  # peak amplitude, -80 dB of full scale
-
-
-def require_audible(wave: np.ndarray) -> np.ndarray:
-    """Return audio (N,) without NaN and infinity. Raises ClipError for silence."""
-    wave = np.nan_to_num(wave, nan=0.0, posinf=1.0, neginf=-1.0)
-    if np.abs(wave).max(initial=0.0) < SILENCE:
-        raise ClipError("silence")
-    return wave
 
 
 def average_hops(hops: np.ndarray, hop_rate: float, rate: float) -> np.ndarray:

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
-from qamoe.extractors.frame_averaging import average_hops, require_audible
-from qamoe.media.decode import ClipError, read_audio
+from qamoe.extractors.frame_averaging import average_hops
+from qamoe.extractors.level import levelled
+from qamoe.media.decode import read_audio
 
 NAME = "logmel"
-VERSION = "1"
+VERSION = "2"
 SAMPLE_RATE = 16_000  # Hz
 HOP_RATE = 100  # Hz
 WINDOW = 400  # samples, 25 ms
@@ -41,18 +42,13 @@ class LogMel:
         self.describe(np.full(SAMPLE_RATE, 0.1, np.float32))
 
     def extract(self, path: Path, start_s: float = 0.0, end_s: float | None = None) -> np.ndarray:
-        """Read a span of a file -> (T, bands + 1) float32. Raises ClipError for silence or too short a span."""
-        return self.describe(read_audio(path, SAMPLE_RATE, start_s, end_s))
+        """Read a span of a file -> (T, bands + 1) float32. Raises ClipError for a span without speech."""
+        return self.describe(levelled(read_audio(path, SAMPLE_RATE, start_s, end_s), SAMPLE_RATE))
 
     def describe(self, wave: np.ndarray) -> np.ndarray:
         """Describe audio (N,) at 16 kHz -> (T, bands + 1) float32 without NaN."""
         import torch
 
-        wave = require_audible(wave)
-        if len(wave) < WINDOW:
-            raise ClipError(
-                f"only {len(wave) / SAMPLE_RATE:.3f} s of audio, at least {WINDOW / SAMPLE_RATE:g} s needed"
-            )
         # Threads may change the order of a sum; in float64 the difference does not reach the stored float32.
         windows = torch.from_numpy(wave.astype(np.float64)).unfold(0, WINDOW, SAMPLE_RATE // HOP_RATE)
         shaped = windows * torch.hann_window(WINDOW, dtype=torch.float64)

@@ -22,10 +22,11 @@ from qamoe.extractors.logmel import LogMel
 from qamoe.extractors.minilm import MiniLM
 from qamoe.extractors.openface import OpenFace
 from qamoe.extractors.wav2vec import Wav2vec
+from qamoe.extractors.whisper import Whisper
 
 EXTRACTORS: dict[str, dict[str, type[Any]]] = {
     "text": {"minilm": MiniLM, "bge-small": BgeSmall, "huggingface": HuggingFace},
-    "audio": {"egemaps": Egemaps, "logmel": LogMel, "wav2vec": Wav2vec},
+    "audio": {"egemaps": Egemaps, "logmel": LogMel, "wav2vec": Wav2vec, "whisper": Whisper},
     "vision": {"landmarks": Landmarks, "openface": OpenFace},
 }
 

