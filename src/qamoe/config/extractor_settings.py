@@ -9,6 +9,7 @@ from pydantic_core import PydanticCustomError
 from qamoe.config.block import Block
 
 HOP_RATE = 100  # Hz; audio descriptors are computed every 10 ms
+Recogniser = Literal["whisper-tiny.en", "whisper-base"]
 
 
 class ExtractorSettings(Block):
@@ -18,25 +19,44 @@ class ExtractorSettings(Block):
         return ()
 
 
-class MiniLMSettings(ExtractorSettings):
+class TranscribeSettings(ExtractorSettings):
+    """Speech recognition; params.yaml has it as `transcribe` of its text extractor."""
+
+    extractor: Literal["transcribe"] = "transcribe"
+    model: Recogniser
+
+    @property
+    def weights(self) -> tuple[str, ...]:
+        return (self.model,)
+
+
+class ReaderSettings(ExtractorSettings):
+    transcribe: Recogniser | None = None  # gives a text to clips without a transcript
+
+    @property
+    def weights(self) -> tuple[str, ...]:
+        return (self.transcribe,) if self.transcribe else ()
+
+
+class MiniLMSettings(ReaderSettings):
     extractor: Literal["minilm"]
     max_tokens: Annotated[int, Field(ge=3, le=512)]
 
     @property
     def weights(self) -> tuple[str, ...]:
-        return ("minilm",)
+        return ("minilm", *super().weights)
 
 
-class BgeSmallSettings(ExtractorSettings):
+class BgeSmallSettings(ReaderSettings):
     extractor: Literal["bge-small"]
     max_tokens: Annotated[int, Field(ge=3, le=512)]
 
     @property
     def weights(self) -> tuple[str, ...]:
-        return ("bge-small",)
+        return ("bge-small", *super().weights)
 
 
-class HuggingFaceSettings(ExtractorSettings):
+class HuggingFaceSettings(ReaderSettings):
     extractor: Literal["huggingface"]
     model: Annotated[str, Field(min_length=1)]  # a folder
     max_tokens: Annotated[int, Field(ge=3, le=4096)]
