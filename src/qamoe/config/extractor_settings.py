@@ -34,6 +34,11 @@ class ReaderSettings(ExtractorSettings):
     transcribe: Recogniser | None = None  # gives a text to clips without a transcript
 
     @property
+    def recogniser(self) -> TranscribeSettings | None:
+        """The speech recognition of clips without a transcript; None: they have no text."""
+        return TranscribeSettings(model=self.transcribe) if self.transcribe else None
+
+    @property
     def weights(self) -> tuple[str, ...]:
         return (self.transcribe,) if self.transcribe else ()
 

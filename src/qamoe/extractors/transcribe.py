@@ -121,7 +121,7 @@ def word_records(words: np.ndarray) -> list[dict[str, Any]]:
 
 
 def _joined(words: list[Any]) -> list[tuple[str, float, float, float]]:
-    """Return text, probability, start and end of each word; a part without a space in front belongs to the one before."""
+    """Return text, probability, start and end of each word; what has no space in front belongs to the word before."""
     joined: list[tuple[str, float, float, float]] = []
     for word in words:
         if joined and not word.word.startswith(" "):
