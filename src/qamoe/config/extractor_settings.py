@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, SerializerFunctionWrapHandler, model_serializer
 from pydantic_core import PydanticCustomError
 
 from qamoe.config.block import Block
@@ -32,6 +32,11 @@ class TranscribeSettings(ExtractorSettings):
 
 class ReaderSettings(ExtractorSettings):
     transcribe: Recogniser | None = None  # gives a text to clips without a transcript
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_off(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Models of corpora without it have no such key in their model.json, and are compared with it.
+        return {name: value for name, value in dump(self).items() if name != "transcribe" or value is not None}
 
     @property
     def recogniser(self) -> TranscribeSettings | None:

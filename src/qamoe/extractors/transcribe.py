@@ -24,6 +24,7 @@ VERSION = "1"
 SAMPLE_RATE = 16_000  # Hz
 _SHORTEST_SPEECH_MS = 250  # a shorter sound is a click or a cough
 _NO_SPEECH, _LOG_PROBABILITY = 0.6, -0.8  # a segment above the one and below the other is no speech
+_LEVEL, _PEAK = 0.05, 0.95  # root mean square and highest sample of what is recognised, shares of full scale
 _REPETITION = 2.4  # how many times smaller zlib makes a text that repeats itself: Whisper's own threshold
 
 
@@ -67,7 +68,7 @@ class Transcribe:
 
     def recognise(self, wave: np.ndarray) -> np.ndarray:
         """Recognise audio (N,) at 16 kHz. Raises ClipError for silence and for sound without speech."""
-        wave = require_audible(wave)
+        wave = _levelled(require_audible(wave))
         if not self._speech(wave):
             raise ClipError("no speech")
         segments, _ = self._model.transcribe(
@@ -102,14 +103,20 @@ class Transcribe:
 
     @cached_property
     def _model(self) -> Any:
-        from faster_whisper import WhisperModel
-        from tqdm import tqdm
+        from faster_whisper.transcribe import WhisperModel, tqdm
 
         tqdm.set_lock(RLock())  # its own is a semaphore of the system, which a killed worker would leave behind
         # One thread: workers already recognise one clip per core, and sums then come in a fixed order. A folder, so
         # nothing asks the network.
         folder = str(store.folder(self._name))
         return WhisperModel(folder, device="cpu", compute_type="float32", cpu_threads=1, num_workers=1)
+
+
+def _levelled(wave: np.ndarray) -> np.ndarray:
+    """Return audio at one level, so that the detector hears a quiet recording as it hears a loud one."""
+    root_mean_square = np.sqrt(np.square(wave, dtype=np.float64).mean())
+    gain = min(_LEVEL / root_mean_square, _PEAK / np.abs(wave).max())
+    return (wave * gain).astype(np.float32)
 
 
 def word_records(words: np.ndarray) -> list[dict[str, Any]]:
