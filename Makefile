@@ -52,7 +52,7 @@ $(VENV)/.installed: requirements.lock pyproject.toml
 	@echo "setup: installing $$(grep -c == requirements.lock) packages into $(VENV): about 4 minutes on a fast network"
 	@test -n "$(TORCH)" || command -v nvidia-smi >/dev/null \
 		|| echo "setup: no GPU found; make setup TORCH=cpu takes PyTorch without CUDA, 2.9 GB instead of 6.3 GB"
-	$(PY) -m pip install --quiet --disable-pip-version-check --constraint requirements.lock --editable '.[sample,dev]'
+	$(PY) -m pip install --quiet --disable-pip-version-check --constraint requirements.lock --editable '.[sample,speech,dev]'
 	@echo "setup: installed, $$(du -sh $(VENV) | cut -f1) in $(VENV)"
 	@touch $@
 

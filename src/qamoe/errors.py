@@ -20,6 +20,7 @@ EXTRAS = {
     "ruamel": "train",
     "sqlalchemy": "train",
     "espeakng_loader": "sample",
+    "faster_whisper": "speech",
 }
 
 _LONGEST = 2000  # characters of a message

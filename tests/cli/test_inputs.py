@@ -12,6 +12,7 @@ from qamoe.data.clip import MediaSpan
 from tests.fixtures.served import written
 
 SRT = "1\n00:00:00,500 --> 00:00:01,500\nlovely\n\n2\n00:00:04,100 --> 00:00:05,000\nthe end\n"
+NOT_THEN = "the transcript has no words at this time"
 
 
 @pytest.fixture
@@ -63,13 +64,14 @@ def test_text_comes_from_the_option_the_csv_or_a_file_next_to_the_clip(talk: Pat
     assert texts(InputOptions()) == [("text file", "")]
     assert texts(InputOptions(), text="of the csv") == [("of the csv", "")]
     assert texts(InputOptions(text="option"), text="of the csv") == [("option", "")]
-    assert texts(InputOptions(text="")) == [("", "no transcript")]
+    assert texts(InputOptions(text="")) == [("", "--text is empty")]
     (reason,) = {why for _, why in texts(InputOptions(window=2.0))}
     assert re.search(r"talk\.txt .*talk\.srt", reason)
     talk.with_suffix(".srt").write_text(SRT)
     assert texts(InputOptions()) == [("lovely the end", "")]
-    assert texts(InputOptions(window=2.0)) == [("lovely", ""), ("", "no transcript"), ("the end", "")]
+    assert texts(InputOptions(window=2.0)) == [("lovely", ""), ("", NOT_THEN), ("the end", "")]
     assert texts(InputOptions(), start_s=4.0) == [("the end", "")]
+    assert texts(InputOptions(), start_s=1.9, end_s=2.1) == [("", NOT_THEN)], "a transcript file wins over the voice"
     talk.with_suffix(".srt").unlink()
     talk.with_suffix(".txt").unlink()
     (reason,) = {why for _, why in texts(InputOptions(window=2.0), text="of the csv")}

@@ -53,7 +53,7 @@ def lines(checkpoint_folder, capsys):
     """Predict clips in this process; return the JSON lines and whether all clips have a prediction."""
 
     def predict_lines(*paths, text=None, window=None, folder=checkpoint_folder):
-        complete = predict.predict(list(paths), text, window, "", folder, as_json=True)
+        complete = predict.predict(list(paths), text, window, "", folder, as_json=True, transcribe=False)
         return [json.loads(line) for line in capsys.readouterr().out.splitlines()], complete
 
     return predict_lines
@@ -90,7 +90,7 @@ def test_an_unreadable_clip_has_a_reason_and_the_others_a_prediction(
     (tmp_path / "broken.txt").write_text("a text does not repair the video")
     written(tmp_path / "still.wav", np.zeros_like(voice))
     names = ("clip.mp4", "broken.mp4", "still.wav", "gone.mp4")
-    code, out, err = qamoe(*names)
+    code, out, err = qamoe(*names, "--no-transcribe")
     assert code == 1, err
     answers = [json.loads(line) for line in out.splitlines()]
     assert [line["clip"] for line in answers] == list(names)
@@ -106,7 +106,7 @@ def test_an_unreadable_clip_has_a_reason_and_the_others_a_prediction(
     assert err.count("\n") == 2
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "120")
-    assert not predict.predict([Path(name) for name in names], None, None, "", checkpoint_folder, as_json=False)
+    assert not predict.predict([Path(name) for name in names], None, None, "", checkpoint_folder, False, False)
     rows = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line.strip()}
     assert f"{answers[0]['score']:+.2f}  {answers[0]['interval'][0]:+.2f} to" in rows["clip.mp4"]
     assert "audio: silence" in rows["still.wav"]
@@ -147,7 +147,7 @@ def test_windows_are_predicted_like_the_spans_of_a_csv(lines, voice, tmp_path):
     windows, complete = lines(talk, window=1.0)
     assert complete
     assert [line["clip"] for line in windows] == [f"{talk}@{start}s" for start in (0, 1, 2)]
-    assert [line["reasons"].get("text") for line in windows] == [None, "no transcript", None]
+    assert [line["reasons"].get("text") for line in windows] == [None, "the transcript has no words at this time", None]
     with (tmp_path / "spans.csv").open("w", newline="") as file:
         rows = [("a", 0, 1, "a lovely film"), ("b", 1, 2, ""), ("c", 2, "", "a dull film")]
         csv.writer(file).writerows([("clip_id", "start_s", "end_s", "text", "path"), *((*r, "talk.wav") for r in rows)])

@@ -10,7 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from qamoe.cli import run, weights
-from qamoe.cli.options import Folder, Model, Out, Params, model_address
+from qamoe.cli.options import Folder, Model, NoTranscribe, Out, Params, model_address
 from qamoe.config import settings
 from qamoe.config.params import registry_name
 from qamoe.errors import UserError, exit_on_user_error
@@ -292,7 +292,7 @@ def predict(
         str | None,
         typer.Option(
             help="The words of a single clip, or text alone. Without it, a .srt or .txt file with the clip's name is"
-            " read; without that, text counts as missing."
+            " read; without that, the words are recognised in the clip's voice."
         ),
     ] = None,
     window: Annotated[
@@ -309,6 +309,7 @@ def predict(
     as_json: Annotated[
         bool, typer.Option("--json", help="Print lines of JSON in a terminal too, as in a pipe.")
     ] = False,
+    no_transcribe: NoTranscribe = False,
 ) -> None:
     """Predict clips: score or class, interval, and the trust in each modality.
 
@@ -318,7 +319,8 @@ def predict(
     from qamoe.cli import predict as terminal
 
     address = model_address(model, folder, params)
-    if not terminal.predict(clips or [], text, window, address, folder, as_json or not sys.stdout.isatty()):
+    as_json = as_json or not sys.stdout.isatty()
+    if not terminal.predict(clips or [], text, window, address, folder, as_json, not no_transcribe):
         raise typer.Exit(1)
 
 
@@ -328,13 +330,14 @@ def score(
     out: Annotated[Path, typer.Option(help="The folder of scores.parquet and drift.csv.")] = Path("artifacts-score"),
     model: Model = None,
     params: Params = Path("params.yaml"),
+    no_transcribe: NoTranscribe = False,
 ) -> None:
     """Score the clips of a folder into a parquet file and test them for drift. Earlier scores are kept."""
     from qamoe.pipeline import score as stage
 
     _log()
     address = model_address(model, None, params)
-    _alone("score", out, lambda: stage.run(source, out, address))
+    _alone("score", out, lambda: stage.run(source, out, address, not no_transcribe))
 
 
 @app.command(rich_help_panel=CHAMPION)
@@ -353,12 +356,22 @@ def serve(
             " front of it. Repeat the option for several names.",
         ),
     ] = None,
+    no_transcribe: NoTranscribe = False,
 ) -> None:
     """Serve predictions over HTTP, with a web page."""
     from qamoe.inference.extraction_worker import Limits
     from qamoe.serving.api import serve
 
-    serve(model_address(model, folder, params), folder, clips, host, port, Limits(), allowed_hosts or [])
+    serve(
+        model_address(model, folder, params),
+        folder,
+        clips,
+        host,
+        port,
+        Limits(),
+        allowed_hosts or [],
+        not no_transcribe,
+    )
 
 
 @app.command(rich_help_panel=CHAMPION)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from qamoe.config.extractor_settings import TranscribeSettings
 from qamoe.data import inbox
 from qamoe.data.clip import MediaSpan
 from qamoe.data.subtitles import sidecar_transcript
@@ -15,6 +16,7 @@ from qamoe.terminal import printable
 
 SHORTEST_WINDOW = 0.5  # seconds; less hardly contains a syllable
 LONGEST = 2.0  # longest clip, as a multiple of the longest training clip
+NO_TRANSCRIPT = "no transcript"
 _REST = 0.1  # of a window; a shorter rest is added to the last window
 
 
@@ -36,11 +38,15 @@ class PredictInput:
 @dataclass(frozen=True)
 class InputOptions:
     """How clips are predicted: their words (None: those of a sidecar file or the csv), and seconds of a window and of
-    the longest training clip (None: unknown)."""
+    the longest training clip (None: unknown).
+
+    recogniser: gives words to clips without any; a string says why there is none, and "" that nobody wants one.
+    """
 
     text: str | None = None
     window: float | None = None
     longest: float | None = None
+    recogniser: TranscribeSettings | str = ""
 
 
 def clips(paths: Sequence[Path]) -> list[MediaSpan | PredictInput]:
@@ -121,14 +127,16 @@ def _words(span: MediaSpan, text: str | None, whole: bool) -> tuple[str, str]:
     if text is not None:
         if any("\ud800" <= character <= "\udfff" for character in text):  # bytes that the terminal's encoding lacks
             raise UserError(f"--text is {printable(text)}, which is not text in the terminal's encoding; use UTF-8.")
-        words = text
-    elif span.text and whole:
-        words = span.text
-    else:
-        try:
-            words = sidecar_transcript(span.path, span.start_s, span.end_s)
-        except ClipError as problem:
-            return "", str(problem)
-        if span.text and not words:
-            return "", "words of a csv have no times, so they cannot be assigned to a window"
-    return (words, "") if words.strip() else ("", "no transcript")
+        return text, "" if text.strip() else "--text is empty"
+    if span.text and whole:
+        return span.text, ""
+    try:
+        words = sidecar_transcript(span.path, span.start_s, span.end_s)
+        elsewhere = not words and (span.start_s or span.end_s is not None) and sidecar_transcript(span.path)
+    except ClipError as problem:
+        return "", str(problem)
+    if span.text and not words:
+        return "", "words of a csv have no times, so they cannot be assigned to a window"
+    if elsewhere:
+        return "", "the transcript has no words at this time"
+    return (words, "") if words.strip() else ("", NO_TRANSCRIPT)

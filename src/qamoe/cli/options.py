@@ -15,6 +15,9 @@ Model = Annotated[
     ),
 ]
 Folder = Annotated[Path | None, typer.Option(help="The folder of a trained checkpoint, instead of a registered model.")]
+NoTranscribe = Annotated[
+    bool, typer.Option("--no-transcribe", help="Do not recognise the words of clips without a transcript.")
+]
 
 
 def model_address(model: str | None, folder: Path | None, params: Path) -> str:

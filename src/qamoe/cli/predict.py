@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from qamoe.cli import inputs
+from qamoe.config.extractor_settings import TranscribeSettings
 from qamoe.config.task import is_classification
 from qamoe.errors import UserError
-from qamoe.extractors.registry import extractors_of
+from qamoe.extractors.registry import extractors_of, recogniser_of
+from qamoe.extractors.transcribe import word_records
 from qamoe.inference.extraction_worker import Extraction, WorkerLost
 from qamoe.models.checkpoint_config import CONFIG, check, read_config
 from qamoe.serving import model_loader
@@ -25,21 +27,30 @@ _BAR = 20  # characters
 class Prediction:
     """The prediction of a clip or window, as qamoe.inference.predict.json_answers returns it; None where there is none.
 
-    `reasons` say why a modality, or the whole "clip", could not be used.
+    `reasons` say why a modality, or the whole "clip", could not be used. `text` has the clip's words; `heard` are those
+    of them that were recognised in its voice, with confidence and times.
     """
 
     name: str
     answer: dict[str, Any] | None
     reasons: dict[str, str]
+    text: str | None = None
+    heard: list[dict[str, Any]] | None = None
 
 
 def predict(
-    paths: Sequence[Path], text: str | None, window: float | None, model: str, folder: Path | None, as_json: bool
+    paths: Sequence[Path],
+    text: str | None,
+    window: float | None,
+    model: str,
+    folder: Path | None,
+    as_json: bool,
+    transcribe: bool = True,
 ) -> bool:
     """Print the predictions of media files, of words, or of both; returns whether every clip has one.
 
-    `text` holds the words of a single clip. Longer clips are cut into windows of `window` seconds. Raises UserError
-    where there is no input or no model.
+    `text` holds the words of a single clip. Longer clips are cut into windows of `window` seconds. `transcribe`:
+    recognise the words of clips without a transcript. Raises UserError where there is no input or no model.
     """
     _check(paths, text, window)
     clips = inputs.clips(paths) if paths else [inputs.PredictInput("", words=text or "")]
@@ -50,31 +61,40 @@ def predict(
     only = clips[0] if inputs.one_file(paths) else None
     if isinstance(only, inputs.PredictInput):
         raise UserError(only.fault)
-    with model_loader.located(model, folder) as located, _extraction(located, needed=bool(paths)) as extraction:
+    transcribe = transcribe and text is None
+    with (
+        model_loader.located(model, folder) as located,
+        _extraction(located, bool(paths), transcribe) as (extraction, recogniser),
+    ):
         served = model_loader.load(located)
-        options = inputs.InputOptions(text, window, served.trained.config["stats"].get("seconds_max"))
+        options = inputs.InputOptions(text, window, served.trained.config["stats"].get("seconds_max"), recogniser)
         _check_window(served, options)
         rows = _rows(served, extraction, clips, options, single=only is not None)
         return _print_all(served, rows, as_json, alone=only is not None or not paths)
 
 
 @contextmanager
-def _extraction(located: LocatedModel, *, needed: bool) -> Iterator[Extraction | None]:
+def _extraction(
+    located: LocatedModel, media: bool, transcribe: bool
+) -> Iterator[tuple[Extraction | None, TranscribeSettings | str]]:
     """Yield a worker process that extracts features and starts while the model is loaded; None without media.
 
-    Raises UserError where the model was trained on ready-made features.
+    With it comes its speech recognition, or the reason why it has none. Raises UserError where the model was trained on
+    ready-made features.
     """
-    config = read_config(located.folder) if needed else None
+    config = read_config(located.folder) if media else None
     if config is None:  # words alone; loading refuses a folder without a checkpoint
-        yield None
+        yield None, ""
         return
     check(config, located.folder / CONFIG)
     extractors = extractors_of(config)
     if not extractors:
         raise UserError(f"{located.name} was trained on ready-made features and cannot read media files.")
-    extraction = Extraction(None, extractors)
+    recogniser = recogniser_of(config) if transcribe else ""
+    likely = extractors if isinstance(recogniser, str) else extractors | {"text": recogniser}
+    extraction = Extraction(None, likely)
     try:
-        yield extraction
+        yield extraction, recogniser
     finally:
         extraction.close()
 
@@ -95,7 +115,7 @@ def _print_all(served: Served, rows: Iterable[tuple[int, Prediction]], as_json: 
         else:
             printed_at_end.append(row)
     if len(printed_at_end) == 1 and printed_at_end[0].answer is not None and alone:
-        _print_one(served, printed_at_end[0].answer, printed_at_end[0].reasons)
+        _print_one(served, printed_at_end[0], printed_at_end[0].answer)
     elif printed_at_end:
         _print_table(served, printed_at_end)
     failed = len(answered) - sum(answered.values())
@@ -133,7 +153,7 @@ def _rows(
         if number == 0 and extraction is not None and any(part.words for part in parts):
             served.warm_up()  # while the worker process starts
         for part in parts:
-            row = _predict_one(served, extraction, part)
+            row = _predict_one(served, extraction, part, options.recogniser)
             if single and len(parts) == 1 and row.answer is None:
                 why = "; ".join(_sentences(row.reasons))
                 raise UserError(part.fault or f"{part.name} has no usable modality ({why}).")
@@ -150,19 +170,29 @@ def _with_progress(clips: Sequence[Any]) -> Iterable[Any]:
     return track(clips, "predict", console=Console(stderr=True), transient=True)
 
 
-def _predict_one(served: Served, extraction: Extraction | None, to_predict: inputs.PredictInput) -> Prediction:
+def _predict_one(
+    served: Served,
+    extraction: Extraction | None,
+    to_predict: inputs.PredictInput,
+    recogniser: TranscribeSettings | str,
+) -> Prediction:
     """Extract features and predict; a prediction without an answer has the reasons."""
     import pandas as pd
 
-    from qamoe.inference.predict import json_answers, predict
+    from qamoe.inference.predict import clip_row, json_answers, predict
 
     if to_predict.fault:
         return Prediction(to_predict.name, None, {"clip": to_predict.fault})
     modalities = served.trained.config["modalities"]
+    extractors, silent = served.extractors, to_predict.silent
+    if silent == inputs.NO_TRANSCRIPT and isinstance(recogniser, str):
+        silent = "; ".join(filter(None, (silent, recogniser)))
+    elif silent == inputs.NO_TRANSCRIPT:
+        extractors = extractors | {"text": recogniser}
     frames, problems = {}, dict.fromkeys(modalities, "no clip")
     if extraction is not None and (span := to_predict.span) is not None:
         try:
-            extracted = extraction.extract(span.path, served.extractors, span.start_s, span.end_s)
+            extracted = extraction.extract(span.path, extractors, span.start_s, span.end_s)
         except WorkerLost as lost:
             return Prediction(to_predict.name, None, {"clip": str(lost)})
         frames, problems = extracted.frames, extracted.problems
@@ -170,16 +200,19 @@ def _predict_one(served: Served, extraction: Extraction | None, to_predict: inpu
             return Prediction(to_predict.name, None, {"clip": to_predict.unreadable})
     reasons = {}
     for modality in modalities:
-        if modality == "text" and to_predict.silent:
-            reasons["text"] = to_predict.silent
+        if modality == "text" and silent and "text" not in frames:
+            reasons["text"] = problems.get("text", silent)
         elif modality != "text" and modality not in frames:
             reasons[modality] = problems.get(modality, "its features cannot be extracted from media")
     if to_predict.span is not None and not frames and not (to_predict.words and "text" in modalities):
         return Prediction(to_predict.name, None, reasons)
-    row = {"text": to_predict.words, **frames}
+    row = clip_row(served.trained.config, to_predict.words or None, frames)
     columns = {name: pd.Series([value], dtype=object) for name, value in row.items()}
     (answer,) = json_answers(predict(served.trained, pd.DataFrame(columns), served.device))
-    return Prediction(to_predict.name, answer, reasons)
+    if "text" not in frames:
+        return Prediction(to_predict.name, answer, reasons, to_predict.words or None)
+    heard = word_records(frames["text"])
+    return Prediction(to_predict.name, answer, reasons, " ".join(word["word"] for word in heard), heard)
 
 
 def _warn(served: Served) -> None:
@@ -205,10 +238,10 @@ def _json_line(served: Served, row: Prediction) -> dict[str, Any]:
         line |= {"variance": answer["variance"]}
     if answer is not None:
         line |= {"r": answer["r"], "routing": answer["routing"]}
-    return line | {"model": served.name}
+    return line | {"text": row.text, "words": row.heard, "model": served.name}
 
 
-def _print_one(served: Served, answer: dict[str, Any], reasons: dict[str, str]) -> None:
+def _print_one(served: Served, row: Prediction, answer: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -237,7 +270,10 @@ def _print_one(served: Served, answer: dict[str, Any], reasons: dict[str, str]) 
     if answer["routing"] is not None:
         used = sorted(((share, i + 1) for i, share in enumerate(answer["routing"]) if share >= 0.005), reverse=True)
         out.print("experts  " + "  ".join(f"{number}: {share:.0%}" for share, number in used))
-    for line in _sentences(reasons):
+    if row.heard:
+        confidence = sum(word["confidence"] for word in row.heard) / len(row.heard)
+        out.print(f"heard  {printable(row.text or '')}   (confidence {confidence:.0%})", markup=False)
+    for line in _sentences(row.reasons):
         out.print(printable(line), style="yellow", markup=False)
     out.print(served.name, style="dim", markup=False)
 
@@ -256,10 +292,14 @@ def _print_table(served: Served, rows: Sequence[Prediction]) -> None:
         table.add_column(f"\n{name}", justify="right", no_wrap=True)
     for number, modality in enumerate(config["modalities"]):
         table.add_column(f"{'' if number else 'trust'}\n{modality}", justify="right", no_wrap=True)
+    heard = any(row.heard for row in rows)
+    if heard:
+        table.add_column("\nheard", overflow="fold")
     table.add_column("\nreasons", overflow="fold", style="yellow")
     for row in rows:
         trusts = [_trust_cell(row.answer, modality) for modality in config["modalities"]]
-        cells = [row.name, *_answer_cells(row.answer), *trusts, "; ".join(_sentences(row.reasons))]
+        words = [row.text or "" if row.heard else ""] * heard
+        cells = [row.name, *_answer_cells(row.answer), *trusts, *words, "; ".join(_sentences(row.reasons))]
         table.add_row(*(Text(printable(cell)) for cell in cells))
     out = Console(highlight=False)
     out.print(table)

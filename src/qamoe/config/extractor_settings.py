@@ -3,13 +3,14 @@
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 from pydantic_core import PydanticCustomError
 
 from qamoe.config.block import Block
 
 WHISPER_LAYERS = {"whisper-tiny.en": 4, "whisper-base": 6}
 HOP_RATE = 100  # Hz; audio descriptors are computed every 10 ms
+Recogniser = Literal["whisper-tiny.en", "whisper-base"]
 
 
 class ExtractorSettings(Block):
@@ -19,25 +20,54 @@ class ExtractorSettings(Block):
         return ()
 
 
-class MiniLMSettings(ExtractorSettings):
+class TranscribeSettings(ExtractorSettings):
+    """Speech recognition; params.yaml has it as `transcribe` of its text extractor."""
+
+    extractor: Literal["transcribe"] = "transcribe"
+    model: Recogniser
+
+    @property
+    def weights(self) -> tuple[str, ...]:
+        return (self.model,)
+
+
+class ReaderSettings(ExtractorSettings):
+    transcribe: Recogniser | None = None  # gives a text to clips without a transcript
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_off(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Models of corpora without it have no such key in their model.json, and are compared with it.
+        return {name: value for name, value in dump(self).items() if name != "transcribe" or value is not None}
+
+    @property
+    def recogniser(self) -> TranscribeSettings | None:
+        """The speech recognition of clips without a transcript; None: they have no text."""
+        return TranscribeSettings(model=self.transcribe) if self.transcribe else None
+
+    @property
+    def weights(self) -> tuple[str, ...]:
+        return (self.transcribe,) if self.transcribe else ()
+
+
+class MiniLMSettings(ReaderSettings):
     extractor: Literal["minilm"]
     max_tokens: Annotated[int, Field(ge=3, le=512)]
 
     @property
     def weights(self) -> tuple[str, ...]:
-        return ("minilm",)
+        return ("minilm", *super().weights)
 
 
-class BgeSmallSettings(ExtractorSettings):
+class BgeSmallSettings(ReaderSettings):
     extractor: Literal["bge-small"]
     max_tokens: Annotated[int, Field(ge=3, le=512)]
 
     @property
     def weights(self) -> tuple[str, ...]:
-        return ("bge-small",)
+        return ("bge-small", *super().weights)
 
 
-class HuggingFaceSettings(ExtractorSettings):
+class HuggingFaceSettings(ReaderSettings):
     extractor: Literal["huggingface"]
     model: Annotated[str, Field(min_length=1)]  # a folder
     max_tokens: Annotated[int, Field(ge=3, le=4096)]

@@ -72,7 +72,7 @@ def check(path: Path, extract: Extract, kind: str | None = None, watch: Watch = 
         return findings
     inspected = _inspect_media(corpus.clips, watch)
     _summarise(corpus, kind, path, task, inspected, findings)
-    _check_text(corpus, extract, path, findings)
+    _check_text(corpus, extract, path, inspected, findings)
     _check_splits(corpus, task, findings)
     _check_frames(corpus, findings)
     bad = _check_media(corpus.clips, inspected, findings)
@@ -258,10 +258,19 @@ def _label_lines(clips: list[LabelledClip], task: Task) -> Iterator[str]:
     yield ""
 
 
-def _check_text(corpus: Corpus, extract: Extract, path: Path, findings: Findings) -> None:
+def _check_text(
+    corpus: Corpus, extract: Extract, path: Path, inspected: dict[Path, Contents | str], findings: Findings
+) -> None:
     with collect_faults(findings.errors):  # includes errors of the extractor, such as a folder without a tokenizer
         check_text(corpus, extractor(extract.text), str(path))
-    without_text = [clip for clip in corpus.clips if not _present(clip, "text", {})]
+    without_text = [clip for clip in corpus.clips if not _present(clip, "text", inspected)]
+    recogniser = extract.text.recogniser
+    spoken = {clip.clip_id for clip in without_text if clip.media is not None and _present(clip, "audio", inspected)}
+    if recogniser is not None and spoken:
+        findings.summary.append(f"text         {len(spoken)} clips without one: to be recognised by {recogniser.model}")
+        without_text = [clip for clip in without_text if clip.clip_id not in spoken]
+        with collect_faults(findings.errors):  # its package or weights may be missing
+            extractor(recogniser)
     if corpus.clips and len(without_text) == len(corpus.clips):
         findings.warnings.append(f"{path}: no clip has a text.")
     else:

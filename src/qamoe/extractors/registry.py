@@ -1,7 +1,8 @@
 """The extractors that params.yaml can name, by modality. To add one, write one file in this folder and one line here.
 
 A class has `name` and `version`; its constructor takes its settings (config/extractor_settings.py) as keywords.
-Extractors of media follow Extractor; those of text return token ids and follow Tokens.
+Extractors of media follow Extractor; those of text return token ids and follow Tokens. `words` are those that are
+recognised in a clip's voice, where it has no transcript.
 """
 
 from collections.abc import Mapping
@@ -12,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from qamoe.config.block import Block
-from qamoe.config.extractor_settings import extractor_settings
+from qamoe.config.extractor_settings import Recogniser, TranscribeSettings, extractor_settings
 from qamoe.errors import UserError
 from qamoe.extractors.bge_small import BgeSmall
 from qamoe.extractors.egemaps import Egemaps
@@ -21,6 +22,7 @@ from qamoe.extractors.landmarks import Landmarks
 from qamoe.extractors.logmel import LogMel
 from qamoe.extractors.minilm import MiniLM
 from qamoe.extractors.openface import OpenFace
+from qamoe.extractors.transcribe import Transcribe, missing
 from qamoe.extractors.wav2vec import Wav2vec
 from qamoe.extractors.whisper import Whisper
 
@@ -28,7 +30,9 @@ EXTRACTORS: dict[str, dict[str, type[Any]]] = {
     "text": {"minilm": MiniLM, "bge-small": BgeSmall, "huggingface": HuggingFace},
     "audio": {"egemaps": Egemaps, "logmel": LogMel, "wav2vec": Wav2vec, "whisper": Whisper},
     "vision": {"landmarks": Landmarks, "openface": OpenFace},
+    "words": {"transcribe": Transcribe},
 }
+_RECOGNISER: Recogniser = "whisper-tiny.en"
 
 
 class Extractor(Protocol):
@@ -74,6 +78,20 @@ def extractors_of(config: Mapping[str, Any]) -> dict[str, Block]:
     return chosen
 
 
+def recogniser_of(config: Mapping[str, Any]) -> TranscribeSettings | str:
+    """Return the speech recognition for clips that come to a model without words, or else why there is none.
+
+    It is the one that gave the model's corpus its text, or whisper-tiny.en. A model that reads no words has none, and
+    neither has an encoder of a vocabulary of its own, whose language is not known. `config` is the content of a
+    model.json.
+    """
+    text = config["extract"].get("text") or {}
+    model = text.get("transcribe") or (None if text.get("extractor") == "huggingface" else _RECOGNISER)
+    if model is None or "vocabulary" not in config["stats"].get("text", {}):
+        return ""
+    return missing(model) or TranscribeSettings(model=model)
+
+
 @cache
 def extractor(chosen: Any) -> Any:
     """Return the extractor of these settings, created once per process because some load a model.
@@ -81,4 +99,4 @@ def extractor(chosen: Any) -> Any:
     Raises UserError if it cannot be created.
     """
     extractor_class = next(by_name[chosen.extractor] for by_name in EXTRACTORS.values() if chosen.extractor in by_name)
-    return extractor_class(**chosen.model_dump(exclude={"extractor"}))
+    return extractor_class(**chosen.model_dump(exclude={"extractor", "transcribe"}))

@@ -50,6 +50,17 @@ class Tokens:
         words = ["" if i is None else text[slice(*encoding.word_to_chars(i))] for i in encoding.word_ids[: len(pieces)]]
         return np.array([cls, *pieces, sep], np.int32), ["", *words, ""]
 
+    def extract_spoken(self, spoken: np.ndarray) -> tuple[np.ndarray, list[str], np.ndarray]:
+        """Return ids and words of recognised words (W,), and the number in `spoken` of each id's word, -1 for none."""
+        text = " ".join(spoken)
+        ids, words = self.extract(text)
+        if not len(ids):
+            return ids, words, np.zeros(0, np.int64)
+        pieces = self._tokenizer.encode(text, add_special_tokens=False).offsets[: len(ids) - 2]
+        last_characters = [end - 1 for _, end in pieces]
+        after_words = np.cumsum([len(word) + 1 for word in spoken])
+        return ids, words, np.array([-1, *np.searchsorted(after_words, last_characters, side="right"), -1])
+
     def words(self, ids: np.ndarray) -> list[str]:
         """Return the word of each id, its pieces joined ('' for special ids); for ids that came without a text.
 

@@ -4,7 +4,7 @@ All kinds of serving use this module. Raw clips are cleaned, standardised and tr
 training split were (see model.json).
 """
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import replace
 from functools import cache
 from math import nan
@@ -29,7 +29,7 @@ from qamoe.models.checkpoint_config import CheckpointConfig
 from qamoe.models.heads import prediction_columns
 from qamoe.rng import MODALITIES, clip_key
 
-INPUTS = ("text", "tokens", "audio", "vision")
+INPUTS = ("text", "tokens", "confidence", "audio", "vision")
 RELIABILITY = tuple(f"{name}_{m}" for name in ("trust", "r") for m in MODALITIES)
 REGRESSION_COLUMNS = ("score", "low_90", "high_90", "variance", *RELIABILITY)
 _BATCH = 64
@@ -52,9 +52,10 @@ def output_columns(task: TaskDescription) -> list[str]:
 def predict(trained: Trained, rows: pd.DataFrame, device: str = "cpu", change: Change | None = None) -> pd.DataFrame:
     """Predict one row per clip, with the index of `rows` and the columns of `output_columns`.
 
-    `rows` has some of the columns text (str), tokens (ready-made ids, used instead of text), audio and vision: raw
-    frames (T, D) as arrays or nested lists, with the extractor's columns. None, NaN, an empty text and an empty list of
-    frames mean that the modality is missing. Modalities that the model does not read are ignored.
+    `rows` has some of the columns text (str), tokens (ready-made ids, used instead of text), confidence (of each token,
+    in [0, 1]; for recognised words), audio and vision: raw frames (T, D) as arrays or nested lists, with the
+    extractor's columns. None, NaN, an empty text and an empty list of frames mean that the modality is missing.
+    Modalities that the model does not read are ignored.
 
     score, low_90 and high_90 are in label units and not clipped to the label's range; the interval is conformal, fitted
     on the validation split. p_<class> are probabilities at the temperature of that split, and class is the most
@@ -150,6 +151,20 @@ def prepare_clips(trained: Trained, rows: pd.DataFrame) -> list[dict[str, np.nda
     return clips
 
 
+def clip_row(config: CheckpointConfig, text: str | None, features: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Return a clip as a row of `predict`: its text and frames.
+
+    `features` may have the words that were recognised in its voice as "text" (extractors/transcribe.py). They stand in
+    for a text that is None, with the probability of each word as the confidence of its tokens.
+    """
+    row: dict[str, Any] = {"text": text, **{name: value for name, value in features.items() if name != "text"}}
+    if text is None and "text" in features:
+        heard = features["text"]
+        ids, _, word_of_id = _tokeniser(**config["extract"]["text"]).extract_spoken(heard["word"])
+        row |= {"tokens": ids, "confidence": np.where(word_of_id < 0, 1.0, heard["confidence"][word_of_id])}
+    return row
+
+
 def raw_frames(frames: np.ndarray, stats: FrameStats) -> np.ndarray:
     """Return standardised frames (T, kept) as raw frames (T, D) float64; dropped columns are NaN."""
     columns = Columns.from_json(stats)
@@ -159,7 +174,7 @@ def raw_frames(frames: np.ndarray, stats: FrameStats) -> np.ndarray:
 
 
 @cache
-def _tokeniser(extractor: str, **settings: Any) -> Tokens:
+def _tokeniser(extractor: str, transcribe: str | None = None, **settings: Any) -> Tokens:
     return next(of(**settings) for of in (MiniLM, BgeSmall, HuggingFace) if of.name == extractor)
 
 
@@ -173,6 +188,10 @@ def _ids(config: CheckpointConfig, row: dict[Hashable, Any], number: int) -> np.
         vocabulary = config["stats"]["text"]["vocabulary"]
         if ids.ndim != 1 or not ((ids == ids.round()) & (ids >= 0) & (ids < vocabulary)).all():
             raise UserError(f"Row {number}: tokens must be a list of integers from 0 to {vocabulary - 1}.")
+        if (given := row.get("confidence")) is not None:
+            confidence = np.asarray(given, np.float64)
+            if confidence.shape != ids.shape or not ((confidence >= 0) & (confidence <= 1)).all():
+                raise UserError(f"Row {number}: confidence must be {len(ids)} numbers from 0 to 1, one for each token.")
         return ids.astype(np.int64)
     if words is None:
         return np.zeros(0, np.int64)

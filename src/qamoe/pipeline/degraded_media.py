@@ -24,8 +24,20 @@ from qamoe.media import degradations
 from qamoe.media.degraded_copy import Signal, Voice
 from qamoe.media.word_confusion import Vocabulary
 
-TEXT_SCHEMA = pa.schema([("clip_id", pa.string()), ("ids", pa.list_(pa.int32())), ("words", pa.list_(pa.string()))])
+TEXT_SCHEMA = pa.schema(
+    [("clip_id", pa.string()), ("ids", pa.list_(pa.int32())), ("words", pa.list_(pa.string()))]
+    + [(column, pa.list_(pa.float32())) for column in ("confidence", "start_s", "end_s")]
+)
 Failures = dict[tuple[str, str], str]  # the reason, by clip id and modality
+
+
+def typed_row(clip_id: str, ids: np.ndarray, words: list[str]) -> dict[str, Any]:
+    """Return a row of TEXT_SCHEMA for a text that a person typed: full confidence, and no times."""
+    empty = np.zeros(0, np.float32)
+    return {
+        "clip_id": clip_id, "ids": ids, "words": words,
+        "confidence": np.ones(len(ids), np.float32), "start_s": empty, "end_s": empty,
+    }  # fmt: skip
 
 
 def write(
@@ -145,7 +157,6 @@ def _write_words(
         transcript = degradations.word_errors(
             clip.text, severity, degradations.draws_for(seed, clip.clip_id, "word_errors"), vocabulary
         )
-        ids, words = tokeniser.extract(transcript)
-        return {"clip_id": clip.clip_id, "ids": ids, "words": words}
+        return typed_row(clip.clip_id, *tokeniser.extract(transcript))
 
     arrow_store.write(path, TEXT_SCHEMA, map(row, test), metadata)

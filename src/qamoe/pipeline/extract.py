@@ -3,6 +3,10 @@
 The stores hold token ids (or stored text vectors, if the corpus has nothing else) and unnormalised frames, one row per
 clip, ordered by clip id for any number of workers. If a modality of a clip cannot be extracted, it has no frames, and
 problems.csv gives the reason. The stage fails if too many clips have problems.
+
+With extract.text.transcribe, clips without a transcript have the words that are recognised in their voice. text.arrow
+has for each token id the probability of its word (1 where a person typed) and, of recognised words, the times in
+seconds from the clip's start.
 """
 
 import csv
@@ -10,6 +14,7 @@ import json
 import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -46,18 +51,22 @@ def run(params: Params, out: Path) -> dict[str, Any]:
     clips = sorted(corpus.clips, key=lambda clip: clip.clip_id)
     tokeniser = extractor(chosen.text)
     check_text(corpus, tokeniser, chosen.corpus.path)
+    if chosen.text.recogniser is not None:
+        extractor(chosen.text.recogniser)  # refuses to begin without its package or weights
     folder = out / "extract"
     problems: Problems = []
     digest = cache(media_digest)
     _clear(folder)
     parts = _make_all_parts(clips, chosen, folder / "parts", digest, problems)
     _refuse_too_many(problems, len(clips), chosen.max_problem_share)
+    heard = {clip.clip_id: words for clip in clips if (words := _heard(clip, parts)) is not None}
+    clips = [_with_words(clip, heard[clip.clip_id]) if clip.clip_id in heard else clip for clip in clips]
     degraded_media.write(clips, chosen, folder / "signals", digest, partial(_make_parts, chosen))
     seconds = _write_streams(clips, corpus, chosen, parts, folder)
     if corpus.vocabulary is None:
         _write_vectors(clips, folder)
     else:
-        _write_text(clips, tokeniser, folder, ready=corpus.vocabulary == tokeniser.vocabulary)
+        _write_text(clips, heard, tokeniser, folder, ready=corpus.vocabulary == tokeniser.vocabulary)
     _write_clips(clips, corpus, chosen, seconds, folder)
     _write_problems(problems, folder / "problems.csv")
     return {"clips": len(clips), "problems": len(problems)}
@@ -77,12 +86,15 @@ def _make_all_parts(
     """Make the parts of all clips that have media, add to `problems`, and return the path of each part."""
     part_files: dict[tuple[str, str], Path] = {}
     waiting: list[tuple[Job, Path]] = []
+    extractors = _extractors(params)
     for clip in clips:
         if clip.media is None:
             continue
-        for modality in STREAMS:
+        for modality, settings_of_extractor in extractors.items():
+            if modality == "text" and (clip.text or clip.tokens is not None or "text" in clip.frames):
+                continue
             job = Job(clip.clip_id, modality, clip.media.path, clip.media.start_s, clip.media.end_s)
-            media_extractor = extractor(getattr(params, modality))
+            media_extractor = extractor(settings_of_extractor)
             key = part_key(job, digest(media_extractor.reads(clip.media.path)), media_extractor)
             part = parts / modality / key[:2] / key
             part_files[clip.clip_id, modality] = part
@@ -96,11 +108,16 @@ def _make_all_parts(
     return part_files
 
 
+def _extractors(params: Extract) -> dict[str, Block]:
+    """Return the extractors of media: those of the streams, and the speech recognition of text if it is on."""
+    chosen: dict[str, Block] = {m: getattr(params, m) for m in STREAMS}
+    return chosen if params.text.recogniser is None else chosen | {"text": params.text.recogniser}
+
+
 def _make_parts(params: Extract, waiting: list[tuple[Job, Path]]) -> dict[tuple[str, str], str]:
     """Make parts, showing a progress bar, and return the reason of each failed job."""
     if not waiting:
         return {}
-    extractors: dict[str, Block] = {m: getattr(params, m) for m in STREAMS}
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn
     from rich.progress import TimeRemainingColumn as TimeLeft
@@ -116,7 +133,9 @@ def _make_parts(params: Extract, waiting: list[tuple[Job, Path]]) -> dict[tuple[
     with Progress(*columns, console=console, disable=quiet or not console.is_terminal) as progress:
         task = progress.add_task("extract", total=len(waiting))
         make = make_parts_on_ray if settings.executor() == "ray" else make_parts
-        return make(waiting, extractors, settings.workers(), params.seconds_per_clip, lambda: progress.advance(task))
+        return make(
+            waiting, _extractors(params), settings.workers(), params.seconds_per_clip, lambda: progress.advance(task)
+        )
 
 
 def _refuse_too_many(problems: Problems, clips: int, max_share: float) -> None:
@@ -128,6 +147,17 @@ def _refuse_too_many(problems: Problems, clips: int, max_share: float) -> None:
             f"{len(affected)} of {clips} clips have problems, more than extract.max_problem_share ({max_share:g})"
             f" allows: {'; '.join(reasons[:_MAX_LISTED])}{more}."
         )
+
+
+def _heard(clip: LabelledClip, parts: dict[tuple[str, str], Path]) -> np.ndarray | None:
+    """Return the words that were recognised in a clip (extractors/transcribe.py); None for a text that was given."""
+    part = parts.get((clip.clip_id, "text"))
+    words = read_part(part) if part else None
+    return words if isinstance(words, np.ndarray) else None
+
+
+def _with_words(clip: LabelledClip, words: np.ndarray) -> LabelledClip:
+    return replace(clip, span=replace(clip.span, text=" ".join(words["word"])))
 
 
 def _frames(clip: LabelledClip, modality: str, parts: dict[tuple[str, str], Path], dimension: int) -> np.ndarray:
@@ -166,8 +196,11 @@ def _write_streams(
     return seconds
 
 
-def _write_text(clips: list[LabelledClip], tokeniser: Tokens, folder: Path, *, ready: bool) -> None:
-    """Write text.arrow; `ready`: the corpus's token ids are of the tokeniser's vocabulary and replace its words."""
+def _write_text(
+    clips: list[LabelledClip], heard: dict[str, np.ndarray], tokeniser: Tokens, folder: Path, *, ready: bool
+) -> None:
+    """Write text.arrow; `heard`: recognised words by clip id; `ready`: the corpus's token ids are of the tokeniser's
+    vocabulary and replace its words."""
     metadata = {"extractor": tokeniser.name, "version": tokeniser.version, "unk": tokeniser.unk_id}
     metadata |= {"special": list(tokeniser.special_ids), "vocabulary": tokeniser.vocab_size}
     metadata |= {"vocabulary_sha256": tokeniser.vocabulary_sha256}
@@ -177,11 +210,23 @@ def _write_text(clips: list[LabelledClip], tokeniser: Tokens, folder: Path, *, r
             ids, limit = clip.tokens, tokeniser.max_tokens
             if len(ids) > limit:
                 ids = np.append(ids[: limit - 1], ids[-1])  # cut the end of a long text, but keep its [SEP]
-            return {"clip_id": clip.clip_id, "ids": ids, "words": tokeniser.words(ids)}
+            return degraded_media.typed_row(clip.clip_id, ids, tokeniser.words(ids))
+        if clip.clip_id in heard:
+            return _heard_row(clip.clip_id, heard[clip.clip_id], tokeniser)
         ids, words = tokeniser.extract(clip.text) if clip.text else (np.zeros(0, np.int32), [])
-        return {"clip_id": clip.clip_id, "ids": ids, "words": words}
+        return degraded_media.typed_row(clip.clip_id, ids, words)
 
     arrow_store.write(folder / "text.arrow", degraded_media.TEXT_SCHEMA, map(row, clips), metadata)
+
+
+def _heard_row(clip_id: str, heard: np.ndarray, tokeniser: Tokens) -> dict[str, Any]:
+    """Return a row of recognised words: CLS and SEP have full confidence, and no times (NaN)."""
+    ids, words, word_of_id = tokeniser.extract_spoken(heard["word"])
+    numbers = {
+        column: np.where(word_of_id < 0, outside, heard[column][word_of_id]).astype(np.float32)
+        for column, outside in (("confidence", 1.0), ("start_s", np.nan), ("end_s", np.nan))
+    }
+    return {"clip_id": clip_id, "ids": ids, "words": words, **numbers}
 
 
 def _write_vectors(clips: list[LabelledClip], folder: Path) -> None:

@@ -64,7 +64,7 @@ def run(params: Params, out: Path) -> dict[str, Any]:
     stats = cast(Stats, content)
     schema = pa.schema(
         [("clip_id", pa.string()), ("source", pa.string()), ("label", pa.float64())]
-        + [("text", pa.list_(pa.int32()))] * (not vectors)
+        + [("text", pa.list_(pa.int32())), ("confidence", pa.list_(pa.float32()))] * (not vectors)
         + [(m, arrow_store.frames_type(len(columns[m].kept) if m in columns else 1)) for m in streams]
     )
     for split in arrow_store.SPLITS:
@@ -146,7 +146,8 @@ def _clean_rows(
     for row in rows:
         cleaned: dict[str, Any] = {name: clips[name].iloc[row] for name in ("clip_id", "source", "label")}
         if not stores["text"].text_is_vectors:
-            cleaned["text"] = stores["text"].sequence("ids", int(row))[: limits["text"]]
+            for column, source in (("text", "ids"), ("confidence", "confidence")):
+                cleaned[column] = stores["text"].sequence(source, int(row))[: limits["text"]]
         for m in ("text", *STREAMS):
             if m in cleaned:
                 continue
@@ -172,7 +173,8 @@ def _replace_modality(
     """Yield the rows of the test split with one modality replaced by the features of its degraded media."""
     for number, row in enumerate(rows):
         if modality == "text":
-            row["text"] = degraded.sequence("ids", number)[: limits["text"]]
+            for column, source in (("text", "ids"), ("confidence", "confidence")):
+                row[column] = degraded.sequence(source, number)[: limits["text"]]
         elif modality in columns:
             row[modality] = clean(degraded.sequence("frames", number)[: limits[modality]], columns[modality])
         yield row

@@ -13,6 +13,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -26,13 +27,17 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from qamoe.config import settings
+from qamoe.config.extractor_settings import TranscribeSettings
 from qamoe.config.model_names import family
 from qamoe.config.task import is_classification
 from qamoe.data.clip import MediaSpan
 from qamoe.data.stats import frame_stats
 from qamoe.errors import UserError
+from qamoe.extractors.registry import recogniser_of
+from qamoe.extractors.transcribe import word_records
 from qamoe.files import file_digest
 from qamoe.inference.extraction_worker import Busy, Extraction, Limits
+from qamoe.inference.predict import clip_row
 from qamoe.serving import schemas
 from qamoe.serving.clip_cache import CachedClip, ClipCache, samples
 from qamoe.serving.json_bodies import JsonRoute
@@ -57,8 +62,10 @@ ClipId = Annotated[str, InPath(max_length=64)]
 class Service:
     """The state behind the routes: the model, the cached clips, the samples and the extraction process."""
 
-    def __init__(self, load: Callable[[], Served], folder: Path | None, limits: Limits) -> None:
-        self.load, self.limits = load, limits
+    def __init__(
+        self, load: Callable[[], Served], folder: Path | None, limits: Limits, transcribe: bool = True
+    ) -> None:
+        self.load, self.limits, self._transcribe = load, limits, transcribe
         self.served = self._loaded()
         self.samples = samples(folder, self.served.trained.config["task"])
         self.clips = ClipCache()
@@ -119,15 +126,25 @@ class Service:
         served.warm_up()
         return served
 
-    def extract(self, path: Path, start_s: float = 0.0, end_s: float | None = None) -> str:
-        """Extract the features of a file and cache them; return their id."""
+    @property
+    def recogniser(self) -> TranscribeSettings | str:
+        """The speech recognition of uploaded clips, or why there is none ("": nobody wants it)."""
+        return recogniser_of(self.served.trained.config) if self._transcribe else ""
+
+    def extract(self, path: Path, start_s: float = 0.0, end_s: float | None = None, text: str = "") -> str:
+        """Extract the features of a file, with its words if `text` is empty, and cache them; return their id."""
         extractors = self.served.extractors
         if self.extraction is None or not extractors:
             raise HTTPException(
                 409, "This model was trained on ready-made features and cannot read media files; send features."
             )
         key = f"{file_digest(path)} {start_s!r} {end_s!r}"
-        return self.clips.put(CachedClip(key, self.extraction.extract(path, extractors, start_s, end_s)))
+        recogniser = "" if text else self.recogniser
+        wanted = extractors if isinstance(recogniser, str) else extractors | {"text": recogniser}
+        extracted = self.extraction.extract(path, wanted, start_s, end_s)
+        if isinstance(recogniser, str) and recogniser:
+            extracted = replace(extracted, problems=extracted.problems | {"text": f"no transcript; {recogniser}"})
+        return self.clips.put(CachedClip(key, extracted))
 
     def sample(self, number: int) -> MediaSpan:
         """Return a sample by its number. Raises HTTPException for an unknown number."""
@@ -145,13 +162,16 @@ class Service:
         clip = self.sample(number)
         clip_id = self._sample_ids.get(number, "")
         if self.clips.get(clip_id) is None:
-            clip_id = self._sample_ids[number] = self.extract(clip.path, clip.start_s, clip.end_s)
+            clip_id = self._sample_ids[number] = self.extract(clip.path, clip.start_s, clip.end_s, clip.text)
         return self.uploaded(clip_id)
 
     def uploaded(self, clip_id: str) -> schemas.Upload:
         extracted = self.cached(clip_id).extracted
         counts = {m: len(extracted.frames.get(m, ())) for m in self.served.extractors}
-        return schemas.Upload(id=clip_id, seconds=extracted.seconds, frames=counts, problems=extracted.problems)
+        words = word_records(extracted.frames["text"]) if "text" in extracted.frames else None
+        return schemas.Upload(
+            id=clip_id, seconds=extracted.seconds, frames=counts, problems=extracted.problems, words=words
+        )
 
     def cached(self, clip_id: str) -> CachedClip:
         """Return a cached clip by its id. Raises HTTPException if it is not in the cache."""
@@ -188,7 +208,9 @@ def application(service: Service, hosts: frozenset[str] = frozenset()) -> Reques
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         with upload_folder() as service.uploads:
-            service.extraction = Extraction(service.limits, service.served.extractors)
+            recogniser = service.recogniser
+            words = {} if isinstance(recogniser, str) else {"text": recogniser}
+            service.extraction = Extraction(service.limits, service.served.extractors | words)
             try:
                 yield
             finally:
@@ -228,7 +250,10 @@ def _model_routes(app: FastAPI, service: Service) -> None:
     @app.post("/predict")
     def predict(request: schemas.PredictRequest) -> schemas.Answers:
         """Predict clips from text and raw features; any modality may be left out."""
-        return schemas.Answers(clips=service.predict(service.rows(request)))
+        answers = service.predict(service.rows(request))
+        for answer, clip in zip(answers, request.clips, strict=True):
+            answer.text = clip.text if clip.tokens is None else None
+        return schemas.Answers(clips=answers)
 
 
 def _clip_routes(app: FastAPI, service: Service) -> None:
@@ -253,11 +278,16 @@ def _clip_routes(app: FastAPI, service: Service) -> None:
 
     @app.post("/clips/{clip_id}/predict")
     def predict_clip(clip_id: ClipId, request: schemas.ClipRequest) -> schemas.Either:
-        """Predict an uploaded clip with a text, clean or degraded."""
+        """Predict an uploaded clip with a text, or else with the words of its voice, clean or degraded."""
         clip = service.cached(clip_id)
-        row = {"text": request.text, "tokens": request.tokens, **clip.extracted.frames}
+        text, features = request.text if request.tokens is None else "", clip.extracted.frames
+        row = clip_row(service.served.trained.config, text, features)
+        if request.tokens is not None:
+            row["tokens"] = request.tokens
         columns = {name: pd.Series([value], [clip.key], object) for name, value in row.items()}
-        return service.predict(pd.DataFrame(columns), request.degrade.by_modality())[0]
+        answer = service.predict(pd.DataFrame(columns), request.degrade.by_modality())[0]
+        answer.text = " ".join(features["text"]["word"]) if text is None and "text" in features else text or None
+        return answer
 
 
 def _no_room(error: OSError) -> NoReturn:
@@ -344,10 +374,12 @@ def serve(
     port: int,
     limits: Limits,
     allowed_hosts: Sequence[str] = (),
+    transcribe: bool = True,
 ) -> None:
     """Serve until Ctrl-C. Raises UserError if the port is in use or the model cannot be loaded.
 
-    allowed_hosts: names of the server besides `host`, such as those of a proxy in front of it.
+    allowed_hosts: names of the server besides `host`, such as those of a proxy in front of it. transcribe: recognise
+    the words of uploaded clips.
     """
     import torch
 
@@ -356,7 +388,7 @@ def serve(
     torch.set_num_threads(1)  # one clip is too little work for several threads; clips are predicted in parallel instead
     hosts = names_of(host, allowed_hosts)
     listener = _listening(host, port)
-    service = Service(lambda: open_model(model, folder), clips, limits)
+    service = Service(lambda: open_model(model, folder), clips, limits, transcribe)
     shown_host = f"[{host}]" if ":" in host else host
     print(
         f"{service.served.name} at http://{shown_host}:{listener.getsockname()[1]} (press Ctrl-C to stop)", flush=True

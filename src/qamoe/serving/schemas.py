@@ -95,12 +95,16 @@ class Degradations(_Strict):
 
 
 class ClipRequest(Words):
-    """The text of an uploaded clip, and the degradations to apply."""
+    """The text of an uploaded clip, and the degradations to apply.
+
+    Without text and tokens, the words count that were recognised in its voice; an empty text leaves them out.
+    """
 
     degrade: Degradations = Degradations()
 
 
 class _Trusted(BaseModel):
+    text: str | None = None
     trust: dict[str, float | None]
     r: dict[str, float | None]
     routing: list[float] | None
@@ -109,6 +113,7 @@ class _Trusted(BaseModel):
 class Answer(_Trusted):
     """A score in label units with its 90 % interval; trust in [0, 1] and r by modality; the routing weights.
 
+    text has the words that were used, as they were sent or recognised; null if there were none, or only token ids.
     trust, r and routing are null for a model without them.
     """
 
@@ -134,13 +139,26 @@ class Answers(BaseModel):
     clips: list[Either]
 
 
+class HeardWord(BaseModel):
+    """A word that was recognised in a clip's voice, its probability, and its times in seconds from the clip's start."""
+
+    word: str
+    confidence: float
+    start_s: float
+    end_s: float
+
+
 class Upload(BaseModel):
-    """A cached clip: its id, length in seconds, frames by modality, and the reason if a modality has none."""
+    """A cached clip: its id, length in seconds, frames by modality, and the reason if a modality has none.
+
+    words are those that were recognised in its voice; null if none were.
+    """
 
     id: str
     seconds: float
     frames: dict[str, int]
     problems: dict[str, str]
+    words: list[HeardWord] | None
 
 
 class Sample(BaseModel):
