@@ -172,7 +172,7 @@ def test_a_span_is_a_cut_of_the_whole(tmp_path: Path, name: str, codec: str, aud
 
 
 def mpeg(path: Path, video: str, audio: str) -> Path:
-    """Write six seconds with 25 frames a second, as MPEG-1 and MPEG-2 need: brightness 24 k about fifth k of a second."""
+    """Write six seconds at 25 frames a second, as MPEG-1 and MPEG-2 need: brightness 24 k from 80 ms before k / 5 s."""
     import av
 
     container: Any

@@ -13,7 +13,7 @@ from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -431,10 +431,10 @@ def _frames(source: _Source, stream: Any, start_s: float) -> Iterator[tuple[Any,
         if source.container.format.name == "mpeg":
             _skip_guessed_times(source, stream, start_s)
         frames = _timed_frames(source, stream, start_s)
-        first = next(frames, None)
-        # A format without an index seeks by guess, and the first frame that needs no other one may be too late.
-        if first is not None and (first[1] <= start_s or run_up_s > start_s):
-            yield first
+        first = list(islice(frames, 2))
+        # A format without an index seeks by guess: to its end, or where the first frame that needs no other is too late.
+        if run_up_s > start_s or (len(first) == 2 and first[0][1] <= start_s):
+            yield from first
             yield from frames
             return
         frames.close()
