@@ -8,7 +8,7 @@ from pathlib import Path
 
 from qamoe.data import inbox
 from qamoe.data.clip import MediaSpan
-from qamoe.data.subtitles import sidecar_transcript
+from qamoe.data.subtitles import transcript
 from qamoe.errors import UserError
 from qamoe.media.decode import ClipError, contents
 from qamoe.terminal import printable
@@ -126,7 +126,7 @@ def _words(span: MediaSpan, text: str | None, whole: bool) -> tuple[str, str]:
         words = span.text
     else:
         try:
-            words = sidecar_transcript(span.path, span.start_s, span.end_s)
+            words = transcript(span.path, span.start_s, span.end_s)
         except ClipError as problem:
             return "", str(problem)
         if span.text and not words:

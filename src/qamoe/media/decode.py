@@ -47,6 +47,7 @@ _PADDING |= {"wmav1": 2048, "wmav2": 2048}
 _LONGEST_LEAD_S = 0.1  # audio that begins this much before the video is padding
 _SHORTEST_HOLE_S = 0.015
 _CANCEL = 0.25  # channels cancel each other if their mean has less than this share of the loudest one's amplitude
+_SILENT = 1e-4  # peak amplitude
 _MOST_PEEKED = 1000  # packets read before the first one of the audio
 _BLOCK = 1 << 18  # samples resampled at a time
 _NEITHER = "neither an audio nor a video stream"
@@ -147,7 +148,7 @@ def contents(path: Path) -> Contents:
             _refuse_truncated(source, stream, source.ends_s.get(stream.type, 0.0), None)
         audio_s, video_s = (source.ends_s.get(kind, 0.0) for kind in ("audio", "video"))
         seconds = video_s if video_s < audio_s <= video_s + _LONGEST_LEAD_S else max(audio_s, video_s)
-        subtitles = any(stream.codec_context is not None for stream in source.container.streams.subtitles)
+        subtitles = bool(source.container.streams.subtitles)
         return Contents(seconds, source.audio is not None, source.video is not None, subtitles)
 
 
@@ -163,6 +164,8 @@ def read_audio(path: Path, rate: int, start_s: float = 0.0, end_s: float | None 
         if source.audio is None:
             raise _absent("audio", source)
         samples, own_rate, first_s = _samples(source, start_s, end_s)
+        tracks = len(source.container.streams.audio)
+        number = source.container.streams.audio.index(source.audio) + 1
         _report_damage(source)
         end_of_audio_s = first_s + len(samples) / own_rate
         _refuse_truncated(source, source.audio, end_of_audio_s, end_s)
@@ -182,6 +185,9 @@ def read_audio(path: Path, rate: int, start_s: float = 0.0, end_s: float | None 
     wave = wave[begin:] if begin >= 0 else np.concatenate([np.zeros(-begin, np.float32), wave])
     if ends:
         wave = wave[: max(0, round((min(ends) - start_s) * rate))]
+    notes = _notes.get()
+    if tracks > 1 and notes is not None and np.abs(wave).max(initial=0.0) < _SILENT:
+        notes.append(f"audio track {number} of {tracks} was read")
     if not len(wave):  # also where a stated rate of GHz leaves no sample at `rate`
         raise ClipError(_nothing("audio", start_s, end_s))
     return np.ascontiguousarray(wave, np.float32)
@@ -295,6 +301,41 @@ def read_frames(path: Path, rate: float, start_s: float = 0.0, end_s: float | No
             count += 1
         if not count:
             raise ClipError(_nothing("video frame", start_s, end_s))
+
+
+def read_subtitles(path: Path) -> list[tuple[float, float, str]]:
+    """Read the text of a track inside a file -> beginning and end (seconds) and the text of each cue, with markup.
+
+    The track is the default one, else the first in English, else the first. Empty without a track of text. Raises
+    ClipError for a file that cannot be opened.
+    """
+    from av.stream import Disposition
+
+    with opened(path) as container:
+        tracks = [s for s in container.streams.subtitles if s.codec_context is not None and not _is_picture(s)]
+        if not tracks:
+            return []
+        stream = min(
+            tracks,
+            key=lambda s: (
+                bool(s.disposition & Disposition.forced),
+                not s.disposition & Disposition.default,
+                not (s.language or "").startswith("en"),
+            ),
+        )
+        begin_s = (container.start_time or 0) / 1_000_000
+        cues = []
+        for packet in container.demux(stream):
+            if not packet.size or packet.pts is None:
+                continue
+            texts = [part.dialogue.decode("utf-8", "replace") for part in packet.decode() if part.type == b"ass"]
+            time_s = float(packet.pts * packet.time_base) - begin_s
+            cues.append((time_s, time_s + float((packet.duration or 0) * packet.time_base), "\n".join(texts)))
+    return cues
+
+
+def _is_picture(subtitles: Any) -> bool:
+    return subtitles.codec_context.codec.canonical_name in ("dvd_subtitle", "dvb_subtitle", "hdmv_pgs_subtitle", "xsub")
 
 
 def _absent(kind: str, source: _Source) -> ClipError:
@@ -432,7 +473,7 @@ def _frames(source: _Source, stream: Any, start_s: float) -> Iterator[tuple[Any,
             _skip_guessed_times(source, stream, start_s)
         frames = _timed_frames(source, stream, start_s)
         first = list(islice(frames, 2))
-        # A format without an index seeks by guess: to its end, or where the first frame that needs no other is too late.
+        # A format without an index seeks by guess: to its end, or to where the first frame that needs no other is late.
         if run_up_s > start_s or (len(first) == 2 and first[0][1] <= start_s):
             yield from first
             yield from frames
