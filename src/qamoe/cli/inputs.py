@@ -9,7 +9,7 @@ from pathlib import Path
 from qamoe.config.extractor_settings import TranscribeSettings
 from qamoe.data import inbox
 from qamoe.data.clip import MediaSpan
-from qamoe.data.subtitles import sidecar_transcript
+from qamoe.data.subtitles import transcript
 from qamoe.errors import UserError
 from qamoe.media.decode import ClipError, contents
 from qamoe.terminal import printable
@@ -131,8 +131,8 @@ def _words(span: MediaSpan, text: str | None, whole: bool) -> tuple[str, str]:
     if span.text and whole:
         return span.text, ""
     try:
-        words = sidecar_transcript(span.path, span.start_s, span.end_s)
-        elsewhere = not words and (span.start_s or span.end_s is not None) and sidecar_transcript(span.path)
+        words = transcript(span.path, span.start_s, span.end_s)
+        elsewhere = not words and (span.start_s or span.end_s is not None) and transcript(span.path)
     except ClipError as problem:
         return "", str(problem)
     if span.text and not words:

@@ -7,7 +7,16 @@ speaks in all splits, because MELD splits by dialogue and not by speaker.
 from pathlib import Path
 
 from qamoe.config.task import Task, is_classification
-from qamoe.data.clip import Corpus, LabelledClip, check_clips, collect_faults, label_value, open_table, utterance
+from qamoe.data.clip import (
+    Corpus,
+    LabelledClip,
+    as_windows_1252,
+    check_clips,
+    collect_faults,
+    label_value,
+    open_table,
+    utterance,
+)
 from qamoe.errors import UserError
 
 SPLITS = {"train": "train", "dev": "valid", "test": "test"}  # file -> split
@@ -66,7 +75,9 @@ def _clips(
                 name_in_dialogue = f"dia{dialogue}_utt{number}"
                 media = folder / f"{name_in_dialogue}.mp4" if folder else None
                 clip = LabelledClip(
-                    span=utterance(f"{name}-{name_in_dialogue}", (row["Utterance"] or "").strip(), where, media),
+                    span=utterance(
+                        f"{name}-{name_in_dialogue}", as_windows_1252(row["Utterance"] or "").strip(), where, media
+                    ),
                     source=f"{name}-dia{dialogue}",
                     split=SPLITS[name],
                     label=label_value((row[column] or "").strip(), task, where),
