@@ -255,7 +255,7 @@ def _clip_routes(app: FastAPI, service: Service) -> None:
     def predict_clip(clip_id: ClipId, request: schemas.ClipRequest) -> schemas.Either:
         """Predict an uploaded clip with a text, clean or degraded."""
         clip = service.cached(clip_id)
-        row = {"text": request.text, "tokens": request.tokens, **clip.extracted.frames}
+        row = {name: getattr(request, name) for name in schemas.WORDS} | clip.extracted.frames
         columns = {name: pd.Series([value], [clip.key], object) for name, value in row.items()}
         return service.predict(pd.DataFrame(columns), request.degrade.by_modality())[0]
 
