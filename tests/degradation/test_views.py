@@ -21,7 +21,7 @@ from qamoe.rng import MODALITIES, Draws
 CLIPS = 9
 ALL = ("missing",) * 3
 VIEWS = (
-    View(2026, 3, clean_share=0.2, full_severity_share=0.5, mask_revealed_share=0.5, swap=True),
+    View(2026, 3, clean_share=0.2, full_severity_share=0.5, mask_revealed_share=0.5, swap=True, recognised_share=0.5),
     View(7, 0),
     uniform_view("missing", 0.4, 7, 1),
     uniform_view("noise", 0.7, 7, 2),
@@ -89,7 +89,9 @@ def degraded_bits(path: Path, rows: list[int], padding: int = 0) -> Bits:
         changed, lost, state = apply(batch, view, references_from_stats(STATS), partner(opened, rows))
         for i, row in enumerate(rows):
             frames = [changed.x[m][i][changed.mask[m][i]].numpy().tobytes() for m in MODALITIES]
-            details = (lost[i], state.kind[i], state.severity[i])
+            details = [lost[i], state.kind[i], state.severity[i]]
+            if changed.confidence is not None:
+                details.append(changed.confidence[i][changed.mask["text"][i]])
             bits[opened.clip_ids[row], number] = b"|".join([*frames, *(t.numpy().tobytes() for t in details)])
     return bits
 

@@ -122,7 +122,7 @@ def test_a_frozen_encoder_folder_is_read_and_part_of_the_digest(
     train.run(params, preprocessed, "qamoe")
     trained: Any = checkpoint.load(preprocessed / "train/qamoe/1")
     assert trained.frozen_encoder == str(encoder)
-    assert trained.model.encode.encoders["text"].project.in_features == 8
+    assert trained.model.encode.encoders["text"].project.in_features == 9  # 8 states and the confidence of words
     _, valid, _ = train.open_splits(params, train.read_stats(preprocessed), preprocessed, "qamoe")
     ids, states = (
         DegradedSplit(valid.store, valid.views, valid.modalities, valid.references, s) for s in (None, valid.states)

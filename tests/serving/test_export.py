@@ -28,6 +28,7 @@ def clip(draws: np.random.Generator, missing: float, limits: dict[str, int]) -> 
         length = int(draws.integers(1, min(30, limits[modality]) + 1))
         if modality == "text":
             values[name] = [101, *draws.integers(1000, 20_000, length).tolist(), 102][: limits["text"]]
+            values["confidence"] = draws.random(len(values[name])).astype(np.float32)
         else:
             frames = draws.normal(0, 5, (length, COLUMNS[modality])).astype(np.float32)
             frames[draws.random(frames.shape) < 0.02] = np.nan
@@ -35,8 +36,8 @@ def clip(draws: np.random.Generator, missing: float, limits: dict[str, int]) -> 
     return values
 
 
-def padded(clips: list[dict[str, Any]]) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """Pad clips with torch only, as a caller of the exported file does."""
+def padded(clips: list[dict[str, Any]]) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], torch.Tensor]:
+    """Pad clips with torch only, as a caller of the exported file does: frames, masks and the words' confidence."""
     x, mask = {}, {}
     for modality, name in NAMES.items():
         longest = max(1, *(len(values.get(name, ())) for values in clips))
@@ -47,7 +48,11 @@ def padded(clips: list[dict[str, Any]]) -> tuple[dict[str, torch.Tensor], dict[s
             if name in values:
                 x[modality][row, : len(values[name])] = torch.as_tensor(values[name])
                 mask[modality][row, : len(values[name])] = True
-    return x, mask
+    confidence = torch.ones(x["text"].shape)
+    for row, values in enumerate(clips):
+        known = values.get("confidence", ())
+        confidence[row, : len(known)] = torch.as_tensor(known)
+    return x, mask, confidence
 
 
 def assert_same_predictions(trained: Trained, path: Path, batches: int) -> None:
@@ -59,7 +64,10 @@ def assert_same_predictions(trained: Trained, path: Path, batches: int) -> None:
         missing = (0.0, 0.4, 1.0)[number % 3]
         clips = [clip(draws, missing, limits) for _ in range(int(draws.integers(1, 9)))]
         subsets |= {frozenset(values) for values in clips}
-        rows = {name: pd.Series([values.get(name) for values in clips], dtype=object) for name in NAMES.values()}
+        rows = {
+            name: pd.Series([values.get(name) for values in clips], dtype=object)
+            for name in (*NAMES.values(), "confidence")
+        }
         expected, outputs = predict(trained, pd.DataFrame(rows)), model(*padded(clips))
         for name in expected.columns.drop(["class", "routing"], errors="ignore"):
             if expected[name].notna().any():

@@ -103,15 +103,15 @@ def test_a_frozen_encoder_keeps_its_weights_and_learns_afterwards(
 
     first = load_file(folder / "model.safetensors")
     moved = {}
-    for frozen, epochs in ((0, 1), (1, 1), (1, 2)):
+    for frozen, epochs in ((0, 1), (1, 1), (1, 8)):
         done = finetuned_setting.train(
             tmp_path / f"{frozen}-{epochs}", common={"epochs": epochs, "patience": 9}, frozen_epochs=frozen
         )
         weights = encoder_weights(done)
         assert set(weights) <= set(first)
         moved[frozen, epochs] = any(not torch.equal(value, first[name]) for name, value in weights.items())
-        assert checkpoint.load(done).config["best_epoch"] == epochs
-    assert moved == {(0, 1): True, (1, 1): False, (1, 2): True}
+        assert checkpoint.load(done).config["best_epoch"] >= min(epochs, 2)
+    assert moved == {(0, 1): True, (1, 1): False, (1, 8): True}
 
 
 @pytest.mark.parametrize("stop", [1, 2])

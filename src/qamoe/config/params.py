@@ -121,6 +121,7 @@ class Degrade(Block):
     shared_draw_share: Share  # share of clips whose modalities share one draw
     full_severity_share: Annotated[float, Field(ge=0, lt=1)]  # share of severities that are exactly 1
     mask_revealed_share: Share  # share of wholly missing modalities that are masked
+    recognised_share: Share  # share of clips with word confidences as of a recogniser
     swap: bool  # whether clips draw swaps too
     views: Count  # degraded views per clip, used in turn, one per epoch (frozen text encoder only)
     seed: Seed

@@ -16,12 +16,14 @@ class Batch:
     """B clips. `x[m]` is (B, T_m, D_m) float32, or (B, T_m) int64 for token ids; `mask[m]` (B, T_m) marks valid frames.
 
     `keys` (B, 2) int64 identify the clips in every draw; `target` (B,) is in label units, or None in prediction.
+    `confidence` (B, T_text) is that of a speech recogniser in each token, 1 for typed words; None: all were typed.
     """
 
     keys: Tensor
     x: dict[str, Tensor]
     mask: dict[str, Tensor]
     target: Tensor | None
+    confidence: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -37,6 +39,7 @@ class Batch:
             {m: v.to(device) for m, v in self.x.items()},
             {m: v.to(device) for m, v in self.mask.items()},
             None if self.target is None else self.target.to(device),
+            None if self.confidence is None else self.confidence.to(device),
         )
 
     def with_x(self, **x: Tensor) -> "Batch":
@@ -69,7 +72,12 @@ def collate(store: Store, rows: Collection[int], modalities: Sequence[str]) -> B
             x[modality] = x[modality].long()
     keys = torch.tensor([clip_key(store.value("clip_id", row)) for row in rows], dtype=torch.int64)
     target = torch.tensor([store.value("label", row) for row in rows], dtype=torch.float32)
-    return Batch(keys, x, mask, target)
+    confidence = None
+    if "text" in modalities and "confidence" in store.schema.names:
+        of_clips = [store.sequence("confidence", row) for row in rows]
+        if any((of_clip < 1).any() for of_clip in of_clips):
+            confidence, _ = pad(of_clips)
+    return Batch(keys, x, mask, target, confidence)
 
 
 def present(modalities: Sequence[str]) -> tuple[int, ...]:

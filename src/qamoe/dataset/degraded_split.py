@@ -4,7 +4,7 @@ Models that fine-tune their text encoder get token ids instead of its states.
 """
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
 
@@ -105,7 +105,8 @@ class DegradedSplit:
         batch, lost, state = apply(clean, self.views[view], self._references_on_device, partner, sharing_of_rows)
         if self.states is not None and "text" in batch.x:
             x, mask = (tensor.to(self.device) for tensor in pad([self.states.of(view, row) for row in rows]))
-            batch = batch.with_x(text=x).with_mask(text=mask)
+            confidence = None if batch.confidence is None else batch.confidence[:, : x.shape[1]]
+            batch = replace(batch.with_x(text=x).with_mask(text=mask), confidence=confidence)
         return batch, lost, state
 
     @cached_property

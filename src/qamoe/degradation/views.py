@@ -5,9 +5,11 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from qamoe.data.batch import Batch
 from qamoe.data.stats import Stats, frame_stats, has_frames, text_is_vectors
+from qamoe.degradation import word_confidence
 from qamoe.degradation.features import (
     DRAWN,
     KINDS,
@@ -17,6 +19,7 @@ from qamoe.degradation.features import (
     degrade,
     drawn_state,
     fixed_state,
+    valid_tokens,
 )
 from qamoe.degradation.spectrum import Spectrum, batch_keys, spectrum_states
 from qamoe.rng import MODALITIES, Draws
@@ -35,6 +38,8 @@ class View:
     Without them, each clip and modality draws a severity and a kind from `drawn`, and from "swap" too if `swap` is set;
     see `drawn_state` for the shares.
 
+    `recognised_share` of the clips has word confidences as if a recogniser had heard it.
+
     With `spectrum`, clips are degraded as in the paper. `batch` clips share lambda and eta, 0 for none: then each clip
     has its own.
     """
@@ -48,6 +53,7 @@ class View:
     shared_draw_share: float = 0.0
     full_severity_share: float = 0.0
     mask_revealed_share: float = 0.0
+    recognised_share: float = 0.0
     swap: bool = False
     announced: bool = False
     then: tuple[tuple[str, ...], tuple[float, ...]] | None = None
@@ -158,7 +164,31 @@ def apply(
             result = degrade(x, mask, kind, severity, draws, reference)
             x, mask, lost[:, position] = result.x, result.mask & ~announced[:, None], result.lost
         xs[modality], masks[modality] = x, mask
-    return replace(batch, x=xs, mask=masks), lost, _combined(steps)
+    state = _combined(steps)
+    confidence = _confidence(batch, xs, view, references, state)
+    return replace(batch, x=xs, mask=masks, confidence=confidence), lost, state
+
+
+def _confidence(
+    batch: Batch, xs: dict[str, Tensor], view: View, references: dict[str, Reference], state: State
+) -> Tensor | None:
+    """Return the confidence of the words of a degraded batch; a swap brings whole words, which are not wrong."""
+    if (
+        "text" not in xs
+        or xs["text"].is_floating_point()
+        or not (view.recognised_share or batch.confidence is not None)
+    ):
+        return None
+    ids = xs["text"]
+    before = F.pad(batch.x["text"], (0, ids.shape[1] - batch.x["text"].shape[1]))
+    confidence = torch.ones_like(before, dtype=torch.float32)
+    if batch.confidence is not None:
+        confidence[:, : batch.confidence.shape[1]] = batch.confidence
+    swapped = (state.kind[:, MODALITIES.index("text")] == _SWAP).to(ids.device)[:, None]
+    confidence = torch.where(swapped & (ids != before).any(1, keepdim=True), 1.0, confidence)
+    words = valid_tokens(ids, torch.ones_like(ids, dtype=torch.bool), references["text"].special)
+    draws = Draws(view.seed, batch.keys, "text", word_confidence.STREAM, view.number)
+    return word_confidence.simulated(confidence, (ids != before) & ~swapped, words, view.recognised_share, draws)
 
 
 def references_from_stats(stats: Stats) -> dict[str, Reference]:

@@ -52,10 +52,10 @@ def output_columns(task: TaskDescription) -> list[str]:
 def predict(trained: Trained, rows: pd.DataFrame, device: str = "cpu", change: Change | None = None) -> pd.DataFrame:
     """Predict one row per clip, with the index of `rows` and the columns of `output_columns`.
 
-    `rows` has some of the columns text (str), tokens (ready-made ids, used instead of text), confidence (of each token,
-    in [0, 1]; for recognised words), audio and vision: raw frames (T, D) as arrays or nested lists, with the
-    extractor's columns. None, NaN, an empty text and an empty list of frames mean that the modality is missing.
-    Modalities that the model does not read are ignored.
+    `rows` has some of the columns text (str), tokens (ready-made ids, used instead of text), confidence (that of a
+    speech recogniser in each of the tokens, from 0 to 1; without it, they were typed), audio and vision: raw frames
+    (T, D) as arrays or nested lists, with the extractor's columns. None, NaN, an empty text and an empty list of frames
+    mean that the modality is missing. Modalities that the model does not read are ignored.
 
     score, low_90 and high_90 are in label units and not clipped to the label's range; the interval is conformal, fitted
     on the validation split. p_<class> are probabilities at the temperature of that split, and class is the most
@@ -78,7 +78,10 @@ def predict(trained: Trained, rows: pd.DataFrame, device: str = "cpu", change: C
         for modality in config["modalities"]:
             x[modality], mask[modality] = (part.to(device) for part in pad([clip[modality] for clip in chunk]))
         keys = torch.zeros(len(chunk), 2, dtype=torch.int64, device=device)  # only used by the draws of `change`
-        batch = Batch(keys, x, mask, None)
+        confidence = None
+        if trained.model.encode.reads_confidence:
+            confidence, _ = pad([clip["confidence"] for clip in chunk])
+        batch = Batch(keys, x, mask, None, None if confidence is None else confidence.to(device))
         if change is not None:
             names = [clip_key(str(name)) for name in rows.index[first : first + _BATCH]]
             batch = change(replace(batch, keys=torch.tensor(names, dtype=torch.int64, device=device)))
@@ -125,7 +128,10 @@ def json_answers(answers: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def prepare_clips(trained: Trained, rows: pd.DataFrame) -> list[dict[str, np.ndarray]]:
-    """Return each row of `predict` by modality: token ids (T,) int64 and standardised frames (T, kept) float32."""
+    """Return each row of `predict` by modality: token ids (T,) int64 and standardised frames (T, kept) float32.
+
+    Token ids come with a `confidence` (T,) float32.
+    """
     config, columns = trained.config, trained.columns
     limits = config["max_frames"]
     clips = []
@@ -143,6 +149,7 @@ def prepare_clips(trained: Trained, rows: pd.DataFrame) -> list[dict[str, np.nda
                 clip[modality] = clean(frames[: limits[modality]], columns[modality])
             elif trained.reads_words:
                 clip["text"] = _ids(config, row, number)[: limits["text"]]
+                clip["confidence"] = _confidence(row, len(clip["text"]), number)
             elif "text" in row or "tokens" in row:
                 raise UserError(f"Row {number}: this model reads stored text vectors; leave out text and tokens.")
             else:
@@ -188,10 +195,6 @@ def _ids(config: CheckpointConfig, row: dict[Hashable, Any], number: int) -> np.
         vocabulary = config["stats"]["text"]["vocabulary"]
         if ids.ndim != 1 or not ((ids == ids.round()) & (ids >= 0) & (ids < vocabulary)).all():
             raise UserError(f"Row {number}: tokens must be a list of integers from 0 to {vocabulary - 1}.")
-        if (given := row.get("confidence")) is not None:
-            confidence = np.asarray(given, np.float64)
-            if confidence.shape != ids.shape or not ((confidence >= 0) & (confidence <= 1)).all():
-                raise UserError(f"Row {number}: confidence must be {len(ids)} numbers from 0 to 1, one for each token.")
         return ids.astype(np.int64)
     if words is None:
         return np.zeros(0, np.int64)
@@ -199,6 +202,19 @@ def _ids(config: CheckpointConfig, row: dict[Hashable, Any], number: int) -> np.
         raise UserError(f"Row {number}: text is {type(words).__name__}; it must be a string or empty.")
     ids, _ = _tokeniser(**config["extract"]["text"]).extract(words)
     return ids.astype(np.int64)
+
+
+def _confidence(row: dict[Hashable, Any], tokens: int, number: int) -> np.ndarray:
+    """Return the confidence (T,) of the first `tokens` tokens of a row, 1 where none is given."""
+    if "tokens" not in row or row.get("confidence") is None:
+        return np.ones(tokens, np.float32)
+    try:
+        confidence = np.asarray(row["confidence"], np.float32)
+    except (TypeError, ValueError, OverflowError):
+        confidence = np.full(1, np.nan, np.float32)
+    if confidence.shape != (len(row["tokens"]),) or not ((confidence >= 0) & (confidence <= 1)).all():
+        raise UserError(f"Row {number}: confidence must be a list of {len(row['tokens'])} numbers from 0 to 1.")
+    return confidence[:tokens]
 
 
 def _frames(value: Any, columns: Columns, where: str) -> np.ndarray:

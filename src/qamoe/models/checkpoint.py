@@ -135,7 +135,18 @@ def make(name: str, config: UntrainedConfig) -> Model:
         features["text"] = reader.width  # `inputs` has the corpus's dimension, which is the same for every encoder
     elif "text_states" in config:
         features["text"] = config["text_states"]
-    return build(name, features, sizes, block, target_of(config), reader)
+    doubts = reads_confidence(config)
+    features |= {"text": features["text"] + 1} if doubts else {}
+    model = build(name, features, sizes, block, target_of(config), reader)
+    model.encode.reads_confidence = doubts
+    return model
+
+
+def reads_confidence(config: UntrainedConfig) -> bool:
+    """Whether a model reads how sure a recogniser was of each word: if it was trained on simulated confidences."""
+    degrade = config["train"].get("degrade", {})
+    reads_ids = "text" in config["modalities"] and not text_is_vectors(config["stats"])
+    return reads_ids and degrade.get("spectrum") == "clip" and degrade.get("recognised_share", 0) > 0
 
 
 def parameters_config(params: Params, name: str, seed: int, digests: dict[str, str]) -> ParametersConfig:

@@ -89,7 +89,8 @@ class ModalityEncoders(nn.Module):
     """All encoders of a corpus: a batch -> h (B, M, D).
 
     Text is states of the frozen text encoder, or token ids if there is a `reader`, a text encoder that is fine-tuned
-    with the model. `encoder` is the class of the encoders.
+    with the model. `encoder` is the class of the encoders. With `reads_confidence`, text has a further column: 1 less
+    the confidence of a recogniser in each word, 0 for typed words.
     """
 
     def __init__(
@@ -100,6 +101,7 @@ class ModalityEncoders(nn.Module):
             {m: encoder(size, getattr(sizes.stride, m), sizes) for m, size in features.items()}
         )
         self.reader: FinetunedEncoder | None = None  # weights.safetensors has this name in its keys
+        self.reads_confidence = False
 
     def vectors(self, batch: Batch) -> dict[str, Tensor]:
         """Return the vectors (B, D) of the batch's modalities, each independent of the others."""
@@ -108,10 +110,21 @@ class ModalityEncoders(nn.Module):
             if modality not in batch.x:
                 continue
             x, mask = batch.x[modality], batch.mask[modality]
-            if modality == "text" and self.reader is not None:
-                x, mask = self.reader(x, mask)
+            if modality == "text":
+                x, mask = self.words(x, mask, batch.confidence)
             vectors[modality] = encode(x, mask)
         return vectors
+
+    def words(self, x: Tensor, mask_BT: Tensor, confidence_BT: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return frames (B, T, F) of text and their mask, from states (B, T, W), or from ids (B, T) for a reader."""
+        doubt = x.new_zeros(mask_BT.shape, dtype=torch.float32) if confidence_BT is None else 1 - confidence_BT
+        doubt = doubt * mask_BT
+        if self.reader is not None:
+            x, mask = self.reader(x, mask_BT)
+            if mask.shape != mask_BT.shape:
+                doubt = doubt.sum(1, keepdim=True) / mask_BT.sum(1, keepdim=True).clamp(min=1)
+            mask_BT = mask
+        return torch.cat([x, doubt[..., None].to(x.dtype)], 2) if self.reads_confidence else x, mask_BT
 
     def forward(self, batch: Batch) -> Tensor:
         return self.together(self.vectors(batch), len(batch))

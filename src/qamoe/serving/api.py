@@ -283,7 +283,7 @@ def _clip_routes(app: FastAPI, service: Service) -> None:
         text, features = request.text if request.tokens is None else "", clip.extracted.frames
         row = clip_row(service.served.trained.config, text, features)
         if request.tokens is not None:
-            row["tokens"] = request.tokens
+            row |= {"tokens": request.tokens, "confidence": request.confidence}
         columns = {name: pd.Series([value], [clip.key], object) for name, value in row.items()}
         answer = service.predict(pd.DataFrame(columns), request.degrade.by_modality())[0]
         answer.text = " ".join(features["text"]["word"]) if text is None and "text" in features else text or None

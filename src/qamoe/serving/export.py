@@ -7,6 +7,7 @@ marks valid frames with masks.
 import io
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -47,7 +48,8 @@ class Exported(nn.Module):
     """The exported computation: inputs and masks by modality -> outputs of qamoe.inference.predict.
 
     Inputs: text is token ids (B, T) int64; audio and vision are raw frames (B, T, D) float32 with at least
-    `columns_read` columns; a mask is (B, T) bool. The mask of a missing modality is all False. Outputs, by name: those
+    `columns_read` columns; a mask is (B, T) bool. The mask of a missing modality is all False. A model that reads them
+    has a third input: the confidence (B, T) float32 of each token, 1 for typed words. Outputs, by name: those
     of qamoe.inference.predict without `class`, each (B,) float32, and routing (B, E).
     """
 
@@ -63,7 +65,9 @@ class Exported(nn.Module):
         frozen = trained.frozen_encoder if "text" in self.modalities else None
         self.encoder = None if frozen is None else text_encoder_frozen.module(frozen, "cpu")
 
-    def forward(self, x: dict[str, Tensor], mask: dict[str, Tensor]) -> dict[str, Tensor]:
+    def forward(
+        self, x: dict[str, Tensor], mask: dict[str, Tensor], confidence: Tensor | None = None
+    ) -> dict[str, Tensor]:
         vectors = {}
         for modality, encode in self.model.encode.encoders.items():
             frames, valid = x[modality], mask[modality]
@@ -74,8 +78,8 @@ class Exported(nn.Module):
                 attended = torch.cat([valid[:, :1] | ~valid.any(1, keepdim=True), valid[:, 1:]], 1)
                 states = self.encoder(input_ids=frames, attention_mask=attended.long()).last_hidden_state
                 frames = states * valid[..., None]
-            elif self.model.encode.reader is not None:
-                frames, valid = self.model.encode.reader(frames, valid)
+            if modality == "text":
+                frames, valid = self.model.encode.words(frames, valid, confidence)
             # Padding avoids lengths of 1 and 2, which the tracer would treat as special cases.
             padding = 2 * int(encode.stride)  # type: ignore[arg-type]
             frames, valid = F.pad(frames, (0, 0, 0, padding)), F.pad(valid, (0, padding))
@@ -125,6 +129,7 @@ def export(trained: Trained, path: Path) -> None:
     if "text" in trained.config["modalities"] and text_is_vectors(trained.config["stats"]):
         raise UserError("the model reads stored text vectors and cannot be exported; train it on token ids instead")
     x, mask = example(trained.config)
+    inputs: tuple[Any, ...] = (x, mask)
     clips = Dim("clips", min=1, max=1 << 16)
     limits = trained.config["max_frames"]
     times = {m: Dim(f"{m}_frames", min=1, max=limits[m]) for m in x}
@@ -133,14 +138,17 @@ def export(trained: Trained, path: Path) -> None:
         m: sizes if m == "text" else sizes | {2: Dim(f"{m}_columns", min=columns_read(trained.config, m), max=1 << 16)}
         for m, sizes in masks.items()
     }
+    shapes: tuple[Any, ...] = (frames, masks)
+    if trained.model.encode.reads_confidence:
+        inputs, shapes = (*inputs, mask["text"].float()), (*shapes, masks["text"])
     fastpath_was_enabled = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # its fused operator would fix the batch size
     try:
         # The tracer cannot prove that lengths after a stride are equal, so the program checks them at run time.
         program = torch.export.export(
             Exported(trained).eval().requires_grad_(False),
-            (x, mask),
-            dynamic_shapes=(frames, masks),
+            inputs,
+            dynamic_shapes=shapes,
             prefer_deferred_runtime_asserts_over_guards=True,
         )
     finally:

@@ -12,6 +12,7 @@ from qamoe.inference.predict import json_answers
 from qamoe.rng import MODALITIES
 
 MOST_CLIPS = 64  # per request
+WORDS = ("text", "tokens", "confidence")
 _LARGEST = (1 << 31) - 1  # of any integer; what the model reads is checked with the model
 
 
@@ -48,10 +49,16 @@ class Frames(_Strict):
 
 
 class Words(_Strict):
-    """The text of a clip, as words or as token ids; token ids are used if both are given."""
+    """The text of a clip, as words or as token ids; token ids are used if both are given.
+
+    confidence: that of a speech recogniser in each token; left out, the words were typed.
+    """
 
     text: Annotated[str, Field(max_length=10_000)] | None = None
     tokens: Annotated[list[Annotated[int, Field(ge=0, le=_LARGEST)]], Field(max_length=512)] | None = None
+    confidence: (
+        Annotated[list[Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]], Field(max_length=512)] | None
+    ) = None
 
 
 class Clip(Words):
@@ -68,7 +75,7 @@ class PredictRequest(_Strict):
 
     def rows(self) -> pd.DataFrame:
         """Return the clips as input of qamoe.inference.predict."""
-        columns: dict[str, Any] = {name: [getattr(clip, name) for clip in self.clips] for name in ("text", "tokens")}
+        columns: dict[str, Any] = {name: [getattr(clip, name) for clip in self.clips] for name in WORDS}
         for name in ("audio", "vision"):
             frames_by_clip = [getattr(clip, name) for clip in self.clips]
             columns[name] = [None if frames is None else frames.array for frames in frames_by_clip]
