@@ -185,10 +185,11 @@ def _predict_one(
         return Prediction(to_predict.name, None, {"clip": to_predict.fault})
     modalities = served.trained.config["modalities"]
     extractors, silent = served.extractors, to_predict.silent
-    if silent == inputs.NO_TRANSCRIPT and isinstance(recogniser, str):
-        silent = "; ".join(filter(None, (silent, recogniser)))
-    elif silent == inputs.NO_TRANSCRIPT:
-        extractors = extractors | {"text": recogniser}
+    if silent == inputs.NO_TRANSCRIPT:
+        if isinstance(recogniser, str):
+            silent = "; ".join(filter(None, (silent, recogniser)))
+        else:
+            extractors = {**extractors, "text": recogniser}
     frames, problems = {}, dict.fromkeys(modalities, "no clip")
     if extraction is not None and (span := to_predict.span) is not None:
         try:

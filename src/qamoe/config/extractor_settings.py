@@ -124,7 +124,7 @@ class OpenFaceSettings(ExtractorSettings):
     rate: Annotated[float, Field(gt=0, le=60)]  # Hz
 
 
-SETTINGS: dict[str, dict[str, type[Block]]] = {
+SETTINGS: dict[str, dict[str, type[ExtractorSettings]]] = {
     "text": {"minilm": MiniLMSettings, "bge-small": BgeSmallSettings, "huggingface": HuggingFaceSettings},
     "audio": {
         "egemaps": EgemapsSettings,
@@ -136,12 +136,12 @@ SETTINGS: dict[str, dict[str, type[Block]]] = {
 }
 
 
-def extractor_settings(modality: str, value: Any) -> Block:
+def extractor_settings(modality: str, value: Any) -> ExtractorSettings:
     """Return a block of params.yaml (extract.text, .audio, .vision) as settings of the extractor that it names.
 
     Raises pydantic errors for an unknown extractor and for a key that the extractor does not have.
     """
-    if isinstance(value, Block):
+    if isinstance(value, ExtractorSettings):
         return value
     name = value.get("extractor") if isinstance(value, dict) else None
     known = SETTINGS[modality]

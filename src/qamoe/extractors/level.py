@@ -23,9 +23,7 @@ def levelled(wave: np.ndarray, rate: int) -> np.ndarray:
 
     Raises ClipError for silence, for sound without speech and for less than 0.1 s.
     """
-    wave = np.nan_to_num(wave, nan=0.0, posinf=1.0, neginf=-1.0)
-    if np.abs(wave).max(initial=0.0) < SILENCE:
-        raise ClipError("silence")
+    wave = audible(wave)
     if len(wave) < _WINDOW_S * rate:
         raise ClipError(f"only {len(wave) / rate:.2f} s of audio, at least {_WINDOW_S:g} s needed")
     powers = _band_powers(wave, rate)
@@ -34,6 +32,14 @@ def levelled(wave: np.ndarray, rate: int) -> np.ndarray:
     speech = powers[:, 1:].sum(1)
     level = np.sqrt(speech[speech >= speech.mean() / 10].mean())
     return (wave * (LEVEL / level)).astype(np.float32)
+
+
+def audible(wave: np.ndarray) -> np.ndarray:
+    """Return audio (N,) without NaN and infinity. Raises ClipError for silence."""
+    wave = np.nan_to_num(wave, nan=0.0, posinf=1.0, neginf=-1.0)
+    if np.abs(wave).max(initial=0.0) < SILENCE:
+        raise ClipError("silence")
+    return wave
 
 
 def swing_db(powers: np.ndarray) -> float:

@@ -12,8 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from qamoe.config.block import Block
-from qamoe.config.extractor_settings import Recogniser, TranscribeSettings, extractor_settings
+from qamoe.config.extractor_settings import ExtractorSettings, Recogniser, TranscribeSettings, extractor_settings
 from qamoe.errors import UserError
 from qamoe.extractors.bge_small import BgeSmall
 from qamoe.extractors.egemaps import Egemaps
@@ -61,14 +60,14 @@ class Extractor(Protocol):
         """
 
 
-def extractors_of(config: Mapping[str, Any]) -> dict[str, Block]:
+def extractors_of(config: Mapping[str, Any]) -> dict[str, ExtractorSettings]:
     """Return the extractor settings of each modality that a model extracts from media.
 
     The result is empty if the corpus came with ready features. `config` is the content of a model.json. Raises
     UserError if it does not describe an extractor that this version has.
     """
     streams = [m for m in config["modalities"] if m != "text" and config["stats"][m].get("rate")]
-    chosen: dict[str, Block] = {}
+    chosen: dict[str, ExtractorSettings] = {}
     for modality in streams:
         try:
             chosen[modality] = extractor_settings(modality, config["extract"].get(modality))

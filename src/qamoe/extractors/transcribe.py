@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from qamoe.errors import UserError
-from qamoe.extractors.frame_averaging import require_audible
+from qamoe.extractors.level import audible
 from qamoe.media.decode import ClipError, read_audio
 from qamoe.weights import store
 
@@ -68,7 +68,7 @@ class Transcribe:
 
     def recognise(self, wave: np.ndarray) -> np.ndarray:
         """Recognise audio (N,) at 16 kHz. Raises ClipError for silence and for sound without speech."""
-        wave = _levelled(require_audible(wave))
+        wave = _levelled(audible(wave))
         if not self._speech(wave):
             raise ClipError("no speech")
         segments, _ = self._model.transcribe(

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from qamoe.config.block import Block
+from qamoe.config.extractor_settings import ExtractorSettings
 from qamoe.errors import UserError
 from qamoe.extractors.registry import Extractor, extractor
 from qamoe.files import file_digest, write_bytes, write_text
@@ -107,7 +107,7 @@ def part_key(job: Job, digest: str, made_by: Extractor) -> str:
     return hashlib.sha256(identity.encode()).hexdigest()
 
 
-def _make_part(chosen: Block, job: Job, part: Path) -> None:
+def _make_part(chosen: ExtractorSettings, job: Job, part: Path) -> None:
     """Write the frames of a job, or the reason why it has none, as a part (runs in a worker)."""
     try:
         frames = _extract(extractor(chosen), job, part.parent)
@@ -149,7 +149,9 @@ def read_part(part: Path) -> np.ndarray | str | None:
     return None
 
 
-def _failure(make: Callable[..., None], extractors: dict[str, Block], job: Job, part: Path) -> str | UserError | None:
+def _failure(
+    make: Callable[..., None], extractors: dict[str, ExtractorSettings], job: Job, part: Path
+) -> str | UserError | None:
     """Make a part; return the reason if that fails, else None. A UserError is not the clip's: the part has no place."""
     try:
         make(extractors[job.modality], job, part)
@@ -181,7 +183,7 @@ class _Assigned:
 
 def make_parts(
     jobs: list[tuple[Job, Path]],
-    extractors: dict[str, Block],
+    extractors: dict[str, ExtractorSettings],
     workers: int,
     seconds_per_clip: float,
     advance: Callable[[], Any],
@@ -251,7 +253,7 @@ def _advance_pool(
 class _Actor:
     """A worker on Ray, in the folder of the stage, which every machine of a cluster sees under the same path."""
 
-    def __init__(self, folder: Path, extractors: dict[str, Block], make: Callable[..., None]) -> None:
+    def __init__(self, folder: Path, extractors: dict[str, ExtractorSettings], make: Callable[..., None]) -> None:
         os.chdir(folder)
         self.extractors = extractors
         self.part = make
@@ -275,7 +277,7 @@ class _RayWorker:
 
 def make_parts_on_ray(
     jobs: list[tuple[Job, Path]],
-    extractors: dict[str, Block],
+    extractors: dict[str, ExtractorSettings],
     workers: int,
     seconds_per_clip: float,
     advance: Callable[[], Any],

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from qamoe.config.block import Block
+from qamoe.config.extractor_settings import ExtractorSettings
 from qamoe.errors import UserError
 from qamoe.extractors.registry import extractor
 from qamoe.extractors.worker_pool import START_S, WorkerProcess
@@ -70,7 +70,7 @@ class Extraction:
     there are no limits.
     """
 
-    def __init__(self, limits: Limits | None, likely: dict[str, Block]) -> None:
+    def __init__(self, limits: Limits | None, likely: dict[str, ExtractorSettings]) -> None:
         self.limits = limits
         self._likely = likely
         self._slots = threading.BoundedSemaphore(_WAITING)
@@ -79,7 +79,7 @@ class Extraction:
         self._worker = self._start_worker()
 
     def extract(
-        self, path: Path, extractors: dict[str, Block], start_s: float = 0.0, end_s: float | None = None
+        self, path: Path, extractors: dict[str, ExtractorSettings], start_s: float = 0.0, end_s: float | None = None
     ) -> Extracted:
         """Return the features of a file.
 
@@ -144,7 +144,7 @@ class Extraction:
 
 
 def extract_file(
-    path: Path, extractors: dict[str, Block], start_s: float = 0.0, end_s: float | None = None
+    path: Path, extractors: dict[str, ExtractorSettings], start_s: float = 0.0, end_s: float | None = None
 ) -> Extracted:
     """Return the features of a span of a trusted file, in this process and without limits."""
     frames, problems = {}, {}
@@ -158,7 +158,7 @@ def extract_file(
     return Extracted(frames, problems)
 
 
-def _prepare(likely: dict[str, Block], bounded: bool) -> str | None:
+def _prepare(likely: dict[str, ExtractorSettings], bounded: bool) -> str | None:
     """Initialise a worker process: limit its memory (if `bounded`) and load the extractors.
 
     Return the error of an extractor that cannot be loaded. With `bounded`, in a server, raise it instead: its clients
@@ -179,7 +179,7 @@ def _prepare(likely: dict[str, Block], bounded: bool) -> str | None:
 
 
 def _extract_upload(
-    limits: Limits, path: Path, extractors: dict[str, Block], start_s: float, end_s: float | None
+    limits: Limits, path: Path, extractors: dict[str, ExtractorSettings], start_s: float, end_s: float | None
 ) -> Extracted:
     """Extract an uploaded file in the worker. Errors become text, because codec exceptions may not pickle."""
     try:

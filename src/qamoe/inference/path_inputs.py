@@ -49,10 +49,11 @@ def with_features(config: CheckpointConfig, rows: pd.DataFrame) -> pd.DataFrame:
                 contents(Path(path))
             except ClipError as error:
                 raise UserError(f"Row {number}: {path}: {error}.") from None
-            spoken = isinstance(recogniser, TranscribeSettings) and not _has_words(clip)
-            wanted = extractors | {"text": recogniser} if spoken else extractors
-            features = extract_file(Path(path), wanted, start_s or 0.0, end_s).frames
-            clip.update(clip_row(config, None, features) if spoken else features)
+            if isinstance(recogniser, TranscribeSettings) and not _has_words(clip):
+                wanted = {**extractors, "text": recogniser}
+                clip.update(clip_row(config, None, extract_file(Path(path), wanted, start_s or 0.0, end_s).frames))
+            else:
+                clip.update(extract_file(Path(path), extractors, start_s or 0.0, end_s).frames)
         elif not pd.isna(path):
             raise UserError(f"Row {number}: path is {type(path).__name__}; it must be a string or empty.")
     names = sorted({name for clip in clips for name in clip})

@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from qamoe.config import settings
-from qamoe.config.block import Block
+from qamoe.config.extractor_settings import ExtractorSettings
 from qamoe.config.params import Extract, Params
 from qamoe.data import arrow_store
 from qamoe.data.clip import Corpus, LabelledClip, check_text
@@ -108,9 +108,9 @@ def _make_all_parts(
     return part_files
 
 
-def _extractors(params: Extract) -> dict[str, Block]:
+def _extractors(params: Extract) -> dict[str, ExtractorSettings]:
     """Return the extractors of media: those of the streams, and the speech recognition of text if it is on."""
-    chosen: dict[str, Block] = {m: getattr(params, m) for m in STREAMS}
+    chosen: dict[str, ExtractorSettings] = {m: getattr(params, m) for m in STREAMS}
     return chosen if params.text.recogniser is None else chosen | {"text": params.text.recogniser}
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qamoe.config import settings
-from qamoe.config.block import Block
+from qamoe.config.extractor_settings import ExtractorSettings
 from qamoe.data.stats import text_is_vectors
 from qamoe.errors import UserError
 from qamoe.extractors.registry import extractors_of
@@ -78,7 +78,7 @@ class Served:
             raise UserError(f"{self.name}: its answer is not a finite number.")
 
     @cached_property
-    def extractors(self) -> dict[str, Block]:
+    def extractors(self) -> dict[str, ExtractorSettings]:
         return extractors_of(self.trained.config)
 
     def reference(self) -> "pd.DataFrame | None":
