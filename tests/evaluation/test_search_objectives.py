@@ -40,3 +40,16 @@ def test_trust_compares_clean_with_half_degraded_and_above() -> None:
 def test_cells_without_a_severity_have_no_such_objective() -> None:
     assert set(measures(predicted([1.0, 2.0], [0.5, 0.5]), cells(noise=(0.3,)), PRESENT)) == {"error", "degraded"}
     assert set(measures(predicted([1.0], [0.5]), cells(noise=(0.0,)), PRESENT)) == {"error", "clean"}
+
+
+def test_cells_of_a_landscape_have_every_objective() -> None:
+    """Clips of (0, .6) that keep a modality have it undamaged, so r is compared with that of noise alone."""
+    landscape = cells(landscape=(0.0, 0.6))  # (0, 0) once, then (0, .6), (.6, 0) and (.6, .6) twice
+    r = [0.9, 0.95, 0.95, 0.4, 0.5, 0.3, 0.2]
+    found = measures(predicted([1.0, 2.0, 4.0, 5.0, 7.0, 8.0, 8.0], r), landscape, PRESENT & [True, False, False])
+    assert found == {
+        "error": pytest.approx((1 + 3 + 6 + 8) / 4),
+        "clean": 1.0,
+        "degraded": pytest.approx((3 + 6 + 8) / 3),
+        "trust": 1.0,
+    }

@@ -13,9 +13,11 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from qamoe.cli import app
+from qamoe.errors import UserError
 from qamoe.evaluation.reliability import Effect
 from qamoe.report import build, plots, quality_diagnostic
 from qamoe.report.quality_diagnostic import Diagnosis, sentence
+from qamoe.report.results import read
 
 NONE, UP, DOWN = Effect(0.5, 0.0, -0.1, 0.1), Effect(0.6, 0.1, 0.05, 0.15), Effect(0.4, -0.1, -0.15, -0.05)
 
@@ -149,3 +151,15 @@ def test_diagnose_names_the_folder_without_mixed_or_without_the_file(tmp_path: P
     refused = CliRunner().invoke(app.app, ["diagnose", "qamoe", "--out", str(tmp_path)])
     assert (refused.exit_code, refused.stdout) == (1, "")
     assert all(part in refused.stderr for part in (str(folder), "diagnostic.parquet", "evaluate.quality_permutations"))
+
+
+@pytest.mark.parametrize("name", ["cells.parquet", "predictions.parquet", "diagnostic.parquet"])
+def test_a_damaged_file_is_named(name: str, tmp_path: Path, make_run: Any) -> None:
+    make_run(tmp_path, "qamoe", 1)
+    file = tmp_path / "evaluate/qamoe/1" / name
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(UserError, match=re.escape(str(file))):
+        quality_diagnostic.of_model(tmp_path / "evaluate", "qamoe")
+    if name == "cells.parquet":
+        with pytest.raises(UserError, match=re.escape(str(file))):
+            read(tmp_path / "evaluate", tmp_path / "train")

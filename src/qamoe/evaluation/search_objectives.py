@@ -10,18 +10,19 @@ from qamoe.training.selection import Cells, SplitPredictions, selection_value
 def measures(predicted: SplitPredictions, cells: Cells, present: np.ndarray) -> dict[str, float]:
     """Return the objectives by name, those that the model and the cells have.
 
-    error: the mean over the selection cells. clean, degraded: the mean over those at severity 0, and above it. trust:
+    error: the mean over the selection cells. clean, degraded: the mean over the clean one, and over the others. trust:
     AUROC of r, clean against severity DEGRADED_FROM and above, over clips that have the modality, and the mean over
     modalities. predicted: of the selection views. present (N, M): whether a clip has a modality.
     """
     groups = np.array(cells.groups)
     severity = np.array([_severity(cells, view) for view in cells.selection])
+    clean = np.isin(cells.selection, cells.clean)
     by_view = predicted.errors().mean(1)
     found = {"error": selection_value(predicted, cells)}
-    for name, chosen in (("clean", severity == 0), ("degraded", severity > 0)):
+    for name, chosen in (("clean", clean), ("degraded", ~clean)):
         if chosen.any():
             found[name] = float(np.mean([by_view[groups == cell].mean() for cell in sorted(set(groups[chosen]))]))
-    clean, degraded = severity == 0, severity >= DEGRADED_FROM
+    degraded = severity >= DEGRADED_FROM
     if predicted.r is not None and clean.any() and degraded.any():
         columns = [column for column in range(present.shape[1]) if present[:, column].any()]
         r = [predicted.r[:, present[:, column], column] for column in columns]
@@ -30,6 +31,9 @@ def measures(predicted: SplitPredictions, cells: Cells, present: np.ndarray) -> 
 
 
 def _severity(cells: Cells, view: int) -> float:
-    severities = cells.views[view].severities
+    """Return the severity that every modality of every clip has at least; in a landscape what is lost has 1."""
+    spectrum, severities = cells.views[view].spectrum, cells.views[view].severities
+    if spectrum is not None:
+        return spectrum.noise[0]
     assert severities is not None, "a selection view has one severity for every modality"
     return severities[0]

@@ -110,7 +110,7 @@ def _models() -> str:
     from qamoe.models.factory import MODELS
 
     return (
-        f"{', '.join(MODELS)}, their variants <model>--<label>, specialist-clean, specialist-<kind>-<tenths> and"
+        f"{', '.join(MODELS)}, variants <model>--<label> of these (and of nothing else), specialist-clean, specialist-<kind>-<tenths> and"
         f" ablation-<{'|'.join(ABLATIONS)}>"
     )
 

@@ -11,7 +11,7 @@ from qamoe.evaluation.bootstrap import MODALITIES
 from qamoe.evaluation.metrics import lower_is_better
 from qamoe.evaluation.reliability import Effect, intervention_effects
 from qamoe.evaluation.summary import INTERVENTIONS
-from qamoe.report.results import CELLS, DIAGNOSTIC, Results, Seed, evaluations
+from qamoe.report.results import CELLS, DIAGNOSTIC, Results, Seed, evaluations, read_table
 from qamoe.report.section import Numbers, Section
 from qamoe.report.tables import is_share, number, stdout_console
 from qamoe.terminal import printable
@@ -78,7 +78,7 @@ def of_model(evaluated: Path, model: str, seed: int | None = None) -> Diagnosis:
     if not any(results.has(model, f"r_{m}") for m in MODALITIES):
         raise UserError(f"model {model!r} in {evaluated} estimates no r, so there is nothing to exchange")
     for folder in chosen.values():
-        slices = pd.read_parquet(folder / CELLS, columns=["slice"])["slice"].unique()
+        slices = read_table(folder / CELLS, columns=["slice"])["slice"].unique()
         if "mixed" not in slices:
             raise UserError(
                 f"{folder} has the slices {', '.join(slices)}; the diagnostic needs mixed (evaluate.slices)"

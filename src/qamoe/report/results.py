@@ -4,7 +4,8 @@ A slice of one model may hold a million rows, so predictions are read when neede
 """
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -65,7 +66,7 @@ class Results(NamedTuple):
         """
         wanted = [("slice", "==", slice)] if slice else [("cell", "in", list(cells))] if cells else None
         parts = [
-            pd.read_parquet(folder / file, columns=list(columns) if columns else None, filters=wanted).assign(seed=seed)
+            read_table(folder / file, columns=list(columns) if columns else None, filters=wanted).assign(seed=seed)
             for seed, folder in self.folders[model].items()
         ]
         return pd.concat(parts, ignore_index=True)
@@ -84,13 +85,33 @@ class Results(NamedTuple):
     def has(self, model: str, column: str) -> bool:
         """Return whether the predictions of a model have this column with at least one value."""
         path = next(iter(self.folders[model].values())) / PREDICTIONS
-        return column in columns_of(path) and bool(pd.read_parquet(path, columns=[column])[column].notna().any())
+        return column in columns_of(path) and bool(read_table(path, columns=[column])[column].notna().any())
+
+
+def read_table(path: Path, **options: Any) -> pd.DataFrame:
+    """Read a parquet file that evaluate wrote, as pandas does. Raises UserError if it is damaged."""
+    with _damage_named(path):
+        return pd.read_parquet(path, **options)
 
 
 def columns_of(path: Path) -> list[str]:
     import pyarrow.parquet as pq
 
-    return list(pq.read_schema(path).names)
+    with _damage_named(path):
+        return list(pq.read_schema(path).names)
+
+
+@contextmanager
+def _damage_named(path: Path) -> Iterator[None]:
+    from pyarrow import ArrowInvalid
+
+    try:
+        yield
+    except ArrowInvalid as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"{path} is not a whole parquet file ({reason}); delete {path.parent} and evaluate again"
+        ) from error
 
 
 def read(evaluated: Path, trained: Path, models: Collection[str] | None = None) -> Results:
@@ -134,7 +155,7 @@ def read_cells(folders: Folders) -> pd.DataFrame:
     """Concatenate cells.parquet of every run, with the columns model and seed."""
     return pd.concat(
         [
-            pd.read_parquet(folder / CELLS).assign(model=model, seed=seed)
+            read_table(folder / CELLS).assign(model=model, seed=seed)
             for model, seeds in folders.items()
             for seed, folder in seeds.items()
         ],
