@@ -101,7 +101,8 @@ def main(count: int, seed: int, names: list[str]) -> None:
         for spoken in (0, 1):
             rows = []
             for clip in clips:
-                wave = clip[spoken] if rate == voice.RATE else resample_poly(clip[spoken], 320, 441)
+                audio = clip[:2][spoken]
+                wave = audio if rate == voice.RATE else resample_poly(audio, 320, 441)
                 frames = made_by.describe(levelled(wave.astype(np.float32), rate))
                 rows.append(np.concatenate([frames.mean(0), frames.std(0)]))
             tables.append(np.stack(rows).astype(np.float64))
