@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.io import wavfile
 
 from qamoe.cli import predict
 from qamoe.errors import UserError
@@ -138,6 +139,17 @@ def test_a_missing_modality_has_a_reason(lines, film, voice, tmp_path):
     assert complete
     assert (with_hiss["score"], with_hiss["trust"]["audio"]) == (text_only["score"], 0)
     assert with_hiss["reasons"]["audio"].startswith("no speech")
+
+
+def test_the_gain_of_a_recording_does_not_change_the_answer(lines, voice, tmp_path):
+    answers = []
+    for factor in (1, 0.25, 4):  # in floating point, which nothing clips
+        path = tmp_path / f"gain-{factor}.wav"
+        wavfile.write(path, 22_050, np.float32(factor) * voice)
+        ((answer,), _) = lines(path)
+        answers.append((answer["score"], answer["trust"]["audio"]))
+    assert answers[0][1] > 0
+    np.testing.assert_allclose(answers[1:], [answers[0]] * 2, atol=1e-3)
 
 
 @pytest.mark.slow

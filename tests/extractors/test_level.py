@@ -1,6 +1,7 @@
 """The level of audio: the gain of a recording does not matter, and sound without speech is never made louder."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -33,7 +34,7 @@ def hiss(seconds: float, colour: str = "white", rms: float = 0.001, seed: int = 
     return (rms * noise / np.sqrt((noise**2).mean())).astype(np.float32)
 
 
-def as_16_bits(audio: np.ndarray) -> np.ndarray:
+def as_16_bits(audio: Any) -> np.ndarray:
     return (np.rint(audio * 32768) / 32768).astype(np.float32)
 
 

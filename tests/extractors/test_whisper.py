@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from qamoe.config.extractor_settings import WHISPER_LAYERS, extractor_settings
+from qamoe.config.extractor_settings import WHISPER_LAYERS, WhisperSettings, extractor_settings
 from qamoe.errors import UserError
 from qamoe.extractors import whisper
 from qamoe.extractors.whisper import LONGEST, SAMPLE_RATE, Whisper, encode, filters, load, log_mel
@@ -180,7 +180,9 @@ def test_other_weights_are_refused(weights: Path) -> None:
 )
 def test_settings_out_of_range_are_refused(changed: dict[str, Any], named: str) -> None:
     block = {"extractor": "whisper", "rate": 10.0, "model": NAME, "layer": 4}
-    assert extractor_settings("audio", block).weights == (NAME,)
+    chosen = extractor_settings("audio", block)
+    assert isinstance(chosen, WhisperSettings)
+    assert chosen.weights == (NAME,)
     with pytest.raises(ValueError, match=named):
         extractor_settings("audio", block | changed)
 
