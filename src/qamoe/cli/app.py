@@ -283,15 +283,15 @@ def predict(
         typer.Argument(
             metavar="CLIP...",
             help="Video and audio files, folders of them, or csv files with a column path (and optionally clip_id,"
-            " start_s, end_s and text).",
+            " start_s, end_s, text and audio_track).",
             readable=False,  # an unreadable clip costs itself alone
         ),
     ] = None,
     text: Annotated[
         str | None,
         typer.Option(
-            help="The words of a single clip, or text alone. Without it, a .srt or .txt file with the clip's name is"
-            " read; without that, text counts as missing."
+            help="The words of a single clip, or text alone. Without it, a transcript with the clip's name (.srt, .vtt,"
+            " Whisper's .json, .txt) or a text track in the file is read; without that, text counts as missing."
         ),
     ] = None,
     window: Annotated[
@@ -300,6 +300,14 @@ def predict(
             metavar="S",
             help="Cut clips longer than S seconds into windows of S seconds and predict each. Words of a .srt go to the"
             " window of their time; words of a .txt or csv have no times and are left out; --text is refused.",
+        ),
+    ] = None,
+    audio_track: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TRACK",
+            help="Read this audio track: its number (from 1), language (such as eng) or title; otherwise the default"
+            " one.",
         ),
     ] = None,
     model: Model = None,
@@ -317,7 +325,9 @@ def predict(
     from qamoe.cli import predict as terminal
 
     address = model_address(model, folder, params)
-    if not terminal.predict(clips or [], text, window, address, folder, as_json or not sys.stdout.isatty()):
+    if not terminal.predict(
+        clips or [], text, window, address, folder, as_json or not sys.stdout.isatty(), audio_track
+    ):
         raise typer.Exit(1)
 
 
