@@ -267,6 +267,14 @@ def record(
 
 
 @app.command(rich_help_panel=REGISTRY)
+def relink() -> None:
+    """After the project folder was moved or copied, make its records name the files where they are now. Idempotent."""
+    from qamoe.tracking.relink import relink
+
+    print(printable(relink()))
+
+
+@app.command(rich_help_panel=REGISTRY)
 def evaluate_champion(params: Params = Path("params.yaml"), out: Out = Path("artifacts")) -> None:
     """Measure the champion on the present test split and record it in MLflow."""
     from qamoe.pipeline import evaluate_champion as stage
