@@ -113,7 +113,7 @@ def part_key(job: Job, digest: str, made_by: Extractor) -> str:
 def _make_part(chosen: Block, job: Job, part: Path) -> None:
     """Write the frames of a job, or the reason why it has none, as a part (runs in a worker)."""
     try:
-        with decode.audio_track(job.track), decode.noted() as notes:
+        with decode.reading(job.track) as notes:
             frames = _extract(extractor(chosen), job, part.parent)
     except NoStream:
         write_text(part.with_suffix(".problem"), "")

@@ -19,7 +19,7 @@ from qamoe.config.block import Block
 from qamoe.errors import UserError
 from qamoe.extractors.registry import extractor
 from qamoe.extractors.worker_pool import START_S, WorkerProcess
-from qamoe.media.decode import FORMATS, ClipError, audio_track, noted
+from qamoe.media.decode import FORMATS, ClipError, reading
 
 _MEMORY = 4 << 30  # bytes of a worker's data; extraction of a small video maps 1.5 GB and uses 0.3
 _WAITING = 8  # files that are being extracted or waiting
@@ -87,7 +87,7 @@ class Extraction:
         end_s: float | None = None,
         track: str = "",
     ) -> Extracted:
-        """Return the features of a file; `track` as in audio_track of qamoe.media.decode.
+        """Return the features of a file; `track` as in `reading` of qamoe.media.decode.
 
         Raises UserError for a file beyond the limits or, with limits, for a file without any usable modality; Busy if
         too many files wait; WorkerLost if the worker died or took too long.
@@ -155,7 +155,7 @@ def extract_file(
     """Return the features of a span of a trusted file, in this process and without limits."""
     frames, problems = {}, {}
     for modality, block in extractors.items():
-        with audio_track(track), noted() as notes:
+        with reading(track) as notes:
             try:
                 frames[modality] = extractor(block).extract(path, start_s, end_s)
             except ClipError as problem:
