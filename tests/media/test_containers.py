@@ -270,15 +270,15 @@ def test_the_default_track_is_read_and_others_by_name(tmp_path: Path, name: str,
         path = tracks(tmp_path / name, defaults)
     assert pitch(read_audio(path, RATE)) == defaults.index(True) + 1
     for track, tone in (("1", 1), ("2", 2), ("3", 3), ("jpn", 1), ("en", 2), ("FRA", 3)):
-        with decode.audio_track(track):
+        with decode.reading(track):
             assert pitch(read_audio(path, RATE)) == tone
-    with decode.audio_track("deu"), pytest.raises(ClipError, match=r"'deu'.* 1 \(jpn.* 2 \(eng.* 3 \(fra"):
+    with decode.reading("deu"), pytest.raises(ClipError, match=r"'deu'.* 1 \(jpn.* 2 \(eng.* 3 \(fra"):
         read_audio(path, RATE)
 
 
 def test_a_title_names_a_track_of_a_file_that_has_titles(tmp_path: Path) -> None:
     path = tracks(tmp_path / "clip.mkv", (True, False, False))
-    with decode.audio_track("commentary"):
+    with decode.reading("commentary"):
         assert pitch(read_audio(path, RATE)) == 3
 
 
@@ -366,14 +366,14 @@ def broken(number: set[int]) -> Callable[[Any], Any]:
 def test_damaged_packets_are_skipped_and_said(tmp_path: Path, name: str, codec: str, rate: int) -> None:
     whole = write(tmp_path / f"whole{Path(name).suffix}", Audio(bursts(3.0, rate), rate, codec))
     move(whole, tmp_path / name, ("audio",), change=broken({8, 9}))
-    with decode.noted() as notes:
+    with decode.reading() as notes:
         wave = read_audio(tmp_path / name, RATE)
     (note,) = notes
     assert note.split(" of ")[0] in ("1", "2")  # a decoder may conceal one
     good = read_audio(whole, RATE)
     np.testing.assert_allclose(len(wave), len(good), atol=0.1 * RATE)
     np.testing.assert_allclose(wave[-RATE:], good[len(wave) - RATE : len(wave)], atol=0.05)
-    with decode.noted() as notes:
+    with decode.reading() as notes:
         read_audio(whole, RATE)
     assert notes == []
 
@@ -381,7 +381,7 @@ def test_damaged_packets_are_skipped_and_said(tmp_path: Path, name: str, codec: 
 def test_damaged_frames_are_skipped_and_said(tmp_path: Path) -> None:
     whole = write(tmp_path / "whole.mkv", film(codec="mjpeg", pixels="yuvj420p"))
     move(whole, tmp_path / "clip.mkv", ("video",), change=broken({3}))
-    with decode.noted() as notes:
+    with decode.reading() as notes:
         assert shades(tmp_path / "clip.mkv") == [0, 1, 2, 2, *range(4, 10)]
     assert notes == ["1 of 10 packets are damaged and were skipped"]
 

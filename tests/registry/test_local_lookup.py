@@ -85,5 +85,9 @@ def test_files_outside_local_folders_are_left_to_mlflow(registered: Any, tmp_pat
         for location in ("s3://bucket/model", "file://other-machine/model", f"file://{tmp_path}/gone"):
             store.execute("UPDATE model_versions SET storage_location = ? WHERE version = 2", (location,))
             store.commit()
-            assert local_lookup.version_and_folder("qa-moe", None, "champion") is None
+            if location.endswith("gone"):  # as in a project folder that was moved
+                with pytest.raises(UserError, match=r"gone.*qamoe relink"):
+                    local_lookup.version_and_folder("qa-moe", None, "champion")
+            else:
+                assert local_lookup.version_and_folder("qa-moe", None, "champion") is None
     store.close()

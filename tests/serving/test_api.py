@@ -17,8 +17,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from qamoe.inference.extraction_worker import FORMATS, Extraction, Limits
+from qamoe.inference.extraction_worker import Extraction, Limits
 from qamoe.inference.predict import predict
+from qamoe.media.decode import FORMATS, SUFFIXES
 from qamoe.models import checkpoint
 from qamoe.serving.api import PAGE, Service
 from qamoe.serving.model_loader import open_model
@@ -349,10 +350,12 @@ def test_requests_from_pages_of_other_sites_are_refused(server):
     assert server.ask("POST", "/predict", body, Origin=f"http://127.0.0.1:{server.port}")[0] == 200
 
 
-def test_upload_formats_are_a_subset_of_corpus_formats():
-    from qamoe.media import decode
+def test_the_page_offers_the_media_that_every_command_reads():
+    accepted = re.search(r'accept="([^"]*)"', (PAGE / "index.html").read_text())
+    assert set(accepted[1].split(",")) == SUFFIXES | {"video/*", "audio/*"}
 
-    assert set(FORMATS.split(",")) < set(decode.FORMATS.split(","))
+
+def test_playlists_are_not_among_the_formats():
     assert not {"hls", "concat", "dash"} & set(FORMATS.split(","))
 
 

@@ -268,6 +268,14 @@ def record(
 
 
 @app.command(rich_help_panel=REGISTRY)
+def relink() -> None:
+    """After the project folder was moved or copied, make its records name the files where they are now. Idempotent."""
+    from qamoe.tracking.relink import relink
+
+    print(printable(relink()))
+
+
+@app.command(rich_help_panel=REGISTRY)
 def evaluate_champion(params: Params = Path("params.yaml"), out: Out = Path("artifacts")) -> None:
     """Measure the champion on the present test split and record it in MLflow."""
     from qamoe.pipeline import evaluate_champion as stage
@@ -284,15 +292,16 @@ def predict(
         typer.Argument(
             metavar="CLIP...",
             help="Video and audio files, folders of them, or csv files with a column path (and optionally clip_id,"
-            " start_s, end_s and text).",
+            " start_s, end_s, text and audio_track).",
             readable=False,  # an unreadable clip costs itself alone
         ),
     ] = None,
     text: Annotated[
         str | None,
         typer.Option(
-            help="The words of a single clip, or text alone. Without it, a .srt or .txt file with the clip's name is"
-            " read; without that, the words are recognised in the clip's voice."
+            help="The words of a single clip, or text alone. Without it, a transcript with the clip's name (.srt, .vtt,"
+            " Whisper's .json, .txt) or a text track in the file is read; without that, the words are recognised in the"
+            " clip's voice."
         ),
     ] = None,
     window: Annotated[
@@ -301,6 +310,14 @@ def predict(
             metavar="S",
             help="Cut clips longer than S seconds into windows of S seconds and predict each. Words of a .srt go to the"
             " window of their time; words of a .txt or csv have no times and are left out; --text is refused.",
+        ),
+    ] = None,
+    audio_track: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TRACK",
+            help="Read this audio track: its number (from 1), language (such as eng) or title; otherwise the default"
+            " one.",
         ),
     ] = None,
     model: Model = None,
@@ -320,7 +337,7 @@ def predict(
 
     address = model_address(model, folder, params)
     as_json = as_json or not sys.stdout.isatty()
-    if not terminal.predict(clips or [], text, window, address, folder, as_json, not no_transcribe):
+    if not terminal.predict(clips or [], text, window, address, folder, as_json, not no_transcribe, audio_track):
         raise typer.Exit(1)
 
 

@@ -2,6 +2,7 @@
 
 import math
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -37,8 +38,8 @@ class PredictInput:
 
 @dataclass(frozen=True)
 class InputOptions:
-    """How clips are predicted: their words (None: those of a sidecar file or the csv), and seconds of a window and of
-    the longest training clip (None: unknown).
+    """How clips are predicted: their words (None: those of a transcript or the csv), seconds of a window and of the
+    longest training clip (None: unknown), and their audio track (None: that of the csv, or the default).
 
     recogniser: gives words to clips without any; a string says why there is none, and "" that nobody wants one.
     """
@@ -47,6 +48,7 @@ class InputOptions:
     window: float | None = None
     longest: float | None = None
     recogniser: TranscribeSettings | str = ""
+    track: str | None = None
 
 
 def clips(paths: Sequence[Path]) -> list[MediaSpan | PredictInput]:
@@ -61,10 +63,11 @@ def one_file(paths: Sequence[Path]) -> bool:
 
 def inputs_of(clip: MediaSpan, options: InputOptions) -> list[PredictInput]:
     """Return the whole clip, or its windows, each with the words spoken in it."""
-    seconds, unreadable = math.nan, ""
+    seconds, unreadable, subtitles = math.nan, "", False
     try:
-        end_of_file = contents(clip.path).seconds
-        seconds = (end_of_file if clip.end_s is None else min(end_of_file, clip.end_s)) - clip.start_s
+        found = contents(clip.path)
+        subtitles = found.subtitles
+        seconds = (found.seconds if clip.end_s is None else min(found.seconds, clip.end_s)) - clip.start_s
     except ClipError as problem:
         unreadable = str(problem)
     if options.window is None and options.longest is not None and seconds > LONGEST * options.longest:
@@ -76,12 +79,12 @@ def inputs_of(clip: MediaSpan, options: InputOptions) -> list[PredictInput]:
                 f"({options.longest:.1f} s). --window S cuts it into windows of S seconds.",
             )
         ]
-    spans = [clip]
+    spans = [clip if options.track is None else replace(clip, track=options.track)]
     if options.window is not None and seconds > options.window:
-        spans = _windows(clip, seconds, options.window)
+        spans = _windows(spans[0], seconds, options.window)
     inputs = []
     for span in spans:
-        words, silent = _words(span, options.text, len(spans) == 1)
+        words, silent = _words(span, options.text, len(spans) == 1, subtitles)
         inputs.append(PredictInput(span.clip_id, span, words, silent, unreadable))
     return inputs
 
@@ -93,16 +96,19 @@ def _has_several(path: Path) -> bool:
 def _clips_of(path: Path) -> list[MediaSpan | PredictInput]:
     name = str(path)
     faults: list[str] = []
+    left_out: list[str] = []
     try:
         if not path.exists():
             return [PredictInput(name, fault=f"{path} does not exist.")]
         if not _has_several(path):
             return [MediaSpan(clip_id=name, path=path)]
-        spans = inbox.read(path, faults)
+        spans = inbox.read(path, faults, left_out)
     except UserError as refusal:
         return [PredictInput(name, fault=str(refusal))]
     except OSError as error:
         return [PredictInput(name, fault=f"{path} is not readable: {error.strerror}.")]
+    for sentence in left_out:
+        print(f"qamoe: {sentence}", file=sys.stderr)
     if not spans and not faults:
         return [PredictInput(name, fault=f"{path} contains no media files, and no manifest.csv that lists any.")]
     if path.is_dir() and not (path / "manifest.csv").is_file():
@@ -122,7 +128,7 @@ def _windows(clip: MediaSpan, seconds: float, window: float) -> list[MediaSpan]:
     ]
 
 
-def _words(span: MediaSpan, text: str | None, whole: bool) -> tuple[str, str]:
+def _words(span: MediaSpan, text: str | None, whole: bool, subtitles: bool) -> tuple[str, str]:
     """Return the words of a span and, where there are none, why."""
     if text is not None:
         if any("\ud800" <= character <= "\udfff" for character in text):  # bytes that the terminal's encoding lacks
@@ -131,8 +137,8 @@ def _words(span: MediaSpan, text: str | None, whole: bool) -> tuple[str, str]:
     if span.text and whole:
         return span.text, ""
     try:
-        words = transcript(span.path, span.start_s, span.end_s)
-        elsewhere = not words and (span.start_s or span.end_s is not None) and transcript(span.path)
+        words = transcript(span.path, span.start_s, span.end_s, inside=subtitles)
+        elsewhere = not words and (span.start_s or span.end_s is not None) and transcript(span.path, inside=subtitles)
     except ClipError as problem:
         return "", str(problem)
     if span.text and not words:

@@ -46,11 +46,13 @@ def predict(
     folder: Path | None,
     as_json: bool,
     transcribe: bool = True,
+    track: str | None = None,
 ) -> bool:
     """Print the predictions of media files, of words, or of both; returns whether every clip has one.
 
-    `text` holds the words of a single clip. Longer clips are cut into windows of `window` seconds. `transcribe`:
-    recognise the words of clips without a transcript. Raises UserError where there is no input or no model.
+    `text` holds the words of a single clip, `track` is the audio track of all. Longer clips are cut into windows of
+    `window` seconds. `transcribe`: recognise the words of clips without a transcript. Raises UserError where there is
+    no input or no model.
     """
     _check(paths, text, window)
     clips = inputs.clips(paths) if paths else [inputs.PredictInput("", words=text or "")]
@@ -67,7 +69,8 @@ def predict(
         _extraction(located, bool(paths), transcribe) as (extraction, recogniser),
     ):
         served = model_loader.load(located)
-        options = inputs.InputOptions(text, window, served.trained.config["stats"].get("seconds_max"), recogniser)
+        longest = served.trained.config["stats"].get("seconds_max")
+        options = inputs.InputOptions(text, window, longest, recogniser, track)
         _check_window(served, options)
         rows = _rows(served, extraction, clips, options, single=only is not None)
         return _print_all(served, rows, as_json, alone=only is not None or not paths)
@@ -193,7 +196,7 @@ def _predict_one(
     frames, problems = {}, dict.fromkeys(modalities, "no clip")
     if extraction is not None and (span := to_predict.span) is not None:
         try:
-            extracted = extraction.extract(span.path, extractors, span.start_s, span.end_s)
+            extracted = extraction.extract(span.path, extractors, span.start_s, span.end_s, span.track)
         except WorkerLost as lost:
             return Prediction(to_predict.name, None, {"clip": str(lost)})
         frames, problems = extracted.frames, extracted.problems
@@ -203,7 +206,7 @@ def _predict_one(
     for modality in modalities:
         if modality == "text" and silent and "text" not in frames:
             reasons["text"] = problems.get("text", silent)
-        elif modality != "text" and modality not in frames:
+        elif modality != "text" and (modality not in frames or modality in problems):
             reasons[modality] = problems.get(modality, "its features cannot be extracted from media")
     if to_predict.span is not None and not frames and not (to_predict.words and "text" in modalities):
         return Prediction(to_predict.name, None, reasons)

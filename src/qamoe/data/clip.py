@@ -33,11 +33,15 @@ class Utterance:
 
 @dataclass(frozen=True, kw_only=True)
 class MediaSpan(Utterance):
-    """An utterance in a media file, between two times in seconds; None is the end of the file."""
+    """An utterance in a media file, between two times in seconds; None is the end of the file.
+
+    `track` is the audio track's number, language or title; "" is the default one.
+    """
 
     path: Path
     start_s: float = 0.0
     end_s: float | None = None
+    track: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

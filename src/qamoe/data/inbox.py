@@ -1,7 +1,8 @@
 """Read clips to be scored, without labels and splits: media in a folder, or rows of a manifest.
 
-If the folder has a manifest.csv, its rows are the clips; otherwise every media file is a clip without a transcript.
-Columns: path; optionally clip_id (default: the path), start_s, end_s (default: the whole file) and text.
+If the folder has a manifest.csv, its rows are the clips; otherwise every media file is a clip. Columns: path;
+optionally clip_id (default: the path), start_s, end_s (default: the whole file), text and audio_track. A clip without
+text may have a transcript next to its file (see qamoe.data.subtitles).
 """
 
 from pathlib import Path
@@ -11,14 +12,15 @@ from qamoe.data.manifest import resolve_media, span
 from qamoe.data.validate import media_files
 from qamoe.errors import UserError
 
-OPTIONAL = ("clip_id", "start_s", "end_s", "text")
+OPTIONAL = ("clip_id", "start_s", "end_s", "text", "audio_track")
 
 
-def read(path: Path, faults: list[str]) -> list[MediaSpan]:
+def read(path: Path, faults: list[str], left_out: list[str]) -> list[MediaSpan]:
     """Read the clips of a folder or a manifest, in clip-id order.
 
-    Errors of single rows are appended to `faults` and the other rows are read, because an inbox may be filled at the
-    same time. Raises UserError if the path does not exist or the manifest cannot be read at all.
+    `left_out` gets a sentence on the files of a folder that are not media. Errors of single rows are appended to
+    `faults` and the other rows are read, because an inbox may be filled at the same time. Raises UserError if the path
+    does not exist or the manifest cannot be read at all.
     """
     if not path.exists():
         raise UserError(f"{path} does not exist; it must be a folder of media or a manifest.csv.")
@@ -28,7 +30,7 @@ def read(path: Path, faults: list[str]) -> list[MediaSpan]:
     root = manifest.parent.resolve()
     clips: dict[str, MediaSpan] = {}
     if not manifest.is_file():
-        names = {file.relative_to(root).as_posix(): file for file in media_files(root, faults)}
+        names = {file.relative_to(root).as_posix(): file for file in media_files(root, faults, left_out)}
         return [MediaSpan(clip_id=name, path=names[name], where=name) for name in sorted(names)]
     with open_table(manifest, strict=True) as reader:
         if "path" not in (reader.fieldnames or []):
@@ -54,4 +56,12 @@ def _clip(row: dict[str, str | None], root: Path, where: str) -> MediaSpan:
     start_s, end_s = span(cell, where)
     path = resolve_media(cell["path"], root, where)
     name = cell["clip_id"] or cell["path"]
-    return MediaSpan(clip_id=name, path=path, start_s=start_s, end_s=end_s, text=cell["text"], where=where)
+    return MediaSpan(
+        clip_id=name,
+        path=path,
+        start_s=start_s,
+        end_s=end_s,
+        text=cell["text"],
+        where=where,
+        track=cell["audio_track"],
+    )

@@ -18,14 +18,14 @@ from qamoe.data.arrow_store import SPLITS
 from qamoe.data.clip import Corpus, LabelledClip, check_text, collect_faults, open_table
 from qamoe.data.manifest import COLUMNS
 from qamoe.data.readers import READERS, iemocap, meld, mintrec
+from qamoe.data.subtitles import TRANSCRIPTS
 from qamoe.errors import UserError
 from qamoe.extractors.registry import extractor
-from qamoe.media.decode import ClipError, Contents, contents
+from qamoe.media.decode import SUFFIXES, ClipError, Contents, contents
+from qamoe.terminal import printable
 
-MEDIA = {
-    *(".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".flv", ".mpg", ".mpeg", ".ts", ".wmv", ".3gp"),
-    *(".wav", ".mp3", ".m4a", ".aac", ".flac", ".ogg", ".opus", ".aiff", ".aif", ".au", ".amr"),
-}
+_BESIDE = (*TRANSCRIPTS, ".csv")  # endings of files that may belong to a media file
+_MOST_NAMED = 5
 _MOST_CLASSES = 50  # more distinct words than this are not classes
 _OVERRUN_S = 0.5  # a span may end this much after its file, because times are rounded
 Watch = Callable[[list[Path]], Iterable[Path]]
@@ -142,16 +142,25 @@ def _is_number(label: str) -> bool:
     return True
 
 
-def media_files(root: Path, faults: list[str]) -> Iterator[Path]:
-    """Yield the media files below a folder; what cannot be listed, or has a name that no table can hold, is a fault."""
+def media_files(root: Path, faults: list[str], left_out: list[str]) -> Iterator[Path]:
+    """Yield the media files below a folder; what cannot be listed, or has a name that no table can hold, is a fault.
+
+    `left_out` gets a sentence on the other files, without hidden ones and those that belong to a media file by their
+    names, such as transcripts.
+    """
 
     def not_readable(error: OSError) -> None:
         faults.append(f"{error.filename} is not readable: {error.strerror}.")
 
-    for folder, _, names in os.walk(root, onerror=not_readable):
-        for file in (Path(folder, name) for name in names):
+    others: list[str] = []
+    for folder, folders, names in os.walk(root, onerror=not_readable):
+        folders[:] = [name for name in folders if not _hidden(name)]
+        stems = tuple(f"{Path(name).stem}." for name in names if Path(name).suffix.lower() in SUFFIXES)
+        for file in (Path(folder, name) for name in sorted(names) if not _hidden(name)):
             try:
-                if file.suffix.lower() not in MEDIA or not file.is_file():
+                if file.suffix.lower() not in SUFFIXES or not file.is_file():
+                    beside = file.suffix.lower() in _BESIDE and file.name.startswith(stems)
+                    others += [] if beside else [printable(file.relative_to(root).as_posix())]
                     continue
                 str(file.relative_to(root)).encode()
                 yield file
@@ -159,11 +168,23 @@ def media_files(root: Path, faults: list[str]) -> Iterator[Path]:
                 not_readable(error)
             except UnicodeEncodeError:
                 faults.append(f"{file}: the name is not UTF-8; rename the file.")
+    if others:
+        more = f" and {len(others) - _MOST_NAMED} more" if len(others) > _MOST_NAMED else ""
+        left_out.append(
+            f"{root}: left out {len(others)} file{'s' if len(others) > 1 else ''} whose names do not end like those of "
+            f"media: {', '.join(others[:_MOST_NAMED])}{more}."
+        )
+
+
+def _hidden(name: str) -> bool:
+    """Whether a name is of a hidden file or folder, or of those that macOS adds to archives and foreign disks."""
+    return name.startswith(".") or name == "__MACOSX"
 
 
 def _without_manifest(path: Path, findings: Findings, watch: Watch) -> None:
     """List the media of a folder and explain how to make a corpus of them."""
-    files = sorted(media_files(path, findings.warnings))
+    left_out: list[str] = []
+    files = sorted(media_files(path, findings.warnings, left_out))
     for file in watch(files):
         name = file.relative_to(path).as_posix()
         try:
@@ -173,7 +194,7 @@ def _without_manifest(path: Path, findings: Findings, watch: Watch) -> None:
             continue
         streams = " and ".join(kind for kind, present in (("audio", media.audio), ("video", media.vision)) if present)
         findings.summary.append(f"{media.seconds:8.1f} s  {streams:15}  {name}")
-    findings.summary.append(f"{len(files)} media files")
+    findings.summary += [f"{len(files)} media files", *left_out]
     if files:
         findings.summary += ["", "Write a manifest.csv with one row per clip and this header:", ",".join(COLUMNS)]
     findings.errors.append(f"{path} has no manifest.csv and is not a known kind of corpus.")

@@ -88,6 +88,7 @@ class Job:
     start_s: float
     end_s: float | None
     signal: "Signal | None" = None  # how to degrade the media before reading
+    track: str = ""  # of its audio
 
 
 def media_digest(path: Path) -> str:
@@ -102,6 +103,8 @@ def part_key(job: Job, digest: str, made_by: Extractor) -> str:
     """Return the name of a part: the SHA-256 of everything it depends on. `digest` is that of the file to read."""
     extraction = f"{made_by.name} {made_by.version} {made_by.rate!r} {made_by.made_with}"
     identity = f"{decode.VERSION} {digest} {job.start_s!r} {job.end_s!r} {extraction}"
+    if job.track and job.modality == "audio":
+        identity += f" {job.track!r}"
     if job.signal is not None:
         identity += f" {job.signal.identity}"
     return hashlib.sha256(identity.encode()).hexdigest()
@@ -110,12 +113,15 @@ def part_key(job: Job, digest: str, made_by: Extractor) -> str:
 def _make_part(chosen: ExtractorSettings, job: Job, part: Path) -> None:
     """Write the frames of a job, or the reason why it has none, as a part (runs in a worker)."""
     try:
-        frames = _extract(extractor(chosen), job, part.parent)
+        with decode.reading(job.track) as notes:
+            frames = _extract(extractor(chosen), job, part.parent)
     except NoStream:
         write_text(part.with_suffix(".problem"), "")
     except ClipError as problem:
-        write_text(part.with_suffix(".problem"), str(problem))
+        write_text(part.with_suffix(".problem"), "; ".join([str(problem), *notes]))
     else:
+        if notes:
+            write_text(part.with_suffix(".note"), "; ".join(notes))
         content = io.BytesIO()
         np.save(content, frames)
         write_bytes(part.with_suffix(".npy"), content.getvalue())
@@ -147,6 +153,12 @@ def read_part(part: Path) -> np.ndarray | str | None:
     if part.with_suffix(".problem").exists():
         return part.with_suffix(".problem").read_text()
     return None
+
+
+def read_note(part: Path) -> str:
+    """Return what was left out of the frames of a part, or ""."""
+    note = part.with_suffix(".note")
+    return note.read_text() if note.exists() else ""
 
 
 def _failure(

@@ -19,10 +19,8 @@ from qamoe.config.extractor_settings import ExtractorSettings
 from qamoe.errors import UserError
 from qamoe.extractors.registry import extractor
 from qamoe.extractors.worker_pool import START_S, WorkerProcess
-from qamoe.media.decode import ClipError
+from qamoe.media.decode import FORMATS, ClipError, reading
 
-# FFmpeg's names of mp4, mov, avi, wav, mkv and webm. A corpus may have more formats.
-FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,avi,wav,matroska,webm"
 _MEMORY = 4 << 30  # bytes of a worker's data; extraction of a small video maps 1.5 GB and uses 0.3
 _WAITING = 8  # files that are being extracted or waiting
 
@@ -55,7 +53,10 @@ class Limits:
 
 @dataclass(frozen=True)
 class Extracted:
-    """Raw frames (T, D) by modality, the problem of each modality without frames, and the clip's length in seconds."""
+    """Raw frames (T, D) by modality, and the clip's length in seconds.
+
+    problems: why a modality has no frames, or what was left out of them.
+    """
 
     frames: dict[str, np.ndarray]
     problems: dict[str, str]
@@ -79,9 +80,14 @@ class Extraction:
         self._worker = self._start_worker()
 
     def extract(
-        self, path: Path, extractors: dict[str, ExtractorSettings], start_s: float = 0.0, end_s: float | None = None
+        self,
+        path: Path,
+        extractors: dict[str, ExtractorSettings],
+        start_s: float = 0.0,
+        end_s: float | None = None,
+        track: str = "",
     ) -> Extracted:
-        """Return the features of a file.
+        """Return the features of a file; `track` as in `reading` of qamoe.media.decode.
 
         Raises UserError for a file beyond the limits or, with limits, for a file without any usable modality; Busy if
         too many files wait; WorkerLost if the worker died or took too long.
@@ -99,7 +105,7 @@ class Extraction:
                 if not self._worker.ready:
                     self._wait_until_ready()
                 try:
-                    self._worker.pipe.send((path, extractors, start_s, end_s))
+                    self._worker.pipe.send((path, extractors, start_s, end_s, track))
                     if not self._worker.pipe.poll(limit_s):
                         self._replace()
                         raise WorkerLost(f"The file took longer than {limit_s:g} s to read; send a shorter clip.")
@@ -144,17 +150,24 @@ class Extraction:
 
 
 def extract_file(
-    path: Path, extractors: dict[str, ExtractorSettings], start_s: float = 0.0, end_s: float | None = None
+    path: Path,
+    extractors: dict[str, ExtractorSettings],
+    start_s: float = 0.0,
+    end_s: float | None = None,
+    track: str = "",
 ) -> Extracted:
     """Return the features of a span of a trusted file, in this process and without limits."""
     frames, problems = {}, {}
     for modality, block in extractors.items():
-        try:
-            frames[modality] = extractor(block).extract(path, start_s, end_s)
-        except ClipError as problem:
-            problems[modality] = str(problem)
-        except Exception as error:  # codecs may raise anything
-            problems[modality] = f"cannot be decoded ({type(error).__name__})"
+        with reading(track) as notes:
+            try:
+                frames[modality] = extractor(block).extract(path, start_s, end_s)
+            except ClipError as problem:
+                notes.insert(0, str(problem))
+            except Exception as error:  # codecs may raise anything
+                notes.insert(0, f"cannot be decoded ({type(error).__name__})")
+        if notes:
+            problems[modality] = "; ".join(notes)
     return Extracted(frames, problems)
 
 
@@ -179,7 +192,12 @@ def _prepare(likely: dict[str, ExtractorSettings], bounded: bool) -> str | None:
 
 
 def _extract_upload(
-    limits: Limits, path: Path, extractors: dict[str, ExtractorSettings], start_s: float, end_s: float | None
+    limits: Limits,
+    path: Path,
+    extractors: dict[str, ExtractorSettings],
+    start_s: float,
+    end_s: float | None,
+    track: str,
 ) -> Extracted:
     """Extract an uploaded file in the worker. Errors become text, because codec exceptions may not pickle."""
     try:
@@ -188,7 +206,7 @@ def _extract_upload(
         return Extracted({}, {}, refusal=str(problem))
     # The times of packets may be wrong; those of decoded frames are not.
     last_s = start_s + limits.seconds if end_s is None else end_s
-    extracted = extract_file(path, extractors, start_s, last_s)
+    extracted = extract_file(path, extractors, start_s, last_s, track)
     if not extracted.frames:
         why = "; ".join(f"{modality}: {reason}" for modality, reason in extracted.problems.items())
         return Extracted({}, {}, refusal=f"The file has no usable modality ({why}).")
@@ -203,7 +221,7 @@ def _opened(path: Path) -> Iterator[Any]:
         with av.open(f"file:{path}", options={"protocol_whitelist": "file", "format_whitelist": FORMATS}) as container:
             yield container
     except (av.FFmpegError, UnicodeDecodeError, ValueError, MemoryError):
-        raise ClipError("The file is not a readable mp4, mov, avi, wav, mkv or webm.") from None
+        raise ClipError("The file is not a readable video or audio file, such as mp4, mov, avi, wav or mkv.") from None
 
 
 def _measured(path: Path, limits: Limits) -> float:

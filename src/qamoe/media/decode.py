@@ -81,15 +81,19 @@ class Contents:
 class _Source:
     """An open file, the streams of it that are read (None: it has none), and its packets from the beginning.
 
-    zero_s: time 0 of the file in the time of its packets. early_s: by how much the audio is earlier than its packets
-    say. content_s: time of the first sample after padding_s seconds of padding. ends_s: where the packets read so far
-    end, by type of stream. damaged, whole: number of packets that could not be decoded, and of the others.
+    streams: those two. numbered: the container has numbers of video packets and no times, so that a codec that reorders
+    frames hides them. zero_s: time 0 of the file in the time of its packets. early_s: by how much the audio is earlier
+    than its packets say. content_s: time of the first sample after padding_s seconds of padding. ends_s: where the
+    packets read so far end, by type of stream. damaged, whole: number of packets that could not be decoded, and of the
+    others.
     """
 
     container: Any
     audio: Any
     video: Any
+    streams: list[Any]
     packets: Iterator[Any]
+    numbered: bool
     zero_s: float = 0.0
     early_s: float = 0.0
     content_s: float = -math.inf
@@ -97,10 +101,6 @@ class _Source:
     ends_s: dict[str, float] = field(default_factory=dict)
     damaged: int = 0
     whole: int = 0
-
-    @property
-    def streams(self) -> list[Any]:
-        return [stream for stream in (self.audio, self.video) if stream is not None]
 
     def time_s(self, stream: Any, time_s: float) -> float:
         """Return the time in the file of a time that a packet or frame of a stream states."""
@@ -112,24 +112,18 @@ _notes: ContextVar[list[str] | None] = ContextVar("notes", default=None)
 
 
 @contextmanager
-def audio_track(name: str) -> Iterator[None]:
-    """Read audio, within the with block, from the track of this number (from 1), language or title; "": the default."""
-    token = _track.set(name)
-    try:
-        yield
-    finally:
-        _track.reset(token)
+def reading(track: str = "") -> Iterator[list[str]]:
+    """Yield a list that gets sentences on what was left out of the files that are read within the with block.
 
-
-@contextmanager
-def noted() -> Iterator[list[str]]:
-    """Collect, within the with block, sentences on what was left out of files that could be read."""
+    `track` is the number (from 1), the language or the title of the audio track to read; "" is the default one.
+    """
     notes: list[str] = []
-    token = _notes.set(notes)
+    tokens = _track.set(track), _notes.set(notes)
     try:
         yield notes
     finally:
-        _notes.reset(token)
+        _track.reset(tokens[0])
+        _notes.reset(tokens[1])
 
 
 def contents(path: Path) -> Contents:
@@ -196,7 +190,8 @@ def read_audio(path: Path, rate: int, start_s: float = 0.0, end_s: float | None 
 def _samples(source: _Source, start_s: float, end_s: float | None) -> tuple[np.ndarray, int, float]:
     """Decode the audio from shortly before a span to its end -> mono samples (N,), their rate, and time of the first.
 
-    Padding before the first sample is left out, and missing packets are zeros.
+    Padding before the first sample is left out, and missing packets are zeros. Channels are mixed down to their mean;
+    where they cancel each other, the loudest one is returned.
     """
     import av
 
@@ -230,25 +225,20 @@ def _samples(source: _Source, start_s: float, end_s: float | None) -> tuple[np.n
     if kind is None or not parts:
         raise ClipError(_nothing("audio", start_s, end_s))
     names = [channel.name for channel in frame.layout.channels]
-    return _mono(np.concatenate(parts, axis=1), names), kind[0], first_s
+    channels = np.concatenate(parts, axis=1)
+    if len(names) > 1:
+        channels = channels[[name != "LFE" for name in names]]
+    mean = channels.mean(axis=0, dtype=np.float32)
+    power = np.einsum("ij,ij->i", channels, channels, dtype=np.float64)
+    if float(mean @ mean) < _CANCEL**2 * power.max(initial=0.0):
+        mean = np.ascontiguousarray(channels[int(power.argmax())])
+    return mean, kind[0], first_s
 
 
 def _near(time_s: float, step_s: float) -> float:
     """Return the multiple of a step that a time was, if it may have been rounded to milliseconds, else the time."""
     whole_s = round(time_s / step_s) * step_s
     return whole_s if abs(time_s - whole_s) < _TICK_S else time_s
-
-
-def _mono(channels: np.ndarray, names: list[str]) -> np.ndarray:
-    """Mix channels (C, N) down to their mean (N,); where they cancel each other, return the loudest one."""
-    if len(names) > 1:
-        channels = channels[[name != "LFE" for name in names]]
-    mean = channels.mean(axis=0, dtype=np.float32)
-    if len(channels) > 1:
-        power = np.einsum("ij,ij->i", channels, channels, dtype=np.float64)
-        if float(mean @ mean) < _CANCEL**2 * power.max(initial=0.0):
-            return np.ascontiguousarray(channels[int(power.argmax())])
-    return mean
 
 
 def _resampled(samples: np.ndarray, own_rate: int, rate: int) -> np.ndarray:
@@ -379,16 +369,17 @@ def _opened(path: Path) -> Iterator[_Source]:
     still = Disposition.attached_pic | Disposition.timed_thumbnails
     with opened(path) as container:
         videos = [s for s in container.streams.video if not s.disposition & still]
-        videos.sort(key=lambda stream: not stream.disposition & Disposition.default)
-        source = _Source(container, _chosen_track(container.streams.audio), videos[0] if videos else None, iter(()))
-        if source.streams:
-            source.packets = container.demux(source.streams)
+        video = next((s for s in videos if s.disposition & Disposition.default), videos[0] if videos else None)
+        audio = _chosen_track(container.streams.audio)
+        streams = [stream for stream in (audio, video) if stream is not None]
+        packets = container.demux(streams) if streams else iter(())
+        source = _Source(container, audio, video, streams, packets, container.format.name == "avi")
         _align(source)
         yield source
 
 
 def _chosen_track(tracks: Any) -> Any:
-    """Return the track that audio_track names; else the default one, but none for other listeners if another exists."""
+    """Return the track that `reading` names; else the default one, but none for other listeners if another exists."""
     from av.stream import Disposition
 
     name = _track.get().strip().lower()
@@ -406,8 +397,10 @@ def _chosen_track(tracks: Any) -> Any:
         )
         raise ClipError(f"no audio track {_track.get()!r}; the file has {listed}")
     other = Disposition.comment | Disposition.visual_impaired | Disposition.hearing_impaired | Disposition.dub
-    ranked = sorted(tracks, key=lambda t: (not t.disposition & Disposition.default, bool(t.disposition & other)))
-    return ranked[0] if ranked else None
+    ranked = [
+        (not t.disposition & Disposition.default, bool(t.disposition & other), place) for place, t in enumerate(tracks)
+    ]
+    return tracks[min(ranked)[2]] if ranked else None
 
 
 def _align(source: _Source) -> None:
@@ -415,7 +408,14 @@ def _align(source: _Source) -> None:
     audio, video = source.audio, source.video
     begins = {stream.type: float((stream.start_time or 0) * stream.time_base) for stream in source.streams}
     padding_s = 0.0 if audio is None else _padding_s(audio.codec_context)
-    first = _first_packet(source) if padding_s else None
+    first = None
+    peeked = []
+    for packet in source.packets if padding_s else ():
+        peeked.append(packet)
+        first = packet if packet.stream is audio else None
+        if first is not None or len(peeked) == _MOST_PEEKED:
+            break
+    source.packets = chain(peeked, source.packets)
     if first is not None and first.pts is not None and not first.has_sidedata("skip_samples"):
         begin_s = float(first.pts * first.time_base)
         if begin_s >= begins["audio"] - _TICK_S:  # else the padding is before the stated beginning
@@ -442,17 +442,6 @@ def _padding_s(codec: Any) -> float:
         shorter = 2 if rate <= 22_050 or (rate <= 32_000 and name == "wmav1") else 1
         return 2048 / (2 * shorter if rate <= 16_000 else shorter) / rate
     return _PADDING.get(name, 0) / rate
-
-
-def _first_packet(source: _Source) -> Any:
-    """Return the first packet of the audio, which stays among the packets to read; None if it comes late."""
-    peeked = []
-    for packet in source.packets:
-        peeked.append(packet)
-        if packet.stream is source.audio or len(peeked) == _MOST_PEEKED:
-            break
-    source.packets = chain(peeked, source.packets)
-    return peeked[-1] if peeked and peeked[-1].stream is source.audio else None
 
 
 def _frames(source: _Source, stream: Any, start_s: float) -> Iterator[tuple[Any, float]]:
@@ -516,7 +505,7 @@ def _skip_guessed_times(source: _Source, stream: Any, start_s: float) -> None:
 
 def _timed_frames(source: _Source, stream: Any, start_s: float) -> Generator[tuple[Any, float]]:
     """Yield decoded frames from where the source is, each with its time; checks them as _frames says."""
-    counted = stream.type == "video" and _numbered(source)
+    counted = stream.type == "video" and source.numbered
     rate = float(stream.guessed_rate or 0) if stream.type == "video" else 0.0
     expected_s, shift = 0.0, None
     for frame, packet_dts in _decoded(source, stream):
@@ -598,7 +587,7 @@ def _report_damage(source: _Source) -> None:
 def _note_end(source: _Source, packet: Any) -> None:
     """Note where the stream of a packet ends, as far as it was read."""
     kind = packet.stream.type
-    time = packet.dts if packet.pts is None or (kind == "video" and _numbered(source)) else packet.pts
+    time = packet.dts if packet.pts is None or (kind == "video" and source.numbered) else packet.pts
     if time is None or not packet.size:
         return
     lasts_s = _lasts_s(source, packet.duration, packet.time_base) if kind == "video" else 0.0
@@ -607,14 +596,9 @@ def _note_end(source: _Source, packet: Any) -> None:
     source.ends_s[kind] = max(source.ends_s.get(kind, 0.0), end_s)
 
 
-def _numbered(source: _Source) -> bool:
-    """Whether the container has numbers of video packets and no times, so that a codec's reordering hides them."""
-    return bool(source.container.format.name == "avi")
-
-
 def _lasts_s(source: _Source, duration: int | None, time_base: Any) -> float:
     """Return how many seconds a video frame lasts that states a duration, or 1 / rate if it states none."""
-    if duration and time_base and not _numbered(source):
+    if duration and time_base and not source.numbered:
         return min(float(duration * time_base), LONGEST_GAP_S)
     rate = float(source.video.guessed_rate or source.video.average_rate or 25)
     return min(1 / rate, LONGEST_GAP_S)

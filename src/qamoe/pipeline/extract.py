@@ -32,7 +32,15 @@ from qamoe.data.readers import READERS
 from qamoe.errors import UserError
 from qamoe.extractors.registry import extractor
 from qamoe.extractors.tokens import Tokens
-from qamoe.extractors.worker_pool import Job, make_parts, make_parts_on_ray, media_digest, part_key, read_part
+from qamoe.extractors.worker_pool import (
+    Job,
+    make_parts,
+    make_parts_on_ray,
+    media_digest,
+    part_key,
+    read_note,
+    read_part,
+)
 from qamoe.files import atomic_write
 from qamoe.pipeline import degraded_media, runner
 
@@ -62,6 +70,7 @@ def run(params: Params, out: Path) -> dict[str, Any]:
     heard = {clip.clip_id: words for clip in clips if (words := _heard(clip, parts)) is not None}
     clips = [_with_words(clip, heard[clip.clip_id]) if clip.clip_id in heard else clip for clip in clips]
     degraded_media.write(clips, chosen, folder / "signals", digest, partial(_make_parts, chosen))
+    problems += [(*key, note) for key, part in parts.items() if (note := read_note(part))]
     seconds = _write_streams(clips, corpus, chosen, parts, folder)
     if corpus.vocabulary is None:
         _write_vectors(clips, folder)

@@ -45,7 +45,10 @@ def run(source: Path, out: Path, model: str, transcribe: bool = True) -> None:
     from qamoe.serving.model_loader import open_model
 
     faults: list[str] = []
-    clips = inbox.read(source, faults)
+    left_out: list[str] = []
+    clips, without_words = _with_transcripts(inbox.read(source, faults, left_out))
+    for sentence in left_out:
+        runner.log.warning("%s", printable(sentence))
     for fault in faults:
         runner.log.warning("not scored: %s", printable(fault))
     served = open_model(model, None)
@@ -67,7 +70,8 @@ def run(source: Path, out: Path, model: str, transcribe: bool = True) -> None:
             cells = known.loc[key, ["text", "confidence", *outputs, *inputs, "problem"]].to_dict()
         else:
             cells = {**_heard(frames.get(clip.clip_id, {})), **scored.loc[clip.clip_id]}
-            cells["problem"] = problems.get(clip.clip_id, "")
+            reasons = [without_words.get(clip.clip_id), problems.get(clip.clip_id)]
+            cells["problem"] = "; ".join(filter(None, reasons))
         rows_of_table.append({**_clip_columns(clip, source), **cells, "key": key, "model": served.name})
     table = pd.DataFrame(rows_of_table, columns=columns)
     _write(table, out / SCORES)
@@ -111,6 +115,25 @@ def _scored(
     return scored.join(inputs)
 
 
+def _with_transcripts(clips: list["MediaSpan"]) -> tuple[list["MediaSpan"], dict[str, str]]:
+    """Return clips with the words of their transcripts if they have no text, and the problems of these, by clip."""
+    from dataclasses import replace
+
+    from qamoe.data.subtitles import transcript
+    from qamoe.media.decode import ClipError
+
+    with_words, problems = [], {}
+    for clip in clips:
+        words = clip.text
+        if not words:
+            try:
+                words = transcript(clip.path, clip.start_s, clip.end_s)
+            except ClipError as problem:
+                problems[clip.clip_id] = f"text: {problem}"
+        with_words.append(replace(clip, text=words))
+    return with_words, problems
+
+
 def _clip_columns(clip: "MediaSpan", source: Path) -> dict[str, Any]:
     root = (source if source.is_dir() else source.parent).resolve()
     path = clip.path.relative_to(root).as_posix()
@@ -146,7 +169,8 @@ def _key(clip: "MediaSpan", model: str, recogniser: "TranscribeSettings | None")
     text = clip.text
     if recogniser is not None and not text:
         text = f"{extractor(recogniser).version} {extractor(recogniser).made_with}"
-    return parameters.digest(model, media_digest(clip.path), clip.start_s, clip.end_s, text)
+    track = [clip.track] if clip.track else []
+    return parameters.digest(model, media_digest(clip.path), clip.start_s, clip.end_s, text, *track)
 
 
 def _read(path: Path, columns: list[str]) -> "pd.DataFrame":
@@ -184,7 +208,7 @@ def _jobs(
         for clip in clips:
             if modality == "text" and clip.text:
                 continue
-            job = Job(clip.clip_id, modality, clip.path, clip.start_s, clip.end_s)
+            job = Job(clip.clip_id, modality, clip.path, clip.start_s, clip.end_s, track=clip.track)
             key = part_key(job, media_digest(media_extractor.reads(clip.path)), media_extractor)
             jobs[clip.clip_id, modality] = (job, parts / modality / key[:2] / key)
     return jobs
@@ -194,7 +218,7 @@ def _frames(
     clips: list["MediaSpan"], extractors: dict[str, "ExtractorSettings"], parts: Path
 ) -> tuple[dict[str, dict[str, "np.ndarray"]], dict[str, str]]:
     """Return the raw frames, or recognised words, by clip and modality, and the problems by clip."""
-    from qamoe.extractors.worker_pool import make_parts, read_part
+    from qamoe.extractors.worker_pool import make_parts, read_note, read_part
 
     jobs = _jobs(clips, extractors, parts)
     waiting = [job for job in jobs.values() if read_part(job[1]) is None]
@@ -210,6 +234,8 @@ def _frames(
                 problems.setdefault(clip_id, []).append(f"{modality}: {content}")
         elif content is not None and len(content):
             frames.setdefault(clip_id, {})[modality] = content
+            if note := read_note(part):
+                problems.setdefault(clip_id, []).append(f"{modality}: {note}")
     return frames, {clip_id: "; ".join(reasons) for clip_id, reasons in problems.items()}
 
 

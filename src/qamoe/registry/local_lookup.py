@@ -38,11 +38,13 @@ def version_and_folder(name: str, version: str | None, alias: str | None) -> tup
 
     Raises UserError if the store has no such version, or does not exist yet.
     """
-    if not uri().startswith(SQLITE) or alias == "latest":  # MLflow's own name for the newest version
+    if not uri().startswith(SQLITE):
         return None
     path = Path(uri().removeprefix(SQLITE))
-    if not path.exists():
+    if not path.exists():  # MLflow would create it
         raise not_registered(name, version, alias, [])
+    if alias == "latest":  # MLflow's own name for the newest version
+        return None
     parameters = {"name": name, "version": None if version is None else int(version), "alias": alias}
     try:
         with closing(sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True)) as store:
@@ -59,7 +61,14 @@ def version_and_folder(name: str, version: str | None, alias: str | None) -> tup
         raise not_registered(name, version, alias, registered, names)
     source = urlsplit(row[1])
     folder = Path(unquote(source.path)) / "artifacts"
-    return (str(row[0]), folder) if source.scheme == "file" and not source.netloc and folder.is_dir() else None
+    if source.scheme != "file" or source.netloc:
+        return None
+    if not folder.is_dir():
+        raise UserError(
+            f"The files of {name} version {row[0]} are not in {folder}; if the project folder was moved, run"
+            " `qamoe relink`, which makes the records name them where they are now."
+        )
+    return str(row[0]), folder
 
 
 def not_registered(

@@ -39,6 +39,13 @@ def test_rows_become_clips_of_their_split(folder: Path) -> None:
     ]
 
 
+def test_control_characters_of_windows_1252_are_read_as_what_they_mean(folder: Path) -> None:
+    """MELD's tables were read as Latin-1 once: an apostrophe is the control character U+0092."""
+    file = folder / "train_sent_emo.csv"
+    file.write_bytes(file.read_bytes().replace("’".encode(), "\x92".encode()))
+    assert read(folder, EMOTION).clips[1].text == "You must’ve had your hands full."
+
+
 def test_the_classes_of_the_task_select_the_label(folder: Path) -> None:
     corpus = read(folder, SENTIMENT)
     assert [SENTIMENTS[int(c.label)] for c in corpus.clips] == ["neutral", "positive", "negative", "negative"]
