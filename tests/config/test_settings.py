@@ -1,6 +1,7 @@
 """The settings of the machine, read from environment variables."""
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -96,3 +97,23 @@ def test_an_invalid_setting_is_refused_although_nothing_uses_it(
         assert name in message
         assert repr(value)[:10] in message
         assert message.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("environment", "folder"),
+    [
+        ({"QAMOE_WEIGHTS": "w", "XDG_CACHE_HOME": "/c", "HOME": "/h"}, "w"),
+        ({"XDG_CACHE_HOME": "/c", "HOME": "/h"}, "/c/qamoe/weights"),
+        ({"XDG_CACHE_HOME": "c", "HOME": "/h"}, "/h/.cache/qamoe/weights"),  # XDG: a relative one counts as not set
+        ({"HOME": "/h"}, "/h/.cache/qamoe/weights"),
+        ({}, "/.cache/qamoe/weights"),
+    ],
+)
+def test_weights_are_kept_in_the_users_cache(
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], folder: str
+) -> None:
+    for name in ("QAMOE_WEIGHTS", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert settings.weights_cache() == Path(folder)

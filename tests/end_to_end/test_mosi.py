@@ -11,6 +11,7 @@ import yaml
 
 from qamoe.config.overlay import overlaid
 from qamoe.pipeline.experiment import STAGES
+from qamoe.weights.store import place
 from tests.fixtures.research_data import shared_data
 
 ROOT = Path(__file__).parent.parent.parent
@@ -33,6 +34,8 @@ def test_mosi_runs_as_documented(tmp_path: Path) -> None:
     pickle = (ROOT / shared_data() / "mosi/mosi_official.pkl").resolve()
     if not pickle.exists():
         pytest.skip(f"needs {pickle.name} (set QAMOE_SHARED_DATA)")
+    if place("bge-small") is None:
+        pytest.skip("needs qamoe weights fetch bge-small")
     (tmp_path / "data-mosi").mkdir()
     (tmp_path / "data-mosi/mosi.pkl").symlink_to(pickle)
     content = overlaid(yaml.safe_load((ROOT / "params.yaml").read_text()), SHORT)

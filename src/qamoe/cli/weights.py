@@ -44,10 +44,9 @@ def fetch(
     """Fetch weights into the cache, from the first source that has them with the pinned SHA-256. Idempotent."""
     for name in names or _named(params):
         source = store.fetch(name)
-        origin = "were here" if source is None else f"from {source}"
-        print(
-            printable(f"weights {name}: {_megabytes(name)} MB, {WEIGHTS[name].licence}, {origin}: {store.place(name)}")
-        )
+        facts = f"{_megabytes(name)} MB, {WEIGHTS[name].licence}"
+        origin = "here before" if source is None else f"from {source}"
+        print(printable(f"weights {name}: {facts}, {origin}: {store.place(name)}"))
 
 
 @app.command()

@@ -125,7 +125,9 @@ def weights_cache() -> Path:
     if folder := os.environ.get("QAMOE_WEIGHTS"):
         return Path(folder)
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "")
-    return (cache if cache.is_absolute() else Path.home() / ".cache") / "qamoe" / "weights"
+    # Not Path.home(), which raises for a user without a home; what is installed is found all the same.
+    home = Path(os.environ.get("HOME") or "/")
+    return (cache if cache.is_absolute() else home / ".cache") / "qamoe" / "weights"
 
 
 def weights_source() -> Path | None:

@@ -105,7 +105,7 @@ class Hub:
     tried: bool = False
 
     def __str__(self) -> str:
-        return f"{settings.model_hub()}/{self.repository} at {self.revision[:8]}"
+        return f"hub {self.repository} at {self.revision[:8]}"  # not the mirror's address, which may hold a password
 
     def put(self, files: tuple[File, ...], into: Path) -> None:
         for file in files:

@@ -50,7 +50,8 @@ def place(name: str, *files: str) -> Path | None:
         if isinstance(source, Installed) and (spec := importlib.util.find_spec(source.module)) and spec.origin:
             folders.append(Path(spec.origin).parent / source.folder)
     names = files or [file.name for file in entry.files]
-    return next((folder for folder in folders if all((folder / file).is_file() for file in names)), None)
+    # os.access, because is_file raises for a cache that this user may not read.
+    return next((folder for folder in folders if all(os.access(folder / file, os.R_OK) for file in names)), None)
 
 
 def fetch(name: str) -> Source | None:

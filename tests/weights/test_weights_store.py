@@ -214,6 +214,9 @@ def test_an_installed_package_is_used_where_it_is_and_never_imported(
     assert store.folder("made") == package / "data"
     assert store.fetch("made") is None
     assert not cache.exists(), "nothing was fetched, so nothing needs to be writable"
+    monkeypatch.setenv("QAMOE_WEIGHTS", "x" * 300)  # no system allows such a name
+    assert store.folder("made") == package / "data"
+    monkeypatch.setenv("QAMOE_WEIGHTS", str(cache))
     (package / "data/model.bin").write_bytes(b"")
     with pytest.raises(UserError, match=r"carrier==1\.0"):
         store.fetch("made")
