@@ -398,7 +398,7 @@ def _align(source: _Source) -> None:
     audio, video = source.audio, source.video
     begins = {stream.type: float((stream.start_time or 0) * stream.time_base) for stream in source.streams}
     padding_s = early_s = 0.0
-    codec = None if audio is None else audio.codec_context
+    codec: Any = None if audio is None else audio.codec_context
     if codec is not None and codec.sample_rate >= _LOWEST_RATE:
         padding_s = _PADDING.get(codec.codec.canonical_name, 0) / codec.sample_rate
         if codec.codec.canonical_name.startswith("wma"):  # one frame, whose length depends on the rate
@@ -415,7 +415,7 @@ def _align(source: _Source) -> None:
         begin_s = float(first.pts * first.time_base)
         if begin_s >= begins["audio"] - _TICK_S:  # else the padding is before the stated beginning
             lasts_s = float((first.duration or 0) * first.time_base)
-            one_packet = codec.codec.canonical_name == "aac" and lasts_s < 1
+            one_packet = audio.codec_context.codec.canonical_name == "aac" and lasts_s < 1
             # With SBR, a packet has twice the samples.
             source.padding_s = lasts_s if one_packet and padding_s < lasts_s < 2.5 * padding_s else padding_s
             source.content_s = begin_s + max(padding_s, lasts_s if one_packet else 0.0)
