@@ -5,6 +5,7 @@ import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import pytest
 
@@ -58,10 +59,12 @@ def test_a_moved_project_is_relinked_by_one_command(
     assert served.registered == ("qa-moe", "1")
     assert registry.fetch("qa-moe", "1", tmp_path / "fetched").is_dir()
     client = connect()
-    runs = client.search_runs([client.get_experiment_by_name("qa-moe").experiment_id])
-    assert any(client.list_artifacts(run.info.run_id) for run in runs)
+    (version,) = client.search_model_versions("name = 'qa-moe'")
+    assert Path(unquote(urlsplit(client.get_run(version.run_id).info.artifact_uri).path)).is_relative_to(moved)
     with sqlite3.connect(moved / "mlflow.db") as store:
-        assert "first" not in "\n".join(store.iterdump())
+        addresses = "\n".join(store.iterdump())
+        assert "first%20place" not in addresses
+        assert "/first place/" not in addresses
     before = (moved / "mlflow.db").read_bytes()
     assert "already" in relink()
     assert (moved / "mlflow.db").read_bytes() == before

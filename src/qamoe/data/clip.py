@@ -19,7 +19,8 @@ _SHARES = (("train", 0.60), ("valid", 0.72), ("gate", 0.80), ("test", 1.0))
 
 
 _MOST_COLUMNS = 1000
-_WINDOWS_1252 = {number: bytes([number]).decode("cp1252", "ignore") or " " for number in range(0x80, 0xA0)}
+# What control characters mean where a table or a text was read as Latin-1: U+0092 is an apostrophe.
+WINDOWS_1252 = {number: bytes([number]).decode("cp1252", "ignore") or " " for number in range(0x80, 0xA0)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,12 +137,6 @@ def open_table(file: Path, **how: Any) -> Iterator["csv.DictReader[str]"]:
         raise UserError(f"{file} is not readable: {error.strerror}.") from None
     except csv.Error as error:
         raise UserError(f"{file}, line {read + 1}: not valid {file.suffix.lstrip('.')} ({error}).") from None
-
-
-def as_windows_1252(text: str) -> str:
-    """Replace control characters by what their numbers mean in Windows-1252, as tables hold them that were read as
-    Latin-1: U+0092 is an apostrophe."""
-    return text.translate(_WINDOWS_1252)
 
 
 def reject_ragged(row: Mapping[Any, Any], where: str) -> None:

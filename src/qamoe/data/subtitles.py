@@ -14,7 +14,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from qamoe.data.clip import as_windows_1252
+from qamoe.data.clip import WINDOWS_1252
 from qamoe.media.decode import SUFFIXES, ClipError, read_subtitles
 
 _TIMED = (".srt", ".vtt", ".json")
@@ -42,7 +42,7 @@ def transcript(media: Path, start_s: float = 0.0, end_s: float | None = None, in
         if not timed and (start_s or end_s is not None):
             raise ClipError(f"{file.name} has no times and cannot be used for a span; provide {media.stem}.srt")
         try:
-            content = as_windows_1252(file.read_text(encoding="utf-8-sig"))
+            content = file.read_text(encoding="utf-8-sig").translate(WINDOWS_1252)
         except UnicodeDecodeError:
             raise ClipError(f"{file.name} is not UTF-8 text") from None
         except OSError as error:
@@ -117,7 +117,7 @@ def _cues(content: str, file: Path) -> list[Cue]:
 
 def _lines(lines: list[str]) -> list[str]:
     """Return lines without markup, entities, double blanks and empty lines."""
-    plain = (" ".join(as_windows_1252(html.unescape(_MARKUP.sub(" ", line))).split()) for line in lines)
+    plain = (" ".join(html.unescape(_MARKUP.sub(" ", line)).translate(WINDOWS_1252).split()) for line in lines)
     return [line for line in plain if line]
 
 

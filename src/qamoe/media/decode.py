@@ -49,7 +49,6 @@ _SHORTEST_HOLE_S = 0.015
 _CANCEL = 0.25  # channels cancel each other if their mean has less than this share of the loudest one's amplitude
 _SILENT = 1e-4  # peak amplitude
 _MOST_PEEKED = 1000  # packets read before the first one of the audio
-_BLOCK = 1 << 18  # samples resampled at a time
 _NEITHER = "neither an audio nor a video stream"
 # Values beyond these mean a damaged header; decoding would take memory and time in proportion to the value.
 LONGEST_GAP_S = 3600.0
@@ -82,10 +81,9 @@ class _Source:
     """An open file, the streams of it that are read (None: it has none), and its packets from the beginning.
 
     streams: those two. numbered: the container has numbers of video packets and no times, so that a codec that reorders
-    frames hides them. zero_s: time 0 of the file in the time of its packets. early_s: by how much the audio is earlier
-    than its packets say. content_s: time of the first sample after padding_s seconds of padding. ends_s: where the
-    packets read so far end, by type of stream. damaged, whole: number of packets that could not be decoded, and of the
-    others.
+    frames hides them. begins_s: what the packets of a type of stream say at time 0. content_s: time of the first sample
+    after padding_s seconds of padding. ends_s: where the packets read so far end, by type of stream. damaged, whole:
+    number of packets that could not be decoded, and of the others.
     """
 
     container: Any
@@ -94,17 +92,12 @@ class _Source:
     streams: list[Any]
     packets: Iterator[Any]
     numbered: bool
-    zero_s: float = 0.0
-    early_s: float = 0.0
+    begins_s: dict[str, float] = field(default_factory=dict)
     content_s: float = -math.inf
     padding_s: float = 0.0
     ends_s: dict[str, float] = field(default_factory=dict)
     damaged: int = 0
     whole: int = 0
-
-    def time_s(self, stream: Any, time_s: float) -> float:
-        """Return the time in the file of a time that a packet or frame of a stream states."""
-        return time_s - self.zero_s - (self.early_s if stream is self.audio else 0.0)
 
 
 _track: ContextVar[str] = ContextVar("track", default="")
@@ -154,13 +147,14 @@ def read_audio(path: Path, rate: int, start_s: float = 0.0, end_s: float | None 
     the mp4 family the end of the audio according to the header. Raises NoStream without an audio stream, ClipError for
     a file that cannot be decoded or has no audio in the span.
     """
+    import av
+
     with _opened(path) as source:
         if source.audio is None:
             raise _absent("audio", source)
         samples, own_rate, first_s = _samples(source, start_s, end_s)
         tracks = len(source.container.streams.audio)
         number = source.container.streams.audio.index(source.audio) + 1
-        _report_damage(source)
         end_of_audio_s = first_s + len(samples) / own_rate
         _refuse_truncated(source, source.audio, end_of_audio_s, end_s)
         ends = [] if end_s is None else [end_s]
@@ -174,7 +168,11 @@ def read_audio(path: Path, rate: int, start_s: float = 0.0, end_s: float | None 
     step = own_rate // math.gcd(own_rate, rate)
     if 0 <= position + -position % step <= start_s * own_rate:  # so that a span has the samples of the whole file
         samples, first_s = samples[-position % step :], (position + -position % step) / own_rate
-    wave = _resampled(samples, own_rate, rate)
+    whole = av.AudioFrame.from_ndarray(np.ascontiguousarray(samples[None]), format="fltp", layout="mono")
+    whole.sample_rate = own_rate
+    resampler = av.AudioResampler(format="fltp", layout="mono", rate=rate)
+    resampled = resampler.resample(whole) + (resampler.resample(None) if own_rate != rate else [])
+    wave = np.concatenate([np.zeros(0, np.float32), *(part.to_ndarray()[0] for part in resampled)])
     begin = round((start_s - first_s) * rate)
     wave = wave[begin:] if begin >= 0 else np.concatenate([np.zeros(-begin, np.float32), wave])
     if ends:
@@ -241,22 +239,6 @@ def _near(time_s: float, step_s: float) -> float:
     return whole_s if abs(time_s - whole_s) < _TICK_S else time_s
 
 
-def _resampled(samples: np.ndarray, own_rate: int, rate: int) -> np.ndarray:
-    """Resample mono audio (N,) float32 from one rate to another."""
-    import av
-
-    resampler = av.AudioResampler(format="fltp", layout="mono", rate=rate)
-    parts: list[Any] = []
-    for begin in range(0, len(samples), _BLOCK):
-        block = av.AudioFrame.from_ndarray(
-            np.ascontiguousarray(samples[None, begin : begin + _BLOCK]), format="fltp", layout="mono"
-        )
-        block.sample_rate = own_rate
-        parts += resampler.resample(block)
-    parts += resampler.resample(None) if own_rate != rate else []
-    return np.concatenate([np.zeros(0, np.float32), *(part.to_ndarray()[0] for part in parts)])
-
-
 def read_frames(path: Path, rate: float, start_s: float = 0.0, end_s: float | None = None) -> Iterator[np.ndarray]:
     """Yield the frames of a span at `rate` Hz, each (H, W, 3) uint8 RGB, upright and with square pixels.
 
@@ -280,7 +262,6 @@ def read_frames(path: Path, rate: float, start_s: float = 0.0, end_s: float | No
             shown, shown_s = frame, time_s
         if shown is None:
             raise ClipError(_nothing("video frame", start_s, end_s))
-        _report_damage(source)
         last_s = shown_s + _lasts_s(source, shown.duration, shown.time_base)
         _refuse_truncated(source, stream, last_s, end_s)
         if "matroska" in source.container.format.name:  # has no place for the length of a last frame
@@ -363,19 +344,28 @@ def opened(path: Path) -> Iterator[Any]:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[_Source]:
-    """Yield a file with the streams to read: the chosen audio track, and the first video that is not a cover image."""
+    """Yield a file with the streams to read: the chosen audio track, and the video that is not a cover image.
+
+    Notes how many packets were skipped. Raises ClipError if they are more than the whole ones.
+    """
     from av.stream import Disposition
 
     still = Disposition.attached_pic | Disposition.timed_thumbnails
     with opened(path) as container:
         videos = [s for s in container.streams.video if not s.disposition & still]
         video = next((s for s in videos if s.disposition & Disposition.default), videos[0] if videos else None)
-        audio = _chosen_track(container.streams.audio)
+        tracks = container.streams.audio
+        audio = _chosen_track(tracks) if len(tracks) > 1 or _track.get() else next(iter(tracks), None)
         streams = [stream for stream in (audio, video) if stream is not None]
         packets = container.demux(streams) if streams else iter(())
         source = _Source(container, audio, video, streams, packets, container.format.name == "avi")
         _align(source)
         yield source
+        read, notes = source.damaged + source.whole, _notes.get()
+        if source.damaged > source.whole:
+            raise ClipError(f"cannot be decoded: {source.damaged} of {read} packets are damaged")
+        if source.damaged and notes is not None:
+            notes.append(f"{source.damaged} of {read} packets are damaged and were skipped")
 
 
 def _chosen_track(tracks: Any) -> Any:
@@ -407,7 +397,12 @@ def _align(source: _Source) -> None:
     """Set the times of a source by the beginnings of its streams and the padding of its audio."""
     audio, video = source.audio, source.video
     begins = {stream.type: float((stream.start_time or 0) * stream.time_base) for stream in source.streams}
-    padding_s = 0.0 if audio is None else _padding_s(audio.codec_context)
+    padding_s = early_s = 0.0
+    codec: Any = None if audio is None else audio.codec_context
+    if codec is not None and codec.sample_rate >= _LOWEST_RATE:
+        padding_s = _PADDING.get(codec.codec.canonical_name, 0) / codec.sample_rate
+        if codec.codec.canonical_name.startswith("wma"):  # one frame, whose length depends on the rate
+            padding_s /= 1 if codec.sample_rate > 22_050 else 2 if codec.sample_rate > 16_000 else 4
     first = None
     peeked = []
     for packet in source.packets if padding_s else ():
@@ -425,23 +420,13 @@ def _align(source: _Source) -> None:
             source.padding_s = lasts_s if one_packet and padding_s < lasts_s < 2.5 * padding_s else padding_s
             source.content_s = begin_s + max(padding_s, lasts_s if one_packet else 0.0)
             if video is None or begins["video"] - begin_s < padding_s / 2:  # its times ignore the padding
-                source.early_s = source.content_s - begin_s
-            begins["audio"] = source.content_s - source.early_s
-    source.zero_s = min(begins.values(), default=0.0)
+                early_s = source.content_s - begin_s
+            begins["audio"] = source.content_s - early_s
+    zero_s = min(begins.values(), default=0.0)
     if len(begins) == 2 and 0 < begins["video"] - begins["audio"] <= _LONGEST_LEAD_S:
-        source.zero_s = begins["video"]
-    source.content_s -= source.zero_s + source.early_s
-
-
-def _padding_s(codec: Any) -> float:
-    """Return how many seconds the encoder of a codec puts before the first sample; 0 if unknown."""
-    if codec is None or codec.sample_rate < _LOWEST_RATE:
-        return 0.0
-    name, rate = codec.codec.canonical_name, codec.sample_rate
-    if name in ("wmav1", "wmav2"):  # one frame, whose length depends on the rate
-        shorter = 2 if rate <= 22_050 or (rate <= 32_000 and name == "wmav1") else 1
-        return 2048 / (2 * shorter if rate <= 16_000 else shorter) / rate
-    return _PADDING.get(name, 0) / rate
+        zero_s = begins["video"]
+    source.begins_s = {"audio": zero_s + early_s, "video": zero_s}
+    source.content_s -= zero_s + early_s
 
 
 def _frames(source: _Source, stream: Any, start_s: float) -> Iterator[tuple[Any, float]]:
@@ -474,7 +459,7 @@ def _seek(source: _Source, stream: Any, target_s: float) -> None:
     """Go to the last place before a time at which a stream can be read, or to the beginning of the file."""
     import av
 
-    begin_s = max(target_s, 0.0) - source.time_s(stream, 0.0)
+    begin_s = max(target_s, 0.0) + source.begins_s[stream.type]
     try:
         source.container.seek(math.floor(begin_s / stream.time_base), stream=stream)
     except av.FFmpegError:  # the format cannot: read on
@@ -498,7 +483,7 @@ def _skip_guessed_times(source: _Source, stream: Any, start_s: float) -> None:
         if not begin and expected is not None and abs(packet.dts - expected) > packet.duration // 2:
             begin = len(peeked) - 1
         expected = packet.dts + packet.duration
-        if source.time_s(stream, float(packet.dts * packet.time_base)) >= start_s:
+        if float(packet.dts * packet.time_base) - source.begins_s[stream.type] >= start_s:
             break
     source.packets = chain(peeked[begin:], source.packets)
 
@@ -509,10 +494,10 @@ def _timed_frames(source: _Source, stream: Any, start_s: float) -> Generator[tup
     rate = float(stream.guessed_rate or 0) if stream.type == "video" else 0.0
     expected_s, shift = 0.0, None
     for frame, packet_dts in _decoded(source, stream):
-        time_s = None if frame.time is None else source.time_s(stream, frame.time)
+        time_s = None if frame.time is None else frame.time - source.begins_s[stream.type]
         if counted and packet_dts is not None and frame.dts is not None:
             shift = packet_dts - frame.dts if shift is None else shift
-            time_s = source.time_s(stream, float((frame.dts + shift) * stream.time_base))
+            time_s = float((frame.dts + shift) * stream.time_base) - source.begins_s[stream.type]
         elif counted and shift is not None:  # the last ones of a codec that reorders frames
             time_s = None
         time_s = expected_s if time_s is None else time_s
@@ -574,16 +559,6 @@ def _decoded(source: _Source, stream: Any) -> Iterator[tuple[Any, int | None]]:
         raise error
 
 
-def _report_damage(source: _Source) -> None:
-    """Note how many packets were skipped. Raises ClipError if they are more than the whole ones."""
-    read = source.damaged + source.whole
-    if source.damaged > source.whole:
-        raise ClipError(f"cannot be decoded: {source.damaged} of {read} packets are damaged")
-    notes = _notes.get()
-    if source.damaged and notes is not None:
-        notes.append(f"{source.damaged} of {read} packets are damaged and were skipped")
-
-
 def _note_end(source: _Source, packet: Any) -> None:
     """Note where the stream of a packet ends, as far as it was read."""
     kind = packet.stream.type
@@ -592,7 +567,7 @@ def _note_end(source: _Source, packet: Any) -> None:
         return
     lasts_s = _lasts_s(source, packet.duration, packet.time_base) if kind == "video" else 0.0
     lasts_s = lasts_s or float((packet.duration or 0) * packet.time_base)
-    end_s = source.time_s(packet.stream, float(time * packet.time_base)) + lasts_s
+    end_s = float(time * packet.time_base) - source.begins_s[kind] + lasts_s
     source.ends_s[kind] = max(source.ends_s.get(kind, 0.0), end_s)
 
 
@@ -613,10 +588,10 @@ def _stated_end_s(source: _Source, stream: Any) -> float | None:
             stated_s = float(hours) * 3600 + float(minutes) * 60 + float(seconds)
         except ValueError:
             return None
-        return source.time_s(stream, min(stated_s, source.container.duration / 1_000_000))
+        return min(stated_s, source.container.duration / 1_000_000) - source.begins_s[stream.type]
     if stream.duration is None or not any(known in name for known in _HEADER_STATES_LENGTH):
         return None
-    return source.time_s(stream, float(((stream.start_time or 0) + stream.duration) * stream.time_base))
+    return float(((stream.start_time or 0) + stream.duration) * stream.time_base) - source.begins_s[stream.type]
 
 
 def _refuse_truncated(source: _Source, stream: Any, decoded_s: float, end_s: float | None) -> None:

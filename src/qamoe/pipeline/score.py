@@ -47,10 +47,8 @@ def run(source: Path, out: Path, model: str, transcribe: bool = True) -> None:
     faults: list[str] = []
     left_out: list[str] = []
     clips, without_words = _with_transcripts(inbox.read(source, faults, left_out))
-    for sentence in left_out:
+    for sentence in [*left_out, *(f"not scored: {fault}" for fault in faults)]:
         runner.log.warning("%s", printable(sentence))
-    for fault in faults:
-        runner.log.warning("not scored: %s", printable(fault))
     served = open_model(model, None)
     config = served.trained.config
     outputs, inputs = predict.output_columns(config["task"]), drift.columns(config["modalities"])
@@ -70,8 +68,7 @@ def run(source: Path, out: Path, model: str, transcribe: bool = True) -> None:
             cells = known.loc[key, ["text", "confidence", *outputs, *inputs, "problem"]].to_dict()
         else:
             cells = {**_heard(frames.get(clip.clip_id, {})), **scored.loc[clip.clip_id]}
-            reasons = [without_words.get(clip.clip_id), problems.get(clip.clip_id)]
-            cells["problem"] = "; ".join(filter(None, reasons))
+            cells["problem"] = "; ".join(filter(None, (without_words.get(clip.clip_id), problems.get(clip.clip_id))))
         rows_of_table.append({**_clip_columns(clip, source), **cells, "key": key, "model": served.name})
     table = pd.DataFrame(rows_of_table, columns=columns)
     _write(table, out / SCORES)

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from qamoe.config.task import Task, is_classification
 from qamoe.data.clip import (
+    WINDOWS_1252,
     Corpus,
     LabelledClip,
-    as_windows_1252,
     check_clips,
     collect_faults,
     label_value,
@@ -74,10 +74,9 @@ def _clips(
                 dialogue, number = (_number(row[c], c, where) for c in ("Dialogue_ID", "Utterance_ID"))
                 name_in_dialogue = f"dia{dialogue}_utt{number}"
                 media = folder / f"{name_in_dialogue}.mp4" if folder else None
+                words = (row["Utterance"] or "").translate(WINDOWS_1252).strip()
                 clip = LabelledClip(
-                    span=utterance(
-                        f"{name}-{name_in_dialogue}", as_windows_1252(row["Utterance"] or "").strip(), where, media
-                    ),
+                    span=utterance(f"{name}-{name_in_dialogue}", words, where, media),
                     source=f"{name}-dia{dialogue}",
                     split=SPLITS[name],
                     label=label_value((row[column] or "").strip(), task, where),
