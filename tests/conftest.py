@@ -24,6 +24,7 @@ pytest_plugins = (
     "tests.fixtures.processes",
     "tests.fixtures.records",
     "tests.fixtures.served",
+    "tests.fixtures.speech",
     "tests.fixtures.trained",
 )
 

@@ -5,7 +5,8 @@ Silero's voice activity detector, which comes with faster-whisper, passes on onl
 words for sounds that pass the detector, so a segment that it takes for no speech, or that repeats itself, is left out.
 """
 
-from functools import cached_property
+from collections.abc import Callable
+from functools import cached_property, partial
 from importlib.metadata import version as installed_version
 from importlib.util import find_spec
 from pathlib import Path
@@ -25,6 +26,7 @@ SAMPLE_RATE = 16_000  # Hz
 _SHORTEST_SPEECH_MS = 250  # a shorter sound is a click or a cough
 _NO_SPEECH, _LOG_PROBABILITY = 0.6, -0.8  # a segment above the one and below the other is no speech
 _LEVEL, _PEAK = 0.05, 0.95  # root mean square and highest sample of what is recognised, shares of full scale
+_PADDING = 700  # hops of 10 ms behind the sound
 _REPETITION = 2.4  # how many times smaller zlib makes a text that repeats itself: Whisper's own threshold
 
 
@@ -109,7 +111,19 @@ class Transcribe:
         # One thread: workers already recognise one clip per core, and sums then come in a fixed order. A folder, so
         # nothing asks the network.
         folder = str(store.folder(self._name))
-        return WhisperModel(folder, device="cpu", compute_type="float32", cpu_threads=1, num_workers=1)
+        model = WhisperModel(folder, device="cpu", compute_type="float32", cpu_threads=1, num_workers=1)
+        model.encode = partial(_encode, model.encode)
+        return model
+
+
+def _encode(encode: Callable[[np.ndarray], Any], features: np.ndarray) -> Any:
+    """Encode features (80, T) with some of the zeros that fill them up to 30 s and take most of the time.
+
+    Whisper learnt on windows of 30 s: with hardly any zeros it makes more errors.
+    """
+    sound = np.flatnonzero(features.any(axis=0))
+    length = (len(sound) and sound[-1]) + _PADDING
+    return encode(np.ascontiguousarray(features[:, : length + length % 2]))
 
 
 def _levelled(wave: np.ndarray) -> np.ndarray:
