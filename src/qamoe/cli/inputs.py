@@ -84,7 +84,7 @@ def inputs_of(clip: MediaSpan, options: InputOptions) -> list[PredictInput]:
         spans = _windows(spans[0], seconds, options.window)
     inputs = []
     for span in spans:
-        words, silent = _words(span, options.text, len(spans) == 1, subtitles)
+        words, silent = words_of(span, options.text, len(spans) == 1, subtitles)
         inputs.append(PredictInput(span.clip_id, span, words, silent, unreadable))
     return inputs
 
@@ -128,7 +128,7 @@ def _windows(clip: MediaSpan, seconds: float, window: float) -> list[MediaSpan]:
     ]
 
 
-def _words(span: MediaSpan, text: str | None, whole: bool, subtitles: bool) -> tuple[str, str]:
+def words_of(span: MediaSpan, text: str | None, whole: bool, subtitles: bool) -> tuple[str, str]:
     """Return the words of a span and, where there are none, why."""
     if text is not None:
         if any("\ud800" <= character <= "\udfff" for character in text):  # bytes that the terminal's encoding lacks

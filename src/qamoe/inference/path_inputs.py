@@ -7,7 +7,6 @@ from typing import Any
 
 import pandas as pd
 
-from qamoe.config.extractor_settings import TranscribeSettings
 from qamoe.errors import UserError
 from qamoe.extractors.registry import extractors_of, recogniser_of
 from qamoe.inference.extraction_worker import extract_file
@@ -49,11 +48,11 @@ def with_features(config: CheckpointConfig, rows: pd.DataFrame) -> pd.DataFrame:
                 contents(Path(path))
             except ClipError as error:
                 raise UserError(f"Row {number}: {path}: {error}.") from None
-            if isinstance(recogniser, TranscribeSettings) and not _has_words(clip):
-                wanted = {**extractors, "text": recogniser}
-                clip.update(clip_row(config, None, extract_file(Path(path), wanted, start_s or 0.0, end_s).frames))
-            else:
-                clip.update(extract_file(Path(path), extractors, start_s or 0.0, end_s).frames)
+            wanted = dict(extractors)
+            if not isinstance(recogniser, str) and not _has_words(clip):
+                wanted["text"] = recogniser
+            features = extract_file(Path(path), wanted, start_s or 0.0, end_s).frames
+            clip.update(clip_row(config, None, features) if "text" in wanted else features)
         elif not pd.isna(path):
             raise UserError(f"Row {number}: path is {type(path).__name__}; it must be a string or empty.")
     names = sorted({name for clip in clips for name in clip})
