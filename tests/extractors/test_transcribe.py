@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from qamoe.config.extractor_settings import TranscribeSettings, extractor_settings
+from qamoe.config.extractor_settings import MiniLMSettings, TranscribeSettings, extractor_settings
 from qamoe.errors import UserError
 from qamoe.extractors.minilm import MiniLM
 from qamoe.extractors.registry import extractor, recogniser_of
@@ -49,9 +49,9 @@ def test_a_model_that_reads_no_english_words_has_no_recogniser() -> None:
 
 
 def test_a_recogniser_that_is_off_leaves_no_trace_in_settings() -> None:
-    off = extractor_settings("text", MINILM)
+    off = MiniLMSettings.model_validate(MINILM)
     assert (off.model_dump(), off.weights) == (MINILM, ("minilm",))
-    on = extractor_settings("text", MINILM | {"transcribe": "whisper-base"})
+    on = MiniLMSettings.model_validate(MINILM | {"transcribe": "whisper-base"})
     assert (on.model_dump()["transcribe"], on.weights) == ("whisper-base", ("minilm", "whisper-base"))
     with pytest.raises(ValidationError, match=r"whisper-tiny\.en"):
         extractor_settings("text", MINILM | {"transcribe": "whisper-huge"})
@@ -115,18 +115,22 @@ def test_level_does_not_matter(recogniser: Transcribe, tmp_path: Path) -> None:
     assert quiet["confidence"] == pytest.approx(loud["confidence"], abs=0.05)
 
 
+def _tone(hz: float, time_s: np.ndarray) -> np.ndarray:
+    """Return a tone with five overtones."""
+    number = np.arange(1, 7)[:, None]
+    return np.asarray(0.2 * (np.sin(2 * np.pi * hz * number * time_s) / number).sum(0))
+
+
 @pytest.mark.slow
 def test_sound_without_speech_has_no_text_and_a_reason(recogniser: Transcribe) -> None:
     """Silence, hisses, hums and music: at least 19 of 20, and the reason says so."""
     random, time_s = np.random.default_rng(5), np.arange(3 * SAMPLE_RATE) / SAMPLE_RATE
     sounds = [np.zeros(len(time_s)), *(random.standard_normal(len(time_s)) * 10 ** (db / 20) for db in (-60, -40, -20))]
-    sounds += [0.2 * sum(np.sin(2 * np.pi * hz * k * time_s) / k for k in range(1, 6)) for hz in (50, 60, 100, 440)]
+    sounds += [_tone(hz, time_s) for hz in (50, 60, 100, 440)]
     for _ in range(12):  # twelve notes of 0.25 s with fading overtones
         notes = random.choice([261.6, 293.7, 329.6, 392.0, 440.0, 523.3], 12)
         each = time_s[: SAMPLE_RATE // 4]
-        sounds.append(np.concatenate([
-            0.2 * sum(np.sin(2 * np.pi * hz * k * each) / k for k in range(1, 7)) * np.exp(-6 * each) for hz in notes
-        ]))  # fmt: skip
+        sounds.append(np.concatenate([_tone(hz, each) * np.exp(-6 * each) for hz in notes]))
     reasons = []
     for sound in sounds:
         try:

@@ -192,12 +192,11 @@ def _predict_one(
     if to_predict.fault:
         return Prediction(to_predict.name, None, {"clip": to_predict.fault})
     modalities = served.trained.config["modalities"]
-    extractors, silent = served.extractors, to_predict.silent
-    if silent == inputs.NO_TRANSCRIPT:
-        if isinstance(recogniser, str):
-            silent = "; ".join(filter(None, (silent, recogniser)))
-        else:
-            extractors = {**extractors, "text": recogniser}
+    extractors, silent = dict(served.extractors), to_predict.silent
+    if silent == inputs.NO_TRANSCRIPT and not isinstance(recogniser, str):
+        extractors["text"] = recogniser
+    elif silent == inputs.NO_TRANSCRIPT and recogniser:
+        silent = f"{silent}; {recogniser}"
     frames, problems = {}, dict.fromkeys(modalities, "no clip")
     if extraction is not None and (span := to_predict.span) is not None:
         try:

@@ -168,9 +168,8 @@ class Service:
     def uploaded(self, clip_id: str) -> schemas.Upload:
         extracted = self.cached(clip_id).extracted
         counts = {m: len(extracted.frames.get(m, ())) for m in self.served.extractors}
-        words = None
-        if "text" in extracted.frames:
-            words = [schemas.HeardWord.model_validate(word) for word in word_records(extracted.frames["text"])]
+        heard = extracted.frames.get("text")
+        words = None if heard is None else [schemas.HeardWord(**word) for word in word_records(heard)]
         return schemas.Upload(
             id=clip_id, seconds=extracted.seconds, frames=counts, problems=extracted.problems, words=words
         )
