@@ -15,7 +15,7 @@ from qamoe.data import arrow_store
 from qamoe.errors import UserError
 from qamoe.pipeline import preprocess
 
-IDS = pa.schema([("clip_id", pa.string()), ("ids", pa.list_(pa.int32()))])
+IDS = pa.schema([("clip_id", pa.string()), ("ids", pa.list_(pa.int32())), ("confidence", pa.list_(pa.float32()))])
 FRAMES = pa.schema([("clip_id", pa.string()), ("frames", arrow_store.frames_type(2))])
 SPLITS = ("train", "train", "train", "valid", "valid", "test")
 
@@ -49,7 +49,8 @@ def preprocessed(tmp_path: Path, params_file: Any) -> Any:
             "rate": 20.0,
             "vocabulary_sha256": "v" * 64,
         }
-        arrow_store.write(folder / "text.arrow", IDS, clips, metadata)
+        words = [c | {"confidence": np.linspace(0, 1, len(c["ids"]))} for c in clips]
+        arrow_store.write(folder / "text.arrow", IDS, words, metadata)
         for m in ("audio", "vision"):
             rows = [{"clip_id": c["clip_id"], "frames": c[m]} for c in clips] if m in modalities else []
             arrow_store.write(folder / f"{m}.arrow", FRAMES, rows, metadata)
@@ -97,6 +98,7 @@ def test_long_clips_are_cut(preprocessed: Any) -> None:
     splits = preprocessed([clip(i) for i in range(6)], audio=4, text=3)
     assert splits.valid.lengths("audio").tolist() == [4, 4]
     assert splits.valid.sequence("text", 0).tolist() == [101, 2003, 2000]
+    assert splits.valid.sequence("confidence", 0) == pytest.approx([0, 1 / 3, 2 / 3])
 
 
 def test_numbers_that_are_not_finite_are_counted_and_zeroed(preprocessed: Any) -> None:
