@@ -311,10 +311,10 @@ def test_a_voice_in_one_of_six_channels_keeps_its_level(tmp_path: Path) -> None:
     assert np.abs(read_audio(path, RATE)).max() == pytest.approx(0.5, rel=0.1)
 
 
-def test_channels_that_agree_are_averaged(tmp_path: Path) -> None:
+def test_channels_are_mixed_so_that_power_is_kept(tmp_path: Path) -> None:
     left = bursts()
     path = write(tmp_path / "clip.wav", Audio(np.concatenate([left, 0.5 * left]), RATE, "pcm_s16le", "stereo"))
-    np.testing.assert_allclose(read_audio(path, RATE), 0.75 * left[0], atol=1e-4)
+    np.testing.assert_allclose(read_audio(path, RATE), 1.5 / 2**0.5 * left[0], atol=1e-4)
 
 
 @pytest.mark.parametrize(

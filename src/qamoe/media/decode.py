@@ -46,7 +46,7 @@ _PADDING = {"aac": 1024, "mp3": 1105, "mp2": 481, "mp1": 481, "ac3": 256, "eac3"
 _PADDING |= {"wmav1": 2048, "wmav2": 2048}
 _LONGEST_LEAD_S = 0.1  # audio that begins this much before the video is padding
 _SHORTEST_HOLE_S = 0.015
-_CANCEL = 0.25  # channels cancel each other if their mean has less than this share of the loudest one's amplitude
+_CANCEL = 0.5  # channels cancel each other if their mix has less than this share of the loudest one's amplitude
 _SILENT = 1e-4  # peak amplitude
 _MOST_PEEKED = 1000  # packets read before the first one of the audio
 _NEITHER = "neither an audio nor a video stream"
@@ -188,8 +188,8 @@ def read_audio(path: Path, rate: int, start_s: float = 0.0, end_s: float | None 
 def _samples(source: _Source, start_s: float, end_s: float | None) -> tuple[np.ndarray, int, float]:
     """Decode the audio from shortly before a span to its end -> mono samples (N,), their rate, and time of the first.
 
-    Padding before the first sample is left out, and missing packets are zeros. Channels are mixed down to their mean;
-    where they cancel each other, the loudest one is returned.
+    Padding before the first sample is left out, and missing packets are zeros. Channels are mixed down so that power is
+    kept; where they cancel each other, the loudest one is returned.
     """
     import av
 
@@ -226,11 +226,12 @@ def _samples(source: _Source, start_s: float, end_s: float | None) -> tuple[np.n
     channels = np.concatenate(parts, axis=1)
     if len(names) > 1:
         channels = channels[[name != "LFE" for name in names]]
-    mean = channels.mean(axis=0, dtype=np.float32)
+    # A voice that was spread over two channels with its power kept, as FFmpeg does, has its level again.
+    mixed = channels.sum(axis=0, dtype=np.float32) / np.float32(math.sqrt(len(channels)))
     power = np.einsum("ij,ij->i", channels, channels, dtype=np.float64)
-    if float(mean @ mean) < _CANCEL**2 * power.max(initial=0.0):
-        mean = np.ascontiguousarray(channels[int(power.argmax())])
-    return mean, kind[0], first_s
+    if float(mixed @ mixed) < _CANCEL**2 * power.max(initial=0.0):
+        mixed = np.ascontiguousarray(channels[int(power.argmax())])
+    return mixed, kind[0], first_s
 
 
 def _near(time_s: float, step_s: float) -> float:
