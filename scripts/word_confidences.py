@@ -1,11 +1,10 @@
 """Measure how sure speech recognition is of its right and of its wrong words, on speech of the sample generator.
 
-Writes src/qamoe/degradation/word_confidences.csv: quantiles of the confidence of right and of wrong words. Prints the
-word error rate and the mean confidence at each ratio of voice to noise. Sentences, voices and noise are drawn with a
+Prints the word error rate and the mean confidence at each ratio of voice to noise, and the quantiles of the confidence
+of right and of wrong words, which src/qamoe/degradation/word_confidence.py has. Sentences, voices and noise are drawn with a
 fixed seed, so the table can be made again; other processors may change its last digit.
 """
 
-import csv
 import string
 import wave
 from collections import defaultdict
@@ -20,10 +19,8 @@ from qamoe.config import settings
 from qamoe.data.synthetic import voice, words
 from qamoe.errors import exit_on_user_error
 from qamoe.extractors.transcribe import Transcribe
-from qamoe.files import atomic_write
 from qamoe.media.decode import ClipError
 
-TABLE = Path(__file__).parents[1] / "src" / "qamoe" / "degradation" / "word_confidences.csv"
 MODEL = "whisper-tiny.en"
 CLIPS, SEED = 350, 11
 RATIOS = (None, 20, 15, 10, 5, 0, -5)  # dB; None: no noise
@@ -82,7 +79,7 @@ def measure(clips: int) -> dict[int | None, list[tuple[int, np.ndarray, np.ndarr
 
 
 def main() -> None:
-    """Measure, print the figures, and write the table."""
+    """Measure, and print the figures and the table."""
     settings.go_offline()
     measured = measure(CLIPS)
     print("ratio dB | clips | without text | right words of 100 spoken | wrong words of 100 spoken | confidence")
@@ -95,18 +92,16 @@ def main() -> None:
         print(f"{'none' if ratio is None else ratio} | {len(clips)} | {silent} | {shares} | {confidence.mean():.3f}")
     everything = [clip for clips in measured.values() for clip in clips]
     confidence, right = (np.concatenate([clip[which] for clip in everything]) for which in (1, 2))
-    _write(confidence[right], confidence[~right])
+    print(_table("RIGHT", confidence[right]))
+    print(_table("WRONG", confidence[~right]))
     better = (confidence[right][:, None] > confidence[~right]).mean()
     print(f"{right.sum()} right and {(~right).sum()} wrong words; a right one is surer than a wrong one: {better:.3f}")
 
 
-def _write(right: np.ndarray, wrong: np.ndarray) -> None:
-    steps = np.linspace(0, 1, QUANTILES)
-    rows = zip(steps, np.quantile(right, steps), np.quantile(wrong, steps), strict=True)
-    with atomic_write(TABLE) as temporary, temporary.open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(("quantile", "right", "wrong"))
-        writer.writerows([f"{step:g}", f"{of_right:.3f}", f"{of_wrong:.3f}"] for step, of_right, of_wrong in rows)
+def _table(name: str, confidence: np.ndarray) -> str:
+    """Return the line of qamoe.degradation.word_confidence that has these quantiles."""
+    quantiles = np.quantile(confidence, np.linspace(0, 1, QUANTILES))
+    return f"{name} = ({', '.join(f'{value:.3f}' for value in quantiles)})"
 
 
 if __name__ == "__main__":
