@@ -1,8 +1,8 @@
 """Measure how sure speech recognition is of its right and of its wrong words, on speech of the sample generator.
 
 Prints the word error rate and the mean confidence at each ratio of voice to noise, and the quantiles of the confidence
-of right and of wrong words, which src/qamoe/degradation/word_confidence.py has. Sentences, voices and noise are drawn with a
-fixed seed, so the table can be made again; other processors may change its last digit.
+of right and of wrong words, which src/qamoe/degradation/word_confidence.py has. Sentences, voices and noise are drawn
+with a fixed seed, so the table can be made again; other processors may change its last digit.
 """
 
 import string

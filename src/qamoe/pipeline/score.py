@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
-    from qamoe.config.block import Block
+    from qamoe.config.extractor_settings import ExtractorSettings
     from qamoe.config.extractor_settings import TranscribeSettings
     from qamoe.data.clip import MediaSpan
     from qamoe.models.checkpoint_config import CheckpointConfig
@@ -194,7 +194,7 @@ def _write(rows: "pd.DataFrame", path: Path) -> None:
 
 
 def _jobs(
-    clips: list["MediaSpan"], extractors: dict[str, "Block"], parts: Path
+    clips: list["MediaSpan"], extractors: dict[str, "ExtractorSettings"], parts: Path
 ) -> dict[tuple[str, str], tuple[Any, Path]]:
     """Return the extraction job and the part file of each clip and modality of media."""
     from qamoe.extractors.registry import extractor
@@ -213,7 +213,7 @@ def _jobs(
 
 
 def _frames(
-    clips: list["MediaSpan"], extractors: dict[str, "Block"], parts: Path
+    clips: list["MediaSpan"], extractors: dict[str, "ExtractorSettings"], parts: Path
 ) -> tuple[dict[str, dict[str, "np.ndarray"]], dict[str, str]]:
     """Return the raw frames, or recognised words, by clip and modality, and the problems by clip."""
     from qamoe.extractors.worker_pool import make_parts, read_note, read_part
@@ -237,7 +237,7 @@ def _frames(
     return frames, {clip_id: "; ".join(reasons) for clip_id, reasons in problems.items()}
 
 
-def _remove_parts(clips: list["MediaSpan"], extractors: dict[str, "Block"], parts: Path) -> None:
+def _remove_parts(clips: list["MediaSpan"], extractors: dict[str, "ExtractorSettings"], parts: Path) -> None:
     """Delete the features of clips that the source no longer holds."""
     used = {part for _, part in _jobs(clips, extractors, parts).values()}
     for file in parts.rglob("*") if parts.is_dir() else ():
