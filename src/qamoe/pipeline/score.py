@@ -20,8 +20,7 @@ if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
-    from qamoe.config.extractor_settings import ExtractorSettings
-    from qamoe.config.extractor_settings import TranscribeSettings
+    from qamoe.config.extractor_settings import ExtractorSettings, TranscribeSettings
     from qamoe.data.clip import MediaSpan
     from qamoe.models.checkpoint_config import CheckpointConfig
     from qamoe.serving.model_loader import Served
