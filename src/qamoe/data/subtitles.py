@@ -57,7 +57,7 @@ def transcript(media: Path, start_s: float = 0.0, end_s: float | None = None, in
     try:
         tracks = read_subtitles(media)
     except ClipError:
-        return ""  # whoever reads the streams of the file says why
+        return ""  # the reader of its streams says why
     return _words([(begin, end, _lines(text.splitlines())) for begin, end, text in tracks], start_s, last_s)
 
 

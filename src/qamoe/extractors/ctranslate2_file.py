@@ -1,6 +1,6 @@
 """Read the weights of a CTranslate2 model (model.bin) as torch tensors, without CTranslate2.
 
-Source of the format: the module model_spec of CTranslate2, which writes it, binary version 6. All numbers are
+Source of the format: CTranslate2's own writer (its module specs.model_spec), binary version 6. All numbers are
 little-endian; a string is its length with a final zero byte (u16), then its bytes.
 """
 
