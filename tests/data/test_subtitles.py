@@ -267,7 +267,7 @@ def with_track(source: Path, target: Path, cues: list[tuple[int, int, str]]) -> 
                 moved.pts = moved.dts = packet.pts
                 moved.duration, moved.time_base = packet.duration, packet.time_base
                 packets.append((moved, track))
-        for packet, out in sorted(packets, key=lambda pair: pair[0].dts * pair[0].time_base):
+        for packet, out in sorted(packets, key=lambda pair: (pair[0].dts or 0) * pair[0].time_base):
             packet.stream = out
             written.mux(packet)
     srt.unlink()

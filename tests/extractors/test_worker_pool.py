@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from qamoe.config.block import Block
+from qamoe.config.extractor_settings import ExtractorSettings
 from qamoe.errors import UserError
 from qamoe.extractors import worker_pool
 from qamoe.extractors.worker_pool import Job, make_parts, part_key, read_part
@@ -70,7 +70,7 @@ class Unreadable:
 _make_part = worker_pool._make_part
 
 
-def make_scripted_part(chosen: Block, job: Job, part: Path) -> None:
+def make_scripted_part(chosen: ExtractorSettings, job: Job, part: Path) -> None:
     """Make a part with the scripted extractor; replaces the extractor only in the worker, which imports this file."""
     worker_pool.extractor = lambda chosen: ScriptedExtractor(20.0)  # type: ignore[assignment]
     _make_part(chosen, job, part)
@@ -96,7 +96,7 @@ def extracted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
             if advance is not None:
                 advance(len(done))
 
-        failed = make_parts(jobs, {"audio": Block()}, workers, limit_s, advanced)
+        failed = make_parts(jobs, {"audio": ExtractorSettings()}, workers, limit_s, advanced)
         return SimpleNamespace(failed=failed, parts=[read_part(part) for _, part in jobs], advanced=len(done))
 
     return run
@@ -181,7 +181,7 @@ worker_pool._make_part = make_scripted_part
 folder = Path(sys.argv[1])
 (folder / "0.txt").write_text(f"tell {folder / 'here'};hang")
 job = (Job("clip", "audio", folder / "0.txt", 0.0, None), folder / "part")
-make_parts([job], {"audio": Block()}, 1, 600, lambda: None)
+make_parts([job], {"audio": ExtractorSettings()}, 1, 600, lambda: None)
 """
 
 

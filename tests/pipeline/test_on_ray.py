@@ -12,7 +12,7 @@ import yaml
 
 from qamoe import ray_worker_pool
 from qamoe.config import params as parameters
-from qamoe.config.block import Block
+from qamoe.config.extractor_settings import ExtractorSettings
 from qamoe.errors import UserError
 from qamoe.extractors import worker_pool
 from qamoe.extractors.worker_pool import Job, make_parts_on_ray, read_part
@@ -42,7 +42,7 @@ def test_a_worker_that_dies_or_hangs_costs_only_its_clip(tmp_path: Path, monkeyp
         (tmp_path / f"{i}.txt").write_text(order)
         jobs.append((Job(f"clip-{i}", "audio", tmp_path / f"{i}.txt", 0.0, None), tmp_path / "parts" / f"{i:064x}"))
     done: list[int] = []
-    failures = make_parts_on_ray(jobs, {"audio": Block()}, 2, 20.0, lambda: done.append(1))
+    failures = make_parts_on_ray(jobs, {"audio": ExtractorSettings()}, 2, 20.0, lambda: done.append(1))
     assert sorted(failures) == [(f"clip-{number}", "audio") for number in (1, 3, 4, 7)]
     assert failures["clip-1", "audio"] == failures["clip-4", "audio"]
     assert "20 s" in failures["clip-3", "audio"]

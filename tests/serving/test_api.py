@@ -352,6 +352,7 @@ def test_requests_from_pages_of_other_sites_are_refused(server):
 
 def test_the_page_offers_the_media_that_every_command_reads():
     accepted = re.search(r'accept="([^"]*)"', (PAGE / "index.html").read_text())
+    assert accepted is not None
     assert set(accepted[1].split(",")) == SUFFIXES | {"video/*", "audio/*"}
 
 
