@@ -4,10 +4,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
+from scipy.io import wavfile
 
+from qamoe.config.extractor_settings import WhisperSettings
 from qamoe.errors import UserError
+from qamoe.inference.extraction_worker import extract_file
 from qamoe.inference.predict import predict
 from qamoe.models import checkpoint
 
@@ -48,3 +52,15 @@ def test_a_confidence_that_does_not_fit_its_tokens_is_refused(
     trained = checkpoint.load(tiny_checkpoint(tmp_path / "model"))
     with pytest.raises(UserError, match=r"Row 0: confidence .* 5 numbers from 0 to 1"):
         predict(trained, rows(wrong))
+
+
+def test_absent_weights_are_not_taken_for_a_file_that_cannot_be_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wavfile.write(tmp_path / "voice.wav", 16_000, np.random.default_rng(1).normal(0, 0.1, 16_000).astype(np.float32))
+    monkeypatch.setenv("QAMOE_WEIGHTS", str(tmp_path))
+    with pytest.raises(UserError, match="qamoe weights fetch whisper-base"):
+        extract_file(
+            tmp_path / "voice.wav",
+            {"audio": WhisperSettings(extractor="whisper", rate=10.0, model="whisper-base", layer=2)},
+        )

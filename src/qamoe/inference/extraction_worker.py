@@ -156,7 +156,10 @@ def extract_file(
     end_s: float | None = None,
     track: str = "",
 ) -> Extracted:
-    """Return the features of a span of a trusted file, in this process and without limits."""
+    """Return the features of a span of a trusted file, in this process and without limits.
+
+    Raises UserError for an extractor that cannot be loaded, such as one whose weights are absent.
+    """
     frames, problems = {}, {}
     for modality, block in extractors.items():
         with reading(track) as notes:
@@ -164,6 +167,8 @@ def extract_file(
                 frames[modality] = extractor(block).extract(path, start_s, end_s)
             except ClipError as problem:
                 notes.insert(0, str(problem))
+            except UserError:
+                raise
             except Exception as error:  # codecs may raise anything
                 notes.insert(0, f"cannot be decoded ({type(error).__name__})")
         if notes:
