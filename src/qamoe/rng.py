@@ -13,11 +13,12 @@ from dataclasses import dataclass, replace
 from functools import cache
 from importlib.util import find_spec
 from shutil import which
-from statistics import NormalDist
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from qamoe.signal_rng import normal_quantiles
 
 MODALITIES = ("text", "audio", "vision")
 STREAMS = ("state", "missing", "noise", "burst", "swap", "additive", "desync")
@@ -28,7 +29,6 @@ _SHARED = {"missing_features": "missing"}
 _WORD = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
-_NORMAL_BITS = 16
 
 
 def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
@@ -91,11 +91,7 @@ def clip_key(clip_id: str) -> tuple[int, int]:
 
 @cache
 def _normal_table(device: torch.device) -> Tensor:
-    """Return standard normal quantiles at the 2^16 mid-points, rounded to 2^-16 to be the same with every libm."""
-    size = 1 << _NORMAL_BITS
-    inverse = NormalDist().inv_cdf
-    upper = [round(inverse((i + 0.5) / size) * 65536) for i in range(size // 2, size)]
-    return (torch.tensor([-v for v in reversed(upper)] + upper, dtype=torch.float32) / 65536).to(device)
+    return torch.from_numpy(normal_quantiles()).to(device)
 
 
 @dataclass(frozen=True)

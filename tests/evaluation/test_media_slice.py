@@ -55,6 +55,11 @@ def test_the_plan_starts_each_kind_at_severity_0_and_skips_missing_modalities() 
     ]
     assert {cell.kind for cell in media_slice.plan(SEVERITIES, 7, ("text", "vision"))} == {"word_errors"}
     assert media_slice.plan({}, 7, MODALITIES) == []
+    louder = media_slice.plan({"gain": (1.0,)}, 7, MODALITIES)
+    assert [(cell.slice, cell.name) for cell in louder] == [
+        ("harmless", "harmless-audio-gain-0"),
+        ("harmless", "harmless-audio-gain-1"),
+    ]
 
 
 @pytest.fixture

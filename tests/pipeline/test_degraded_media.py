@@ -22,6 +22,7 @@ from qamoe.media.degraded_copy import Signal
 from qamoe.media.word_confusion import Vocabulary
 from qamoe.pipeline import extract, preprocess
 from qamoe.pipeline.shared import read_stats
+from qamoe.signal_rng import SignalDraws
 from tests.media.test_decode import write_media
 
 TEXTS = {"a": "a great film", "b": "a dull night", "c": "the knight was weak", "d": "a great knight", "e": "weak film"}
@@ -88,7 +89,9 @@ def test_the_degraded_test_split_is_extracted_and_normalised(run: Any, data: Pat
     np.testing.assert_array_equal(crowded.sequence("frames", 0), expected)
     misheard = Store(out.extract / "signals/signals-text-word_errors-1.arrow")
     vocabulary = Vocabulary.from_texts([TEXTS["a"], TEXTS["b"]])
-    transcript = degradations.word_errors(TEXTS["d"], 1.0, degradations.draws_for(3, "d", "word_errors"), vocabulary)
+    transcript = degradations.degrade_text(
+        "word_errors", TEXTS["d"], 1.0, SignalDraws(3, "d", "word_errors"), vocabulary
+    )
     assert transcript != TEXTS["d"]
     assert misheard.sequence("ids", 0).tolist() == MiniLM(50).extract(transcript)[0].tolist()
 
@@ -101,6 +104,25 @@ def test_the_degraded_test_split_is_extracted_and_normalised(run: Any, data: Pat
             assert same == (modality not in name)
     normalised = Store(out.preprocess / "signals/signals-audio-noise-0.5.arrow").sequence("audio", 1)
     np.testing.assert_array_equal(normalised, clean(noisy.sequence("frames", 1), Columns.from_json(stats["audio"])))
+
+
+@pytest.mark.slow
+def test_recorded_noise_comes_from_the_corpus_and_a_harmless_kind_is_a_cell_of_its_own(
+    run: Any, data: Path, tmp_path: Path
+) -> None:
+    (data / "rain").mkdir()
+    rain = write_media(data / "rain/rain.wav", seconds=0.5, streams="a")
+    severities = {"recorded_noise": [0.5], "gain": [1.0]}
+    signals = {"seed": 3, "severities": severities, "recordings": ["rain/*.wav"]}
+    out = run({"extract.signals": signals, "evaluate.slices": ["clean", "signals", "harmless"]})
+    noisy = Store(out.extract / "signals/signals-audio-recorded_noise-0.5.arrow")
+    signal = Signal("recorded_noise", 0.5, 3, "d", (degraded_copy.Voice(rain, 0.0, None, ""),))
+    copy = degraded_copy.write(signal, data / "d.wav", 0.0, None, 20, tmp_path)
+    np.testing.assert_array_equal(noisy.sequence("frames", 0), LogMel(20, 12).extract(copy))
+    louder = Store(out.preprocess / "signals/harmless-audio-gain-1.arrow").sequence("audio", 0)
+    np.testing.assert_allclose(louder, Store(out.preprocess / "test.arrow").sequence("audio", 0), atol=0.05)
+    with pytest.raises(UserError, match=r"recordings.*snow/\*\.wav.*data"):
+        run({"extract.signals": signals | {"recordings": ["snow/*.wav"]}})
 
 
 @pytest.mark.slow
@@ -147,6 +169,11 @@ def test_vision_features_that_are_not_read_from_media_cannot_be_degraded(
         ({"extract.signals": {"seed": 3, "severities": {"noise": [0.0]}}}, ("noise", "0.0", "greater than 0")),
         ({"extract.signals": {"seed": 3, "severities": {"noise": [0.5, 0.5]}}}, ("extract.signals", "noise")),
         ({"extract.signals": None}, ("evaluate.slices", "extract.signals")),
+        ({"evaluate.slices": ["clean", "harmless"]}, ("evaluate.slices", "harmless")),
+        (
+            {"extract.signals": {"seed": 3, "severities": {"noise": [0.5]}, "recordings": ["../rain.flac"]}},
+            ("extract.signals.recordings", "'../rain.flac'"),
+        ),
     ],
 )
 def test_a_mistake_in_the_parameters_is_named(

@@ -9,7 +9,7 @@ workers are in config/settings.py.
 import hashlib
 import json
 import re
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -66,6 +66,7 @@ class Signals(Block):
 
     seed: Seed
     severities: Annotated[dict[str, Annotated[tuple[Severity, ...], Field(min_length=1)]], Field(min_length=1)]
+    recordings: tuple[str, ...] = ()  # of kind recorded_noise: patterns of files in the corpus folder
 
     @field_validator("severities")
     @classmethod
@@ -78,6 +79,14 @@ class Signals(Block):
             if len(set(levels)) != len(levels):
                 raise ValueError(f"duplicate severity of {kind}")
         return severities
+
+    @field_validator("recordings")
+    @classmethod
+    def _recordings_are_of_the_corpus(cls, recordings: tuple[str, ...]) -> tuple[str, ...]:
+        for pattern in recordings:
+            if not pattern or PurePath(pattern).is_absolute() or ".." in PurePath(pattern).parts:
+                raise ValueError(f"{pattern!r} must name files in the corpus folder, such as noise/*.flac")
+        return recordings
 
 
 class Extract(Block):
@@ -353,10 +362,17 @@ class Params(Block):
 
     @model_validator(mode="after")
     def _signals_are_extracted(self) -> "Params":
-        if "signals" in self.evaluate.slices and self.extract.signals is None:
-            raise ValueError(
-                "evaluate.slices has signals, but extract.signals is not set; see experiments/signals.yaml"
-            )
+        made = set()
+        if self.extract.signals:
+            from qamoe.media.degradations import slice_of
+
+            made = {slice_of(kind) for kind in self.extract.signals.severities}
+        for name in ("signals", "harmless"):
+            if name in self.evaluate.slices and name not in made:
+                raise ValueError(
+                    f"evaluate.slices has {name}, but extract.signals has none of its kinds; see"
+                    " experiments/signals.yaml"
+                )
         return self
 
     @field_validator("seeds")

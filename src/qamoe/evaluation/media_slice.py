@@ -1,7 +1,7 @@
-"""Slice `signals`: the test split with media degraded before extraction; not part of protocol 1.
+"""Slices `signals` and `harmless`: the test split with media changed before extraction; not part of protocol 1.
 
 Each cell is a separate test split (preprocess/signals/<cell>.arrow), predicted without further degradation. Severity 0
-of every kind is the clean test split. Nothing is announced to the models.
+of every kind is the clean test split. Kinds of `harmless` are no damage. Nothing is announced to the models.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,10 +12,10 @@ import pandas as pd
 from qamoe.dataset.degraded_split import DegradedSplit
 from qamoe.degradation.views import uniform_view
 from qamoe.evaluation.protocol import Cell, by_view
-from qamoe.media.degradations import MODALITY, cells
+from qamoe.media.degradations import HARMLESS, MODALITY, cells, slice_of
 from qamoe.models.checkpoint import Trained
 
-SLICE = "signals"
+SLICES = ("signals", "harmless")
 
 
 def plan(severities: Mapping[str, Sequence[float]], seed: int, modalities: Sequence[str]) -> list[Cell]:
@@ -27,8 +27,9 @@ def plan(severities: Mapping[str, Sequence[float]], seed: int, modalities: Seque
         if modality not in modalities:
             continue
         if not planned or planned[-1].kind != kind:
-            planned.append(Cell(SLICE, f"signals-{modality}-{kind}-0", kind, 0.0, view, (modality,)))
-        planned.append(Cell(SLICE, name, kind, severity, view, (modality,)))
+            clean = f"{slice_of(kind)}-{modality}-{kind}-0"
+            planned.append(Cell(slice_of(kind), clean, kind, 0.0, view, (modality,)))
+        planned.append(Cell(slice_of(kind), name, kind, severity, view, (modality,)))
     return planned
 
 
@@ -38,7 +39,8 @@ def by_cell(
     """Yield rows like `protocol.by_view`, cell by cell; `opened` returns the split of a cell under the clean view.
 
     The columns kind and severity of the degraded modality are those of the cell. lost is the severity too, because the
-    share of audio that noise destroys is unknown. A modality without frames after degradation is missing.
+    share of audio that noise destroys is unknown; for a harmless kind it is 0. A modality without frames after
+    degradation is missing.
     """
     for cell in planned:
         for frames in by_view(trained, opened(cell), [cell], device):
@@ -46,5 +48,5 @@ def by_cell(
                 (modality,) = cell.modalities
                 rows[f"kind_{modality}"] = cell.kind
                 rows[f"severity_{modality}"] = np.float32(cell.severity)
-                rows[f"lost_{modality}"] = np.float32(cell.severity)
+                rows[f"lost_{modality}"] = np.float32(0 if cell.kind in HARMLESS else cell.severity)
             yield frames

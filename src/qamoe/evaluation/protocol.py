@@ -79,7 +79,7 @@ def plan(
             cells.append(mixed(params.seed, params.mixed_draws, modalities))
         elif name == "held_out":
             cells += _held_out(modalities, timed, params)
-        elif name == "signals":  # has its own clips: evaluation/media_slice.py
+        elif name in ("signals", "harmless"):  # have their own clips: evaluation/media_slice.py
             continue
         elif name in trainable_kinds():
             cells += _curve(name, name, name, modalities, params)
@@ -179,7 +179,7 @@ _PLANNED = {"alone": _alone, "joint": _joint, LANDSCAPE: _landscape, "subsets": 
 
 def slice_names() -> tuple[str, ...]:
     """Return the names of all slices: a curve for each trainable kind, and the slices with their own plan."""
-    return ("clean", *trainable_kinds(), "mixed", *_PLANNED, "held_out", "signals")
+    return ("clean", *trainable_kinds(), "mixed", *_PLANNED, "held_out", "signals", "harmless")
 
 
 def views(cells: Iterable[Cell]) -> list[View]:

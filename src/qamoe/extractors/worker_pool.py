@@ -131,7 +131,7 @@ def _extract(made_by: Extractor, job: Job, folder: Path) -> np.ndarray:
     """Return the frames of a clip, or those of its degraded copy, which is kept in `folder` only while it is read."""
     if job.signal is None:
         return made_by.extract(job.media, job.start_s, job.end_s)
-    from qamoe.media.degraded_copy import write as write_copy  # a late import: it needs torch and takes seconds
+    from qamoe.media.degraded_copy import write as write_copy  # a late import: few jobs need it
 
     folder.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=".copy-", dir=folder) as temporary:

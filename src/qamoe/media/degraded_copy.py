@@ -9,14 +9,15 @@ from fractions import Fraction
 from pathlib import Path
 
 from qamoe.media import decode, degradations
-from qamoe.media.degradations import AUDIO
+from qamoe.media.degradations import AUDIO, Frame
+from qamoe.signal_rng import SignalDraws
 
 _AUDIO_RATE = 44_100  # Hz
 
 
 @dataclass(frozen=True)
 class Voice:
-    """Another speaker's voice: a span (seconds) of a clip's file, and the file's SHA-256."""
+    """Another sound: a span (seconds) of a clip's file, and the file's SHA-256."""
 
     media: Path
     start_s: float
@@ -26,7 +27,10 @@ class Voice:
 
 @dataclass(frozen=True)
 class Signal:
-    """How to degrade one clip's audio or video frames; `voices` are for kind babble."""
+    """How to degrade one clip's audio or video frames.
+
+    `voices` are those of kind babble, or the recording of kind recorded_noise.
+    """
 
     kind: str
     severity: float
@@ -46,7 +50,7 @@ def write(signal: Signal, path: Path, start_s: float, end_s: float | None, rate:
 
     Raises ClipError or NoStream if the span cannot be read.
     """
-    draws = degradations.draws_for(signal.seed, signal.clip_id, signal.kind)
+    draws = SignalDraws(signal.seed, signal.clip_id, signal.kind)
     if signal.kind in AUDIO:
         from scipy.io import wavfile
 
@@ -65,7 +69,7 @@ def write(signal: Signal, path: Path, start_s: float, end_s: float | None, rate:
     return copy
 
 
-def _write_video(path: Path, frames: Iterator[degradations.Frame], rate: float) -> None:
+def _write_video(path: Path, frames: Iterator[Frame], rate: float) -> None:
     import av
 
     with av.open(str(path), "w", format="avi") as container:

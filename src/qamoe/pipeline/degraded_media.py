@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import torch
 
 from qamoe.config.params import Extract
 from qamoe.data import arrow_store
@@ -23,6 +24,8 @@ from qamoe.files import atomic_write
 from qamoe.media import degradations
 from qamoe.media.degraded_copy import Signal, Voice
 from qamoe.media.word_confusion import Vocabulary
+from qamoe.rng import Draws, clip_key
+from qamoe.signal_rng import SignalDraws
 
 TEXT_SCHEMA = pa.schema(
     [("clip_id", pa.string()), ("ids", pa.list_(pa.int32())), ("words", pa.list_(pa.string()))]
@@ -59,16 +62,17 @@ def write(
     _check(test, params)
     vocabulary = Vocabulary.from_texts(clip.text for clip in clips if clip.split == "train")
     partners = SwapPartners([clip.clip_id for clip in test], [clip.source for clip in test])
+    recordings = [Voice(path, 0.0, None, digest(path)) for path in _recordings(params)]
     problems: list[tuple[str, str, str]] = []
     for name, kind, severity in degradations.cells(params.signals.severities):
         metadata = {"kind": kind, "severity": severity, "seed": params.signals.seed}
         path = folder / f"{name}.arrow"
         if degradations.MODALITY[kind] == "text":
-            _write_words(test, params, severity, vocabulary, path, metadata)
+            _write_words(test, params, kind, severity, vocabulary, path, metadata)
             continue
         jobs = [
             (job, _part(job, params, folder.parent / "parts", digest))
-            for job in _jobs(test, params, kind, severity, partners, digest)
+            for job in _jobs(test, params, kind, severity, partners, recordings, digest)
         ]
         failures = make([(job, part) for job, part in jobs if read_part(part) is None])
         features = [read_part(part) for _, part in jobs]
@@ -115,23 +119,44 @@ def _check(test: list[LabelledClip], params: Extract) -> None:
                     )
 
 
+def _recordings(params: Extract) -> list[Path]:
+    """Return the recordings of kind recorded_noise, in order of their paths. Raises UserError if it has none."""
+    assert params.signals is not None
+    if "recorded_noise" not in params.signals.severities:
+        return []
+    folder = Path(params.corpus.path)
+    found = sorted({path for pattern in params.signals.recordings for path in folder.glob(pattern) if path.is_file()})
+    if not found:
+        raise UserError(
+            f"extract.signals.recordings is {list(params.signals.recordings)}, which names no file in {folder}; kind"
+            " recorded_noise needs recordings there, such as noise/*.flac."
+        )
+    return found
+
+
 def _jobs(
     test: list[LabelledClip],
     params: Extract,
     kind: str,
     severity: float,
     partners: SwapPartners,
+    recordings: list[Voice],
     digest: Callable[[Path], str],
 ) -> Iterator[Job]:
     assert params.signals is not None
+    seed = params.signals.seed
     for row, clip in enumerate(test):
         assert clip.media is not None
         voices: list[Voice] = []
         for number in range(1, 1 + degradations.VOICES) if kind == "babble" else ():
-            other = test[partners.of([row], degradations.draws_for(params.signals.seed, clip.clip_id, kind, number))[0]]
+            key = torch.tensor([clip_key(f"signal {kind} {clip.clip_id}")], dtype=torch.int64)
+            other = test[partners.of([row], Draws(seed, key, "audio", "swap", number))[0]]
             assert other.media is not None
             voices.append(Voice(other.media.path, other.media.start_s, other.media.end_s, digest(other.media.path)))
-        signal = Signal(kind, severity, params.signals.seed, clip.clip_id, tuple(voices))
+        if kind == "recorded_noise":
+            which = SignalDraws(seed, clip.clip_id, "recording").uniform(1)[0]
+            voices.append(recordings[int(which * len(recordings))])
+        signal = Signal(kind, severity, seed, clip.clip_id, tuple(voices))
         modality, media = degradations.MODALITY[kind], clip.media
         yield Job(clip.clip_id, modality, media.path, media.start_s, media.end_s, signal)
 
@@ -144,6 +169,7 @@ def _part(job: Job, params: Extract, parts: Path, digest: Callable[[Path], str])
 def _write_words(
     test: list[LabelledClip],
     params: Extract,
+    kind: str,
     severity: float,
     vocabulary: Vocabulary,
     path: Path,
@@ -154,9 +180,8 @@ def _write_words(
     seed = params.signals.seed
 
     def row(clip: LabelledClip) -> dict[str, Any]:
-        transcript = degradations.word_errors(
-            clip.text, severity, degradations.draws_for(seed, clip.clip_id, "word_errors"), vocabulary
-        )
+        draws = SignalDraws(seed, clip.clip_id, kind)
+        transcript = degradations.degrade_text(kind, clip.text, severity, draws, vocabulary)
         return typed_row(clip.clip_id, *tokeniser.extract(transcript))
 
     arrow_store.write(path, TEXT_SCHEMA, map(row, test), metadata)

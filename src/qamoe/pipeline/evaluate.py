@@ -172,8 +172,8 @@ def _rows(grid: _Grid, numbers: range) -> Iterator[list["pd.DataFrame"]]:
     from qamoe.evaluation import media_slice, protocol
 
     cells = grid.cells[numbers.start : numbers.stop]
-    signal_cells = [cell for cell in cells if cell.slice == media_slice.SLICE]
-    feature_cells = [cell for cell in cells if cell.slice != media_slice.SLICE]
+    signal_cells = [cell for cell in cells if cell.slice in media_slice.SLICES]
+    feature_cells = [cell for cell in cells if cell.slice not in media_slice.SLICES]
     yield from protocol.by_view(grid.models, grid.split, feature_cells, settings.device(), grid.at_once)
     yield from media_slice.by_cell(grid.models, grid.degraded, signal_cells, settings.device())
 
@@ -213,9 +213,11 @@ def _signal_file(out: Path, cell: str) -> Path:
 
 
 def _signal_severities(params: Params) -> dict[str, tuple[float, ...]]:
-    """Return the severities of slice `signals` by kind, empty if evaluate.slices does not list it."""
-    signals = params.extract.signals
-    return signals.severities if signals and "signals" in params.evaluate.slices else {}
+    """Return the severities of slices `signals` and `harmless` by kind, empty if evaluate.slices lists neither."""
+    from qamoe.media.degradations import slice_of
+
+    severities = params.extract.signals.severities if params.extract.signals else {}
+    return {kind: levels for kind, levels in severities.items() if slice_of(kind) in params.evaluate.slices}
 
 
 def aggregate(trained: Any, cells: list[Any], folder: Path) -> None:

@@ -16,6 +16,7 @@ FORMS = {
     "alone": "Mean of the areas over severity",
     "held_out": "Mean of the areas over severity",
     "signals": "Mean of the areas over severity",
+    "harmless": "Mean of the areas over severity",
     "joint": "Mean over cells",
     "landscape": "Volume over λ and η",
     "swap": "Mean over cells",
