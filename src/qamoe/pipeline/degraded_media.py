@@ -130,10 +130,11 @@ def _jobs(
         for number in range(1, 1 + degradations.VOICES) if kind == "babble" else ():
             other = test[partners.of([row], degradations.draws_for(params.signals.seed, clip.clip_id, kind, number))[0]]
             assert other.media is not None
-            voices.append(Voice(other.media.path, other.media.start_s, other.media.end_s, digest(other.media.path)))
+            span = other.media
+            voices.append(Voice(span.path, span.start_s, span.end_s, digest(span.path), span.track))
         signal = Signal(kind, severity, params.signals.seed, clip.clip_id, tuple(voices))
         modality, media = degradations.MODALITY[kind], clip.media
-        yield Job(clip.clip_id, modality, media.path, media.start_s, media.end_s, signal)
+        yield Job(clip.clip_id, modality, media.path, media.start_s, media.end_s, signal, media.track)
 
 
 def _part(job: Job, params: Extract, parts: Path, digest: Callable[[Path], str]) -> Path:
