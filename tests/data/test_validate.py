@@ -147,7 +147,7 @@ def test_the_check_counts_the_texts_that_extraction_reads(corpus: Corpus) -> Non
 
 def test_a_text_of_a_corpus_can_be_stored() -> None:
     def text(given: str) -> str:
-        return LabelledClip(Utterance(clip_id="a", text=given), "a", "train", 0.0).text
+        return LabelledClip(span=Utterance(clip_id="a", text=given), source="a", split="train", label=0.0).text
 
     assert text("so \ud83d good").encode() == b"so ? good"
     assert [text(blank) for blank in (" \t", "\u200f\u200e", "\x00\x07")] == ["", "", ""]
