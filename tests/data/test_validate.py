@@ -13,10 +13,15 @@ from typer.testing import CliRunner
 
 from qamoe.cli.app import app
 from qamoe.config.params import Params
+from qamoe.data import manifest
+from qamoe.data.clip import LabelledClip, Utterance
 from qamoe.data.manifest import COLUMNS
 from qamoe.data.validate import Findings, check, kind_of
 from qamoe.errors import UserError
+from qamoe.extractors.minilm import MiniLM
+from tests.fixtures.copies import Audio, write
 from tests.fixtures.research_data import shared_data
+from tests.media.test_containers import RATE, film, tracks
 from tests.media.test_decode import write_media
 
 ROOT = Path(__file__).parents[2]
@@ -116,6 +121,67 @@ def test_an_unusable_clip_is_a_warning_with_its_line(corpus: Corpus) -> None:
     assert_faults(findings.warnings, folder, expected)
     assert (findings.errors, findings.exit_code) == ([], 1)
     assert "vision       69 clips" in "\n".join(findings.summary), "all except the two damaged files and the audio file"
+
+
+ODD = ["...", "\u200f", "\x00", "\x01\u200e", "so \u200f good", "😀", "我很高兴", "word " * 2000, "x" * 200, "a\x00b"]
+
+
+def test_the_check_counts_the_texts_that_extraction_reads(corpus: Corpus) -> None:
+    folder = corpus(*({"text": text} for text in ODD))
+    findings = check_and_compare(folder)
+    clips = manifest.read(folder, EXTRACT.task).clips
+    read = sum(len(MiniLM(50).extract(clip.text)[0]) > 0 for clip in clips)
+    assert read == 5 + 4
+    assert f"text         {read} clips" in "\n".join(findings.summary)
+    assert findings.errors == []
+    (unread,) = (line for line in findings.warnings if "counts as missing" in line)
+    for value in ("3 of 15 clips (20%)", "Chinese 1", "new-5", "line 12"):
+        assert value in unread
+    (cut,) = (line for line in findings.warnings if "max_tokens" in line)
+    for value in ("1 of 15 clips", "new-7", "48 of 2000 words"):
+        assert value in cut
+    assert [line for line in findings.warnings if "has no text" in line] == [
+        f"{folder}/manifest.csv, line {line}: clip new-{line - FIRST} has no text." for line in (8, 9, 10)
+    ]
+
+
+def test_a_text_of_a_corpus_can_be_stored() -> None:
+    def text(given: str) -> str:
+        return LabelledClip(span=Utterance(clip_id="a", text=given), source="a", split="train", label=0.0).text
+
+    assert text("so \ud83d good").encode() == b"so ? good"
+    assert [text(blank) for blank in (" \t", "\u200f\u200e", "\x00\x07")] == ["", "", ""]
+    assert text("a\x00 😀") == "a\x00 😀"
+
+
+def test_a_span_outside_one_stream_is_a_warning(corpus: Corpus, tmp_path: Path) -> None:
+    """The sound ends after 1 s, the picture after 4 s."""
+    folder = corpus(
+        {"path": "short.mp4", "start_s": "2", "end_s": "3"},
+        {"path": "short.mp4", "start_s": "0.5", "end_s": "3"},
+        {"path": "short.mp4", "start_s": "0.2", "end_s": "0.9"},
+        {"path": "short.mp4"},
+        *[{}] * 60,
+    )
+    sound = Audio(np.zeros((1, RATE)), RATE, "aac")
+    write(folder / "short.mp4", film(40), sound)
+    findings = check(folder, EXTRACT)
+    assert_faults(
+        findings.warnings, folder, [(FIRST, ["2 s to 3 s", "audio", "short.mp4"]), (8, ["0.5 s to 3 s", "audio"])]
+    )
+    assert findings.errors == []
+
+
+def test_a_column_names_the_audio_track_of_a_row(corpus: Corpus) -> None:
+    folder = corpus()
+    tracks(folder / "films.mkv", (True, False))
+    lines = (folder / "manifest.csv").read_text().splitlines()
+    rows = [f"{line}," for line in lines[1:]]
+    rows += [f"new-{n},new-{n},films.mkv,,,words,1,train,{track}" for n, track in enumerate(("eng", "9"))]
+    (folder / "manifest.csv").write_text("\n".join([f"{lines[0]},audio_track", *rows]))
+    clips = {clip.clip_id: clip.media for clip in manifest.read(folder, EXTRACT.task).clips}
+    assert [media.track for name in ("new-0", "new-1", "test") if (media := clips[name])] == ["eng", "9", ""]
+    assert_faults(check(folder, EXTRACT).warnings, folder, [(8, ["films.mkv", "'9'", "1 (jpn", "2 (eng"])])
 
 
 def test_faults_that_a_stage_would_reject_are_errors(corpus: Corpus) -> None:

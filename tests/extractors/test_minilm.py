@@ -1,6 +1,7 @@
 """Text as token ids: the word of each id, truncation, and the special ids that degradations need."""
 
 import numpy as np
+import pytest
 
 from qamoe.extractors.minilm import MiniLM, model_folder
 
@@ -66,3 +67,62 @@ def test_the_words_of_ready_ids_join_their_pieces() -> None:
 
 def test_the_weights_are_in_the_package() -> None:
     assert (model_folder() / "model.safetensors").stat().st_size > 50_000_000
+
+
+@pytest.mark.parametrize(
+    ("text", "script"),
+    [
+        ("😀😀😀", ""),
+        ("🙂 :-)", ""),
+        ("我很高兴今天", "Chinese"),
+        ("我爱 iPhone 的颜色", "Chinese"),
+        ("私はとても嬉しい", "Japanese"),
+        ("カタカナ", "Japanese"),
+        ("나는 행복해요", "Korean"),
+        ("Привет, как дела", "Cyrillic"),
+        ("γεια σου κόσμε", "Greek"),
+        ("مرحبا بالعالم", "Arabic"),
+        ("नमस्ते दुनिया", "Devanagari"),
+        ("สวัสดีชาวโลก", "Thai"),
+        ("שלום עולם", "Hebrew"),
+        ("x" * 200, ""),
+        ("\u200f", ""),
+        ("\x00", ""),
+    ],
+)
+def test_a_text_that_the_encoder_does_not_read_has_no_ids_but_a_reason(text: str, script: str) -> None:
+    reading = MiniLM(50).read(text)
+    assert (len(reading.ids), reading.words, reading.script) == (0, [], script)
+    assert reading.reason
+    assert script in reading.reason
+    assert len(MiniLM(50).extract(text)[0]) == 0
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["hello 😀 world this is fine", "great 👍🔥 ❤️", "she said привет to me", "Ich freue mich", "hola qué tal", "...",
+     "123", "a\x00b", "\u200fso good", "α and β are fine"],
+)  # fmt: skip
+def test_mostly_latin_text_keeps_all_of_its_ids(text: str) -> None:
+    tokenizer = MiniLM(50)
+    reading = tokenizer.read(text)
+    assert reading.reason == ""
+    assert reading.ids[1:-1].tolist() == tokenizer._tokenizer.encode(text, add_special_tokens=False).ids
+
+
+@pytest.mark.parametrize(
+    ("limit", "kept", "words"), [(39, None, (37, 60)), (50, 38, (37, 60)), (50, 4, (3, 60)), (62, 61, None)]
+)
+def test_words_beyond_the_limit_are_counted(limit: int, kept: int | None, words: tuple[int, int] | None) -> None:
+    reading = MiniLM(limit).read(" ".join(["word"] * 60), kept)
+    assert reading.count == 60
+    assert [int(word) for word in reading.reason.split() if word.isdecimal()] == list(words or ())
+
+
+def test_words_are_counted_and_not_their_pieces() -> None:
+    reading = MiniLM(7).read("The soundtrackish film wasn't good.")  # soundtrackish has two pieces, wasn't three
+    assert [int(word) for word in reading.reason.split() if word.isdecimal()] == [3, 5]
+
+
+def test_half_a_pair_of_surrogates_is_no_character() -> None:
+    assert len(MiniLM(50).read("so \ud83d good").ids) == 5

@@ -77,14 +77,19 @@ def test_each_token_has_the_confidence_of_its_recognised_word() -> None:
 
 
 def test_a_text_that_is_given_wins_over_the_voice() -> None:
-    config = {"extract": {"text": MINILM}}
+    config = {
+        "extract": {"text": MINILM},
+        "modalities": ["text", "audio"],
+        "stats": {"text": {"vocabulary": 30_522}},
+        "max_frames": {"text": 50},
+    }
     frames = np.zeros((2, 3), np.float32)
-    heard = clip_row(config, None, {"audio": frames, "text": HEARD})  # type: ignore[arg-type]
+    heard, _ = clip_row(config, None, {"audio": frames, "text": HEARD})  # type: ignore[arg-type]
     assert (heard["text"], heard["audio"] is frames) == (None, True)
     assert heard["confidence"] == pytest.approx([1, 0.9, 0.25, 0.25, 0.5, 0.5, 1])
     assert len(heard["tokens"]) == 7
     for text in ("typed", ""):
-        assert clip_row(config, text, {"text": HEARD}) == {"text": text}  # type: ignore[arg-type]
+        assert clip_row(config, text, {"text": HEARD})[0]["text"] == text  # type: ignore[arg-type]
 
 
 def test_recognised_words_are_json_values() -> None:

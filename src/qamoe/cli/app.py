@@ -107,11 +107,13 @@ def check(
     from qamoe.pipeline.known_names import load_params
 
     console = Console(stderr=True)
+    loaded = load_params(params, sections=["extract"])
     findings = validate.check(
         path,
-        load_params(params, sections=["extract"]).extract,
+        loaded.extract,
         kind,
         lambda files: track(files, "media", console=console, transient=True, disable=not console.is_terminal),
+        loaded.preprocess.max_frames.text,
     )
     marked = [f"{what}: {line}" for what, lines in findings.wrong.items() for line in lines]
     for line in [*findings.summary, *marked]:

@@ -212,9 +212,12 @@ def _predict_one(
             reasons["text"] = problems.get("text", silent)
         elif modality != "text" and (modality not in frames or modality in problems):
             reasons[modality] = problems.get(modality, "its features cannot be extracted from media")
-    if to_predict.span is not None and not frames and not (to_predict.words and "text" in modalities):
+    row, unread = clip_row(served.trained.config, to_predict.words or None, frames)
+    if unread:
+        reasons["text"] = unread
+    words = "text" in modalities and to_predict.words and len(row.get("tokens", to_predict.words))
+    if to_predict.span is not None and not frames and not words:
         return Prediction(to_predict.name, None, reasons)
-    row = clip_row(served.trained.config, to_predict.words or None, frames)
     columns = {name: pd.Series([value], dtype=object) for name, value in row.items()}
     (answer,) = json_answers(predict(served.trained, pd.DataFrame(columns), served.device))
     if "text" not in frames:

@@ -2,9 +2,10 @@
 
 import csv
 import hashlib
+import unicodedata
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 
 from qamoe.config.task import Task, is_classification
 from qamoe.errors import UserError
-from qamoe.extractors.tokens import CHINESE, ENGLISH, Tokens
+from qamoe.extractors.tokens import CHINESE, ENGLISH, Reading, Tokens
 
 # Cumulative shares of the sources in each split, for a corpus without splits of its own.
 _SHARES = (("train", 0.60), ("valid", 0.72), ("gate", 0.80), ("test", 1.0))
@@ -55,6 +56,14 @@ class LabelledClip:
     label: float  # regression: the value; classification: the index of the class
     tokens: np.ndarray | None = None  # ready token ids, including CLS and SEP
     frames: dict[str, np.ndarray] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Make text storable: no half of a pair of surrogates, and empty if nothing of it can be seen or read."""
+        text = self.span.text.encode(errors="replace").decode()
+        if not any(unicodedata.category(character)[0] not in "CZ" for character in text):
+            text = ""
+        if text != self.span.text:
+            object.__setattr__(self, "span", replace(self.span, text=text))
 
     @property
     def clip_id(self) -> str:
@@ -211,3 +220,9 @@ def check_text(corpus: Corpus, tokens: Tokens, where: str) -> None:
                 f"{clip.where or where}: token id {clip.tokens.max()} is outside the vocabulary of "
                 f"{tokens.vocabulary}, which has {tokens.vocab_size} tokens."
             )
+
+
+def text_reading(clip: LabelledClip, corpus: Corpus, tokens: Tokens, most: int | None = None) -> Reading | None:
+    """Return what the text extractor reads of a clip's words; None if it has none or ready ids or vectors for them."""
+    ready = clip.tokens is not None and corpus.vocabulary == tokens.vocabulary
+    return None if corpus.vocabulary is None or ready or not clip.text else tokens.read(clip.text, most)

@@ -8,11 +8,11 @@ text may have a transcript next to its file (see qamoe.data.subtitles).
 from pathlib import Path
 
 from qamoe.data.clip import MediaSpan, collect_faults, open_table, reject_ragged
-from qamoe.data.manifest import resolve_media, span
+from qamoe.data.manifest import TRACK, resolve_media, span
 from qamoe.data.validate import media_files
 from qamoe.errors import UserError
 
-OPTIONAL = ("clip_id", "start_s", "end_s", "text", "audio_track")
+OPTIONAL = ("clip_id", "start_s", "end_s", "text", TRACK)
 
 
 def read(path: Path, faults: list[str], left_out: list[str]) -> list[MediaSpan]:
@@ -63,5 +63,5 @@ def _clip(row: dict[str, str | None], root: Path, where: str) -> MediaSpan:
         end_s=end_s,
         text=cell["text"],
         where=where,
-        track=cell["audio_track"],
+        track=cell[TRACK],
     )

@@ -65,6 +65,12 @@ def _ingest(folder: Path, data: Path, task: Task) -> Ingested:
     check_clips([*existing.values(), *(clip for clip, _ in new)], str(folder / "manifest.csv"))
     if not new:
         return Ingested(0, len(incoming), False)
+    tracks = next((row[manifest.TRACK].strip() for _, row in new if row[manifest.TRACK].strip()), "")
+    if tracks and manifest.TRACK not in manifest.header(data):
+        raise UserError(
+            f"{folder / 'manifest.csv'} names audio track {tracks!r}, but {data / 'manifest.csv'} has no column "
+            f"{manifest.TRACK}; add it there."
+        )
     left = _leave_sample_remote(data.with_name(f"{data.name}.dvc"))
     rows = []
     for clip, row in new:
@@ -81,7 +87,9 @@ def _ingest(folder: Path, data: Path, task: Task) -> Ingested:
 
 def _rows(file: Path) -> dict[str, dict[str, str]]:
     with file.open(newline="", encoding="utf-8-sig") as lines:
-        rows = [{name: row.get(name) or "" for name in manifest.COLUMNS} for row in csv.DictReader(lines)]
+        rows = [
+            {name: row.get(name) or "" for name in (*manifest.COLUMNS, manifest.TRACK)} for row in csv.DictReader(lines)
+        ]
     return {row["clip_id"].strip(): row for row in rows}
 
 
@@ -95,7 +103,7 @@ def _identity(clip: LabelledClip, known: dict[Path, str]) -> tuple[object, ...]:
     """Return the values that identify a clip, independent of the path of its media."""
     assert clip.media is not None
     media, digest = clip.media, _digest(clip.media.path, known)
-    return (clip.source, clip.split, clip.label, clip.text, media.start_s, media.end_s, digest)
+    return (clip.source, clip.split, clip.label, clip.text, media.start_s, media.end_s, media.track, digest)
 
 
 def _leave_sample_remote(pointer: Path) -> bool:
@@ -113,7 +121,7 @@ def _append(file: Path, rows: list[dict[str, str]]) -> None:
     before = file.read_text(encoding="utf-8")
     header = next(csv.reader(io.StringIO(before.removeprefix("\ufeff"))))
     added = io.StringIO()
-    writer = csv.DictWriter(added, header, restval="", lineterminator="\n")
+    writer = csv.DictWriter(added, header, restval="", extrasaction="ignore", lineterminator="\n")
     writer.writerows(rows)
     with atomic_write(file) as temporary:
         temporary.write_text(before + ("" if before.endswith("\n") else "\n") + added.getvalue(), encoding="utf-8")

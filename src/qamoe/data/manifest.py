@@ -1,7 +1,8 @@
 """Read raw clips: a folder with media files and a manifest.csv.
 
-Columns: clip_id, source, path, start_s, end_s, text, label, split. `start_s`, `end_s` and `split` may be empty
-(the whole file; a split drawn by the hash of the source). Paths are relative and must stay inside the folder.
+Columns: clip_id, source, path, start_s, end_s, text, label, split, and optionally audio_track. `start_s`, `end_s` and
+`split` may be empty (the whole file; a split drawn by the hash of the source), and so may `audio_track` (the default
+one). Paths are relative and must stay inside the folder.
 """
 
 import json
@@ -24,6 +25,7 @@ from qamoe.data.clip import (
 from qamoe.errors import UserError
 
 COLUMNS = ("clip_id", "source", "path", "start_s", "end_s", "text", "label", "split")
+TRACK = "audio_track"  # optional column: the number, language or title of the track to read
 GENERATOR_VERSION = 1
 
 
@@ -44,6 +46,12 @@ def read(path: Path, task: Task, faults: list[str] | None = None) -> Corpus:
     clips = _rows(manifest, root, task, faults)
     check_clips(clips, str(manifest), faults)
     return Corpus(clips, ("text", "audio", "vision"), about={"corpus": "clips"})
+
+
+def header(path: Path) -> list[str]:
+    """Return the columns of the manifest.csv of a folder."""
+    with open_table(path / "manifest.csv") as reader:
+        return list(reader.fieldnames or [])
 
 
 def read_generated(path: Path, task: Task, faults: list[str] | None = None) -> Corpus:
@@ -119,7 +127,7 @@ def resolve_media(path: str, root: Path, where: str) -> Path:
 
 def _clip(row: dict[str, str | None], root: Path, task: Task, where: str) -> LabelledClip:
     reject_ragged(row, where)
-    cell = {name: (row.get(name) or "").strip() for name in COLUMNS}
+    cell = {name: (row.get(name) or "").strip() for name in (*COLUMNS, TRACK)}
     for name in ("clip_id", "source", "path", "label"):
         if not cell[name]:
             raise UserError(f"{where}: {name} is empty.")
@@ -129,7 +137,13 @@ def _clip(row: dict[str, str | None], root: Path, task: Task, where: str) -> Lab
     start_s, end_s = span(cell, where)
     return LabelledClip(
         span=MediaSpan(
-            clip_id=cell["clip_id"], path=path, start_s=start_s, end_s=end_s, text=cell["text"], where=where
+            clip_id=cell["clip_id"],
+            path=path,
+            start_s=start_s,
+            end_s=end_s,
+            text=cell["text"],
+            where=where,
+            track=cell[TRACK],
         ),
         source=cell["source"],
         split=cell["split"] or drawn_split(cell["source"]),

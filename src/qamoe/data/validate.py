@@ -6,8 +6,9 @@ is written.
 """
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,19 +16,21 @@ import numpy as np
 from qamoe.config.params import Extract
 from qamoe.config.task import Task, is_classification
 from qamoe.data.arrow_store import SPLITS
-from qamoe.data.clip import Corpus, LabelledClip, check_text, collect_faults, open_table
+from qamoe.data.clip import Corpus, LabelledClip, MediaSpan, check_text, collect_faults, open_table, text_reading
 from qamoe.data.manifest import COLUMNS
 from qamoe.data.readers import READERS, iemocap, meld, mintrec
 from qamoe.data.subtitles import TRANSCRIPTS
 from qamoe.errors import UserError
 from qamoe.extractors.registry import extractor
-from qamoe.media.decode import SUFFIXES, ClipError, Contents, contents
+from qamoe.extractors.tokens import Reading
+from qamoe.media.decode import SUFFIXES, ClipError, Contents, contents, reading
 from qamoe.terminal import printable
 
 _BESIDE = (*TRANSCRIPTS, ".csv")  # endings of files that may belong to a media file
 _MOST_NAMED = 5
 _MOST_CLASSES = 50  # more distinct words than this are not classes
 _OVERRUN_S = 0.5  # a span may end this much after its file, because times are rounded
+Inspected = dict[tuple[Path, str], "Contents | str"]  # by file and audio track
 Watch = Callable[[list[Path]], Iterable[Path]]
 
 
@@ -50,10 +53,13 @@ class Findings:
         return 2 if self.errors else 1 if self.warnings else 0
 
 
-def check(path: Path, extract: Extract, kind: str | None = None, watch: Watch = iter) -> Findings:
+def check(
+    path: Path, extract: Extract, kind: str | None = None, watch: Watch = iter, most_tokens: int | None = None
+) -> Findings:
     """Check the corpus at `path`; `extract` gives the allowed labels, `watch` may show the progress over media.
 
-    Raises UserError if the path does not exist or the kind is unknown.
+    `most_tokens` is the limit of preprocess, if it is below that of `extract`. Raises UserError if the path does not
+    exist or the kind is unknown.
     """
     if not path.exists():
         raise UserError(f"{path} does not exist.")
@@ -71,8 +77,10 @@ def check(path: Path, extract: Extract, kind: str | None = None, watch: Watch = 
         findings.errors.append(str(error))
         return findings
     inspected = _inspect_media(corpus.clips, watch)
-    _summarise(corpus, kind, path, task, inspected, findings)
+    readings = _read_text(corpus, extract, path, most_tokens, findings)
+    _summarise(_without_unread(corpus, readings), kind, path, task, inspected, findings)
     _check_text(corpus, extract, path, inspected, findings)
+    _check_readings(corpus, readings, path, findings)
     _check_splits(corpus, task, findings)
     _check_frames(corpus, findings)
     bad = _check_media(corpus.clips, inspected, findings)
@@ -200,37 +208,41 @@ def _without_manifest(path: Path, findings: Findings, watch: Watch) -> None:
     findings.errors.append(f"{path} has no manifest.csv and is not a known kind of corpus.")
 
 
-def _inspect_media(clips: list[LabelledClip], watch: Watch) -> dict[Path, Contents | str]:
-    """Return the contents of each media file, or the reason why it cannot be used."""
-    inspected: dict[Path, Contents | str] = {}
-    for media in watch(sorted({clip.media.path for clip in clips if clip.media is not None})):
-        try:
-            inspected[media] = contents(media)
-        except ClipError as problem:
-            inspected[media] = str(problem)
+def _inspect_media(clips: list[LabelledClip], watch: Watch) -> Inspected:
+    """Return the contents of each media file and named track, or the reason why it cannot be used."""
+    inspected: Inspected = {}
+    tracks: dict[Path, set[str]] = {}
+    for clip in clips:
+        if clip.media is not None:
+            tracks.setdefault(clip.media.path, set()).add(clip.media.track)
+    for media in watch(sorted(tracks)):
+        for track in tracks[media]:
+            with reading(track):
+                try:
+                    inspected[media, track] = contents(media)
+                except ClipError as problem:
+                    inspected[media, track] = str(problem)
     return inspected
 
 
-def _seconds(clip: LabelledClip, inspected: dict[Path, Contents | str]) -> float | None:
-    media_contents = inspected.get(clip.media.path) if clip.media is not None else None
+def _seconds(clip: LabelledClip, inspected: Inspected) -> float | None:
+    media_contents = inspected.get((clip.media.path, clip.media.track)) if clip.media is not None else None
     if clip.media is None or not isinstance(media_contents, Contents):
         return None
     end_s = media_contents.seconds if clip.media.end_s is None else min(clip.media.end_s, media_contents.seconds)
     return max(end_s - clip.media.start_s, 0.0)
 
 
-def _present(clip: LabelledClip, modality: str, inspected: dict[Path, Contents | str]) -> bool:
+def _present(clip: LabelledClip, modality: str, inspected: Inspected) -> bool:
     if modality == "text":
         return bool(clip.text) or clip.tokens is not None or "text" in clip.frames
     if modality in clip.frames:
         return len(clip.frames[modality]) > 0
-    media_contents = inspected.get(clip.media.path) if clip.media is not None else None
+    media_contents = inspected.get((clip.media.path, clip.media.track)) if clip.media is not None else None
     return isinstance(media_contents, Contents) and getattr(media_contents, modality)
 
 
-def _summarise(
-    corpus: Corpus, kind: str, path: Path, task: Task, inspected: dict[Path, Contents | str], findings: Findings
-) -> None:
+def _summarise(corpus: Corpus, kind: str, path: Path, task: Task, inspected: Inspected, findings: Findings) -> None:
     clips = corpus.clips
     findings.summary.append(f"corpus       {path}, kind {kind}")
     findings.summary += [
@@ -279,11 +291,49 @@ def _label_lines(clips: list[LabelledClip], task: Task) -> Iterator[str]:
     yield ""
 
 
-def _check_text(
-    corpus: Corpus, extract: Extract, path: Path, inspected: dict[Path, Contents | str], findings: Findings
-) -> None:
+def _read_text(
+    corpus: Corpus, extract: Extract, path: Path, most_tokens: int | None, findings: Findings
+) -> dict[str, Reading]:
+    """Return what the text extractor reads of each clip that has words, by clip id."""
     with collect_faults(findings.errors):  # includes errors of the extractor, such as a folder without a tokenizer
-        check_text(corpus, extractor(extract.text), str(path))
+        tokens = extractor(extract.text)
+        check_text(corpus, tokens, str(path))
+        read = ((clip.clip_id, text_reading(clip, corpus, tokens, most_tokens)) for clip in corpus.clips)
+        return {clip_id: reading for clip_id, reading in read if reading is not None}
+    return {}
+
+
+def _without_unread(corpus: Corpus, readings: dict[str, Reading]) -> Corpus:
+    """Return the corpus without text that counts as missing."""
+    unread = {clip_id for clip_id, reading in readings.items() if not len(reading.ids)}
+    clips = [
+        replace(clip, span=replace(clip.span, text="")) if clip.clip_id in unread else clip for clip in corpus.clips
+    ]
+    return replace(corpus, clips=clips)
+
+
+def _check_readings(corpus: Corpus, readings: dict[str, Reading], path: Path, findings: Findings) -> None:
+    """Warn of text that the encoder does not read, by script, and of text beyond its limit, with the longest one."""
+    read = [(clip, readings[clip.clip_id]) for clip in corpus.clips if clip.clip_id in readings]
+    unread = [(clip, reading) for clip, reading in read if not len(reading.ids)]
+    if unread:
+        clip, first = unread[0]
+        scripts = Counter(reading.script or "no known letters" for _, reading in unread)
+        findings.warnings.append(
+            f"{path}: the text of {len(unread)} of {len(corpus.clips)} clips ({len(unread) / len(corpus.clips):.0%}) "
+            f"counts as missing ({', '.join(f'{script} {n}' for script, n in scripts.most_common())}); the first is "
+            f"clip {clip.clip_id}: {first.reason} ({clip.where})."
+        )
+    cut = [(clip, reading) for clip, reading in read if reading.reason and len(reading.ids)]
+    if cut:
+        clip, longest = max(cut, key=lambda pair: pair[1].count)
+        findings.warnings.append(
+            f"{path}: {len(cut)} of {len(corpus.clips)} clips have more words than extract.text.max_tokens and "
+            f"preprocess.max_frames.text allow; the longest is clip {clip.clip_id}: {longest.reason} ({clip.where})."
+        )
+
+
+def _check_text(corpus: Corpus, extract: Extract, path: Path, inspected: Inspected, findings: Findings) -> None:
     without_text = [clip for clip in corpus.clips if not _present(clip, "text", inspected)]
     recogniser = extract.text.recogniser
     spoken = {clip.clip_id for clip in without_text if clip.media is not None and _present(clip, "audio", inspected)}
@@ -320,12 +370,12 @@ def _check_frames(corpus: Corpus, findings: Findings) -> None:
                 findings.warnings.append(f"{clip.where}: {modality} holds {wrong} values that are NaN or infinite.")
 
 
-def _check_media(clips: list[LabelledClip], inspected: dict[Path, Contents | str], findings: Findings) -> int:
+def _check_media(clips: list[LabelledClip], inspected: Inspected, findings: Findings) -> int:
     """Warn of media and spans that cannot be used; return the number of unusable clips."""
     bad = 0
     for clip in clips:
         media = clip.media
-        media_contents = inspected.get(media.path) if media is not None else None
+        media_contents = inspected.get((media.path, media.track)) if media is not None else None
         if media is None or media_contents is None:
             continue
         if isinstance(media_contents, str):
@@ -341,7 +391,23 @@ def _check_media(clips: list[LabelledClip], inspected: dict[Path, Contents | str
                 f"({media_contents.seconds:.2f} s)."
             )
             continue  # the clip is shorter than stated, but usable
-        else:
+        elif not _outside_a_stream(clip, media, media_contents, findings):
             continue
         bad += 1
     return bad
+
+
+def _outside_a_stream(clip: LabelledClip, media: MediaSpan, found: Contents, findings: Findings) -> bool:
+    """Warn of a span that the audio or the video of its file does not cover; return whether it is wholly outside."""
+    outside = False
+    given = media.start_s > 0 or media.end_s is not None
+    for modality, (begin_s, end_s) in found.spans.items() if given else ():
+        last_s = found.seconds if media.end_s is None else media.end_s
+        missed = media.start_s >= end_s or last_s <= begin_s
+        outside |= missed
+        if missed or (media.end_s is not None and last_s > end_s + _OVERRUN_S):
+            findings.warnings.append(
+                f"{clip.where}: the span from {media.start_s:g} s to {last_s:g} s is {'' if missed else 'partly '}"
+                f"outside the {modality} of {media.path.name} ({begin_s:.2f} s to {end_s:.2f} s)."
+            )
+    return outside

@@ -5,9 +5,12 @@ Stores ids and not vectors, because degradations change the ids before they reac
 
 import hashlib
 import json
+import re
+import unicodedata
+from collections import Counter
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,7 +19,26 @@ from qamoe.errors import UserError
 FILE = "tokenizer.json"
 FILES = (FILE, "tokenizer_config.json")
 ENGLISH, CHINESE = "bert-base-uncased", "bert-base-chinese"  # the vocabularies of corpora with ready token ids
+# Above this share of unread words, most of the sentence is lost, and the rest may say the opposite of the whole.
+UNREAD_SHARE = 0.5
+_IDEOGRAPHS = "\u3040-\u30ff\u3400-\u9fff"  # Chinese and Japanese have no blanks: each character counts as a word
+_WORD = re.compile(rf"[{_IDEOGRAPHS}]|[^\W{_IDEOGRAPHS}]+(?:['\u2019-][^\W{_IDEOGRAPHS}]+)*")
+_SCRIPTS = {"CJK": "Chinese", "HANGUL": "Korean", "HIRAGANA": "Japanese", "KATAKANA": "Japanese"}
 _ROLES = (("pad_token",), ("cls_token", "bos_token"), ("sep_token", "eos_token"), ("unk_token",))
+
+
+class Reading(NamedTuple):
+    """What an encoder reads of a text: ids (T,) int32 and, for each id, the word it came from ('' for CLS and SEP).
+
+    `reason` says why it reads none of it, or not all of it; "" if it reads all. `count` is the number of words of the
+    text. `script` is the one that most letters of its words in other scripts than Latin have.
+    """
+
+    ids: np.ndarray
+    words: list[str]
+    reason: str
+    count: int
+    script: str
 
 
 class Tokens:
@@ -38,17 +60,51 @@ class Tokens:
         self.vocabulary_sha256 = vocabulary_digest(folder)
 
     def extract(self, text: str) -> tuple[np.ndarray, list[str]]:
-        """Return ids (T,) int32 of a transcript and, for each id, the word that it came from ('' for CLS and SEP).
+        """Return ids and words of a transcript as `read` does."""
+        reading = self.read(text)
+        return reading.ids, reading.words
 
-        A text that is too long is truncated before its SEP. A text without a token has no ids at all.
+    def read(self, text: str, most: int | None = None) -> Reading:
+        """Read a transcript; a text that is too long is truncated before its SEP.
+
+        A text has no ids if it has no token, or if more than UNREAD_SHARE of its words are unknown tokens or, with the
+        English vocabulary, in another script than Latin: that vocabulary has their letters, but the encoder did not
+        learn their words. `most`: the number of ids that the model keeps, for `reason`.
         """
+        text = text.encode(errors="replace").decode()  # half a pair of surrogates is no character
         encoding = self._tokenizer.encode(text, add_special_tokens=False)
         pieces = encoding.ids[: self.max_tokens - 2]
+        numbers = encoding.word_ids[: len(pieces)]
+        words = ["" if i is None else text[slice(*encoding.word_to_chars(i))] for i in numbers]
+        unknown = {number for number, piece in zip(numbers, pieces, strict=True) if piece == self.unk_id}
+        distinct = dict(zip(numbers, words, strict=True))
+        letters = {number: [c for c in word if c.isalpha()] for number, word in distinct.items()}
+        scripts = {n: [unicodedata.name(c, "UNKNOWN").split()[0] for c in found] for n, found in letters.items()}
+        # Words have letters; without any, what is left of a text is its symbols and numbers.
+        counted = [n for n in distinct if letters[n]] or [
+            n for n, word in distinct.items() if n in unknown or any(map(str.isalnum, word))
+        ]
+        foreign = [n for n in counted if letters[n] and "LATIN" not in scripts[n] and self.vocabulary == ENGLISH]
+        unread = unknown.intersection(counted).union(foreign)
+        (script, _), *_ = Counter(s for n in foreign for s in scripts[n]).most_common(1) or [("", 0)]
+        script = _SCRIPTS.get(script, script.capitalize())
+        count, reason = len(_WORD.findall(text)), ""
         if not pieces:
-            return np.zeros(0, np.int32), []
+            reason = "it has no words" if text else ""
+        elif len(unread) > UNREAD_SHARE * len(counted):
+            pieces = []
+            reason = f"the encoder does not know {len(unread)} of {len(counted)} words"
+            if not any(letters.values()):
+                reason = "it has only symbols that the encoder does not know"
+            elif foreign:
+                reason = f"{len(foreign)} of {len(counted)} words are in {script} script, unknown to the encoder"
+        elif len(kept := encoding.offsets[: min(len(pieces), (most or self.max_tokens) - 1)]) < len(encoding.ids):
+            whole = sum(word.end() <= kept[-1][1] for word in _WORD.finditer(text)) if kept else 0
+            reason = f"read the first {whole} of {count} words" if whole < count else ""
+        if not pieces:
+            return Reading(np.zeros(0, np.int32), [], reason, count, script)
         _, cls, sep = self.special_ids
-        words = ["" if i is None else text[slice(*encoding.word_to_chars(i))] for i in encoding.word_ids[: len(pieces)]]
-        return np.array([cls, *pieces, sep], np.int32), ["", *words, ""]
+        return Reading(np.array([cls, *pieces, sep], np.int32), ["", *words, ""], reason, count, script)
 
     def extract_spoken(self, spoken: np.ndarray) -> tuple[np.ndarray, list[str], np.ndarray]:
         """Return ids and words of recognised words (W,), and the number in `spoken` of each id's word, -1 for none."""

@@ -16,12 +16,14 @@ from typing import Any
 import numpy as np
 
 from qamoe.config.extractor_settings import ExtractorSettings
+from qamoe.data.subtitles import transcript
 from qamoe.errors import UserError
 from qamoe.extractors.registry import extractor
 from qamoe.extractors.worker_pool import START_S, WorkerProcess
 from qamoe.media.decode import FORMATS, ClipError, reading
 
 _MEMORY = 4 << 30  # bytes of a worker's data; extraction of a small video maps 1.5 GB and uses 0.3
+MOST_CHARACTERS = 10_000  # of a text that a client sends, itself or as subtitles
 _WAITING = 8  # files that are being extracted or waiting
 
 
@@ -55,13 +57,15 @@ class Limits:
 class Extracted:
     """Raw frames (T, D) by modality, and the clip's length in seconds.
 
-    problems: why a modality has no frames, or what was left out of them.
+    problems: why a modality has no frames, or what was left out of them. text: the words of a subtitle track inside an
+    uploaded file.
     """
 
     frames: dict[str, np.ndarray]
     problems: dict[str, str]
     seconds: float = 0.0
     refusal: str = ""
+    text: str = ""
 
 
 class Extraction:
@@ -211,11 +215,26 @@ def _extract_upload(
         return Extracted({}, {}, refusal=str(problem))
     # The times of packets may be wrong; those of decoded frames are not.
     last_s = start_s + limits.seconds if end_s is None else end_s
+    text = _subtitles(path, start_s, last_s)
+    if text:
+        extractors = {modality: block for modality, block in extractors.items() if modality != "text"}
     extracted = extract_file(path, extractors, start_s, last_s, track)
-    if not extracted.frames:
+    if not extracted.frames and not text:
         why = "; ".join(f"{modality}: {reason}" for modality, reason in extracted.problems.items())
         return Extracted({}, {}, refusal=f"The file has no usable modality ({why}).")
-    return replace(extracted, seconds=seconds)
+    problems = extracted.problems
+    if len(text) > MOST_CHARACTERS:
+        left_out = f"its subtitles have {len(text)} characters; the first {MOST_CHARACTERS} are used"
+        problems = {**problems, "text": left_out}
+    return replace(extracted, problems=problems, seconds=seconds, text=text[:MOST_CHARACTERS])
+
+
+def _subtitles(path: Path, start_s: float, end_s: float) -> str:
+    """Return the words of a subtitle track inside a file, "" without one or if it cannot be read."""
+    try:
+        return transcript(path, start_s, end_s)
+    except Exception:  # codecs may raise anything, and the clip has other modalities
+        return ""
 
 
 @contextmanager

@@ -52,7 +52,7 @@ def with_features(config: CheckpointConfig, rows: pd.DataFrame) -> pd.DataFrame:
             if not isinstance(recogniser, str) and not _has_words(clip):
                 wanted["text"] = recogniser
             features = extract_file(Path(path), wanted, start_s or 0.0, end_s).frames
-            clip.update(clip_row(config, None, features) if "text" in wanted else features)
+            clip.update(clip_row(config, None, features)[0] if "text" in wanted else features)
         elif not pd.isna(path):
             raise UserError(f"Row {number}: path is {type(path).__name__}; it must be a string or empty.")
     names = sorted({name for clip in clips for name in clip})

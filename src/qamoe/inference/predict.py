@@ -158,18 +158,26 @@ def prepare_clips(trained: Trained, rows: pd.DataFrame) -> list[dict[str, np.nda
     return clips
 
 
-def clip_row(config: CheckpointConfig, text: str | None, features: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Return a clip as a row of `predict`: its text and frames.
+def clip_row(
+    config: CheckpointConfig, text: str | None, features: Mapping[str, np.ndarray]
+) -> tuple[dict[str, Any], str]:
+    """Return a clip as a row of `predict`, its text and frames, and why not all of its text is read ("": it is).
 
     `features` may have the words that were recognised in its voice as "text" (extractors/transcribe.py). They stand in
     for a text that is None, with the probability of each word as the confidence of its tokens.
     """
     row: dict[str, Any] = {"text": text, **{name: value for name, value in features.items() if name != "text"}}
-    if text is None and "text" in features:
-        heard = features["text"]
-        ids, _, word_of_id = _tokeniser(**config["extract"]["text"]).extract_spoken(heard["word"])
-        row |= {"tokens": ids, "confidence": np.where(word_of_id < 0, 1.0, heard["confidence"][word_of_id])}
-    return row
+    heard = features.get("text") if text is None else None
+    words = text if heard is None else " ".join(heard["word"])
+    if not words or "text" not in config["modalities"] or "vocabulary" not in config["stats"]["text"]:
+        return row, ""  # the model reads stored vectors, or no text
+    tokens = _tokeniser(**config["extract"]["text"])
+    reading = tokens.read(words, config["max_frames"]["text"])
+    row["tokens"] = reading.ids
+    if heard is not None:
+        row["tokens"], _, word_of_id = tokens.extract_spoken(heard["word"])
+        row["confidence"] = np.where(word_of_id < 0, 1.0, heard["confidence"][word_of_id])
+    return row, reading.reason
 
 
 def raw_frames(frames: np.ndarray, stats: FrameStats) -> np.ndarray:

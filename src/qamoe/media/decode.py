@@ -68,12 +68,16 @@ class NoStream(ClipError):
 
 @dataclass(frozen=True)
 class Contents:
-    """Contents of a file: its length in seconds, and whether it has an audio, a video and a text subtitle stream."""
+    """Contents of a file: its length in seconds, and whether it has an audio, a video and a text subtitle stream.
+
+    spans: beginning and end (seconds) of its audio and its vision.
+    """
 
     seconds: float
     audio: bool
     vision: bool
     subtitles: bool = False
+    spans: dict[str, tuple[float, float]] = field(default_factory=dict)
 
 
 @dataclass
@@ -136,7 +140,12 @@ def contents(path: Path) -> Contents:
         audio_s, video_s = (source.ends_s.get(kind, 0.0) for kind in ("audio", "video"))
         seconds = video_s if video_s < audio_s <= video_s + _LONGEST_LEAD_S else max(audio_s, video_s)
         subtitles = bool(source.container.streams.subtitles)
-        return Contents(seconds, source.audio is not None, source.video is not None, subtitles)
+        spans = {
+            modality: (float((s.start_time or 0) * s.time_base) - source.begins_s[s.type], source.ends_s[s.type])
+            for modality, s in (("audio", source.audio), ("vision", source.video))
+            if s is not None and s.type in source.ends_s
+        }
+        return Contents(seconds, source.audio is not None, source.video is not None, subtitles, spans)
 
 
 def read_audio(path: Path, rate: int, start_s: float = 0.0, end_s: float | None = None) -> np.ndarray:

@@ -17,12 +17,13 @@ _AUDIO_RATE = 44_100  # Hz
 
 @dataclass(frozen=True)
 class Voice:
-    """Another sound: a span (seconds) of a clip's file, and the file's SHA-256."""
+    """Another sound: a span (seconds) of a clip's file, the file's SHA-256, and its audio track."""
 
     media: Path
     start_s: float
     end_s: float | None
     digest: str
+    track: str = ""
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Signal:
     @property
     def identity(self) -> str:
         """Everything that the copy depends on in addition to the clip's file and span."""
-        voices = " ".join(f"{v.digest} {v.start_s!r} {v.end_s!r}" for v in self.voices)
+        voices = " ".join(f"{v.digest} {v.start_s!r} {v.end_s!r}{v.track and f' {v.track!r}'}" for v in self.voices)
         return f"{degradations.VERSION} {self.kind} {self.severity!r} {self.seed} {self.clip_id!r} {voices}"
 
 
@@ -55,7 +56,10 @@ def write(signal: Signal, path: Path, start_s: float, end_s: float | None, rate:
         from scipy.io import wavfile
 
         wave = decode.read_audio(path, _AUDIO_RATE, start_s, end_s)
-        others = [decode.read_audio(v.media, _AUDIO_RATE, v.start_s, v.end_s) for v in signal.voices]
+        others = []
+        for voice in signal.voices:
+            with decode.reading(voice.track):
+                others.append(decode.read_audio(voice.media, _AUDIO_RATE, voice.start_s, voice.end_s))
         copy = folder / "copy.wav"
         wavfile.write(
             copy,

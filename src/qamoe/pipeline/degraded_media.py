@@ -152,13 +152,14 @@ def _jobs(
             key = torch.tensor([clip_key(f"signal {kind} {clip.clip_id}")], dtype=torch.int64)
             other = test[partners.of([row], Draws(seed, key, "audio", "swap", number))[0]]
             assert other.media is not None
-            voices.append(Voice(other.media.path, other.media.start_s, other.media.end_s, digest(other.media.path)))
+            span = other.media
+            voices.append(Voice(span.path, span.start_s, span.end_s, digest(span.path), span.track))
         if kind == "recorded_noise":
             which = SignalDraws(seed, clip.clip_id, "recording").uniform(1)[0]
             voices.append(recordings[int(which * len(recordings))])
         signal = Signal(kind, severity, seed, clip.clip_id, tuple(voices))
         modality, media = degradations.MODALITY[kind], clip.media
-        yield Job(clip.clip_id, modality, media.path, media.start_s, media.end_s, signal)
+        yield Job(clip.clip_id, modality, media.path, media.start_s, media.end_s, signal, media.track)
 
 
 def _part(job: Job, params: Extract, parts: Path, digest: Callable[[Path], str]) -> Path:

@@ -27,7 +27,7 @@ from qamoe.config import settings
 from qamoe.config.extractor_settings import ExtractorSettings
 from qamoe.config.params import Extract, Params
 from qamoe.data import arrow_store
-from qamoe.data.clip import Corpus, LabelledClip, check_text
+from qamoe.data.clip import Corpus, LabelledClip, check_text, text_reading
 from qamoe.data.readers import READERS
 from qamoe.errors import UserError
 from qamoe.extractors.registry import extractor
@@ -71,6 +71,7 @@ def run(params: Params, out: Path) -> dict[str, Any]:
     clips = [_with_words(clip, heard[clip.clip_id]) if clip.clip_id in heard else clip for clip in clips]
     degraded_media.write(clips, chosen, folder / "signals", digest, partial(_make_parts, chosen))
     problems += [(*key, note) for key, part in parts.items() if (note := read_note(part))]
+    problems += _unread(clips, corpus, tokeniser)
     seconds = _write_streams(clips, corpus, chosen, parts, folder)
     if corpus.vocabulary is None:
         _write_vectors(clips, folder)
@@ -102,7 +103,8 @@ def _make_all_parts(
         for modality, settings_of_extractor in extractors.items():
             if modality == "text" and (clip.text or clip.tokens is not None or "text" in clip.frames):
                 continue
-            job = Job(clip.clip_id, modality, clip.media.path, clip.media.start_s, clip.media.end_s)
+            media = clip.media
+            job = Job(clip.clip_id, modality, media.path, media.start_s, media.end_s, track=media.track)
             media_extractor = extractor(settings_of_extractor)
             key = part_key(job, digest(media_extractor.reads(clip.media.path)), media_extractor)
             part = parts / modality / key[:2] / key
@@ -167,6 +169,12 @@ def _heard(clip: LabelledClip, parts: dict[tuple[str, str], Path]) -> np.ndarray
 
 def _with_words(clip: LabelledClip, words: np.ndarray) -> LabelledClip:
     return replace(clip, span=replace(clip.span, text=" ".join(words["word"])))
+
+
+def _unread(clips: list[LabelledClip], corpus: Corpus, tokeniser: Tokens) -> Problems:
+    """Return the clips whose text counts as missing although they have one."""
+    readings = {clip.clip_id: text_reading(clip, corpus, tokeniser) for clip in clips}
+    return [(name, "text", reading.reason) for name, reading in readings.items() if reading and not len(reading.ids)]
 
 
 def _frames(clip: LabelledClip, modality: str, parts: dict[tuple[str, str], Path], dimension: int) -> np.ndarray:

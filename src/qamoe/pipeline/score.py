@@ -60,7 +60,7 @@ def run(source: Path, out: Path, model: str, transcribe: bool = True) -> None:
     waiting = [clip for clip, key in zip(clips, keys, strict=True) if key not in known.index]
     extractors = served.extractors if recogniser is None else served.extractors | {"text": recogniser}
     frames, problems = _frames(waiting, extractors, out / "parts")
-    scored = _scored(served, waiting, frames, outputs)
+    scored, unread = _scored(served, waiting, frames, outputs)
     rows_of_table = []
     for clip, key in zip(clips, keys, strict=True):
         cells: dict[Any, Any]
@@ -68,7 +68,8 @@ def run(source: Path, out: Path, model: str, transcribe: bool = True) -> None:
             cells = known.loc[key, ["text", "confidence", *outputs, *inputs, "problem"]].to_dict()
         else:
             cells = {**_heard(frames.get(clip.clip_id, {})), **scored.loc[clip.clip_id]}
-            cells["problem"] = "; ".join(filter(None, (without_words.get(clip.clip_id), problems.get(clip.clip_id))))
+            reasons = (named.get(clip.clip_id) for named in (without_words, unread, problems))
+            cells["problem"] = "; ".join(filter(None, reasons))
         rows_of_table.append({**_clip_columns(clip, source), **cells, "key": key, "model": served.name})
     table = pd.DataFrame(rows_of_table, columns=columns)
     _write(table, out / SCORES)
@@ -89,27 +90,32 @@ def run(source: Path, out: Path, model: str, transcribe: bool = True) -> None:
 
 def _scored(
     served: "Served", clips: list["MediaSpan"], frames: dict[str, dict[str, "np.ndarray"]], outputs: list[str]
-) -> "pd.DataFrame":
-    """Return outputs and input statistics by clip id; the outputs of a clip without any modality are empty."""
+) -> tuple["pd.DataFrame", dict[str, str]]:
+    """Return outputs and input statistics by clip id, and why not all of a clip's text is read.
+
+    The outputs of a clip without any modality are empty.
+    """
     import pandas as pd
 
     from qamoe.inference import predict
     from qamoe.registry import drift
 
     config = served.trained.config
-    rows = pd.DataFrame(
-        [predict.clip_row(config, clip.text or None, frames.get(clip.clip_id, {})) for clip in clips],
-        [clip.clip_id for clip in clips],
-        predict.INPUTS,
-        dtype=object,
-    )
+    names = [clip.clip_id for clip in clips]
+    made = [predict.clip_row(config, clip.text or None, frames.get(clip.clip_id, {})) for clip in clips]
+    rows = pd.DataFrame([row for row, _ in made], names, predict.INPUTS, dtype=object)
+    unread = {name: f"text: {reason}" for name, (_, reason) in zip(names, made, strict=True) if reason}
     scored = served.predict(rows) if len(rows) else pd.DataFrame(columns=outputs)
-    unusable = [clip.clip_id for clip in clips if not clip.text and not frames.get(clip.clip_id)]
+    unusable = [
+        clip.clip_id
+        for clip, (row, _) in zip(clips, made, strict=True)
+        if not frames.get(clip.clip_id) and not (clip.text and len(row.get("tokens", clip.text)))
+    ]
     scored.loc[unusable, list(predict.numeric_columns(config["task"]))] = float("nan")
     if "class" in outputs:
         scored.loc[unusable, "class"] = None
     inputs = drift.describe(predict.prepare_clips(served.trained, rows), config["stats"]).set_axis(rows.index)
-    return scored.join(inputs)
+    return scored.join(inputs), unread
 
 
 def _with_transcripts(clips: list["MediaSpan"]) -> tuple[list["MediaSpan"], dict[str, str]]:

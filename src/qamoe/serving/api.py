@@ -132,7 +132,10 @@ class Service:
         return recogniser_of(self.served.trained.config) if self._transcribe else ""
 
     def extract(self, path: Path, start_s: float = 0.0, end_s: float | None = None, text: str = "") -> str:
-        """Extract the features of a file, with its words if `text` is empty, and cache them; return their id."""
+        """Extract the features of a file and cache them; return their id.
+
+        If `text` is empty, its words are those of a subtitle track inside it, or else of its voice.
+        """
         extractors = self.served.extractors
         if self.extraction is None or not extractors:
             raise HTTPException(
@@ -142,7 +145,9 @@ class Service:
         recogniser = "" if text else self.recogniser
         wanted = extractors if isinstance(recogniser, str) else extractors | {"text": recogniser}
         extracted = self.extraction.extract(path, wanted, start_s, end_s)
-        if isinstance(recogniser, str) and recogniser:
+        if text:
+            extracted = replace(extracted, text="")
+        elif isinstance(recogniser, str) and recogniser and not extracted.text:
             extracted = replace(extracted, problems=extracted.problems | {"text": f"no transcript; {recogniser}"})
         return self.clips.put(CachedClip(key, extracted))
 
@@ -171,7 +176,12 @@ class Service:
         heard = extracted.frames.get("text")
         words = None if heard is None else [schemas.HeardWord(**word) for word in word_records(heard)]
         return schemas.Upload(
-            id=clip_id, seconds=extracted.seconds, frames=counts, problems=extracted.problems, words=words
+            id=clip_id,
+            seconds=extracted.seconds,
+            frames=counts,
+            problems=extracted.problems,
+            text=extracted.text or None,
+            words=words,
         )
 
     def cached(self, clip_id: str) -> CachedClip:
@@ -253,7 +263,8 @@ def _model_routes(app: FastAPI, service: Service) -> None:
         """Predict clips from text and raw features; any modality may be left out."""
         answers = service.predict(service.rows(request))
         for answer, clip in zip(answers, request.clips, strict=True):
-            answer.text = clip.text if clip.tokens is None else None
+            if clip.tokens is None:
+                answer.explain(clip.text, clip_row(service.served.trained.config, clip.text, {})[1])
         return schemas.Answers(clips=answers)
 
 
@@ -279,15 +290,17 @@ def _clip_routes(app: FastAPI, service: Service) -> None:
 
     @app.post("/clips/{clip_id}/predict")
     def predict_clip(clip_id: ClipId, request: schemas.ClipRequest) -> schemas.Either:
-        """Predict an uploaded clip with a text, or else with the words of its voice, clean or degraded."""
+        """Predict an uploaded clip with a text, or else that of its subtitles or voice, clean or degraded."""
         clip = service.cached(clip_id)
         text, features = request.text if request.tokens is None else "", clip.extracted.frames
-        row = clip_row(service.served.trained.config, text, features)
+        text = clip.extracted.text if text is None and clip.extracted.text else text
+        row, unread = clip_row(service.served.trained.config, text, features)
         if request.tokens is not None:
             row |= {"tokens": request.tokens, "confidence": request.confidence}
         columns = {name: pd.Series([value], [clip.key], object) for name, value in row.items()}
         answer = service.predict(pd.DataFrame(columns), request.degrade.by_modality())[0]
-        answer.text = " ".join(features["text"]["word"]) if text is None and "text" in features else text or None
+        words = " ".join(features["text"]["word"]) if text is None and "text" in features else text or None
+        answer.explain(words, unread)
         return answer
 
 

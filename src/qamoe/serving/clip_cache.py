@@ -25,7 +25,7 @@ class CachedClip:
 
     @property
     def size(self) -> int:
-        return sum(frames.nbytes for frames in self.extracted.frames.values())
+        return len(self.extracted.text) + sum(frames.nbytes for frames in self.extracted.frames.values())
 
 
 class ClipCache:

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 
+from qamoe.inference.extraction_worker import MOST_CHARACTERS
 from qamoe.inference.predict import json_answers
 from qamoe.rng import MODALITIES
 
@@ -54,7 +55,7 @@ class Words(_Strict):
     confidence: that of a speech recogniser in each token; left out, the words were typed.
     """
 
-    text: Annotated[str, Field(max_length=10_000)] | None = None
+    text: Annotated[str, Field(max_length=MOST_CHARACTERS)] | None = None
     tokens: Annotated[list[Annotated[int, Field(ge=0, le=_LARGEST)]], Field(max_length=512)] | None = None
     confidence: (
         Annotated[list[Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]], Field(max_length=512)] | None
@@ -104,7 +105,8 @@ class Degradations(_Strict):
 class ClipRequest(Words):
     """The text of an uploaded clip, and the degradations to apply.
 
-    Without text and tokens, the words count that were recognised in its voice; an empty text leaves them out.
+    Without text and tokens, the words count of its subtitles, or those that were recognised in its voice; an empty text
+    leaves them out.
     """
 
     degrade: Degradations = Degradations()
@@ -112,15 +114,22 @@ class ClipRequest(Words):
 
 class _Trusted(BaseModel):
     text: str | None = None
+    reasons: dict[str, str] = {}
     trust: dict[str, float | None]
     r: dict[str, float | None]
     routing: list[float] | None
+
+    def explain(self, text: str | None, reason: str) -> None:
+        """Add the text of the clip, and why none of it, or not all of it, is read ("": it is)."""
+        self.text = text
+        self.reasons = {"text": reason} if reason else {}
 
 
 class Answer(_Trusted):
     """A score in label units with its 90 % interval; trust in [0, 1] and r by modality; the routing weights.
 
-    text has the words that were used, as they were sent or recognised; null if there were none, or only token ids.
+    text has the words that were sent or recognised; null if there were none, or only token ids. reasons say why none of
+    a text, or not all of it, is read.
     trust, r and routing are null for a model without them.
     """
 
@@ -158,13 +167,15 @@ class HeardWord(BaseModel):
 class Upload(BaseModel):
     """A cached clip: its id, length in seconds, frames by modality, and the reason if a modality has none.
 
-    words are those that were recognised in its voice; null if none were.
+    text has the words of a subtitle track inside it, and words those that were recognised in its voice; null if it has
+    none.
     """
 
     id: str
     seconds: float
     frames: dict[str, int]
     problems: dict[str, str]
+    text: str | None
     words: list[HeardWord] | None
 
 
