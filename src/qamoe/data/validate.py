@@ -326,7 +326,7 @@ def _check_readings(corpus: Corpus, readings: dict[str, Reading], path: Path, fi
         )
     cut = [(clip, reading) for clip, reading in read if reading.reason and len(reading.ids)]
     if cut:
-        clip, longest = max(cut, key=lambda pair: pair[1].count)
+        clip, longest = max(cut, key=lambda pair: pair[1].words_in_text)
         findings.warnings.append(
             f"{path}: {len(cut)} of {len(corpus.clips)} clips have more words than extract.text.max_tokens and "
             f"preprocess.max_frames.text allow; the longest is clip {clip.clip_id}: {longest.reason} ({clip.where})."

@@ -30,14 +30,14 @@ _ROLES = (("pad_token",), ("cls_token", "bos_token"), ("sep_token", "eos_token")
 class Reading(NamedTuple):
     """What an encoder reads of a text: ids (T,) int32 and, for each id, the word it came from ('' for CLS and SEP).
 
-    `reason` says why it reads none of it, or not all of it; "" if it reads all. `count` is the number of words of the
+    `reason` says why it reads none of it, or not all of it; "" if it reads all. `words_in_text` is their number in the
     text. `script` is the one that most letters of its words in other scripts than Latin have.
     """
 
     ids: np.ndarray
     words: list[str]
     reason: str
-    count: int
+    words_in_text: int
     script: str
 
 
