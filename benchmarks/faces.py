@@ -82,7 +82,8 @@ def write(path: Path, images: Iterator[np.ndarray], wave: np.ndarray) -> None:
         video.options = {"crf": "20", "preset": "veryfast", "x264-params": "asm=0:threads=1"}
         audio = container.add_stream("aac", rate=SOUND_HZ, layout="mono")
         for number, image in enumerate(images):
-            video.height, video.width = image.shape[:2]
+            if not number:
+                video.height, video.width = image.shape[:2]
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
             frame.pts, frame.time_base = number, Fraction(1, RATE)
             container.mux(video.encode(frame))

@@ -1,4 +1,4 @@
-"""One face of several is read over a whole clip: the one that speaks, also if they change places or one is a picture."""
+"""One face of several is read over a clip: the one that speaks, also if they change places or one is a picture."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -71,7 +71,7 @@ def extract(clip: Path) -> tuple[np.ndarray, str]:
 
 
 @pytest.mark.parametrize("left", [True, False])
-@pytest.mark.parametrize("codec, name", [("libx264", "a.mp4"), ("mpeg4", "a.mkv")])
+@pytest.mark.parametrize(("codec", "name"), [("libx264", "a.mp4"), ("mpeg4", "a.mkv")])
 def test_the_face_that_moves_with_the_sound_is_held(tmp_path: Path, left: bool, codec: str, name: str) -> None:
     pairs = [(a, b) if left else (b, a) for a, b in zip(speaking(), chewing(), strict=True)]
     side, notes = extract(write(tmp_path / name, [np.hstack(pair) for pair in pairs], codec))
