@@ -1,4 +1,4 @@
-"""The face extractor: its columns follow a drawn face, frames without a face are zeros, and it stays offline."""
+"""The face extractor: its columns follow a drawn face, frames without one are missing, and it stays offline."""
 
 import ctypes
 import platform
@@ -10,12 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from qamoe.data.normalise import Columns, clean
 from qamoe.data.synthetic import face, video
 from qamoe.data.synthetic.face import Expression, Portrait
 from qamoe.errors import UserError
 from qamoe.extractors import landmarks
 from qamoe.extractors.landmarks import COLUMNS, Landmarks
-from qamoe.media.decode import ClipError, NoStream
+from qamoe.media.decode import ClipError, NoStream, reading
 from tests.fixtures.research_data import shared_data
 
 real_clips = shared_data() / "clips" / "cremad"
@@ -97,12 +98,18 @@ def test_repeated_extraction_gives_the_same_bytes(tmp_path: Path) -> None:
     assert Landmarks(5).extract(clip, 0.4).tobytes() == once[2:].tobytes()
 
 
-def test_images_without_a_face_are_rows_of_zeros(tmp_path: Path) -> None:
+def test_frames_without_a_face_are_missing(tmp_path: Path) -> None:
     person, wall = portrait(), np.full((240, 240, 3), 90, np.uint8)
     clip = write_video(tmp_path / "clip.mp4", [person.draw(STILL)] * 6 + [wall] * 4)
-    frames = Landmarks(10).extract(clip)
+    with reading() as notes:
+        frames = Landmarks(10).extract(clip)
     assert frames[:, -1].tolist() == [1] * 6 + [0] * 4
-    assert not frames[6:].any()
+    assert np.isnan(frames[6:, :-1]).all()
+    # In training, a missing frame is zeros after standardisation, whatever the columns' means are.
+    columns = Columns(np.arange(71), np.full(71, 3.0), np.ones(71), 0)
+    assert not clean(frames, columns)[6:].any()
+    (note,) = notes
+    assert "4 of 10 frames (40 %)" in note
     with pytest.raises(ClipError, match="no face"):
         Landmarks(5).extract(write_video(tmp_path / "wall.mp4", [wall] * 10))
 

@@ -2,6 +2,10 @@
 
 MediaPipe is pinned to one version: later versions contact a host when a landmarker is created. The model is used
 only if its SHA-256 is the one in weights/table.py.
+
+One person is read over the whole clip. Where several are seen, all frames of a second are looked at, and the one whose
+lips move with the sound is read (extractors/faces.py). A frame without that face is missing: its row is NaN, which
+data/normalise.py turns into what training knows as a missing frame.
 """
 
 import atexit
@@ -17,13 +21,15 @@ from typing import Any
 import numpy as np
 
 from qamoe.errors import UserError
+from qamoe.extractors import faces
+from qamoe.extractors.faces import Face
 from qamoe.files import file_digest
-from qamoe.media.decode import ClipError, read_frames
+from qamoe.media.decode import ClipError, note, read_frames, reading
 from qamoe.weights.store import folder
 from qamoe.weights.table import WEIGHTS
 
 NAME = "landmarks"
-VERSION = "1"
+VERSION = "2"
 MEDIAPIPE = "0.10.33"
 (_MODEL,) = WEIGHTS["face_landmarker"].files
 MODEL_SHA256 = _MODEL.sha256
@@ -102,6 +108,9 @@ SPANS = (
     ("eye_right_opening", 159, 145),
     ("eye_left_opening", 386, 374),
 )
+_MOST_FACES = 4  # in one frame; more than one costs nothing where there is only one
+SMALLEST = 24  # pixels: the features of a face less wide have little to do with those of the same face in full size
+_LOOK_AT = np.float32([[16, 20], [48, 20], [32, 60]])  # outer eye corners and chin in an image of 64 x 64 pixels
 COLUMNS = (*BLENDSHAPES, *POSE, *(r[0] for r in RISES), *(s[0] for s in SPANS), "face_found")
 
 
@@ -137,7 +146,7 @@ def _landmarker(model: Path) -> Any:
             base_options=BaseOptions(model_asset_path=str(model)),
             # Each image on its own: tracking would make a frame depend on those before it.
             running_mode=vision.RunningMode.IMAGE,
-            num_faces=1,
+            num_faces=_MOST_FACES,
             output_face_blendshapes=True,
             output_facial_transformation_matrixes=True,
         )
@@ -174,35 +183,116 @@ class Landmarks:
         self.describe(np.zeros((64, 64, 3), np.uint8))
 
     def extract(self, path: Path, start_s: float = 0.0, end_s: float | None = None) -> np.ndarray:
-        """Read a span of a file -> (T, 72) float32. An image without a face is a row of zeros.
+        """Read a span of a file -> (T, 72) float32. A frame without the face is NaN, and face_found is 0.
 
-        Raises ClipError if no image has a face, NoStream if the file has no video stream.
+        Notes how many faces were seen, and in how many frames the face is absent or too small. Raises ClipError if that
+        is so in all, NoStream if the file has no video stream.
         """
-        rows = [self.describe(image) for image in read_frames(path, self.rate, start_s, end_s)]
-        frames = np.stack(rows)
-        if not frames[:, -1].any():
+        seen = [self._faces(image) for image in read_frames(path, self.rate, start_s, end_s)]
+        held = [found[0] if found else None for found in seen]
+        boxes = np.array([face.box for face in held if face is not None]).reshape(-1, 4)
+        jumps = np.maximum(boxes[1:, :2], boxes[:-1, :2]) >= np.minimum(boxes[1:, 2:], boxes[:-1, 2:])
+        which = "a"
+        if jumps.any() or any(len(found) > 1 for found in seen):
+            held, sentence = self._held(path, seen, start_s, end_s)
+            if sentence:
+                which = "that"
+                note(sentence)
+        frames = np.full((len(seen), len(COLUMNS)), np.nan, np.float32)
+        frames[:, -1] = 0
+        for row, face in zip(frames, held, strict=True):
+            if face is not None and face.width >= SMALLEST:
+                row[:] = face.row
+        absent = held.count(None)
+        if absent == len(held):
             raise ClipError("no face in any video frame")
+        if absent:
+            note(f"{absent} of {len(held)} frames ({100 * absent / len(held):.0f} %) without {which} face")
+        small = [face.width for face in held if face is not None and face.width < SMALLEST]
+        if small:
+            pixels = f"{np.median(small):.0f} pixels wide in {len(small)} of {len(held)} frames"
+            sentence = f"the face is too small to be read, {pixels}; at least {SMALLEST} are needed"
+            if not frames[:, -1].any():
+                raise ClipError(sentence)
+            note(sentence)
         return frames
 
+    def _held(
+        self, path: Path, seen: list[list[Face]], start_s: float, end_s: float | None
+    ) -> tuple[list[Face | None], str]:
+        """Return the faces of one person, by frame, and how many people were seen; "" if it was only one.
+
+        `seen` are the faces of each frame at `rate`. The frames between are looked at for at most WATCHED_S.
+        """
+        step = math.ceil(faces.WATCHED_HZ / self.rate)
+        span = math.ceil(faces.WATCHED_S * self.rate)
+        several = next((number for number, found in enumerate(seen) if len(found) > 1), 0)
+        first = max(0, min(several, len(seen) - span))
+        last = min(first + span, len(seen))
+        begin_s = start_s + first / self.rate
+        stop_s = end_s if last == len(seen) else start_s + last / self.rate
+        between: list[list[Face]] = []
+        changes: list[int] = []  # numbers of the frames that differ from the one before
+        with reading(None):  # what is left out of the file was noted when it was read first
+            shown: np.ndarray | None = None
+            for number, image in enumerate(read_frames(path, self.rate * step, begin_s, stop_s)):
+                if number == (last - first) * step:
+                    break
+                if shown is None or not np.array_equal(image, shown):
+                    changes.append(number)
+                    place = first + number // step
+                    between.append(self._faces(image) if number % step else seen[place])
+                else:
+                    between.append(between[-1])
+                shown = image
+            times = np.array(changes) / (self.rate * step)
+            loudness = faces.loudness_after(path, begin_s, stop_s, times)
+        tracks = faces.follow([*seen[:first], *between, *seen[last:]])
+        tracks = [track for track in tracks if sum(face is not None for face in track) > 1] or tracks
+        readable = [t for t in tracks if np.median([face.width for face in t if face is not None]) >= SMALLEST]
+        candidates = readable or tracks
+        chosen, speaks = faces.choose([[t[first + k] for k in changes] for t in candidates], loudness)
+        track = candidates[chosen]
+        rows = [*range(first), *range(first, first + len(between), step)][:last]
+        rows += range(first + len(between), len(track))
+        count = max(len(tracks), *(len(found) for found in seen))
+        how = "whose mouth moves with the sound" if speaks else "that is largest"
+        sentence = f"{count} faces were seen; the one {how} was read" if count > 1 else ""
+        return [track[k] for k in rows], sentence
+
     def describe(self, image: np.ndarray) -> np.ndarray:
-        """Describe an image (H, W, 3) uint8 RGB -> (72,) float32."""
+        """Describe the first face of an image (H, W, 3) uint8 RGB -> (72,) float32, zeros without a face."""
+        found = self._faces(image)
+        return found[0].row if found else np.zeros(len(COLUMNS), np.float32)
+
+    def _faces(self, image: np.ndarray) -> list[Face]:
+        """Return the faces of an image (H, W, 3) uint8 RGB."""
+        import cv2
         from mediapipe import Image, ImageFormat
 
         landmarker = _landmarker(_checked_model(self._model))
         detected = landmarker.detect(Image(image_format=ImageFormat.SRGB, data=np.ascontiguousarray(image)))
-        row = np.zeros(len(COLUMNS), np.float32)
-        if not detected.face_landmarks:
-            return row
-        scores = {c.category_name: c.score for c in detected.face_blendshapes[0]}
         height, width = image.shape[:2]
-        points = np.array([(p.x * width, -p.y * height, -p.z * width) for p in detected.face_landmarks[0]])
-        head = np.asarray(detected.facial_transformation_matrixes[0])  # (4, 4), the head's pose
-        pitch = math.atan2(head[2, 1], head[2, 2])
-        yaw = math.asin(float(np.clip(-head[2, 0], -1, 1)))
-        roll = math.atan2(head[1, 0], head[0, 0])
-        pose = (pitch, yaw, roll, *head[:3, 3])
-        row[:] = [*(scores[name] for name in BLENDSHAPES), *pose, *_distances(points), 1.0]
-        return row if np.isfinite(row).all() else np.zeros_like(row)
+        found = []
+        for number, mesh in enumerate(detected.face_landmarks):
+            scores = {c.category_name: c.score for c in detected.face_blendshapes[number]}
+            points = np.array([(p.x * width, -p.y * height, -p.z * width) for p in mesh])
+            head = np.asarray(detected.facial_transformation_matrixes[number])  # (4, 4), the head's pose
+            pitch = math.atan2(head[2, 1], head[2, 2])
+            yaw = math.asin(float(np.clip(-head[2, 0], -1, 1)))
+            roll = math.atan2(head[1, 0], head[0, 0])
+            pose = (pitch, yaw, roll, *head[:3, 3])
+            row = np.array([*(scores[name] for name in BLENDSHAPES), *pose, *_distances(points), 1.0], np.float32)
+            if not np.isfinite(row).all():
+                continue
+            flat = points[:, :2] * (1, -1)
+            eyes = float(np.linalg.norm(flat[263] - flat[33])) or 1.0
+            lips = float(np.linalg.norm(flat[17] - flat[0])) / eyes
+            corners = cv2.getAffineTransform(flat[[33, 263, 152]].astype(np.float32), _LOOK_AT)
+            upright = cv2.warpAffine(image, corners, (64, 64), borderMode=cv2.BORDER_REPLICATE)
+            look = cv2.resize(upright, (8, 8), interpolation=cv2.INTER_AREA).astype(np.float32)
+            found.append(Face(row, np.concatenate([flat.min(0), flat.max(0)]), lips, look))
+        return found
 
 
 @cache

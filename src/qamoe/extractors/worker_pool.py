@@ -103,7 +103,7 @@ def part_key(job: Job, digest: str, made_by: Extractor) -> str:
     """Return the name of a part: the SHA-256 of everything it depends on. `digest` is that of the file to read."""
     extraction = f"{made_by.name} {made_by.version} {made_by.rate!r} {made_by.made_with}"
     identity = f"{decode.VERSION} {digest} {job.start_s!r} {job.end_s!r} {extraction}"
-    if job.track and job.modality != "vision":  # the words of a voice are of its track too
+    if job.track:  # words are heard in it, and it tells which of several faces speaks
         identity += f" {job.track!r}"
     if job.signal is not None:
         identity += f" {job.signal.identity}"

@@ -109,18 +109,26 @@ _notes: ContextVar[list[str] | None] = ContextVar("notes", default=None)
 
 
 @contextmanager
-def reading(track: str = "") -> Iterator[list[str]]:
+def reading(track: str | None = "") -> Iterator[list[str]]:
     """Yield a list that gets sentences on what was left out of the files that are read within the with block.
 
-    `track` is the number (from 1), the language or the title of the audio track to read; "" is the default one.
+    `track` is the number (from 1), the language or the title of the audio track to read; "" is the default one, and
+    None that of the with block around.
     """
     notes: list[str] = []
-    tokens = _track.set(track), _notes.set(notes)
+    tokens = _track.set(_track.get() if track is None else track), _notes.set(notes)
     try:
         yield notes
     finally:
         _track.reset(tokens[0])
         _notes.reset(tokens[1])
+
+
+def note(sentence: str) -> None:
+    """Add a sentence to the list of the with block around (`reading`)."""
+    notes = _notes.get()
+    if notes is not None:
+        notes.append(sentence)
 
 
 def contents(path: Path) -> Contents:
@@ -186,9 +194,8 @@ def read_audio(path: Path, rate: int, start_s: float = 0.0, end_s: float | None 
     wave = wave[begin:] if begin >= 0 else np.concatenate([np.zeros(-begin, np.float32), wave])
     if ends:
         wave = wave[: max(0, round((min(ends) - start_s) * rate))]
-    notes = _notes.get()
-    if tracks > 1 and notes is not None and np.abs(wave).max(initial=0.0) < _SILENT:
-        notes.append(f"audio track {number} of {tracks} was read")
+    if tracks > 1 and np.abs(wave).max(initial=0.0) < _SILENT:
+        note(f"audio track {number} of {tracks} was read")
     if not len(wave):  # also where a stated rate of GHz leaves no sample at `rate`
         raise ClipError(_nothing("audio", start_s, end_s))
     return np.ascontiguousarray(wave, np.float32)
@@ -371,11 +378,11 @@ def _opened(path: Path) -> Iterator[_Source]:
         source = _Source(container, audio, video, streams, packets, container.format.name == "avi")
         _align(source)
         yield source
-        read, notes = source.damaged + source.whole, _notes.get()
+        read = source.damaged + source.whole
         if source.damaged > source.whole:
             raise ClipError(f"cannot be decoded: {source.damaged} of {read} packets are damaged")
-        if source.damaged and notes is not None:
-            notes.append(f"{source.damaged} of {read} packets are damaged and were skipped")
+        if source.damaged:
+            note(f"{source.damaged} of {read} packets are damaged and were skipped")
 
 
 def _chosen_track(tracks: Any) -> Any:

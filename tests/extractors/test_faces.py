@@ -1,0 +1,115 @@
+"""One face of several is read over a clip: the one that speaks, also if they change places or one is a picture."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from qamoe.data.synthetic import face, video, voice
+from qamoe.data.synthetic.face import Expression, Portrait
+from qamoe.extractors.landmarks import COLUMNS, SMALLEST, Landmarks
+from qamoe.media.decode import ClipError, reading
+
+pytestmark = pytest.mark.integration  # mediapipe starts ldconfig
+
+FRAMES = 24
+REST = Expression(smile=0, brow=0, frown=0, squint=0, opening=0.05)
+SPEAKER, OTHER = (Portrait(face.invent(np.random.default_rng(seed))) for seed in (1, 4))
+
+
+def loudness() -> np.ndarray:
+    """Return the loudness of each frame (FRAMES,), 0 to 1: syllables of different length."""
+    return np.repeat(np.random.default_rng(7).permutation(np.linspace(0, 1, FRAMES // 2)), 2)
+
+
+def wave() -> np.ndarray:
+    time = np.arange(FRAMES * video.SAMPLES_PER_FRAME) / voice.RATE
+    loud = np.repeat(loudness(), video.SAMPLES_PER_FRAME)
+    return np.asarray(loud * np.sin(2 * np.pi * 180 * time), np.float32)
+
+
+def talk(person: Portrait, opening: np.ndarray) -> list[np.ndarray]:
+    return [person.draw(replace(REST, opening=0.6 * share)) for share in opening]
+
+
+def speaking() -> list[np.ndarray]:
+    return talk(SPEAKER, loudness())
+
+
+def chewing() -> list[np.ndarray]:
+    return talk(OTHER, np.random.default_rng(3).permutation(loudness()))
+
+
+def write(path: Path, frames: Sequence[np.ndarray], codec: str = "libx264") -> Path:
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=video.FRAME_RATE)
+        stream.height, stream.width = frames[0].shape[:2]
+        stream.pix_fmt, stream.codec_context.thread_count = "yuv420p", 1
+        stream.bit_rate = 4_000_000
+        audio = container.add_stream("pcm_s16le" if path.suffix == ".mkv" else "aac", rate=voice.RATE, layout="mono")
+        for image in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")))
+        container.mux(stream.encode(None))
+        spoken = av.AudioFrame.from_ndarray(
+            (wave() * 20_000).astype(np.int16).reshape(1, -1), format="s16", layout="mono"
+        )
+        spoken.sample_rate = voice.RATE
+        container.mux(audio.encode(spoken))
+        container.mux(audio.encode(None))
+    return path
+
+
+def extract(clip: Path) -> tuple[np.ndarray, str]:
+    """Return the side of the face in each frame (T,), -1 left, 1 right, 0 not seen, and the notes."""
+    with reading() as notes:
+        frames = Landmarks(5).extract(clip)
+    side = np.where(frames[:, -1] > 0, np.sign(frames[:, COLUMNS.index("head_x")]), 0)
+    return side, "; ".join(notes)
+
+
+@pytest.mark.parametrize("left", [True, False])
+@pytest.mark.parametrize(("codec", "name"), [("libx264", "a.mp4"), ("mpeg4", "a.mkv")])
+def test_the_face_that_moves_with_the_sound_is_held(tmp_path: Path, left: bool, codec: str, name: str) -> None:
+    pairs = [(a, b) if left else (b, a) for a, b in zip(speaking(), chewing(), strict=True)]
+    side, notes = extract(write(tmp_path / name, [np.hstack(pair) for pair in pairs], codec))
+    assert side.tolist() == [-1 if left else 1] * (FRAMES // 2)
+    assert "2 faces" in notes
+
+
+def test_a_picture_of_a_face_is_not_read(tmp_path: Path) -> None:
+    poster = OTHER.draw(REST)
+    side, notes = extract(write(tmp_path / "a.mp4", [np.hstack([poster, image]) for image in speaking()]))
+    assert side.tolist() == [1] * (FRAMES // 2)
+    assert "2 faces" in notes
+
+
+def test_a_face_is_held_when_the_two_change_places(tmp_path: Path) -> None:
+    pairs = [(a, b) if n < FRAMES // 2 else (b, a) for n, (a, b) in enumerate(zip(speaking(), chewing(), strict=True))]
+    side, _ = extract(write(tmp_path / "a.mp4", [np.hstack(pair) for pair in pairs]))
+    assert side.tolist() == [-1] * (FRAMES // 4) + [1] * (FRAMES // 4)
+
+
+def test_a_second_person_who_enters_late_does_not_take_over(tmp_path: Path) -> None:
+    wall = np.full_like(OTHER.draw(REST), 90)
+    late = [wall] * (FRAMES // 2) + chewing()[FRAMES // 2 :]
+    side, notes = extract(write(tmp_path / "a.mp4", [np.hstack(pair) for pair in zip(late, speaking(), strict=True)]))
+    assert side.tolist() == [1] * (FRAMES // 2)
+    assert "2 faces" in notes
+
+
+def test_the_share_of_frames_without_a_face_is_told(tmp_path: Path) -> None:
+    image = SPEAKER.draw(REST)
+    side, notes = extract(write(tmp_path / "a.mp4", [image] * 2 + [np.full_like(image, 90)] * (FRAMES - 2)))
+    assert np.flatnonzero(side).size <= 1
+    assert f"11 of {FRAMES // 2} frames (92 %)" in notes
+
+
+def test_a_face_too_small_to_be_read_is_told(tmp_path: Path) -> None:
+    import cv2
+
+    small = [cv2.resize(image, (32, 32), interpolation=cv2.INTER_AREA) for image in speaking()]
+    with pytest.raises(ClipError, match=rf"too small.* at least {SMALLEST} "):
+        extract(write(tmp_path / "a.mp4", small))
