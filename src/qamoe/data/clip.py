@@ -2,7 +2,7 @@
 
 import csv
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +19,7 @@ _SHARES = (("train", 0.60), ("valid", 0.72), ("gate", 0.80), ("test", 1.0))
 
 
 _MOST_COLUMNS = 1000
+_SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 # What control characters mean where a table or a text was read as Latin-1: U+0092 is an apostrophe.
 WINDOWS_1252 = {number: bytes([number]).decode("cp1252", "ignore") or " " for number in range(0x80, 0xA0)}
 
@@ -124,6 +125,7 @@ def open_table(file: Path, **how: Any) -> Iterator["csv.DictReader[str]"]:
             names = reader.fieldnames or []
             if len(names) > _MOST_COLUMNS:
                 raise UserError(f"{file} has {len(names)} columns; at most {_MOST_COLUMNS} are read.")
+            _check_separator(file, names, how.get("delimiter", ","))
             duplicates = [name for name in names if names.count(name) > 1 and name]
             if duplicates:
                 raise UserError(f"{file} has the column {duplicates[0]!r} more than once; columns must be unique.")
@@ -137,6 +139,16 @@ def open_table(file: Path, **how: Any) -> Iterator["csv.DictReader[str]"]:
         raise UserError(f"{file} is not readable: {error.strerror}.") from None
     except csv.Error as error:
         raise UserError(f"{file}, line {read + 1}: not valid {file.suffix.lstrip('.')} ({error}).") from None
+
+
+def _check_separator(file: Path, names: Sequence[str], separator: str) -> None:
+    """Reject a header whose names hang together, because another character is between them."""
+    other = next((character for character in ";\t,|" if len(names) == 1 and character in names[0]), None)
+    if other is not None:
+        raise UserError(
+            f"{file} has {_SEPARATORS[other]} between its columns, must have {_SEPARATORS[separator]}; save it again "
+            "with that separator, and numbers with a decimal point."
+        )
 
 
 def reject_ragged(row: Mapping[Any, Any], where: str) -> None:
@@ -153,6 +165,13 @@ def drawn_split(source: str) -> str:
     return next(split for split, upper in _SHARES if quantile < upper)
 
 
+def decimal_comma(cell: str) -> str:
+    """Return the end of a sentence for a number with a decimal comma; "" for any other cell."""
+    number = cell.strip().removeprefix("-").removeprefix("+")
+    whole, comma, rest = number.partition(",")
+    return f"; write {cell.replace(',', '.')}, with a decimal point" if comma and (whole + rest).isdecimal() else ""
+
+
 def label_value(label: str, task: Task, where: str) -> float:
     """Convert a label to a number: its value in a regression task, the index of its class in a classification task."""
     if is_classification(task):
@@ -162,7 +181,8 @@ def label_value(label: str, task: Task, where: str) -> float:
     try:
         value = float(label)
     except ValueError:
-        raise UserError(f"{where}: label {label!r} is not a number; this is a regression task.") from None
+        comma = decimal_comma(label)
+        raise UserError(f"{where}: label {label!r} is not a number; this is a regression task{comma}.") from None
     low, high = task.range
     if not low <= value <= high:
         raise UserError(f"{where}: label {value:g} is outside [{low:g}, {high:g}].")
