@@ -36,6 +36,8 @@ def read(path: Path, task: Task, faults: list[str] | None = None, *, links: bool
     If `faults` is a list, errors of single rows are appended to it and the other rows are read. `links`: media may be
     links that lead out of the folder, as into DVC's cache; say no for a folder that others fill.
     """
+    if path.is_file():
+        raise UserError(f"{path} is a file; it must be a folder with media and a manifest.csv, such as {path.parent}.")
     if not path.is_dir():
         raise UserError(
             f"The data folder {path} does not exist; run 'dvc pull data.dvc' for the sample corpus, "

@@ -16,6 +16,7 @@ from qamoe.config.params import Extract
 from qamoe.config.task import Task, is_classification
 from qamoe.data.arrow_store import SPLITS
 from qamoe.data.clip import Corpus, LabelledClip, check_text, collect_faults, open_table
+from qamoe.data.file_kinds import pickle_in
 from qamoe.data.manifest import COLUMNS
 from qamoe.data.readers import READERS, iemocap, meld, mintrec
 from qamoe.data.subtitles import TRANSCRIPTS
@@ -197,7 +198,14 @@ def _without_manifest(path: Path, findings: Findings, watch: Watch) -> None:
     findings.summary += [f"{len(files)} media files", *left_out]
     if files:
         findings.summary += ["", "Write a manifest.csv with one row per clip and this header:", ",".join(COLUMNS)]
-    findings.errors.append(f"{path} has no manifest.csv and is not a known kind of corpus.")
+    inside = pickle_in(path)
+    table = next((file.name for file in sorted(path.glob("*.csv"))), None)
+    way_out = ""
+    if inside is not None:
+        way_out = f" It holds the pickle {inside.name}; check it by 'qamoe check {inside}'."
+    elif table is not None:
+        way_out = f" It holds the table {table}; if it lists the clips, name it manifest.csv."
+    findings.errors.append(f"{path} has no manifest.csv and is not a known kind of corpus.{way_out}")
 
 
 def _inspect_media(clips: list[LabelledClip], watch: Watch) -> dict[Path, Contents | str]:
