@@ -2,6 +2,7 @@
 
 import hashlib
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -172,6 +173,62 @@ def test_stored_vectors_are_the_last_resort(tmp_path: Path) -> None:
     assert corpus.vocabulary is None
     assert corpus.clips[0].frames["text"].tolist() == splits["train"]["text"][0].tolist()
     check_text(corpus, MiniLM(50), "m.pkl")  # vectors are not checked
+
+
+class Python2Pickler(pickle._Pickler):  # type: ignore[name-defined]
+    """Write strings and the bytes of arrays as Python 2 did."""
+
+    dispatch = pickle._Pickler.dispatch.copy()  # type: ignore[attr-defined]
+
+    def save_old(self, value: str | bytes) -> None:
+        content = value.encode() if isinstance(value, str) else value
+        self.write(b"T" + len(content).to_bytes(4, "little") + content)
+        self.memoize(value)
+
+    dispatch[str] = dispatch[bytes] = save_old
+
+
+def mult_split(name: str, count: int, ids: str) -> dict[str, Any]:
+    """Return a split of MulT's: GloVe vectors, labels (N, 1, 1), ids as (video, start, end) or as VIDEO[n]."""
+    draws = np.random.default_rng(count)
+    columns: dict[str, Any] = {"labels": draws.uniform(-3, 3, (count, 1, 1))}
+    for modality, size in (("text", 300), ("audio", 74), ("vision", 35)):
+        columns[modality] = draws.standard_normal((count, TOKENS, size)).astype(np.float32)
+    if ids == "times":
+        columns["id"] = np.array([[f"{name}{i // 2}".encode(), b"%d.5" % i, b"%d.5" % (i + 1)] for i in range(count)])
+    elif ids == "segments":
+        columns["id"] = np.array([[f"{name}{i // 2}[{i}]"] for i in range(count)], object)
+    return columns
+
+
+@pytest.mark.parametrize("python2", [False, True])
+@pytest.mark.parametrize("ids", ["times", "segments", "none"])
+def test_pickles_of_mult_and_multibench_are_read(tmp_path: Path, ids: str, python2: bool) -> None:
+    splits = {name: mult_split(name, count, ids) for name, count in COUNTS.items()}
+    path = tmp_path / "mosi_data.pkl"
+    with path.open("wb") as file:
+        (Python2Pickler(file, 2) if python2 else pickle.Pickler(file, 4)).dump(splits)
+    corpus = read(path, REGRESSION)
+    assert corpus.vocabulary is None
+    assert corpus.modalities == ("text", "audio", "vision")
+    clips = {clip.clip_id: clip for clip in corpus.clips}
+    name, source = {
+        "times": ("train1$_$3.5_4.5", "train1"),
+        "segments": ("train1$_$3", "train1"),
+        "none": ("train-3", "train-3"),
+    }[ids]
+    assert clips[name].source == source
+    assert clips[name].label == splits["train"]["labels"][3, 0, 0]
+    np.testing.assert_array_equal(clips[name].frames["text"], splits["train"]["text"][3])
+    assert clips[name].frames["audio"].shape == (TOKENS, 74)
+
+
+@pytest.mark.parametrize("shape", [(4, 1, 5), (4, 2)])
+def test_labels_of_mult_with_another_shape_are_rejected(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    splits = {name: mult_split(name, count, "none") for name, count in COUNTS.items()}
+    splits["train"]["labels"] = np.zeros(shape)
+    with pytest.raises(UserError, match=rf"train: labels has shape {re.escape(str(shape))}"):
+        read(store(tmp_path / "m.pkl", splits), REGRESSION)
 
 
 @pytest.mark.parametrize("removed", ["text", "text_bert"])

@@ -3,6 +3,9 @@
 The layout is that of thuiar/MMSA's data_loader. Text comes as token ids from `text_bert`, else from `raw_text`. The
 stored `text` vectors are used only without both, because the vector of a clean sentence still contains words that a
 degradation removes later. The corpus lacks a modality that is not in every split.
+
+Pickles of yaohungt/MulT and pliang279/MultiBench are the same but for two columns: `labels` (N, 1, 1) for
+`regression_labels`, and `id` with video, start and end of each clip, or none. Their `text` is GloVe vectors.
 """
 
 import re
@@ -29,6 +32,8 @@ PUBLISHED = {
 }
 SPLITS = ("train", "valid", "test")
 _SEPARATOR = "$_$"
+_PLACE = re.compile(r"\[(\d+)\]$")
+_MOST_NAMED = 8
 _CHINESE_CHARACTER = re.compile("[\u4e00-\u9fff]")
 Columns = dict[str, Any]
 
@@ -40,7 +45,9 @@ def read(path: Path, task: Task, faults: list[str] | None = None) -> Corpus:
     """
     content = safe_pickle.read(path)
     if not isinstance(content, dict) or not set(SPLITS) <= set(content):
-        raise UserError(f"{path} is not an MMSA pickle: its top level must be a dict of train, valid and test.")
+        raise UserError(
+            f"{path} is not an MMSA pickle: its top level is {_seen(content)}, must be a dict of train, valid and test."
+        )
     splits = {name: _split(content[name], f"{path}, {name}") for name in SPLITS}
     streams = tuple(m for m in ("audio", "vision") if all(m in columns for columns in splits.values()))
     texts = [t for t in ("text_bert", "raw_text", "text") if all(t in columns for columns in splits.values())]
@@ -69,6 +76,8 @@ def _split(columns: Any, where: str) -> Columns:
     """Return the columns of a split that are used, checked for shape and equal length."""
     if not isinstance(columns, dict):
         raise UserError(f"{where}: a split must be a dict of columns.")
+    if "labels" in columns and "regression_labels" not in columns:
+        columns = _from_mult(columns, where)
     for key in ("id", "regression_labels"):
         if key not in columns:
             raise UserError(f"{where} lacks the column {key}.")
@@ -87,6 +96,42 @@ def _split(columns: Any, where: str) -> Columns:
         if len(column) != len(used["id"]):
             raise UserError(f"{where}: {key} has {len(column)} rows, but id has {len(used['id'])}.")
     return used
+
+
+def _seen(content: Any) -> str:
+    """Describe the top level of a pickle."""
+    if isinstance(content, dict):
+        names = [f"{key!r:.40}" for key in content]
+        return f"a dict with the keys {', '.join(names[:_MOST_NAMED])}" if names else "an empty dict"
+    return (
+        f"{type(content).__name__} of {len(content)}" if isinstance(content, list | tuple) else type(content).__name__
+    )
+
+
+def _from_mult(columns: dict[Any, Any], where: str) -> dict[Any, Any]:
+    """Return the columns of a MulT or MultiBench split with MMSA's names and shapes."""
+    try:
+        labels = np.asarray(columns["labels"], np.float64)
+    except (ValueError, TypeError):
+        raise UserError(f"{where}: labels must be an array of numbers.") from None
+    count = len(labels) if labels.ndim else 0
+    if labels.size != count:
+        raise UserError(f"{where}: labels has shape {labels.shape}, must have one number per clip, such as (N, 1, 1).")
+    split = where.rpartition(", ")[2]
+    items = _items(columns["id"], "id", where) if "id" in columns else [f"{split}-{i}" for i in range(count)]
+    names = [_mult_name(item, f"{where}, clip {i}: id") for i, item in enumerate(items)]
+    return {**columns, "regression_labels": labels.reshape(count), "id": names}
+
+
+def _mult_name(item: Any, where: str) -> str:
+    """Return the name of a clip, VIDEO$_$PLACE if its id has a video and a place within it."""
+    parts = [_mult_name(part, where) for part in item] if isinstance(item, np.ndarray | list | tuple) else None
+    if parts is None:
+        name = str(item) if isinstance(item, int | float | np.number) else safe_pickle.text(item, where)
+        return _PLACE.sub(rf"{_SEPARATOR}\1", name)  # VIDEO[3], as CMU-MultimodalSDK names segments
+    if not parts:
+        raise UserError(f"{where} is empty; it must name the clip.")
+    return _SEPARATOR.join([parts[0], "_".join(parts[1:])]) if len(parts) > 1 else parts[0]
 
 
 def _items(column: Any, key: str, where: str) -> list[Any]:
