@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from qamoe.config.task import Task, is_classification
+from qamoe.config.task import NO_LABEL, SEPARATOR, Task, is_classification, is_multilabel, label_number
 from qamoe.errors import UserError
 from qamoe.extractors.tokens import CHINESE, ENGLISH, Tokens
 
@@ -53,7 +53,7 @@ class LabelledClip:
     span: Utterance
     source: str  # the video or speaker; splits never share one
     split: str
-    label: float  # regression: the value; classification: the index of the class
+    label: float  # regression: the value; classification: the index of the class; multilabel: see config/task.py
     tokens: np.ndarray | None = None  # ready token ids, including CLS and SEP
     frames: dict[str, np.ndarray] = field(default_factory=dict)
 
@@ -173,7 +173,13 @@ def decimal_comma(cell: str) -> str:
 
 
 def label_value(label: str, task: Task, where: str) -> float:
-    """Convert a label to a number: its value in a regression task, the index of its class in a classification task."""
+    """Convert a label to a number: its value, the index of its class, or that of its labels, NAME;NAME or none."""
+    if is_multilabel(task):
+        names = [] if label == NO_LABEL else [name.strip() for name in label.split(SEPARATOR)]
+        unknown = next((name for name in names if name not in task.classes), None)
+        if unknown is not None:
+            raise UserError(f"{where}: label {unknown!r} is not {NO_LABEL} or one of {', '.join(task.classes)}.")
+        return label_number(name in names for name in task.classes)
     if is_classification(task):
         if label not in task.classes:
             raise UserError(f"{where}: label {label!r} is not one of the classes {', '.join(task.classes)}.")
