@@ -171,7 +171,8 @@ def multilabel(presence: np.ndarray, target: np.ndarray, labels: Sequence[str]) 
 
     A label is predicted from a probability of 1/2 on. For each label, as in sklearn: f1_<label> is f1_score (0 without
     a hit), weighted_f1_<label> that with average "weighted", balanced_acc_<label> is balanced_accuracy_score, which the
-    papers on CMU-MOSEI call weighted accuracy. The others are means over labels, but for exact_match: all labels right.
+    papers on CMU-MOSEI call weighted accuracy. The others are means over labels; exact_match
+    is the share of clips with all labels right.
     """
     presence = presence.astype(np.float64)
     has, predicted = present_labels(target, len(labels)), presence >= 0.5

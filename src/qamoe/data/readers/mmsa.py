@@ -4,7 +4,7 @@ The layout is that of thuiar/MMSA's data_loader. Text comes as token ids from `t
 stored `text` vectors are used only without both, because the vector of a clean sentence still contains words that a
 degradation removes later. The corpus lacks a modality that is not in every split.
 
-Pickles of yaohungt/MulT and pliang279/MultiBench are the same but for two columns: `labels` (N, 1, 1) for
+Pickles of yaohungt/MulT and pliang279/MultiBench are the same except for two columns: `labels` (N, 1, 1) for
 `regression_labels`, and `id` with video, start and end of each clip, or none. Their `text` is GloVe vectors.
 
 CMU-MOSEI has 7 labels in the order of CMU-MultimodalSDK's "All Labels": the sentiment, then the intensities from 0 to 3
