@@ -10,7 +10,7 @@ from typing import Any
 
 from qamoe.cli import inputs
 from qamoe.config.extractor_settings import TranscribeSettings
-from qamoe.config.task import has_classes, is_multilabel
+from qamoe.config.task import has_classes
 from qamoe.errors import UserError
 from qamoe.extractors.registry import extractors_of, recogniser_of
 from qamoe.extractors.transcribe import word_records
@@ -237,7 +237,9 @@ def _json_line(served: Served, row: Prediction) -> dict[str, Any]:
     """Return a prediction for JSON: clip, score or class, interval, trust and reasons first; null if there is none."""
     answer = row.answer
     of_classes = served.trained.classifies
-    what = "labels" if is_multilabel(served.trained.config["task"]) else "class" if of_classes else "score"
+    what = {"regression": "score", "classification": "class", "multilabel": "labels"}[
+        served.trained.config["task"]["kind"]
+    ]
     line: dict[str, Any] = {"clip": row.name or None, what: None}
     line |= {"interval": None, "trust": None if answer is None else answer["trust"], "reasons": row.reasons}
     if answer is not None and of_classes:
