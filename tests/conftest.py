@@ -195,7 +195,7 @@ def tiny_checkpoint(tiny_params: Any, tiny_stats: Any) -> Callable[..., Path]:
         if hasattr(network, "head"):
             with torch.no_grad():
                 network.head.out.weight.mul_(0.05)
-                network.head.out.bias.copy_(torch.tensor([answer, -2.0]))
+                network.head.out.bias.fill_(answer)[-1] = -2.0
         history = [
             {"epoch": e, "loss": 2.0 / e, "losses.task": 1.0 / e, "valid": 0.6, "seconds": 1.5} for e in (1, 2, 3)
         ]

@@ -173,11 +173,69 @@ def test_a_missing_folder_or_manifest_is_rejected(tmp_path: Path) -> None:
         read(tmp_path, REGRESSION)
 
 
-def test_a_link_out_of_the_folder_is_rejected(write: Write, tmp_path: Path) -> None:
+def test_a_link_out_of_the_folder_is_a_file_of_it_unless_others_fill_the_folder(write: Write, tmp_path: Path) -> None:
+    """DVC's cache.type symlink makes such links, and their targets have no suffix and no neighbours."""
     folder = write({"path": "media/link.mp4"})
     (folder / "media/link.mp4").symlink_to(tmp_path / "outside.mp4")
-    with pytest.raises(UserError, match=r"line 2: path 'media/link\.mp4' .*outside"):
+    (clip,) = read(folder, REGRESSION).clips
+    assert clip.media is not None
+    assert clip.media.path == folder.resolve() / "media/link.mp4"
+    with pytest.raises(UserError, match=r"line 2: path 'media/link\.mp4' .*link.* outside"):
+        read(folder, REGRESSION, links=False)
+
+
+def test_a_folder_of_media_may_be_a_link_but_a_path_may_not_climb_out_of_it(write: Write, tmp_path: Path) -> None:
+    (tmp_path / "disk/deep").mkdir(parents=True)
+    (tmp_path / "disk/deep/one.mp4").write_bytes(b"video")
+    (tmp_path / "disk/secret.mp4").write_bytes(b"video")
+    folder = write({"path": "nas/one.mp4"}, {"clip_id": "b", "path": "nas/../secret.mp4"})
+    (folder / "nas").symlink_to(tmp_path / "disk/deep")
+    faults: list[str] = []
+    assert [clip.clip_id for clip in read(folder, REGRESSION, faults).clips] == ["clip-1"]
+    assert len(faults) == 1
+    assert ", line 3: path 'nas/../secret.mp4' " in faults[0]
+
+
+@pytest.mark.parametrize(
+    ("path", "on_disk", "cause"),
+    [
+        ("media\\two.mp4", "media/two.mp4", "; write / and not \\ "),
+        ("media/caf\u00e9.mp4", "media/cafe\u0301.mp4", " form NFD; "),
+        ("media/cafe\u0301.mp4", "media/caf\u00e9.mp4", " form NFC; "),
+        ("media/two.mp4", "media/three.mp4", "folder."),
+    ],
+)
+def test_why_a_file_that_seems_to_be_there_is_not_found(write: Write, path: str, on_disk: str, cause: str) -> None:
+    folder = write({"path": path})
+    (folder / on_disk).write_bytes(b"video")
+    with pytest.raises(UserError, match=r"line 2: path .*does not exist") as raised:
         read(folder, REGRESSION)
+    assert cause in str(raised.value)
+
+
+def test_a_link_to_a_disk_that_is_not_there_is_named(write: Write) -> None:
+    folder = write({"path": "media/link.mp4"})
+    (folder / "media/link.mp4").symlink_to("/no-such-disk/one.mp4")
+    with pytest.raises(UserError, match=r"line 2: path 'media/link\.mp4' .*link to /no-such-disk/one\.mp4"):
+        read(folder, REGRESSION)
+
+
+@pytest.mark.parametrize(("separator", "name"), [(";", "semicolons"), ("\t", "tabs"), ("|", "bars")])
+def test_another_separator_is_named(write: Write, separator: str, name: str) -> None:
+    folder = write({})
+    path = folder / "manifest.csv"
+    path.write_text(path.read_text().replace(",", separator))
+    with pytest.raises(UserError, match=rf"manifest\.csv has {name} .* commas; .*decimal point"):
+        read(folder, REGRESSION)
+
+
+@pytest.mark.parametrize(("column", "number"), [("end_s", "2,4"), ("start_s", "0,25"), ("label", "-2,60")])
+def test_a_decimal_comma_is_named(write: Write, column: str, number: str) -> None:
+    with pytest.raises(
+        UserError, match=rf"line 2: {column} .*'{number}'.*write {number.replace(',', '.')}, "
+    ) as raised:
+        read(write({column: number}), REGRESSION)
+    assert "\n" not in str(raised.value)
 
 
 def test_a_folder_reached_by_a_link_is_read(write: Write, tmp_path: Path) -> None:

@@ -205,3 +205,53 @@ def test_registered_class_probabilities_are_the_calibrated_ones() -> None:
 
     assert gate.predicts_the_same(measured, registered).passed
     assert not gate.predicts_the_same(measured, lambda clips: registered(clips, power=1.0)).passed
+
+
+def measure_labels(presence: list[list[float]], target: list[float], **changed: Any) -> GateMeasurements:
+    """Return measurements of two labels, with their probabilities and the numbers of those that clips have."""
+    measured = measure([0.0] * len(target))
+
+    def with_labels(rows: pd.DataFrame, presence: list[list[float]]) -> pd.DataFrame:
+        number = rows["clip_id"].str.removeprefix("clip-").astype(int).to_numpy()
+        both = np.array(presence)[number]
+        prediction = (both >= 0.5) @ np.array([1.0, 2.0])
+        rows = rows.assign(target=np.array(target)[number], prediction=prediction)
+        return rows.assign(has_a=both[:, 0], has_b=both[:, 1])
+
+    champion = changed.pop("champion", None)
+    task: Any = {"kind": "multilabel", "classes": ["a", "b"]}
+    config: Any = {"task": task, "class_shares": [0.5, 0.25], "calibration": {"temperature": 1.0}}
+    return replace(
+        measured,
+        config=config,
+        candidate=with_labels(measured.candidate, presence),
+        champion=None if champion is None else with_labels(measured.candidate, champion),
+        **changed,
+    )
+
+
+def test_labels_pass_the_rules_of_classes() -> None:
+    target = [0.0, 1.0, 2.0, 3.0]
+    good = [[0.2, 0.2], [0.8, 0.2], [0.2, 0.8], [0.8, 0.8]]
+    half = [[0.8, 0.2], [0.2, 0.2], [0.8, 0.8], [0.2, 0.8]]  # the first label is always wrong
+    frequencies = gate.beats_the_frequencies(measure_labels(good, target), unused)
+    assert frequencies.passed
+    by_share = -(np.log(0.5) + np.log(0.75) / 2 + np.log(0.25) / 2) / 2
+    assert frequencies.numbers == {"nll": pytest.approx(-np.log(0.8)), "frequencies_nll": pytest.approx(by_share)}
+    better = gate.beats_champion_accuracy(measure_labels(good, target, champion=half), unused)
+    assert better.numbers["champion_accuracy"] == pytest.approx(0.5)
+    assert better.numbers["difference"] == pytest.approx(0.5)
+    kept = gate.keeps_every_slice(measure_labels(half, target, champion=good, tolerance=0.4), unused)
+    assert kept.numbers["clean"] == pytest.approx(0.5)
+    assert not kept.passed
+    assert gate.is_calibrated(measure_labels(good, target), unused).numbers["calibration_error"] == pytest.approx(0.2)
+    rules = gate.rules(measure_labels(good, target))
+    assert rules == (gate.predicts_the_same, gate.beats_the_frequencies, gate.is_calibrated)
+
+
+def test_registered_label_probabilities_are_the_calibrated_ones() -> None:
+    measured = measure_labels([[0.8, 0.2], [0.3, 0.6]], [1.0, 2.0])
+    clean = measured.candidate[measured.candidate["slice"] == "clean"].set_index("clip_id")
+    same = gate.predicts_the_same(measured, lambda clips: clean.loc[clips.index, ["has_a", "has_b"]])
+    assert same.passed
+    assert not gate.predicts_the_same(measured, lambda clips: clean.loc[clips.index, ["has_a", "has_b"]] + 0.1).passed

@@ -69,7 +69,7 @@ def assert_same_predictions(trained: Trained, path: Path, batches: int) -> None:
             for name in (*NAMES.values(), "confidence")
         }
         expected, outputs = predict(trained, pd.DataFrame(rows)), model(*padded(clips))
-        for name in expected.columns.drop(["class", "routing"], errors="ignore"):
+        for name in expected.columns.drop(["class", "labels", "routing"], errors="ignore"):
             if expected[name].notna().any():
                 np.testing.assert_allclose(outputs[name].numpy(), expected[name], atol=1e-5, err_msg=name)
         if expected["routing"].notna().any():
@@ -92,6 +92,19 @@ def test_the_file_includes_a_trained_text_encoder(
     tiny_checkpoint: Callable[..., Path], tiny_encoder: Callable[..., Path], tmp_path: Path
 ) -> None:
     trained = checkpoint.load(tiny_checkpoint(tmp_path / "checkpoint", encoder=tiny_encoder(tmp_path / "encoder")))
+    export(trained, tmp_path / "model.pt2")
+    assert_same_predictions(trained, tmp_path / "model.pt2", 24)
+
+
+@pytest.mark.slow
+def test_the_file_of_a_multilabel_model_has_the_calibrated_labels(
+    tiny_checkpoint: Callable[..., Path], tiny_stats: dict[str, Any], tmp_path: Path
+) -> None:
+    task = {"kind": "multilabel", "low": None, "high": None, "classes": ["happy", "sad", "fear"]}
+    stats = {key: value for key, value in tiny_stats.items() if not key.startswith("target_")}
+    stats |= {"task": task, "class_shares": [0.5, 0.3, 0.1]}
+    changed = {"task": task, "class_shares": stats["class_shares"], "calibration": {"temperature": 2.0}}
+    trained = checkpoint.load(tiny_checkpoint(tmp_path / "checkpoint", stats=stats, **changed))
     export(trained, tmp_path / "model.pt2")
     assert_same_predictions(trained, tmp_path / "model.pt2", 24)
 

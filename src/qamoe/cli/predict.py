@@ -10,7 +10,7 @@ from typing import Any
 
 from qamoe.cli import inputs
 from qamoe.config.extractor_settings import TranscribeSettings
-from qamoe.config.task import is_classification
+from qamoe.config.task import has_classes
 from qamoe.errors import UserError
 from qamoe.extractors.registry import extractors_of, recogniser_of
 from qamoe.extractors.transcribe import word_records
@@ -240,10 +240,13 @@ def _json_line(served: Served, row: Prediction) -> dict[str, Any]:
     """Return a prediction for JSON: clip, score or class, interval, trust and reasons first; null if there is none."""
     answer = row.answer
     of_classes = served.trained.classifies
-    line: dict[str, Any] = {"clip": row.name or None, "class" if of_classes else "score": None}
+    what = {"regression": "score", "classification": "class", "multilabel": "labels"}[
+        served.trained.config["task"]["kind"]
+    ]
+    line: dict[str, Any] = {"clip": row.name or None, what: None}
     line |= {"interval": None, "trust": None if answer is None else answer["trust"], "reasons": row.reasons}
     if answer is not None and of_classes:
-        line |= {"class": answer["label"], "probabilities": answer["probabilities"]}
+        line |= {what: answer["label" if what == "class" else what], "probabilities": answer["probabilities"]}
     elif answer is not None:
         line |= {"score": answer["score"], "interval": [answer["low_90"], answer["high_90"]]}
         line |= {"variance": answer["variance"]}
@@ -258,9 +261,10 @@ def _print_one(served: Served, row: Prediction, answer: dict[str, Any]) -> None:
 
     task = served.trained.config["task"]
     out = Console(highlight=False)
-    if "label" in answer:
+    if "probabilities" in answer:
         ordered = sorted(answer["probabilities"].items(), key=lambda pair: -pair[1])
-        out.print(f"class  {answer['label']}", style="bold", markup=False)
+        what = "labels" if "labels" in answer else "class"
+        out.print(f"{what}  {_answer_cells(answer)[0]}", style="bold", markup=False)
         out.print("       " + "  ".join(f"{name} {share:.0%}" for name, share in ordered), markup=False)
     else:
         low, high = answer["low_90"], answer["high_90"]
@@ -296,7 +300,7 @@ def _print_table(served: Served, rows: Sequence[Prediction]) -> None:
     from rich.text import Text
 
     config = served.trained.config
-    of_classes = is_classification(config["task"])
+    of_classes = has_classes(config["task"])
     table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column("\nclip", overflow="fold")
     for name in ("class", "probability") if of_classes else ("score", "90 % interval"):
@@ -320,6 +324,8 @@ def _print_table(served: Served, rows: Sequence[Prediction]) -> None:
 def _answer_cells(answer: dict[str, Any] | None) -> tuple[str, str]:
     if answer is None:
         return "-", ""
+    if "labels" in answer:
+        return ", ".join(answer["labels"]) or "none", ""
     if "label" in answer:
         return answer["label"], f"{answer['probabilities'][answer['label']]:.0%}"
     return f"{answer['score']:+.2f}", f"{answer['low_90']:+.2f} to {answer['high_90']:+.2f}"

@@ -3,7 +3,7 @@
 import csv
 import hashlib
 import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from qamoe.config.task import Task, is_classification
+from qamoe.config.task import NO_LABEL, SEPARATOR, Task, is_classification, is_multilabel, label_number
 from qamoe.errors import UserError
 from qamoe.extractors.tokens import CHINESE, ENGLISH, Reading, Tokens
 
@@ -20,6 +20,7 @@ _SHARES = (("train", 0.60), ("valid", 0.72), ("gate", 0.80), ("test", 1.0))
 
 
 _MOST_COLUMNS = 1000
+_SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 # What control characters mean where a table or a text was read as Latin-1: U+0092 is an apostrophe.
 WINDOWS_1252 = {number: bytes([number]).decode("cp1252", "ignore") or " " for number in range(0x80, 0xA0)}
 
@@ -53,7 +54,7 @@ class LabelledClip:
     span: Utterance
     source: str  # the video or speaker; splits never share one
     split: str
-    label: float  # regression: the value; classification: the index of the class
+    label: float  # regression: the value; classification: the index of the class; multilabel: see config/task.py
     tokens: np.ndarray | None = None  # ready token ids, including CLS and SEP
     frames: dict[str, np.ndarray] = field(default_factory=dict)
 
@@ -133,6 +134,7 @@ def open_table(file: Path, **how: Any) -> Iterator["csv.DictReader[str]"]:
             names = reader.fieldnames or []
             if len(names) > _MOST_COLUMNS:
                 raise UserError(f"{file} has {len(names)} columns; at most {_MOST_COLUMNS} are read.")
+            _check_separator(file, names, how.get("delimiter", ","))
             duplicates = [name for name in names if names.count(name) > 1 and name]
             if duplicates:
                 raise UserError(f"{file} has the column {duplicates[0]!r} more than once; columns must be unique.")
@@ -146,6 +148,16 @@ def open_table(file: Path, **how: Any) -> Iterator["csv.DictReader[str]"]:
         raise UserError(f"{file} is not readable: {error.strerror}.") from None
     except csv.Error as error:
         raise UserError(f"{file}, line {read + 1}: not valid {file.suffix.lstrip('.')} ({error}).") from None
+
+
+def _check_separator(file: Path, names: Sequence[str], separator: str) -> None:
+    """Reject a header whose names hang together, because another character is between them."""
+    other = next((character for character in ";\t,|" if len(names) == 1 and character in names[0]), None)
+    if other is not None:
+        raise UserError(
+            f"{file} has {_SEPARATORS[other]} between its columns, must have {_SEPARATORS[separator]}; save it again "
+            "with that separator, and numbers with a decimal point."
+        )
 
 
 def reject_ragged(row: Mapping[Any, Any], where: str) -> None:
@@ -162,8 +174,21 @@ def drawn_split(source: str) -> str:
     return next(split for split, upper in _SHARES if quantile < upper)
 
 
+def decimal_comma(cell: str) -> str:
+    """Return the end of a sentence for a number with a decimal comma; "" for any other cell."""
+    number = cell.strip().removeprefix("-").removeprefix("+")
+    whole, comma, rest = number.partition(",")
+    return f"; write {cell.replace(',', '.')}, with a decimal point" if comma and (whole + rest).isdecimal() else ""
+
+
 def label_value(label: str, task: Task, where: str) -> float:
-    """Convert a label to a number: its value in a regression task, the index of its class in a classification task."""
+    """Convert a label to a number: its value, the index of its class, or that of its labels, NAME;NAME or none."""
+    if is_multilabel(task):
+        names = [] if label == NO_LABEL else [name.strip() for name in label.split(SEPARATOR)]
+        unknown = next((name for name in names if name not in task.classes), None)
+        if unknown is not None:
+            raise UserError(f"{where}: label {unknown!r} is not {NO_LABEL} or one of {', '.join(task.classes)}.")
+        return label_number(name in names for name in task.classes)
     if is_classification(task):
         if label not in task.classes:
             raise UserError(f"{where}: label {label!r} is not one of the classes {', '.join(task.classes)}.")
@@ -171,7 +196,8 @@ def label_value(label: str, task: Task, where: str) -> float:
     try:
         value = float(label)
     except ValueError:
-        raise UserError(f"{where}: label {label!r} is not a number; this is a regression task.") from None
+        comma = decimal_comma(label)
+        raise UserError(f"{where}: label {label!r} is not a number; this is a regression task{comma}.") from None
     low, high = task.range
     if not low <= value <= high:
         raise UserError(f"{where}: label {value:g} is outside [{low:g}, {high:g}].")

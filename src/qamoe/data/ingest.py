@@ -45,7 +45,7 @@ def ingest(folder: Path, data: Path, task: Task) -> Ingested:
 
 def _ingest(folder: Path, data: Path, task: Task) -> Ingested:
     remove_abandoned(data, "media/.*.[0-9]*")
-    incoming = manifest.read(folder, task).clips
+    incoming = manifest.read(folder, task, links=False).clips
     existing = {clip.clip_id: clip for clip in manifest.read(data, task).clips}
     splits = {clip.source: clip.split for clip in existing.values()}
     incoming_rows = _rows(folder / "manifest.csv")

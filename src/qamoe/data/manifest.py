@@ -6,6 +6,8 @@ one). Paths are relative and must stay inside the folder.
 """
 
 import json
+import os
+import unicodedata
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from qamoe.data.clip import (
     MediaSpan,
     check_clips,
     collect_faults,
+    decimal_comma,
     drawn_split,
     label_value,
     open_table,
@@ -29,11 +32,14 @@ TRACK = "audio_track"  # optional column: the number, language or title of the t
 GENERATOR_VERSION = 1
 
 
-def read(path: Path, task: Task, faults: list[str] | None = None) -> Corpus:
+def read(path: Path, task: Task, faults: list[str] | None = None, *, links: bool = True) -> Corpus:
     """Read and check manifest.csv. Raises UserError if the corpus as a whole is invalid.
 
-    If `faults` is a list, errors of single rows are appended to it and the other rows are read.
+    If `faults` is a list, errors of single rows are appended to it and the other rows are read. `links`: media may be
+    links that lead out of the folder, as into DVC's cache; say no for a folder that others fill.
     """
+    if path.is_file():
+        raise UserError(f"{path} is a file; it must be a folder with media and a manifest.csv, such as {path.parent}.")
     if not path.is_dir():
         raise UserError(
             f"The data folder {path} does not exist; run 'dvc pull data.dvc' for the sample corpus, "
@@ -43,7 +49,7 @@ def read(path: Path, task: Task, faults: list[str] | None = None) -> Corpus:
     if not manifest.is_file():
         raise UserError(f"{manifest} does not exist; its header must be {','.join(COLUMNS)}.")
     root = path.resolve()
-    clips = _rows(manifest, root, task, faults)
+    clips = _rows(manifest, root, task, faults, links)
     check_clips(clips, str(manifest), faults)
     return Corpus(clips, ("text", "audio", "vision"), about={"corpus": "clips"})
 
@@ -73,7 +79,7 @@ def read_generated(path: Path, task: Task, faults: list[str] | None = None) -> C
     return Corpus(corpus.clips, corpus.modalities, about={"corpus": "sample", **about}, generated=True)
 
 
-def _rows(manifest: Path, root: Path, task: Task, faults: list[str] | None) -> list[LabelledClip]:
+def _rows(manifest: Path, root: Path, task: Task, faults: list[str] | None, links: bool) -> list[LabelledClip]:
     clips = []
     with open_table(
         manifest, strict=True
@@ -83,7 +89,7 @@ def _rows(manifest: Path, root: Path, task: Task, faults: list[str] | None) -> l
             raise UserError(f"{manifest} lacks the column {missing[0]}; its header must be {','.join(COLUMNS)}.")
         for row in reader:
             with collect_faults(faults):
-                clips.append(_clip(row, root, task, f"{manifest}, line {reader.line_num}"))
+                clips.append(_clip(row, root, task, f"{manifest}, line {reader.line_num}", links))
     return clips
 
 
@@ -96,7 +102,7 @@ def seconds(text: str, name: str, where: str) -> float | None:
     except ValueError:
         value = -1.0
     if not 0 <= value < float("inf"):
-        raise UserError(f"{where}: {name} is {text!r}, must be a time in seconds of at least 0.")
+        raise UserError(f"{where}: {name} is {text!r}, must be a time in seconds of at least 0{decimal_comma(text)}.")
     return value
 
 
@@ -109,23 +115,46 @@ def span(cell: Mapping[str, str], where: str) -> tuple[float, float | None]:
     return start, end
 
 
-def resolve_media(path: str, root: Path, where: str) -> Path:
-    """Return the media file that a manifest names. Raises UserError if it does not exist or is outside `root`."""
+def resolve_media(path: str, root: Path, where: str, *, links: bool = False) -> Path:
+    """Return the media file that a manifest names. Raises UserError if it does not exist or is outside `root`.
+
+    `links`: a file stands where its name says, wherever it leads as a link. Otherwise it stands where it leads, so that
+    nobody who fills the folder can have another file of this machine read.
+    """
+    stands = Path(os.path.normpath(root / path))
     try:
-        media = (root / path).resolve()
+        media = stands.resolve()
         inside, exists = media.is_relative_to(root), media.is_file()
+        if links and stands.is_relative_to(root):
+            media, inside = stands, True
     except PermissionError as error:
         raise UserError(f"{where}: path {path!r} is not readable: {error.strerror}.") from None
     except (ValueError, OSError, RuntimeError):  # a NUL character, a name that is too long, circular links
         inside, exists = True, False
     if not inside:
-        raise UserError(f"{where}: path {path!r} is outside the corpus folder.")
+        link = "is a link that leads" if stands.is_relative_to(root) else "is"
+        raise UserError(f"{where}: path {path!r} {link} outside the corpus folder.")
     if not exists:
-        raise UserError(f"{where}: path {path!r} does not exist in the corpus folder.")
+        raise UserError(f"{where}: path {path!r} does not exist in the corpus folder{_cause(path, root, stands)}.")
     return media
 
 
-def _clip(row: dict[str, str | None], root: Path, task: Task, where: str) -> LabelledClip:
+def _cause(path: str, root: Path, stands: Path) -> str:
+    """Return why a file that seems to be there is not found, and the way out; "" if nothing is known."""
+    forms = "its name on disk has accents in Unicode's form {}; write the table from the names on disk, or rename it"
+    others = {
+        "write / and not \\ between folders": path.replace("\\", "/"),
+        **{forms.format(form): unicodedata.normalize(form, path) for form in ("NFC", "NFD")},
+    }
+    for cause, other in others.items():
+        file = Path(os.path.normpath(root / other))
+        if file.is_relative_to(root) and os.path.isfile(file):  # noqa: PTH113  # Path.is_file may raise
+            return f"; {cause}"
+    # As above: Path.is_symlink may raise.
+    return f"; it is a link to {os.readlink(stands)}, which is not there" if os.path.islink(stands) else ""  # noqa: PTH114, PTH115
+
+
+def _clip(row: dict[str, str | None], root: Path, task: Task, where: str, links: bool) -> LabelledClip:
     reject_ragged(row, where)
     cell = {name: (row.get(name) or "").strip() for name in (*COLUMNS, TRACK)}
     for name in ("clip_id", "source", "path", "label"):
@@ -133,7 +162,7 @@ def _clip(row: dict[str, str | None], root: Path, task: Task, where: str) -> Lab
             raise UserError(f"{where}: {name} is empty.")
     if cell["split"] not in ("", *SPLITS):
         raise UserError(f"{where}: split is {cell['split']!r}, must be {', '.join(SPLITS)} or empty.")
-    path = resolve_media(cell["path"], root, where)
+    path = resolve_media(cell["path"], root, where, links=links)
     start_s, end_s = span(cell, where)
     return LabelledClip(
         span=MediaSpan(

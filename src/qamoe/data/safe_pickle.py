@@ -18,6 +18,7 @@ from typing import IO, Any
 import numpy as np
 
 from qamoe.data import pickle_child
+from qamoe.data.file_kinds import other_than_pickle, pickle_in
 from qamoe.errors import UserError
 
 # An import, and not a script, because Python keeps the compiled form of a module only.
@@ -34,7 +35,12 @@ def read(path: Path, encoding: str = "utf-8") -> Any:
     """
     try:
         if not stat.S_ISREG(path.stat().st_mode):
-            raise UserError(f"{path} is {'a folder' if path.is_dir() else 'not a file'}; it must be a pickle file.")
+            inside = pickle_in(path) if path.is_dir() else None
+            such_as = f", such as {inside}" if inside else ""
+            kind = "a folder" if path.is_dir() else "not a file"
+            raise UserError(f"{path} is {kind}; it must be a pickle file{such_as}.")
+        if other := other_than_pickle(path):
+            raise UserError(f"{path} {other}.")
         with path.open("rb", buffering=0) as file, tempfile.TemporaryFile() as answer:
             _interpret(path, file, answer, encoding)
             answer.seek(0)

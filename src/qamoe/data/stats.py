@@ -42,7 +42,7 @@ class TextStats(TypedDict, total=False):
 
 
 class Stats(TypedDict):
-    """The whole file. target_mean and target_std exist for regression, class_shares for classification."""
+    """The whole file. target_mean and target_std exist for regression, class_shares for classes."""
 
     task: TaskDescription
     modalities: list[str]

@@ -14,9 +14,10 @@ from pathlib import Path
 import numpy as np
 
 from qamoe.config.params import Extract
-from qamoe.config.task import Task, is_classification
+from qamoe.config.task import Task, has_classes, is_multilabel, label_names
 from qamoe.data.arrow_store import SPLITS
 from qamoe.data.clip import Corpus, LabelledClip, MediaSpan, check_text, collect_faults, open_table, text_reading
+from qamoe.data.file_kinds import pickle_in
 from qamoe.data.manifest import COLUMNS
 from qamoe.data.readers import READERS, iemocap, meld, mintrec
 from qamoe.data.subtitles import TRANSCRIPTS
@@ -119,7 +120,7 @@ def _task(path: Path, kind: str, configured: Task, findings: Findings) -> Task:
     elif kind == "iemocap" and len(configured.classes) not in iemocap.CLASSES:
         ways = 4 if (path / "IEMOCAP_features_raw_4way.pkl").is_file() else 6
         classes = iemocap.CLASSES[ways]
-    elif kind in ("clips", "sample") and not is_classification(configured):
+    elif kind in ("clips", "sample") and not has_classes(configured):
         classes = _label_classes(path / "manifest.csv")
     if not classes:
         return configured
@@ -205,7 +206,14 @@ def _without_manifest(path: Path, findings: Findings, watch: Watch) -> None:
     findings.summary += [f"{len(files)} media files", *left_out]
     if files:
         findings.summary += ["", "Write a manifest.csv with one row per clip and this header:", ",".join(COLUMNS)]
-    findings.errors.append(f"{path} has no manifest.csv and is not a known kind of corpus.")
+    inside = pickle_in(path)
+    table = next((file.name for file in sorted(path.glob("*.csv"))), None)
+    way_out = ""
+    if inside is not None:
+        way_out = f" It holds the pickle {inside.name}; check it by 'qamoe check {inside}'."
+    elif table is not None:
+        way_out = f" It holds the table {table}; if it lists the clips, name it manifest.csv."
+    findings.errors.append(f"{path} has no manifest.csv and is not a known kind of corpus.{way_out}")
 
 
 def _inspect_media(clips: list[LabelledClip], watch: Watch) -> Inspected:
@@ -270,15 +278,15 @@ def _summarise(corpus: Corpus, kind: str, path: Path, task: Task, inspected: Ins
 def _label_lines(clips: list[LabelledClip], task: Task) -> Iterator[str]:
     by_split = {split: [clip for clip in clips if clip.split == split] for split in SPLITS}
     yield ""
-    yield "split    clips  sources" + ("" if is_classification(task) else "    mean   sd  min to max")
+    yield "split    clips  sources" + ("" if has_classes(task) else "    mean   sd  min to max")
     for split, members in by_split.items():
         line = f"{split:6} {len(members):7} {len({clip.source for clip in members}):8}"
         labels = np.array([clip.label for clip in members])
-        if not is_classification(task) and members:
+        if not has_classes(task) and members:
             line += f"   {labels.mean():+.2f} {labels.std():.2f}  {labels.min():g} to {labels.max():g}"
         yield line
     yield ""
-    if not is_classification(task):
+    if not has_classes(task):
         edges = np.linspace(*task.range, 8)
         counts, _ = np.histogram([clip.label for clip in clips], edges)
         yield "label" + " " * 11 + "clips"
@@ -286,9 +294,15 @@ def _label_lines(clips: list[LabelledClip], task: Task) -> Iterator[str]:
             yield f"{low:+.2f} to {high:+.2f} {n:6}"
     else:
         yield f"{'class':16}" + "".join(f"{split:>7}" for split in SPLITS)
-        for i, name in enumerate(task.classes):
-            yield f"{name:16}" + "".join(f"{sum(c.label == i for c in members):7}" for members in by_split.values())
+        for name in task.classes:
+            with_class = [sum(name in _names(clip, task) for clip in members) for members in by_split.values()]
+            yield f"{name:16}" + "".join(f"{count:7}" for count in with_class)
     yield ""
+
+
+def _names(clip: LabelledClip, task: Task) -> list[str]:
+    """Return the classes that a clip has."""
+    return label_names(clip.label, task.classes) if is_multilabel(task) else [task.classes[int(clip.label)]]
 
 
 def _read_text(
@@ -352,9 +366,11 @@ def _check_splits(corpus: Corpus, task: Task, findings: Findings) -> None:
     for split, stage in (("train", "preprocess"), ("valid", "train"), ("test", "evaluate")):
         if corpus.clips and not any(clip.split == split for clip in corpus.clips):
             findings.errors.append(f"The {split} split has no clips; the stage {stage} needs some.")
-    labels = {clip.label for clip in corpus.clips if clip.split == "train"}
-    if is_classification(task) and labels:
-        absent = [name for i, name in enumerate(task.classes) if i not in labels]
+    train = [clip for clip in corpus.clips if clip.split == "train"]
+    labels = {clip.label for clip in train}
+    if has_classes(task) and labels:
+        seen = {name for clip in train for name in _names(clip, task)}
+        absent = [name for name in task.classes if name not in seen]
         if absent:
             findings.warnings.append(f"The train split has no clips of class {', '.join(absent)}.")
     elif len(labels) == 1:

@@ -13,7 +13,8 @@ import pandas as pd
 
 from qamoe.errors import UserError
 from qamoe.evaluation import summary
-from qamoe.evaluation.metrics import classes_of
+from qamoe.evaluation.metrics import classes_of, labels_of
+from qamoe.models.calibration import present_labels
 
 MODALITIES = ("text", "audio", "vision")
 KEYS = ["clip_id", "cell", "draw"]
@@ -62,6 +63,14 @@ def _class_counts(rows: pd.DataFrame) -> np.ndarray:
     return np.concatenate([predicted & true, predicted, true], axis=1).astype(float)
 
 
+def _label_counts(rows: pd.DataFrame) -> np.ndarray:
+    """Return hits, predictions and targets of each label, (N, 3 C)."""
+    labels = labels_of(rows)
+    predicted = rows[labels].to_numpy(float) >= 0.5
+    true = present_labels(rows["target"].to_numpy(), len(labels))
+    return np.concatenate([predicted & true, predicted, true], axis=1).astype(float)
+
+
 def _mean(means: np.ndarray) -> np.ndarray:
     return means[..., 0]
 
@@ -91,6 +100,18 @@ def _macro_f1(means: np.ndarray) -> np.ndarray:
     return f1.sum(-1) / present.sum(-1)
 
 
+def _label_accuracy(means: np.ndarray) -> np.ndarray:
+    hits, predicted, true = np.split(means, 3, axis=-1)
+    return (1 - predicted - true + 2 * hits).mean(-1)
+
+
+def _label_f1(means: np.ndarray) -> np.ndarray:
+    """Return the mean F1 over all labels, as in metrics.py."""
+    hits, predicted, true = np.split(means, 3, axis=-1)
+    present = predicted + true > 0
+    return np.where(present, 2 * hits / np.where(present, predicted + true, 1.0), 0.0).mean(-1)
+
+
 # Metric -> (moments of each row, the metric from their means over clips). Sums per source make resampling cheap.
 REGRESSION: dict[str, tuple[Moments, Finish]] = {
     "mae": (_mae, _mean),
@@ -102,6 +123,12 @@ REGRESSION: dict[str, tuple[Moments, Finish]] = {
 CLASSIFICATION: dict[str, tuple[Moments, Finish]] = {
     "accuracy": (_class_counts, _accuracy),
     "macro_f1": (_class_counts, _macro_f1),
+}
+
+
+MULTILABEL: dict[str, tuple[Moments, Finish]] = {
+    "accuracy": (_label_counts, _label_accuracy),
+    "macro_f1": (_label_counts, _label_f1),
 }
 
 
@@ -154,6 +181,8 @@ def weights(predictions: pd.DataFrame) -> pd.Series:
 
 def metrics_of(predictions: pd.DataFrame) -> dict[str, tuple[Moments, Finish]]:
     """Return the metrics by which these predictions can be compared."""
+    if labels_of(predictions):
+        return MULTILABEL
     return CLASSIFICATION if classes_of(predictions) else REGRESSION
 
 

@@ -4,17 +4,19 @@ Accuracies are shares in [0, 1]. docs/how/evaluation.md explains the details: ro
 the argument order of F1, the correlation of a constant prediction, and the MAE of predictions that are not clipped.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from qamoe.models.calibration import tempered
+from qamoe.models.calibration import present_labels, tempered, tempered_labels
 
 Metrics = dict[str, float]
 
 LIMITS = (-3.0, 3.0)  # of the labels of MOSI and MOSEI
 SIMS = (-1.0, 1.0)  # of the labels of CH-SIMS, which has its own accuracies
 SIMS_CUTS = {"2": (0.0,), "3": (-0.1, 0.1), "5": (-0.7, -0.1, 0.1, 0.7)}
+LABEL = "has_"  # before the name of a label in the column of its probability
 BINS = 15  # of confidence in the calibration error of classes
 LOWER_IS_BETTER = ("mae", "nll", "corr_undefined", "width_", "calibration_error", "risk_coverage")  # prefixes
 
@@ -164,6 +166,40 @@ def classification(probabilities: np.ndarray, target: np.ndarray) -> Metrics:
     }
 
 
+def multilabel(presence: np.ndarray, target: np.ndarray, labels: Sequence[str]) -> Metrics:
+    """Return all metrics of a multilabel task; presence (N, C) probabilities of `labels`, target (N,) numbers.
+
+    A label is predicted from a probability of 1/2 on. For each label, as in sklearn: f1_<label> is f1_score (0 without
+    a hit), weighted_f1_<label> that with average "weighted", balanced_acc_<label> is balanced_accuracy_score, which the
+    papers on CMU-MOSEI call weighted accuracy. The others are means over labels; exact_match
+    is the share of clips with all labels right.
+    """
+    presence = presence.astype(np.float64)
+    has, predicted = present_labels(target, len(labels)), presence >= 0.5
+    right = has == predicted
+    by_label: Metrics = {}
+    for index, name in enumerate(labels):
+        ours, theirs = predicted[:, index], has[:, index]
+        _, by_label[f"weighted_f1_{name}"], by_label[f"balanced_acc_{name}"] = _binary(ours, theirs)
+        by_label[f"f1_{name}"] = 2 * float((ours & theirs).sum()) / max(float(ours.sum() + theirs.sum()), 1.0)
+
+    def mean(metric: str) -> float:
+        return float(np.mean([by_label[f"{metric}_{name}"] for name in labels]))
+
+    confidence = np.where(predicted, presence, 1 - presence)
+    return {
+        "accuracy": float(right.mean()),
+        "macro_f1": mean("f1"),
+        "weighted_f1": mean("weighted_f1"),
+        "balanced_acc": mean("balanced_acc"),
+        "exact_match": float(right.all(1).mean()),
+        "nll": float(-np.log(np.where(has, presence, 1 - presence).clip(1e-12)).mean()),
+        "calibration_error": _expected_calibration_error(confidence.ravel(), right.ravel()),
+        "risk_coverage": risk_coverage(1 - right.mean(1), -confidence.mean(1)),
+        **by_label,
+    }
+
+
 def _expected_calibration_error(confidence: np.ndarray, hit: np.ndarray) -> float:
     """Return the weighted gap between accuracy and confidence in 15 bins (b, b + 1] / 15 (Guo et al. 2017)."""
     bin_index = np.ceil(confidence * BINS).clip(1, BINS).astype(int) - 1
@@ -172,8 +208,22 @@ def _expected_calibration_error(confidence: np.ndarray, hit: np.ndarray) -> floa
 
 
 def classes_of(rows: Any) -> list[str]:
-    """Return the columns of class probabilities in class order; empty for a regression task."""
+    """Return the columns of class probabilities in class order; empty for another task."""
     return [column for column in rows if str(column).startswith("p_")]
+
+
+def labels_of(rows: Any) -> list[str]:
+    """Return the columns of label probabilities in the order of the task; empty for a task that is not multilabel."""
+    return [column for column in rows if str(column).startswith(LABEL)]
+
+
+def errors(rows: Any) -> np.ndarray:
+    """Return the error of each row (N,): the absolute error, 1 for a wrong class, or the share of wrong labels."""
+    if labels := labels_of(rows):
+        sides = [present_labels(rows[name].to_numpy(), len(labels)) for name in ("prediction", "target")]
+        return np.asarray((sides[0] != sides[1]).mean(1))
+    gap = np.abs(rows["prediction"].to_numpy(float) - rows["target"].to_numpy(float))
+    return (gap > 0).astype(float) if classes_of(rows) else gap
 
 
 def of_predictions(
@@ -187,5 +237,8 @@ def of_predictions(
     target = rows["target"].to_numpy()
     if classes := classes_of(rows):
         return classification(tempered(rows[classes].to_numpy(np.float64), temperature), target)
+    if labels := labels_of(rows):
+        presence = tempered_labels(rows[labels].to_numpy(np.float64), temperature)
+        return multilabel(presence, target, [name.removeprefix(LABEL) for name in labels])
     prediction, variance = rows["prediction"].to_numpy(), rows["variance"].to_numpy()
     return regression(prediction, target, limits) | uncertainty(prediction, variance, target, sigmas)

@@ -294,7 +294,10 @@ def predicted(
     columns: dict[str, Any] = {f"{n}_{m}": np.full(clips, nan, np.float32) for m in MODALITIES for n in ("r", "trust")}
     model_columns = prediction_columns(prediction, trained.config, trust)
     columns |= {name: column.float().cpu().numpy() for name, column in model_columns.items()}
-    if prediction.probabilities is None:
+    if prediction.presence is not None:
+        has = prediction.presence.float().cpu().numpy() >= 0.5
+        columns |= {"prediction": has @ 2.0 ** np.arange(has.shape[1]), "variance": np.full(clips, nan)}
+    elif prediction.probabilities is None:
         columns["prediction"] = columns.pop("score")
     else:
         best = prediction.probabilities.float().cpu().numpy().argmax(1)
@@ -306,7 +309,7 @@ def predicted(
 
 
 def _schema(rows: pd.DataFrame) -> pa.Schema:
-    numbers = ["target", "prediction", "variance", *(c for c in map(str, rows) if c.startswith("p_"))]
+    numbers = ["target", "prediction", "variance", *metrics.classes_of(rows), *metrics.labels_of(rows)]
     return pa.schema(
         [(c, pa.string()) for c in ("clip_id", "source", "slice", "cell")]
         + [("draw", pa.int32())]

@@ -16,9 +16,10 @@ scale theirs is not known in detail.
 import numpy as np
 import pandas as pd
 
-from qamoe.evaluation.metrics import classes_of
+from qamoe.evaluation.metrics import classes_of, labels_of
 from qamoe.evaluation.quality_permutation import MixedDraw
 from qamoe.evaluation.summary import INTERVENTIONS
+from qamoe.models.calibration import present_labels
 from qamoe.models.checkpoint import Trained
 from qamoe.rng import MODALITIES
 
@@ -63,7 +64,7 @@ def diagnose(trained: Trained, draw: MixedDraw, permutations: int, seed: int) ->
             elif name in keys:
                 given[has, index] = in_order_of(keys[name][has, index], r[has, index], random)
         columns = draw.under(trained, given)
-        shown = columns[["prediction", *classes_of(columns), *(f"r_{m}" for m in modalities)]]
+        shown = columns[["prediction", *classes_of(columns), *labels_of(columns), *(f"r_{m}" for m in modalities)]]
         clips = draw.rows[["clip_id", "source", "slice", "cell", "draw", "target"]]
         tables.append(clips.assign(intervention=name, permutation=number).join(shown))
     return pd.concat(tables, ignore_index=True)
@@ -77,10 +78,13 @@ def _present(draw: MixedDraw, modality: str) -> np.ndarray:
 def _rightness(trained: Trained, draw: MixedDraw, quality: np.ndarray) -> np.ndarray:
     """Return how right each clip (N,) is predicted when all clips have the r of `quality` (M,).
 
-    That is minus the absolute error, or the probability of the target's class.
+    That is minus the absolute error, or the probability of the target's class, or the mean one of the right labels.
     """
     columns = draw.under(trained, np.tile(quality, (len(draw.rows), 1)))
     target = draw.rows["target"].to_numpy()
     if classes := classes_of(columns):
         return columns[classes].to_numpy(float)[np.arange(len(target)), target.astype(int)]
+    if labels := labels_of(columns):
+        presence = columns[labels].to_numpy(float)
+        return np.asarray(np.where(present_labels(target, len(labels)), presence, 1 - presence).mean(1))
     return -np.abs(columns["prediction"].to_numpy(float) - target)

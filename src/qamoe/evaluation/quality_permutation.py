@@ -14,6 +14,7 @@ from torch import Tensor
 
 from qamoe.dataset.degraded_split import DegradedSplit
 from qamoe.evaluation.encoding_cache import Encodings, of_checkpoint
+from qamoe.evaluation.metrics import classes_of, labels_of
 from qamoe.evaluation.protocol import Cell, batched, predicted
 from qamoe.models.checkpoint import Trained
 from qamoe.rng import MODALITIES
@@ -85,7 +86,8 @@ def permuted_quality(
     number of the permutation, and r and trust are the permuted ones.
     """
     replaced = {"draw", "prediction", "variance", "routing", *(f"{v}_{m}" for v in ("r", "trust") for m in MODALITIES)}
-    kept = [column for column in map(str, draw.rows) if column not in replaced and not column.startswith("p_")]
+    replaced |= {*classes_of(draw.rows), *labels_of(draw.rows)}
+    kept = [column for column in map(str, draw.rows) if column not in replaced]
     for (within, number), donor_rows in donors_of.items():
         columns = draw.under(trained, r[donor_rows[draw.number]])
         yield draw.rows[kept].assign(draw=number, within=within).join(columns)

@@ -15,7 +15,7 @@ import pandas as pd
 from qamoe.errors import UserError
 from qamoe.evaluation.auroc import probability_above
 from qamoe.evaluation.bootstrap import DRAWS, MODALITIES, interval, metrics_of, over_sources
-from qamoe.evaluation.metrics import classes_of
+from qamoe.evaluation.metrics import errors
 from qamoe.evaluation.summary import INTERVENTIONS
 
 GRADED = ("missing", "noise", "burst", "alone")  # slices in which r is measured along the severities
@@ -107,7 +107,7 @@ def auroc(rows: pd.DataFrame) -> pd.DataFrame:
 class PermutedQuality(NamedTuple):
     """Relative rise of the error on mixed when r is exchanged between clips, with its 95 % interval over sources.
 
-    The error is the MAE, or the error rate in classification.
+    The error is the MAE, or the rate of wrong classes or labels.
     """
 
     rise: float
@@ -132,9 +132,7 @@ def permuted_quality(rows: pd.DataFrame, exchanged: pd.DataFrame, draws: int = D
         raise UserError("broken.parquet and predictions.parquet have different clips or cells; evaluate again.")
     maes = []
     for side in (exchanged, intact):
-        gap = (side["prediction"] - side["target"]).abs().to_numpy(float)[:, None]
-        error = (gap > 0).astype(float) if classes_of(side) else gap
-        values, groups = over_sources(side, error, draws=draws, seed=seed)
+        values, groups = over_sources(side, errors(side)[:, None], draws=draws, seed=seed)
         cell_sizes = groups.groupby(["seed", "cell"], observed=True)["cell"].transform("size").to_numpy()
         maes.append(values @ (1 / cell_sizes) / (1 / cell_sizes).sum())
     rise = interval(maes[0] / maes[1] - 1, intact["source"].nunique())
@@ -156,7 +154,7 @@ def intervention_effects(rows: pd.DataFrame, draws: int = DRAWS, seed: int = 0) 
     rows: of diagnostic.parquet, with a column seed. Metrics: MAE and 2-class accuracy, or the accuracy for classes.
     """
     measured: dict[str, dict[str, Effect]] = {name: {} for name in INTERVENTIONS}
-    for metric in ("accuracy",) if classes_of(rows) else ("mae", "acc2_non0"):
+    for metric in ("accuracy",) if "accuracy" in metrics_of(rows) else ("mae", "acc2_non0"):
         moments, finish = metrics_of(rows)[metric]
         native: np.ndarray | None = None
         for name in INTERVENTIONS:

@@ -8,7 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from qamoe.config.task import TaskDescription, is_classification
+from qamoe.config.task import TaskDescription, is_classification, is_multilabel
 from qamoe.extractors.registry import extractors_of, recogniser_of
 from qamoe.inference import predict
 from qamoe.models import checkpoint
@@ -65,6 +65,8 @@ def signature(task: TaskDescription) -> Any:
     outputs: list[Any] = [ColSpec(DataType.double, name) for name in predict.numeric_columns(task)]
     if is_classification(task):
         outputs.insert(0, ColSpec(DataType.string, "class"))
+    elif is_multilabel(task):
+        outputs.insert(0, ColSpec(DataType.string, "labels"))
     outputs.append(ColSpec(Array(DataType.double), "routing", required=False))
     return ModelSignature(outputs=Schema(outputs))
 

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from qamoe.config.task import TaskDescription, is_classification
+from qamoe.config.task import SEPARATOR, TaskDescription, is_classification, is_multilabel
 from qamoe.data.batch import Batch, pad
 from qamoe.data.normalise import Columns, clean
 from qamoe.data.stats import FrameStats
@@ -23,7 +23,7 @@ from qamoe.extractors.bge_small import BgeSmall
 from qamoe.extractors.huggingface import HuggingFace
 from qamoe.extractors.minilm import MiniLM
 from qamoe.extractors.tokens import Tokens
-from qamoe.models.calibration import tempered
+from qamoe.models.calibration import tempered, tempered_labels
 from qamoe.models.checkpoint import Trained
 from qamoe.models.checkpoint_config import CheckpointConfig
 from qamoe.models.heads import prediction_columns
@@ -37,7 +37,9 @@ Change = Callable[[Batch], Batch]
 
 
 def numeric_columns(task: TaskDescription) -> tuple[str, ...]:
-    """Return the numeric output columns of a task: REGRESSION_COLUMNS, or p_<class> in place of a score."""
+    """Return the numeric columns of a task: REGRESSION_COLUMNS, or p_<class> or has_<label> in place of a score."""
+    if is_multilabel(task):
+        return (*(f"has_{name}" for name in task["classes"]), *RELIABILITY)
     if is_classification(task):
         return (*(f"p_{name}" for name in task["classes"]), *RELIABILITY)
     return REGRESSION_COLUMNS
@@ -45,7 +47,8 @@ def numeric_columns(task: TaskDescription) -> tuple[str, ...]:
 
 def output_columns(task: TaskDescription) -> list[str]:
     """Return the columns of `predict`, in order."""
-    return ["class"] * is_classification(task) + [*numeric_columns(task), "routing"]
+    name = ["class"] * is_classification(task) + ["labels"] * is_multilabel(task)
+    return [*name, *numeric_columns(task), "routing"]
 
 
 @torch.no_grad()
@@ -59,8 +62,9 @@ def predict(trained: Trained, rows: pd.DataFrame, device: str = "cpu", change: C
 
     score, low_90 and high_90 are in label units and not clipped to the label's range; the interval is conformal, fitted
     on the validation split. p_<class> are probabilities at the temperature of that split, and class is the most
-    probable class. trust is in [0, 1]; trust, r and routing (the share of each expert, summing to 1) are empty for a
-    model without them. Other rows change a row's prediction only by float rounding.
+    probable class; has_<label> are those of labels, and labels names those from 1/2 on. trust is in [0, 1]; trust, r
+    and routing (the share of each expert, summing to 1) are empty for a model without them. Other rows change a row's
+    prediction only by float rounding.
 
     `change` transforms the standardised frames and token ids before text is encoded, for example to show a degradation;
     the index values are the clip ids of its draws. Raises UserError for a value of another type or shape.
@@ -98,6 +102,8 @@ def predict(trained: Trained, rows: pd.DataFrame, device: str = "cpu", change: C
     if not trained.classifies:
         half_width = config["calibration"]["sigmas"]["0.9"] * np.sqrt(answers["variance"])
         answers["low_90"], answers["high_90"] = answers["score"] - half_width, answers["score"] + half_width
+    elif is_multilabel(task):
+        _name_labels(answers, task["classes"], config["calibration"]["temperature"])
     else:
         shares = [f"p_{name}" for name in task["classes"]]
         answers[shares] = tempered(answers[shares].to_numpy(), config["calibration"]["temperature"])
@@ -107,17 +113,33 @@ def predict(trained: Trained, rows: pd.DataFrame, device: str = "cpu", change: C
     return answers
 
 
+def _name_labels(answers: pd.DataFrame, classes: list[str], temperature: float) -> None:
+    """Calibrate the columns has_<label>, and insert the column labels: names joined by ;, empty for no label."""
+    columns = [f"has_{name}" for name in classes]
+    answers[columns] = tempered_labels(answers[columns].to_numpy(), temperature)
+    names = np.array(classes, object)
+    present = [SEPARATOR.join(names[has]) for has in answers[columns].to_numpy() >= 0.5]
+    answers.insert(0, "labels", pd.Series(present, answers.index, object))
+
+
 def json_answers(answers: pd.DataFrame) -> list[dict[str, Any]]:
     """Return each row of `predict` as JSON values: None if empty, trust and r by modality, p_<class> by class.
 
-    The keys are score, low_90, high_90 and variance, or label and probabilities; then trust, r and routing.
+    The keys are score, low_90, high_90 and variance, or label (in multilabel: labels, a list) and probabilities; then
+    trust, r and routing.
     """
-    classes = [name for name in map(str, answers) if name.startswith("p_")]
+    prefix = "has_" if "labels" in answers else "p_"
+    classes = [name for name in map(str, answers) if name.startswith(prefix)]
     rows = []
     for row in answers.to_dict("records"):
         if classes:
-            shares = {name.removeprefix("p_"): float(row[name]) for name in classes}
-            answer = {"label": row["class"], "probabilities": shares}
+            shares = {name.removeprefix(prefix): float(row[name]) for name in classes}
+            names = (
+                {"label": row["class"]}
+                if prefix == "p_"
+                else {"labels": list(filter(None, row["labels"].split(SEPARATOR)))}
+            )
+            answer = {**names, "probabilities": shares}
         else:
             answer = {name: float(row[name]) for name in ("score", "low_90", "high_90", "variance")}
         for name in ("trust", "r"):

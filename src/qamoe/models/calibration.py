@@ -38,6 +38,24 @@ def fit_temperature(logits: np.ndarray, target: np.ndarray) -> float:
     return float(np.exp(minimum.x))
 
 
+def present_labels(target: np.ndarray, labels: int) -> np.ndarray:
+    """Return which labels (N, C) the numbers (N,) of a multilabel task stand for (see config/task.py)."""
+    return (target.astype(np.int64)[:, None] >> np.arange(labels) & 1).astype(bool)
+
+
+def as_pairs(presence: np.ndarray) -> np.ndarray:
+    """Return the probabilities of labels (N, C) as those of two classes, absent and present, (N C, 2).
+
+    The temperature of labels is that of these pairs.
+    """
+    return np.stack([1 - presence, presence], -1).reshape(-1, 2)
+
+
+def tempered_labels(presence: np.ndarray, temperature: float) -> np.ndarray:
+    """Return the probabilities of labels (N, C) after their logits are divided by `temperature`."""
+    return tempered(as_pairs(presence), temperature)[:, 1].reshape(presence.shape)
+
+
 def tempered(probabilities: np.ndarray, temperature: float) -> np.ndarray:
     """Return probabilities (N, C) after their logits are divided by `temperature`."""
     from scipy.special import softmax

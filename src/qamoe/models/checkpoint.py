@@ -19,7 +19,7 @@ from torch import Tensor
 
 from qamoe.config.model_names import family
 from qamoe.config.params import Encoders, Params
-from qamoe.config.task import is_classification
+from qamoe.config.task import has_classes
 from qamoe.data.batch import Batch
 from qamoe.data.normalise import Columns
 from qamoe.data.stats import Stats, frame_stats, text_is_vectors
@@ -55,8 +55,8 @@ class Trained:
 
     @cached_property
     def classifies(self) -> bool:
-        """Whether the model predicts a class."""
-        return is_classification(self.config["task"])
+        """Whether the model predicts classes, one or any number of them."""
+        return has_classes(self.config["task"])
 
     @cached_property
     def columns(self) -> dict[str, Columns]:
@@ -181,7 +181,7 @@ def untrained_config(
         "inputs": inputs,
         "trained_on_generated": stats["generated"],
     }
-    if is_classification(stats["task"]):
+    if has_classes(stats["task"]):
         config["class_shares"] = stats["class_shares"]
     else:
         config["target_mean"], config["target_std"] = stats["target_mean"], stats["target_std"]

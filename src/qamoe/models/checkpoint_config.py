@@ -9,7 +9,7 @@ from pydantic_core import PydanticCustomError
 
 from qamoe.config.extractor_settings import extractor_settings
 from qamoe.config.params import first_mistake
-from qamoe.config.task import TaskDescription
+from qamoe.config.task import TaskDescription, TaskKind, has_classes
 from qamoe.data.stats import Stats
 from qamoe.errors import UserError
 
@@ -96,7 +96,7 @@ class _Checked(BaseModel):
 
 
 class _Task(_Checked):
-    kind: Literal["regression", "classification"]
+    kind: TaskKind
     low: Finite | None
     high: Finite | None
     classes: Annotated[list[str], Field(max_length=1000)]
@@ -166,7 +166,7 @@ class _Description(_Checked):
 def _disagreement(config: Any) -> str:
     """Return the first two parts of a model.json, whose types are right, that contradict each other; "" for none."""
     stats, task, modalities = config["stats"], config["task"], config["modalities"]
-    text, classifies = stats["text"], task["kind"] == "classification"
+    text, classifies = stats["text"], has_classes(task)
     vocabulary = text.get("vocabulary")
     problems = {
         "modalities": len(set(modalities)) < len(modalities) or not set(modalities) <= set(config["inputs"]),

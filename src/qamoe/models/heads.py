@@ -1,4 +1,5 @@
-"""Predictions, the head that all models share, and the targets: regression (Target) and classification (Classes).
+"""Predictions, the head that all models share, and the targets: regression (Target), classification (Classes) and
+multilabel (Labels).
 
 Only this module depends on the task. A model gets the number of outputs, an uninformed guess and a Prediction from its
 target, and never checks which task it has.
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from qamoe.config.task import is_classification
+from qamoe.config.task import is_classification, is_multilabel
 from qamoe.models.checkpoint_config import CheckpointConfig, UntrainedConfig
 from qamoe.models.training_step import Step
 
@@ -25,7 +26,8 @@ _SPREAD = 2.0  # standard deviation over classes of a probe's logits
 
 @dataclass(frozen=True)
 class Prediction:
-    """Predictions per clip: value and variance (B,) in label units (regression), or probabilities (B, C).
+    """Predictions per clip: value and variance (B,) in label units (regression), probabilities of classes (B, C), or
+    presence (B, C): the probability of each label of a multilabel task.
 
     `losses` are unweighted scalars by name. Some models also have reliability r (B, M), fusion weights (B, M) and
     routing weights (B, M + 1, M or 1, E).
@@ -38,17 +40,20 @@ class Prediction:
     fusion: Tensor | None = None
     routing: Tensor | None = None
     probabilities: Tensor | None = None
+    presence: Tensor | None = None
 
 
 def prediction_columns(prediction: Prediction, config: CheckpointConfig, trust: Tensor | None) -> dict[str, Tensor]:
     """Return the columns, (B,) each, of a prediction by the model that `config` describes, uncalibrated.
 
-    The columns are score and variance, or p_<class>; and, if the model has them, r_<modality>, trust_<modality> (from
-    `trust` (B, M)) and routing, the mean share of each expert (B, E).
+    The columns are score and variance, p_<class>, or has_<label>; and, if the model has them, r_<modality>,
+    trust_<modality> (from `trust` (B, M)) and routing, the mean share of each expert (B, E).
     """
     columns = {}
     if prediction.probabilities is not None:
         columns = {f"p_{name}": prediction.probabilities[:, i] for i, name in enumerate(config["task"]["classes"])}
+    elif prediction.presence is not None:
+        columns = {f"has_{name}": prediction.presence[:, i] for i, name in enumerate(config["task"]["classes"])}
     elif prediction.value is not None and prediction.variance is not None:
         columns = {"score": prediction.value, "variance": prediction.variance}
     for name, values in (("r", prediction.r), ("trust", trust)):
@@ -158,11 +163,58 @@ class Classes(nn.Module):
         return Prediction(losses=losses, probabilities=shrunk.softmax(-1), **rest)
 
 
-Targets = Target | Classes
+class Labels(nn.Module):
+    """The target of a multilabel task: a logit for each label, guesses (B, C) plus the log odds of its training share.
+
+    Labels are independent given the clip: our decision, and that of the field (binary cross-entropy for each label).
+    """
+
+    log_odds: Tensor
+
+    def __init__(self, shares: Sequence[float]) -> None:
+        super().__init__()
+        self.outputs = len(shares)
+        self.register_buffer("log_odds", torch.tensor(shares).clamp(LEAST_SHARE, 1 - LEAST_SHARE).logit())
+
+    def standard(self, target: Tensor) -> Tensor:
+        """Return which labels a clip has, (B, C) of 0 and 1, from their numbers (B,)."""
+        return (target.long()[:, None] >> torch.arange(self.outputs, device=target.device) & 1).float()
+
+    def uninformed(self, clips: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Return the uninformed guess (B, C), the training shares, and its log variance (B,), which is -inf."""
+        return torch.zeros(clips, self.outputs, device=device), torch.full((clips,), -math.inf, device=device)
+
+    def probe_loss(self, guess: Tensor, log_variance: Tensor, standard: Tensor, step: Step | None = None) -> Tensor:
+        """Return the loss that teaches a modality's variance, from guesses (B, M, C), log variances (B, M), labels
+        (B, C). Guesses are not normalised, as those of two classes are not."""
+        logits = guess + self.log_odds
+        return perturbed_binary_cross_entropy(
+            logits, log_variance, standard[:, None].expand_as(guess), _noise("probe", logits, step)
+        )
+
+    def likelihood(self, guess: Tensor, log_variance: Tensor, target: Tensor, step: Step | None = None) -> Tensor:
+        """Return the loss that teaches logits and variance together, from guesses (B, C) and log variances (B,)."""
+        logits = guess + self.log_odds
+        noise = _noise("task", logits, step)
+        return perturbed_binary_cross_entropy(logits, log_variance, self.standard(target), noise)
+
+    def prediction(
+        self, guess: Tensor, log_variance: Tensor, target: Tensor | None, step: Step | None = None, **rest: Any
+    ) -> Prediction:
+        """Return a Prediction from guesses (B, C) and log variances (B,), as Classes does for two classes."""
+        logits = guess + self.log_odds
+        losses = {} if target is None else {"task": self.likelihood(guess, log_variance, target, step)}
+        shrunk = logits / (1 + math.pi / 8 * log_variance.exp())[:, None].sqrt()
+        return Prediction(losses=losses, presence=shrunk.sigmoid(), **rest)
+
+
+Targets = Target | Classes | Labels
 
 
 def target_of(config: UntrainedConfig) -> Targets:
     """Build the target that a model.json describes."""
+    if is_multilabel(config["task"]):
+        return Labels(config["class_shares"])
     if is_classification(config["task"]):
         return Classes(config["class_shares"])
     return Target(config["target_mean"], config["target_std"])
@@ -190,6 +242,20 @@ def perturbed_cross_entropy(
         noise = torch.randn(_SAMPLES, *logits.shape, device=logits.device)
     noisy = logits + (log_variance / 2).exp()[..., None] * noise
     log_probability = noisy.log_softmax(-1).gather(-1, target.expand(_SAMPLES, *target.shape)[..., None])
+    return (math.log(_SAMPLES) - log_probability.logsumexp(0)).mean()
+
+
+def perturbed_binary_cross_entropy(
+    logits: Tensor, log_variance: Tensor, target: Tensor, noise: Tensor | None = None
+) -> Tensor:
+    """Return the mean over clips and labels of -log of the mean probability of a label's target under noisy logits.
+
+    logits and target (0 or 1) are (..., C), log_variance (...). `noise` as in `perturbed_cross_entropy`.
+    """
+    if noise is None:
+        noise = torch.randn(_SAMPLES, *logits.shape, device=logits.device)
+    noisy = logits + (log_variance / 2).exp()[..., None] * noise
+    log_probability = F.logsigmoid((2 * target - 1) * noisy)
     return (math.log(_SAMPLES) - log_probability.logsumexp(0)).mean()
 
 

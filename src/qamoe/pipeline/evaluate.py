@@ -16,7 +16,7 @@ from qamoe.config import params as parameters
 from qamoe.config import settings
 from qamoe.config.model_names import family, specialist_cell
 from qamoe.config.params import Params
-from qamoe.config.task import is_classification, label_range
+from qamoe.config.task import has_classes, label_range
 from qamoe.data.stats import Stats, timed
 from qamoe.errors import UserError
 from qamoe.files import atomic_write, file_digest, write_text
@@ -228,7 +228,7 @@ def aggregate(trained: Any, cells: list[Any], folder: Path) -> None:
 
     calibration, task = trained.config["calibration"], trained.config["task"]
     fitted = (calibration.get("sigmas", {}), calibration.get("temperature", 1.0))
-    limits = metrics.LIMITS if is_classification(task) else label_range(task["low"], task["high"])
+    limits = metrics.LIMITS if has_classes(task) else label_range(task["low"], task["high"])
     tables = []
     for name in dict.fromkeys(cell.slice for cell in cells):
         rows = pd.read_parquet(folder / PREDICTIONS, filters=[("slice", "==", name)])

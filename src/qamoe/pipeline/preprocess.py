@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from qamoe.config.params import Params
-from qamoe.config.task import TaskDescription, is_classification
+from qamoe.config.task import TaskDescription, is_classification, is_multilabel
 from qamoe.data import arrow_store
 from qamoe.data.normalise import Columns, clean, fit_columns
 from qamoe.data.stats import Stats, TextStats
@@ -111,7 +111,10 @@ def _check(clips: Any, path: Path) -> None:
 
 
 def _label_stats(labels: np.ndarray, task: TaskDescription) -> dict[str, Any]:
-    """Return mean and standard deviation of the training labels, or the share of each class."""
+    """Return mean and standard deviation of the training labels, or the share of clips with each class."""
+    if is_multilabel(task):
+        present = labels.astype(int)[:, None] >> np.arange(len(task["classes"])) & 1
+        return {"class_shares": present.mean(0).tolist()}
     if is_classification(task):
         counts = np.bincount(labels.astype(int), minlength=len(task["classes"]))
         return {"class_shares": (counts / counts.sum()).tolist()}

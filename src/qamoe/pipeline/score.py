@@ -112,8 +112,8 @@ def _scored(
         if not frames.get(clip.clip_id) and not (clip.text and len(row.get("tokens", clip.text)))
     ]
     scored.loc[unusable, list(predict.numeric_columns(config["task"]))] = float("nan")
-    if "class" in outputs:
-        scored.loc[unusable, "class"] = None
+    if outputs[0] in ("class", "labels"):
+        scored.loc[unusable, outputs[0]] = None
     inputs = drift.describe(predict.prepare_clips(served.trained, rows), config["stats"]).set_axis(rows.index)
     return scored.join(inputs), unread
 
@@ -191,7 +191,7 @@ def _write(rows: "pd.DataFrame", path: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    strings = {"clip_id", "path", "text", "class", *_LAST_COLUMNS}
+    strings = {"clip_id", "path", "text", "class", "labels", *_LAST_COLUMNS}
     types = {**dict.fromkeys(("routing", "confidence"), pa.list_(pa.float64())), **dict.fromkeys(strings, pa.string())}
     schema = pa.schema([(column, types.get(column, pa.float64())) for column in map(str, rows)])
     with atomic_write(path) as temporary:

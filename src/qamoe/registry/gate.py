@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from qamoe.config.task import is_classification
+from qamoe.config.task import has_classes
 from qamoe.models.checkpoint_config import CheckpointConfig
 from qamoe.tracking.mlflow_store import reason
 
@@ -39,17 +39,18 @@ class GateMeasurements:
         return rows[rows["slice"] == "mixed"]
 
     def calibrated(self, rows: pd.DataFrame) -> pd.DataFrame:
-        """Return rows of the candidate with the temperature applied to its class probabilities."""
-        from qamoe.evaluation.metrics import classes_of
-        from qamoe.models.calibration import tempered
+        """Return rows of the candidate with the temperature applied to the probabilities of its classes or labels."""
+        from qamoe.evaluation.metrics import classes_of, labels_of
+        from qamoe.models.calibration import tempered, tempered_labels
 
-        names = classes_of(rows)
-        shares = tempered(rows[names].to_numpy(float), self.config["calibration"]["temperature"])
+        names = labels_of(rows) or classes_of(rows)
+        change = tempered_labels if labels_of(rows) else tempered
+        shares = change(rows[names].to_numpy(float), self.config["calibration"]["temperature"])
         return rows.assign(**dict(zip(names, shares.T, strict=True)))
 
     @property
-    def classification(self) -> bool:
-        return is_classification(self.config["task"])
+    def has_classes(self) -> bool:
+        return has_classes(self.config["task"])
 
 
 @dataclass(frozen=True)
@@ -71,9 +72,9 @@ def predicts_the_same(measurements: GateMeasurements, registered: Predict) -> Ve
     clean = measurements.candidate[measurements.candidate["slice"] == "clean"].set_index("clip_id")
     expected = clean.loc[measurements.clips.index]
     columns = {"score": "prediction", "variance": "variance"}  # column of the registered model: evaluated column
-    if measurements.classification:
+    if measurements.has_classes:
         expected = measurements.calibrated(expected)
-        columns = {name: name for name in map(str, expected) if name.startswith("p_")}
+        columns = {name: name for name in map(str, expected) if name.startswith(("p_", "has_"))}
     try:
         answers = registered(measurements.clips)
     except Exception as error:  # a model that fails in any way must not be promoted
@@ -117,7 +118,7 @@ def beats_the_champion(measurements: GateMeasurements, registered: Predict) -> V
 def keeps_every_slice(measurements: GateMeasurements, registered: Predict) -> Verdict:
     """Require an error close to the champion's on every slice except mixed.
 
-    The error is the MAE with a relative tolerance, or for classes the error rate with an absolute tolerance.
+    The error is the MAE with a relative tolerance, or the rate of wrong classes or labels with an absolute one.
     """
     assert measurements.champion is not None
     numbers: dict[str, float] = {"tolerance": measurements.tolerance}
@@ -125,24 +126,22 @@ def keeps_every_slice(measurements: GateMeasurements, registered: Predict) -> Ve
     for name in measurements.candidate["slice"].unique():
         if name == "mixed":
             continue
-        ours, theirs = (
-            _cost(measurements, rows[rows["slice"] == name]) for rows in (measurements.candidate, measurements.champion)
-        )
+        ours, theirs = (_cost(rows[rows["slice"] == name]) for rows in (measurements.candidate, measurements.champion))
         numbers |= {name: ours, f"champion_{name}": theirs}
-        limit = theirs + measurements.tolerance * (1.0 if measurements.classification else theirs)
+        limit = theirs + measurements.tolerance * (1.0 if measurements.has_classes else theirs)
         passed = passed and ours <= limit
         costs.append(f"{name} {ours:.4f}, limit {limit:.4f}")
-    metric = "error rate" if measurements.classification else "MAE"
+    metric = "error rate" if measurements.has_classes else "MAE"
     sentence = f"{metric} by slice: {'; '.join(costs)} ({measurements.tolerance:.0%} above the champion's)"
     return Verdict("keeps_every_slice", passed, numbers, sentence)
 
 
-def _cost(measurements: GateMeasurements, rows: pd.DataFrame) -> float:
+def _cost(rows: pd.DataFrame) -> float:
     """Return the error of one slice, with its cells weighted as in the slice's summary."""
     from qamoe.evaluation.bootstrap import weights
+    from qamoe.evaluation.metrics import errors
 
-    gap = (rows["prediction"] - rows["target"]).abs()
-    by_cell = ((gap > 0) if measurements.classification else gap).groupby(rows["cell"]).mean()
+    by_cell = pd.Series(errors(rows), rows.index).groupby(rows["cell"]).mean()
     return float((by_cell * weights(rows)).sum())
 
 
@@ -158,14 +157,24 @@ def covers_90(measurements: GateMeasurements, registered: Predict) -> Verdict:
 
 def beats_the_frequencies(measurements: GateMeasurements, registered: Predict) -> Verdict:
     """For classes without a champion, require a lower NLL on slice mixed than that of the training frequencies."""
-    from qamoe.evaluation.metrics import classes_of
+    from qamoe.evaluation.metrics import classes_of, labels_of
+    from qamoe.models.calibration import present_labels
     from qamoe.models.heads import LEAST_SHARE
 
     rows = measurements.calibrated(measurements.mixed(measurements.candidate))
     target = rows["target"].to_numpy(int)
+    if labels := labels_of(rows):
+        has = present_labels(target, len(labels))
+        odds = np.array(measurements.config["class_shares"]).clip(LEAST_SHARE, 1 - LEAST_SHARE)
+        presence = rows[labels].to_numpy(float)
+        return _better_likelihood(np.where(has, presence, 1 - presence), np.where(has, odds, 1 - odds))
     predicted = rows[classes_of(rows)].to_numpy(float)[np.arange(len(rows)), target]
     shares = np.array(measurements.config["class_shares"]).clip(LEAST_SHARE)
-    frequencies = (shares / shares.sum())[target]
+    return _better_likelihood(predicted, (shares / shares.sum())[target])
+
+
+def _better_likelihood(predicted: np.ndarray, frequencies: np.ndarray) -> Verdict:
+    """Compare the probabilities of the targets under the model and under the training frequencies."""
     nll, frequencies_nll = (float(-np.log(p.clip(1e-12)).mean()) for p in (predicted, frequencies))
     numbers = {"nll": nll, "frequencies_nll": frequencies_nll}
     sentence = f"NLL {nll:.4f} on mixed; predicting the training frequencies gives {frequencies_nll:.4f}"
@@ -175,10 +184,11 @@ def beats_the_frequencies(measurements: GateMeasurements, registered: Predict) -
 def beats_champion_accuracy(measurements: GateMeasurements, registered: Predict) -> Verdict:
     """For classes, require a higher accuracy on slice mixed than the champion's: the paired interval is above 0."""
     from qamoe.evaluation.bootstrap import paired_bootstrap
+    from qamoe.evaluation.metrics import errors
 
     assert measurements.champion is not None
     ours, theirs = measurements.mixed(measurements.candidate), measurements.mixed(measurements.champion)
-    shares = [float((rows["prediction"] == rows["target"]).mean()) for rows in (ours, theirs)]
+    shares = [1 - float(errors(rows).mean()) for rows in (ours, theirs)]
     difference, low, high = paired_bootstrap(ours, theirs, "accuracy")
     numbers = {"accuracy": shares[0], "champion_accuracy": shares[1], "difference": difference, "low": low}
     numbers |= {"high": high, "sources": ours["source"].nunique()}
@@ -191,10 +201,10 @@ def beats_champion_accuracy(measurements: GateMeasurements, registered: Predict)
 
 def is_calibrated(measurements: GateMeasurements, registered: Predict) -> Verdict:
     """For classes, require a low calibration error on slice mixed."""
-    from qamoe.evaluation.metrics import classes_of, classification
+    from qamoe.evaluation.metrics import of_predictions
 
-    rows = measurements.calibrated(measurements.mixed(measurements.candidate))
-    error = classification(rows[classes_of(rows)].to_numpy(float), rows["target"].to_numpy())["calibration_error"]
+    rows = measurements.mixed(measurements.candidate)
+    error = of_predictions(rows, {}, measurements.config["calibration"]["temperature"])["calibration_error"]
     limit = measurements.calibration_error
     sentence = f"calibration error {error:.4f} on mixed; the limit is {limit:g}"
     return Verdict("is_calibrated", error <= limit, {"calibration_error": error, "most": limit}, sentence)
@@ -213,5 +223,5 @@ CLASSIFICATION_RULES = {
 
 def rules(measurements: GateMeasurements) -> tuple[Rule, ...]:
     """Return the rules for the task, with or without a champion."""
-    by_champion = CLASSIFICATION_RULES if measurements.classification else REGRESSION_RULES
+    by_champion = CLASSIFICATION_RULES if measurements.has_classes else REGRESSION_RULES
     return by_champion[measurements.champion is not None]

@@ -28,6 +28,11 @@ SIMS_LABELS = {
     "acc5_sims": "Acc-5", "acc3_sims": "Acc-3", "acc2_sims": "Acc-2", "f1_sims": "F1", "mae_clipped": "MAE clipped",
     "corr_clipped": "Corr clipped", "mae": "MAE", "mean_error": "Mean error",
 }  # fmt: skip
+MULTILABEL_LABELS = {
+    "exact_match": "Exact match", "accuracy": "Accuracy of labels", "macro_f1": "F1, mean of labels",
+    "weighted_f1": "Weighted F1, mean", "balanced_acc": "Weighted accuracy, mean", "nll": "NLL",
+    "calibration_error": "ECE",
+}  # fmt: skip
 CLASS_LABELS = {
     "accuracy": "Accuracy (WA)", "macro_recall": "Macro recall (UA)", "weighted_f1": "Weighted F1",
     "macro_f1": "Macro F1", "macro_precision": "Macro precision", "nll": "NLL", "calibration_error": "ECE",
@@ -50,7 +55,7 @@ def of_slice(cells: pd.DataFrame, name: str, peers: str | None = None) -> Result
         raise UserError(f"published results cover slice missing, not slice {name}; leave --peers out")
     runs = tables.summaries(slice_cells)
     present = set(runs["metric"])
-    label_sets = (MOSI_LABELS, SIMS_LABELS, CLASS_LABELS)
+    label_sets = (MOSI_LABELS, SIMS_LABELS, MULTILABEL_LABELS, CLASS_LABELS)
     labels = next((candidate for candidate in label_sets if next(iter(candidate)) in present), None)
     if labels is None:
         raise UserError(f"slice {name} has only the metrics {', '.join(sorted(present))}; none is a benchmark metric")

@@ -74,9 +74,9 @@ def measure(results: Results, model: str, seed: Any) -> Measures:
 
 def _errors_by_source(rows: pd.DataFrame) -> dict[str, list[float]]:
     from qamoe.evaluation.bootstrap import weights
+    from qamoe.evaluation.metrics import errors
 
-    gap = (rows["prediction"] - rows["target"]).abs()
-    error = (gap > 0).astype(float) if any(str(c).startswith("p_") for c in rows) else gap
+    error = pd.Series(errors(rows), rows.index)
     by_cell = error.groupby([rows["source"], rows["cell"]]).mean().unstack("cell")
     weighted = by_cell @ (weights(rows) if by_cell.shape[1] > 1 else pd.Series(1.0, by_cell.columns))
     clips = rows.groupby("source")["clip_id"].nunique().reindex(weighted.index)

@@ -79,7 +79,7 @@ class Results(NamedTuple):
         kept = {"clip_id", "source", "slice", "cell", "draw", "target", "prediction", "variance"}
         kept |= {"within", "intervention"}  # which rows of the files of permuted quality and of the diagnostic
         return self.predictions(
-            model, slice, cells, [n for n in names if n in kept or n.startswith(("severity_", "p_"))], file
+            model, slice, cells, [n for n in names if n in kept or n.startswith(("severity_", "p_", "has_"))], file
         )
 
     def has(self, model: str, column: str) -> bool:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from qamoe.config.task import is_classification
+from qamoe.config.task import is_classification, is_multilabel
 from qamoe.report import plots, tables
 from qamoe.report.comparisons import COMPARED
 from qamoe.report.results import Results, Seed
@@ -60,7 +60,9 @@ def about(results: Results) -> Section[About]:
         models.append("one specialist" if specialists == 1 else f"{specialists} specialists")
     task = config["task"]
     target = f"a class ({', '.join(task['classes'])})"
-    if not is_classification(task):
+    if is_multilabel(task):
+        target = f"any number of the labels {', '.join(task['classes'])}"
+    elif not is_classification(task):
         target = f"a number from {task['low']:g} to {task['high']:g}".replace("-", "−")
     context = About(
         clips,

@@ -63,7 +63,7 @@ CLASSIFICATION = (
 
 def is_share(metric: str) -> bool:
     """Return whether a metric lies in [0, 1] and is printed in per cent."""
-    return metric.startswith(("acc", "f1", "macro", "weighted", "balanced_acc", "coverage"))
+    return metric.startswith(("acc", "f1", "macro", "weighted", "balanced_acc", "coverage", "exact"))
 
 
 def model_order(model: str) -> tuple[int, int, str]:

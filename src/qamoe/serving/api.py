@@ -29,7 +29,7 @@ from starlette.requests import ClientDisconnect
 from qamoe.config import settings
 from qamoe.config.extractor_settings import TranscribeSettings
 from qamoe.config.model_names import family
-from qamoe.config.task import is_classification
+from qamoe.config.task import has_classes, is_classification, is_multilabel, label_names
 from qamoe.data.clip import MediaSpan
 from qamoe.data.stats import frame_stats
 from qamoe.errors import UserError
@@ -157,9 +157,11 @@ class Service:
             raise HTTPException(404, f"This sample does not exist; there are {len(self.samples)}, numbered from 0.")
         return self.samples[number][0]
 
-    def label(self, label: float) -> float | str:
-        """Return a label as a number, or as the name of a class."""
+    def label(self, label: float) -> float | str | list[str]:
+        """Return a label as a number, or as the name of a class, or as those of all labels of a clip."""
         task = self.served.trained.config["task"]
+        if is_multilabel(task):
+            return label_names(label, task["classes"])
         return task["classes"][int(label)] if is_classification(task) else label
 
     def upload_of(self, number: int) -> schemas.Upload:
@@ -194,7 +196,7 @@ class Service:
     def about(self) -> schemas.About:
         served, config = self.served, self.served.trained.config
         task = config["task"]
-        classes = task["classes"] if is_classification(task) else []
+        classes = task["classes"] if has_classes(task) else []
         stats, frame_modalities = config["stats"], [m for m in config["modalities"] if m != "text"]
         return schemas.About(
             name=served.name,

@@ -91,6 +91,9 @@ class Exported(nn.Module):
         if result.probabilities is not None:
             shares = result.probabilities.clamp(min=1e-12) ** (1 / calibration["temperature"])
             result = replace(result, probabilities=shares / shares.sum(1, keepdim=True))
+        if result.presence is not None:
+            logits = result.presence.clamp(1e-12, 1 - 1e-7).logit() / calibration["temperature"]
+            result = replace(result, presence=logits.sigmoid())
         trust = None
         if result.r is not None:
             trust = trained.trust(result.r, torch.stack([mask[m].any(1) for m in self.modalities], 1))

@@ -73,7 +73,7 @@ class Served:
                 raise UserError(f"{self.name}: the weights {name} hold a value that is not finite.")
         words = None if text_is_vectors(self.trained.config["stats"]) else "ready"
         answers = self.predict(pd.DataFrame({"text": pd.Series([words], dtype=object)}))
-        numbers = answers["variance"] if "variance" in answers else answers.filter(like="p_")
+        numbers = answers["variance"] if "variance" in answers else answers.filter(regex="^(p|has)_")
         if not np.isfinite(numbers.to_numpy(float)).all():
             raise UserError(f"{self.name}: its answer is not a finite number.")
 

@@ -146,7 +146,14 @@ class ClassAnswer(_Trusted):
     probabilities: dict[str, float]
 
 
-Either = Answer | ClassAnswer
+class LabelsAnswer(_Trusted):
+    """The answer of a multilabel model: the labels with a calibrated probability of at least 1/2, and that of each."""
+
+    labels: list[str]
+    probabilities: dict[str, float]
+
+
+Either = Answer | ClassAnswer | LabelsAnswer
 
 
 class Answers(BaseModel):
@@ -184,7 +191,7 @@ class Sample(BaseModel):
 
     number: int
     text: str
-    label: float | str
+    label: float | str | list[str]
     start_s: float
     end_s: float | None
 
@@ -192,7 +199,7 @@ class Sample(BaseModel):
 class About(BaseModel):
     """The model and its inputs. columns, frames: number of columns and most frames of raw features by modality.
 
-    low, high: bounds of a score, null for a classification model. classes: empty for a regression model.
+    low, high: bounds of a score, null for a model of classes. classes: empty for a regression model.
     """
 
     name: str
@@ -218,4 +225,5 @@ class Error(BaseModel):
 
 def answers(predictions: pd.DataFrame) -> list[Either]:
     """Convert the output of qamoe.inference.predict to answers."""
-    return [ClassAnswer(**row) if "label" in row else Answer(**row) for row in json_answers(predictions)]
+    kinds = {"label": ClassAnswer, "labels": LabelsAnswer}
+    return [kinds.get(next(iter(row)), Answer)(**row) for row in json_answers(predictions)]

@@ -17,7 +17,7 @@ from qamoe.degradation.features import PAPER_NOISE, State
 from qamoe.degradation.spectrum import Spectrum
 from qamoe.degradation.views import View, uniform_view
 from qamoe.errors import UserError
-from qamoe.models.calibration import fit_conformal, fit_temperature
+from qamoe.models.calibration import as_pairs, fit_conformal, fit_temperature, present_labels
 from qamoe.models.checkpoint_config import Calibration
 from qamoe.models.factory import oracle_quality
 from qamoe.models.model import Model
@@ -113,21 +113,29 @@ def injected_severity(model: Model, degraded: tuple[Batch, Tensor, State], devic
 class SplitPredictions:
     """Predictions of N clips under V views, and the clips' targets (N,).
 
-    Regression has value and variance (V, N), classification has probabilities (V, N, C). r (V, N, M) is None for a
-    model without it.
+    Regression has value and variance (V, N), classification has probabilities (V, N, C), multilabel has presence
+    (V, N, C). r (V, N, M) is None for a model without it.
     """
 
     target: np.ndarray
     value: np.ndarray | None = None
     variance: np.ndarray | None = None
     probabilities: np.ndarray | None = None
+    presence: np.ndarray | None = None
     r: np.ndarray | None = None
 
     def errors(self) -> np.ndarray:
-        """Return the errors (V, N): absolute errors, or -log probabilities of the targets in classification."""
+        """Return the errors (V, N): absolute errors, or -log probabilities of the targets for classes.
+
+        For labels it is the mean over the labels.
+        """
         if self.probabilities is not None:
             target_probabilities = self.probabilities[:, np.arange(len(self.target)), self.target.astype(int)]
             return -np.log(target_probabilities.astype(np.float64).clip(1e-12))
+        if self.presence is not None:
+            has = present_labels(self.target, self.presence.shape[-1])
+            right = np.where(has, self.presence, 1 - self.presence)
+            return -np.log(right.astype(np.float64).clip(1e-12)).mean(-1)
         assert self.value is not None
         return np.abs(self.value - self.target)
 
@@ -142,7 +150,7 @@ def predictions(
     size = batch_size if valid.lengths is not None else 4 * batch_size
     batches = rows_in_batches(len(valid.store), size, None, valid.lengths)
     sort = np.argsort([row for rows in batches for row in rows])
-    arrays: dict[str, list[np.ndarray]] = {"value": [], "variance": [], "probabilities": [], "r": []}
+    arrays: dict[str, list[np.ndarray]] = {name: [] for name in ("value", "variance", "probabilities", "presence", "r")}
     for view in views:
         predicted = [model(*with_oracle_quality(model, valid.repeated(view, rows), device)) for rows in batches]
         for name, by_view in arrays.items():
@@ -169,6 +177,10 @@ def calibration(predicted: SplitPredictions) -> Calibration:
     if predicted.probabilities is not None:
         probabilities = predicted.probabilities.reshape(len(target), -1)
         return {"temperature": fit_temperature(np.log(probabilities.clip(1e-12)), target)}
+    if predicted.presence is not None:
+        labels = predicted.presence.shape[-1]
+        pairs = as_pairs(predicted.presence.reshape(-1, labels).astype(np.float64))
+        return {"temperature": fit_temperature(np.log(pairs.clip(1e-12)), present_labels(target, labels).ravel())}
     assert predicted.value is not None
     assert predicted.variance is not None
     return {"sigmas": fit_conformal(predicted.value.ravel() - target, np.sqrt(predicted.variance.ravel()))}

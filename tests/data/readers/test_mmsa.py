@@ -2,6 +2,7 @@
 
 import hashlib
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -174,6 +175,65 @@ def test_stored_vectors_are_the_last_resort(tmp_path: Path) -> None:
     check_text(corpus, MiniLM(50), "m.pkl")  # vectors are not checked
 
 
+def dump_as_python2(content: Any, path: Path) -> None:
+    """Write a pickle whose strings and bytes of arrays are as Python 2 wrote them."""
+
+    def save_old(pickler: Any, value: str | bytes) -> None:
+        content = value.encode() if isinstance(value, str) else value
+        pickler.write(b"T" + len(content).to_bytes(4, "little") + content)
+        pickler.memoize(value)
+
+    with path.open("wb") as file:
+        pickler: Any = vars(pickle)["_Pickler"](file, 2)  # the one in Python, whose parts can be replaced
+        pickler.dispatch = {**pickler.dispatch, str: save_old, bytes: save_old}
+        pickler.dump(content)
+
+
+def mult_split(name: str, count: int, ids: str) -> dict[str, Any]:
+    """Return a split of MulT's: GloVe vectors, labels (N, 1, 1), ids as (video, start, end) or as VIDEO[n]."""
+    draws = np.random.default_rng(count)
+    columns: dict[str, Any] = {"labels": draws.uniform(-3, 3, (count, 1, 1))}
+    for modality, size in (("text", 300), ("audio", 74), ("vision", 35)):
+        columns[modality] = draws.standard_normal((count, TOKENS, size)).astype(np.float32)
+    if ids == "times":
+        columns["id"] = np.array([[f"{name}{i // 2}".encode(), b"%d.5" % i, b"%d.5" % (i + 1)] for i in range(count)])
+    elif ids == "segments":
+        columns["id"] = np.array([[f"{name}{i // 2}[{i}]"] for i in range(count)], object)
+    return columns
+
+
+@pytest.mark.parametrize("python2", [False, True])
+@pytest.mark.parametrize("ids", ["times", "segments", "none"])
+def test_pickles_of_mult_and_multibench_are_read(tmp_path: Path, ids: str, python2: bool) -> None:
+    splits = {name: mult_split(name, count, ids) for name, count in COUNTS.items()}
+    path = tmp_path / "mosi_data.pkl"
+    if python2:
+        dump_as_python2(splits, path)
+    else:
+        store(path, splits)
+    corpus = read(path, REGRESSION)
+    assert corpus.vocabulary is None
+    assert corpus.modalities == ("text", "audio", "vision")
+    clips = {clip.clip_id: clip for clip in corpus.clips}
+    name, source = {
+        "times": ("train1$_$3.5_4.5", "train1"),
+        "segments": ("train1$_$3", "train1"),
+        "none": ("train-3", "train-3"),
+    }[ids]
+    assert clips[name].source == source
+    assert clips[name].label == splits["train"]["labels"][3, 0, 0]
+    np.testing.assert_array_equal(clips[name].frames["text"], splits["train"]["text"][3])
+    assert clips[name].frames["audio"].shape == (TOKENS, 74)
+
+
+@pytest.mark.parametrize("shape", [(4, 1, 5), (4, 2)])
+def test_labels_of_mult_with_another_shape_are_rejected(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    splits = {name: mult_split(name, count, "none") for name, count in COUNTS.items()}
+    splits["train"]["labels"] = np.zeros(shape)
+    with pytest.raises(UserError, match=rf"train: labels has shape {re.escape(str(shape))}"):
+        read(store(tmp_path / "m.pkl", splits), REGRESSION)
+
+
 @pytest.mark.parametrize("removed", ["text", "text_bert"])
 def test_chinese_text_is_read_and_the_english_encoder_rejects_it(tmp_path: Path, removed: str) -> None:
     """Like CH-SIMS: 709 columns of vision, labels in [-1, 1], lists instead of arrays, labels for each modality."""
@@ -344,3 +404,47 @@ def test_the_real_files_are_read_exactly(name: str, counts: Any, modalities: Any
             for modality in modalities[1:]:
                 n = columns[f"{modality}_lengths"][i] if f"{modality}_lengths" in columns else 1
                 np.testing.assert_array_equal(clip.frames[modality], columns[modality][i][:n])
+
+
+EMOTIONS = Task(kind="multilabel", classes=("sad", "happy", "anger", "surprise", "disgust", "fear"))
+
+
+@pytest.mark.parametrize("shape", ["all", "alone", "column"])
+def test_the_emotions_of_mosei_are_labels_above_0(tmp_path: Path, shape: str) -> None:
+    """Files have happy first; the task may name them in another order."""
+    splits = content()
+    for name, count in COUNTS.items():
+        emotions = np.zeros((count, 6))
+        emotions[0] = [1 / 3, 0, 0, 0, 0, 3]  # happy and fear
+        emotions[1, 1] = 2  # sad
+        if shape == "column":
+            splits[name]["emotion_labels"] = emotions
+            continue
+        sentiment = splits[name].pop("regression_labels")[:, None]
+        both = emotions if shape == "alone" else np.concatenate([sentiment, emotions], 1)
+        splits[name]["labels"] = both[:, None]
+    path = store(tmp_path / "mosei.pkl", splits)
+    numbers = [clip.label for clip in read(path, EMOTIONS).clips if clip.split == "train"]
+    assert numbers == [2 + 32, 1, 0, 0]
+    if shape == "all":
+        assert read(path, REGRESSION).clips[0].label == pytest.approx(content()["train"]["regression_labels"][0])
+    if shape == "alone":
+        with pytest.raises(UserError, match=r"train: labels has shape \(4, 1, 6\), must have one number"):
+            read(path, REGRESSION)
+
+
+@pytest.mark.parametrize(
+    ("emotions", "classes", "named"),
+    [
+        (np.full((4, 6), 4.0), EMOTIONS.classes, r"outside \[0, 3\]"),
+        (np.full((4, 6), np.nan), EMOTIONS.classes, r"outside \[0, 3\]"),
+        (np.zeros((4, 5)), EMOTIONS.classes, "has 5 columns, must have 6"),
+        (np.zeros((4, 6)), ("happy", "sad"), "classes happy, sad"),
+    ],
+)
+def test_other_emotions_are_rejected(tmp_path: Path, emotions: Any, classes: Any, named: str) -> None:
+    splits = content()
+    for name, count in COUNTS.items():
+        splits[name]["emotion_labels"] = emotions if name == "train" else np.zeros((count, 6))
+    with pytest.raises(UserError, match=rf"m\.pkl, train: emotion_labels .*{named}"):
+        read(store(tmp_path / "m.pkl", splits), Task(kind="multilabel", classes=classes))

@@ -3,6 +3,13 @@
 The layout is that of thuiar/MMSA's data_loader. Text comes as token ids from `text_bert`, else from `raw_text`. The
 stored `text` vectors are used only without both, because the vector of a clean sentence still contains words that a
 degradation removes later. The corpus lacks a modality that is not in every split.
+
+Pickles of yaohungt/MulT and pliang279/MultiBench are the same except for two columns: `labels` (N, 1, 1) for
+`regression_labels`, and `id` with video, start and end of each clip, or none. Their `text` is GloVe vectors.
+
+CMU-MOSEI has 7 labels in the order of CMU-MultimodalSDK's "All Labels": the sentiment, then the intensities from 0 to 3
+of EMOTIONS. A multilabel task of these reads which are above 0, any other task the sentiment; a file may also have the
+six intensities alone. They are `labels` (N, 7) or (N, 1, 7), and may be `emotion_labels` (N, 6) in MMSA's layout.
 """
 
 import re
@@ -12,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from qamoe.config.task import Task
+from qamoe.config.task import Task, is_multilabel, label_number
 from qamoe.data import safe_pickle
 from qamoe.data.clip import Corpus, LabelledClip, Utterance, check_clips, collect_faults, label_value
 from qamoe.errors import UserError
@@ -28,7 +35,10 @@ PUBLISHED = {
     "c9e20c13ec0454d98bb9c1e520e490c75146bfa2dfeeea78d84de047dbdd442f": "SIMS/Processed/unaligned_39.pkl",
 }
 SPLITS = ("train", "valid", "test")
+EMOTIONS = ("happy", "sad", "anger", "surprise", "disgust", "fear")
 _SEPARATOR = "$_$"
+_PLACE = re.compile(r"\[(\d+)\]$")
+_MOST_NAMED = 8
 _CHINESE_CHARACTER = re.compile("[\u4e00-\u9fff]")
 Columns = dict[str, Any]
 
@@ -40,8 +50,10 @@ def read(path: Path, task: Task, faults: list[str] | None = None) -> Corpus:
     """
     content = safe_pickle.read(path)
     if not isinstance(content, dict) or not set(SPLITS) <= set(content):
-        raise UserError(f"{path} is not an MMSA pickle: its top level must be a dict of train, valid and test.")
-    splits = {name: _split(content[name], f"{path}, {name}") for name in SPLITS}
+        raise UserError(
+            f"{path} is not an MMSA pickle: its top level is {_seen(content)}, must be a dict of train, valid and test."
+        )
+    splits = {name: _split(content[name], task, f"{path}, {name}") for name in SPLITS}
     streams = tuple(m for m in ("audio", "vision") if all(m in columns for columns in splits.values()))
     texts = [t for t in ("text_bert", "raw_text", "text") if all(t in columns for columns in splits.values())]
     if not texts:
@@ -65,14 +77,19 @@ def read(path: Path, task: Task, faults: list[str] | None = None) -> Corpus:
     return Corpus(clips, ("text", *streams), about, vocabulary=vocabulary)
 
 
-def _split(columns: Any, where: str) -> Columns:
+def _split(columns: Any, task: Task, where: str) -> Columns:
     """Return the columns of a split that are used, checked for shape and equal length."""
     if not isinstance(columns, dict):
         raise UserError(f"{where}: a split must be a dict of columns.")
-    for key in ("id", "regression_labels"):
+    label = _label_column(task)
+    if "labels" in columns and label not in columns:
+        columns = _from_mult(columns, label, where)
+    for key in ("id", label):
         if key not in columns:
             raise UserError(f"{where} lacks the column {key}.")
-    lists = ("id", "regression_labels", "raw_text")
+    if is_multilabel(task):
+        columns = {**columns, label: _emotions(columns[label], task, f"{where}: {label}")}
+    lists = ("id", label, "raw_text")
     used: Columns = {key: _items(columns[key], key, where) for key in lists if key in columns}
     for key in ("text", "text_bert", "audio", "vision"):
         if key in columns:
@@ -87,6 +104,66 @@ def _split(columns: Any, where: str) -> Columns:
         if len(column) != len(used["id"]):
             raise UserError(f"{where}: {key} has {len(column)} rows, but id has {len(used['id'])}.")
     return used
+
+
+def _seen(content: Any) -> str:
+    """Describe the top level of a pickle."""
+    if isinstance(content, dict):
+        names = [f"{key!r:.40}" for key in content]
+        return f"a dict with the keys {', '.join(names[:_MOST_NAMED])}" if names else "an empty dict"
+    return (
+        f"{type(content).__name__} of {len(content)}" if isinstance(content, list | tuple) else type(content).__name__
+    )
+
+
+def _label_column(task: Task) -> str:
+    return "emotion_labels" if is_multilabel(task) else "regression_labels"
+
+
+def _emotions(column: Any, task: Task, where: str) -> list[float]:
+    """Return the number of each clip's labels, from intensities (N, 6) or (N, 7) in the order of EMOTIONS."""
+    if set(task.classes) != set(EMOTIONS):
+        raise UserError(f"{where} are {', '.join(EMOTIONS)}; extract.task has the classes {', '.join(task.classes)}.")
+    intensities = _numbers(column, "the emotions", 2, where)[:, -len(EMOTIONS) :]
+    if intensities.shape[1] != len(EMOTIONS):
+        raise UserError(
+            f"{where} has {intensities.shape[1]} columns, must have {len(EMOTIONS)}: {', '.join(EMOTIONS)}."
+        )
+    if not ((intensities >= 0) & (intensities <= 3)).all():
+        raise UserError(f"{where} has a value outside [0, 3]; intensities are from 0 to 3.")
+    order = [EMOTIONS.index(name) for name in task.classes]
+    return [label_number(has) for has in intensities[:, order] > 0]
+
+
+def _from_mult(columns: dict[Any, Any], label: str, where: str) -> dict[Any, Any]:
+    """Return the columns of a MulT or MultiBench split with MMSA's names and shapes; its labels as column `label`."""
+    try:
+        labels = np.asarray(columns["labels"], np.float64)
+    except (ValueError, TypeError):
+        raise UserError(f"{where}: labels must be an array of numbers.") from None
+    count = len(labels) if labels.ndim else 0
+    by_clip = labels.reshape(count, -1) if labels.size else np.zeros((count, 1))
+    emotions = label == "emotion_labels"
+    if by_clip.shape[1] not in ((6, 7) if emotions else (1, 7)):
+        needed = (
+            "6 or 7 numbers per clip" if emotions else "one number per clip, such as (N, 1, 1), or a multilabel task"
+        )
+        raise UserError(f"{where}: labels has shape {labels.shape}, must have {needed}.")
+    split = where.rpartition(", ")[2]
+    items = _items(columns["id"], "id", where) if "id" in columns else [f"{split}-{i}" for i in range(count)]
+    names = [_mult_name(item, f"{where}, clip {i}: id") for i, item in enumerate(items)]
+    return {**columns, label: by_clip if emotions else by_clip[:, 0], "id": names}
+
+
+def _mult_name(item: Any, where: str) -> str:
+    """Return the name of a clip, VIDEO$_$PLACE if its id has a video and a place within it."""
+    parts = [_mult_name(part, where) for part in item] if isinstance(item, np.ndarray | list | tuple) else None
+    if parts is None:
+        name = str(item) if isinstance(item, int | float | np.number) else safe_pickle.text(item, where)
+        return _PLACE.sub(rf"{_SEPARATOR}\1", name)  # VIDEO[3], as CMU-MultimodalSDK names segments
+    if not parts:
+        raise UserError(f"{where} is empty; it must name the clip.")
+    return _SEPARATOR.join([parts[0], "_".join(parts[1:])]) if len(parts) > 1 else parts[0]
 
 
 def _items(column: Any, key: str, where: str) -> list[Any]:
@@ -155,12 +232,16 @@ def _clips(
                 span=Utterance(clip_id=name, text=words, where=clip_where),
                 source=name.split(_SEPARATOR)[0],
                 split=split,
-                label=label_value(str(columns["regression_labels"][i]), task, clip_where),
+                label=_label(columns[_label_column(task)][i], task, clip_where),
                 tokens=None if tokens is None else tokens(i, clip_where),
                 frames={m: frames_of(i) for m, frames_of in frames.items()},
             )
             clips.append(clip)
     return clips
+
+
+def _label(label: Any, task: Task, where: str) -> float:
+    return float(label) if is_multilabel(task) else label_value(str(label), task, where)
 
 
 def _tokens(bert: np.ndarray) -> Callable[[int, str], np.ndarray]:
