@@ -58,7 +58,7 @@ def main(folder: Path, every: int, seed: int) -> None:
             wavfile.write(copy, RATE, (audio + noise).astype(np.float32))
             features = extract_file(copy, extractors).frames
             heard = features["text"]["word"].tolist() if "text" in features else []
-            rows.append(clip_row(trained.config, None, features))
+            rows.append(clip_row(trained.config, None, features)[0])
             measured.append((ratio, error_rate(STATEMENTS[path.stem.split("-")[4]], " ".join(heard))))
     answers = predict(trained, pd.DataFrame(rows))
     table = pd.DataFrame(measured, columns=["ratio", "errors"]).assign(

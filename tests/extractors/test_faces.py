@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -45,7 +46,7 @@ def chewing() -> list[np.ndarray]:
 
 def write(path: Path, frames: Sequence[np.ndarray], codec: str = "libx264") -> Path:
     with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=video.FRAME_RATE)
+        stream: Any = container.add_stream(codec, rate=video.FRAME_RATE)
         stream.height, stream.width = frames[0].shape[:2]
         stream.pix_fmt, stream.codec_context.thread_count = "yuv420p", 1
         stream.bit_rate = 4_000_000

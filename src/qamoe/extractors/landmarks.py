@@ -110,7 +110,8 @@ SPANS = (
 )
 _MOST_FACES = 4  # in one frame; more than one costs nothing where there is only one
 SMALLEST = 24  # pixels: the features of a face less wide have little to do with those of the same face in full size
-_LOOK_AT = np.float32([[16, 20], [48, 20], [32, 60]])  # outer eye corners and chin in an image of 64 x 64 pixels
+# Outer eye corners and chin in an image of 64 x 64 pixels.
+_LOOK_AT = np.array([[16, 20], [48, 20], [32, 60]], np.float32)
 COLUMNS = (*BLENDSHAPES, *POSE, *(r[0] for r in RISES), *(s[0] for s in SPANS), "face_found")
 
 
