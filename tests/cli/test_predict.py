@@ -121,6 +121,34 @@ def test_text_without_a_clip_leaves_the_other_modalities_missing(lines):
     assert answer["reasons"] == {"audio": "no clip", "vision": "no clip"}
 
 
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("\U0001f600\U0001f680 \U0001f92f", "symbols"),
+        ("\u8fd9\u90e8\u7535\u5f71\u5f88\u597d", "Chinese"),
+        ("\u043e\u0447\u0435\u043d\u044c \u0445\u043e\u0440\u043e\u0448\u043e", "Cyrillic"),
+        ("\u0641\u064a\u0644\u0645 \u062c\u0645\u064a\u0644", "Arabic"),
+    ],
+)
+def test_a_text_that_the_encoder_does_not_know_is_missing(lines, voice, tmp_path, text, reason):
+    spoken = written(tmp_path / "spoken.wav", voice)
+    (answer,), complete = lines(spoken, text=text)
+    (without,), _ = lines(spoken)
+    assert complete
+    assert (answer["score"], answer["trust"]["text"]) == (without["score"], 0)
+    assert reason in answer["reasons"]["text"]
+    (alone,), complete = lines(text=text)
+    assert not complete
+    assert alone["score"] is None
+
+
+def test_a_text_that_is_cut_says_how_much_of_it_was_read(lines):
+    (whole,), _ = lines(text=" ".join(["fine"] * 20))
+    (cut,), _ = lines(text=" ".join(["fine"] * 60))
+    assert "text" not in whole["reasons"]
+    assert "48 of 60 words" in cut["reasons"]["text"]
+
+
 def test_a_missing_modality_has_a_reason(lines, film, voice, tmp_path):
     """A clip without text is predicted like one with empty text; the text encoder is not loaded for it."""
     spoken = written(tmp_path / "spoken.wav", voice)

@@ -47,6 +47,19 @@ def packed(kind: str) -> bytes:
         ("mosi.pkl", pickle.dumps([1, 2]), "top level is list of 2, must be"),
         ("mosi.pkl", pickle.dumps({"a": 1, "b": 2}, 0), "top level is a dict with the keys 'a', 'b', must be"),
     ],
+    ids=[
+        "manifest",
+        "csv",
+        "tsv",
+        "json",
+        "zip",
+        "gz",
+        "tar",
+        "csd",
+        "lfs",
+        "list",
+        "dict",
+    ],  # an archive holds its time
 )
 def test_a_file_is_named(tmp_path: Path, name: str, content: bytes, named: str) -> None:
     (tmp_path / name).write_bytes(content)

@@ -216,7 +216,7 @@ def _predict_one(
     if unread:
         reasons["text"] = unread
     words = "text" in modalities and to_predict.words and len(row.get("tokens", to_predict.words))
-    if to_predict.span is not None and not frames and not words:
+    if not frames and not words and (to_predict.span is not None or unread):
         return Prediction(to_predict.name, None, reasons)
     columns = {name: pd.Series([value], dtype=object) for name, value in row.items()}
     (answer,) = json_answers(predict(served.trained, pd.DataFrame(columns), served.device))
