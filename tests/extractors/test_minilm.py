@@ -115,7 +115,7 @@ def test_mostly_latin_text_keeps_all_of_its_ids(text: str) -> None:
 )
 def test_words_beyond_the_limit_are_counted(limit: int, kept: int | None, words: tuple[int, int] | None) -> None:
     reading = MiniLM(limit).read(" ".join(["word"] * 60), kept)
-    assert reading.count == 60
+    assert reading.words_in_text == 60
     assert [int(word) for word in reading.reason.split() if word.isdecimal()] == list(words or ())
 
 

@@ -182,7 +182,9 @@ def test_contents_give_length_and_streams_without_decoding(clip: Path, tmp_path:
     both = contents(clip)
     assert (both.audio, both.vision) == (True, True)
     assert both.seconds == pytest.approx(2.0, abs=0.05)
-    assert contents(write_media(tmp_path / "voice.wav", streams="a")) == Contents(2.0, True, False)
+    assert contents(write_media(tmp_path / "voice.wav", streams="a")) == Contents(
+        2.0, True, False, spans={"audio": (0.0, 2.0)}
+    )
     assert contents(write_media(tmp_path / "mute.mkv", streams="v")).audio is False
 
 

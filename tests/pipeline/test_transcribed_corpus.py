@@ -13,6 +13,7 @@ from qamoe.data import validate
 from qamoe.data.arrow_store import Store
 from qamoe.data.manifest import COLUMNS
 from qamoe.errors import UserError
+from qamoe.extractors.registry import extractor
 from qamoe.extractors.transcribe import Transcribe
 from qamoe.pipeline import extract, preprocess
 from tests.fixtures.served import written
@@ -48,6 +49,7 @@ def test_without_the_recogniser_the_stage_and_the_check_say_so(
     load: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("QAMOE_WEIGHTS", str(tmp_path / "none"))
+    extractor.cache_clear()  # where the weights are fetched, another test may have loaded them
     with pytest.raises(UserError, match="run: "):
         extract.run(load(), tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -164,7 +164,8 @@ def test_an_audio_file_is_a_clip_without_vision(server, tmp_path, voice):
     assert set(clip["problems"]) - {"text"} == {"vision"}
     status, answer = server.ask("POST", f"/clips/{clip['id']}/predict", {})
     assert status == 200
-    assert answer["trust"]["text"] == answer["trust"]["vision"] == 0
+    assert answer["trust"]["vision"] == 0
+    assert (answer["trust"]["text"] > 0) == (answer["text"] is not None)  # a recogniser may hear words in this buzz
 
 
 def test_samples_come_from_the_test_split_by_label_and_are_extracted_once(server):
