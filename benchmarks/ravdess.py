@@ -119,6 +119,7 @@ def params_of(name: str, data: Path) -> Params:
         "audio": EXTRACTORS[name],
     }
     content["train"]["common"]["selection"] |= {"severities": {"missing": [0.0]}, "draws": 1}
+    content["models"]["encoders"] |= {"pooling": "statistics", "dropout": 0.6}  # chosen on validation: V01
     content["seeds"] = {"concat": list(SEEDS)}
     return parameters.validate(content, Path("params.yaml"))
 

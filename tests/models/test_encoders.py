@@ -39,6 +39,25 @@ def test_evaluation_is_training_without_dropout(sizes: Encoders) -> None:
     assert torch.allclose(encode.eval()(x, mask), encode.train()(x, mask), atol=1e-6)
 
 
+@torch.no_grad()
+def test_statistics_are_those_of_the_valid_frames(sizes: Encoders) -> None:
+    encode = encoder(2, sizes.model_copy(update={"pooling": "statistics"}))
+    x, mask = torch.randn(3, 9, 4), torch.arange(9) < torch.tensor([9, 1, 0])[:, None]
+    expected = torch.cat([x[0].mean(0), x[0].std(0, correction=0)])
+    assert torch.allclose(encode(x, mask)[0], encode.project(expected), atol=1e-4)
+    assert torch.allclose(encode(x, mask)[1], encode.project(torch.cat([x[1, 0], torch.full((4,), 1e-3)])), atol=1e-4)
+    assert torch.equal(encode(x, mask)[2], encode.absent)
+    x[1, 1:] = 7.0
+    assert torch.allclose(encode(x, mask)[1], encode(x[1:2, :1], mask[1:2, :1])[0], atol=1e-5)
+
+
+def test_statistics_have_finite_gradients(sizes: Encoders) -> None:
+    encode = encoder(2, sizes.model_copy(update={"pooling": "statistics"})).train()
+    x, mask = torch.ones(2, 5, 4), torch.tensor([[True] * 5, [False] * 5])
+    encode(x, mask).square().sum().backward()
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in encode.parameters())
+
+
 @pytest.mark.parametrize("stride", [1, 3])
 def test_a_clip_without_frames_gives_the_learned_vector(sizes: Encoders, stride: int) -> None:
     encode = encoder(stride, sizes)

@@ -196,6 +196,7 @@ class Encoders(Block):
     layers: Annotated[int, Field(ge=0)]
     heads: Count
     dropout: Dropout
+    pooling: Literal["attention", "statistics"] = "attention"  # the default is that of models before this choice
     stride: PerModality
     text: TextEncoder
 

@@ -36,22 +36,31 @@ class Layer(nn.TransformerEncoderLayer):
 
 
 class SequenceEncoder(nn.Module):
-    """Projection, temporal convolution with stride, pre-norm transformer, attention pooling: (B, T, F) -> (B, D)."""
+    """Projection, temporal convolution with stride, pre-norm transformer, attention pooling: (B, T, F) -> (B, D).
+
+    With pooling `statistics`, a projection of the mean and the standard deviation of the valid frames, and nothing else
+    (our decision: with a few hundred clips, the rest overfits).
+    """
 
     def __init__(self, features: int, stride: int, sizes: Encoders) -> None:
         super().__init__()
         width = sizes.width
         self.stride = stride
-        self.project = nn.Linear(features, width)
-        self.convolve = nn.Conv1d(width, width, kernel_size=2 * stride + 1, stride=stride, padding=stride)
-        self.layers = nn.ModuleList(Layer(sizes) for _ in range(sizes.layers))
-        self.norm = nn.LayerNorm(width)
-        self.score = nn.Linear(width, 1)
+        self.statistics = sizes.pooling == "statistics"
+        self.project = nn.Linear(2 * features if self.statistics else features, width)
+        if not self.statistics:
+            self.convolve = nn.Conv1d(width, width, kernel_size=2 * stride + 1, stride=stride, padding=stride)
+            self.layers = nn.ModuleList(Layer(sizes) for _ in range(sizes.layers))
+            self.norm = nn.LayerNorm(width)
+            self.score = nn.Linear(width, 1)
         self.absent = nn.Parameter(torch.zeros(width))
         self.dropout = nn.Dropout(sizes.dropout)
 
     def forward(self, x_BTF: Tensor, mask_BT: Tensor) -> Tensor:
         has_frames_B = mask_BT.any(1)
+        if self.statistics:
+            vector = self.project(self.dropout(statistics(x_BTF, mask_BT)))
+            return torch.where(has_frames_B[:, None], vector, self.absent)
         x = self.project(self.dropout(x_BTF)) * mask_BT[..., None]
         x = F.gelu(self.convolve(x.transpose(1, 2))).transpose(1, 2) + x[:, :: self.stride]
         mask = any_of(mask_BT, self.stride)
@@ -73,6 +82,15 @@ class FlaggedEncoder(SequenceEncoder):
     def forward(self, x_BTF: Tensor, mask_BT: Tensor) -> Tensor:
         vector = super().forward(x_BTF, mask_BT)
         return torch.cat([vector, (~mask_BT.any(1, keepdim=True)).to(vector.dtype)], 1)
+
+
+def statistics(x_BTF: Tensor, mask_BT: Tensor) -> Tensor:
+    """Return mean and standard deviation of each clip's valid frames, (B, 2 F); zeros for a clip without one."""
+    valid = mask_BT[..., None].to(x_BTF.dtype)
+    count = valid.sum(1).clamp(min=1)
+    mean = (x_BTF * valid).sum(1) / count
+    variance = (((x_BTF - mean[:, None]) * valid) ** 2).sum(1) / count
+    return torch.cat([mean, (variance + 1e-6).sqrt()], 1)
 
 
 def any_of(mask_BT: Tensor, stride: int) -> Tensor:
