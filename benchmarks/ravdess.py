@@ -10,7 +10,7 @@ held-out clips are predicted as they are, and after a gain of -12 and +12 dB in 
 extractor the recall, averaged over the emotions, then seeds; and the differences from `egemaps` with intervals from
 10,000 bootstrap samples of actors.
 
-Takes about half an hour per extractor on two cores. Results go to artifacts/ravdess/results.jsonl, one line per fold
+Takes minutes per extractor on two cores. Results go to artifacts/ravdess/results.jsonl, one line per fold
 and seed; a run continues after the last complete fold.
 """
 
