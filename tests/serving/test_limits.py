@@ -376,6 +376,21 @@ def test_a_stop_ends_unfinished_requests_and_leaves_nothing(checkpoint_folder: P
     assert (tmp_path / "log").read_text() == ""
 
 
+def test_temporary_files_of_a_worker_go_with_the_folder_of_uploads(tmp_path: Path) -> None:
+    program = (
+        "import sys, tempfile\nfrom pathlib import Path\nfrom qamoe.inference.extraction_worker import _prepare\n"
+        "tempfile.gettempdir()\n"
+        "assert _prepare({}, False, Path(sys.argv[1])) is None\n"
+        "print(tempfile.mkdtemp(), flush=True)\n"
+        "import subprocess\nsubprocess.run(['mktemp'], check=True)\n"
+    )
+    made = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.PIPE, text=True, check=True
+    ).stdout.splitlines()
+    assert len(made) == 2
+    assert {Path(path).parent for path in made} == {tmp_path}
+
+
 @pytest.mark.slow
 def test_a_stop_answers_requests_that_wait(checkpoint_folder: Path, tmp_path: Path) -> None:
     clips = [{"text": "a lovely film, " * 600, "audio": packed(np.ones((400, 3)))}] * 64

@@ -4,7 +4,9 @@ The server's own process never opens an uploaded file. The worker checks headers
 at most the allowed seconds, and has a time limit and, on Linux, the memory limit _MEMORY.
 """
 
+import os
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -72,12 +74,15 @@ class Extraction:
     """A worker process that extracts one file at a time, and is replaced if it dies. `close` ends it.
 
     The worker loads the `likely` extractors before it reports that it is ready. With `limits` None, for trusted files,
-    there are no limits.
+    there are no limits. temporary: the folder of its temporary files, which a worker that is killed leaves behind.
     """
 
-    def __init__(self, limits: Limits | None, likely: dict[str, ExtractorSettings]) -> None:
+    def __init__(
+        self, limits: Limits | None, likely: dict[str, ExtractorSettings], temporary: Path | None = None
+    ) -> None:
         self.limits = limits
         self._likely = likely
+        self._temporary = temporary
         self._slots = threading.BoundedSemaphore(_WAITING)
         self._turn = threading.Lock()
         self._closed = False
@@ -132,7 +137,7 @@ class Extraction:
     def _start_worker(self) -> WorkerProcess:
         # Not tied to its parent's life: on Linux the parent is the thread that started it, and a server's threads end.
         work = extract_file if self.limits is None else partial(_extract_upload, self.limits)
-        return WorkerProcess(partial(_prepare, self._likely, self.limits is not None), work)
+        return WorkerProcess(partial(_prepare, self._likely, self.limits is not None, self._temporary), work)
 
     def _wait_until_ready(self) -> None:
         if not self._worker.pipe.poll(START_S):
@@ -180,8 +185,8 @@ def extract_file(
     return Extracted(frames, problems)
 
 
-def _prepare(likely: dict[str, ExtractorSettings], bounded: bool) -> str | None:
-    """Initialise a worker process: limit its memory (if `bounded`) and load the extractors.
+def _prepare(likely: dict[str, ExtractorSettings], bounded: bool, temporary: Path | None) -> str | None:
+    """Initialise a worker process: limit its memory (if `bounded`), set its temporary folder, load the extractors.
 
     Return the error of an extractor that cannot be loaded. With `bounded`, in a server, raise it instead: its clients
     must not see it.
@@ -190,6 +195,8 @@ def _prepare(likely: dict[str, ExtractorSettings], bounded: bool) -> str | None:
         import resource
 
         resource.setrlimit(resource.RLIMIT_DATA, (_MEMORY, _MEMORY))
+    if temporary is not None:
+        os.environ["TMPDIR"] = tempfile.tempdir = str(temporary)
     try:
         for block in likely.values():
             extractor(block).warm_up()

@@ -223,7 +223,7 @@ def application(service: Service, hosts: frozenset[str] = frozenset()) -> Reques
         with upload_folder() as service.uploads:
             recogniser = service.recogniser
             words = {} if isinstance(recogniser, str) else {"text": recogniser}
-            service.extraction = Extraction(service.limits, service.served.extractors | words)
+            service.extraction = Extraction(service.limits, service.served.extractors | words, service.uploads)
             try:
                 yield
             finally:
