@@ -129,7 +129,7 @@ def test_a_modality_that_is_empty_or_constant_in_training_is_dropped(preprocesse
 def test_the_same_input_gives_the_same_bytes(preprocessed: Any) -> None:
     def content() -> dict[str, bytes]:
         folder = preprocessed([clip(i) for i in range(6)]).folder
-        return {path.name: path.read_bytes() for path in folder.iterdir()}
+        return {str(path): path.read_bytes() for path in folder.rglob("*.*")}
 
     assert content() == content()
 
