@@ -89,14 +89,18 @@ def _pattern(name: str) -> re.Pattern[str]:
 
 
 def demo_block(cells: pd.DataFrame, reasons: Sequence[str], decision: str) -> str:
-    """Return the end of the demo's output: the errors of the headline table, and what the promotion gate decided."""
+    """Return the end of the demo's output: the errors of the headline table, and what the promotion gate decided.
+
+    Rules that could not be measured are left out.
+    """
     headline = tables.headline(cells)
     values = [f"{name}{suffix}" for name in DEMO_COLUMNS for suffix in ("", ".sd")]
     printed = io.StringIO()
     tables.print_headline(headline[["model", "seeds", *values]], Console(file=printed, width=100))
     rows = [line for line in printed.getvalue().splitlines() if line.startswith(("┃", "│"))]
     header, rows = rows[0], rows[2:]  # the second line of the header has the numbers of seeds
-    return fenced("text", [header, *rows, *reasons, f"decision: {decision}"])
+    measured = [reason for reason in reasons if "not measured" not in reason]
+    return fenced("text", [header, *rows, *measured, f"decision: {decision}"])
 
 
 def results_block(cells: pd.DataFrame) -> str:

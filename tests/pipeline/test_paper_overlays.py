@@ -22,7 +22,8 @@ CLIPS = {"train": 40, "valid": 8, "test": 8}
 MINTREC = {"train": "train", "valid": "dev", "test": "test"}
 SMALL: dict[str, Any] = {
     "train": {"common": {"epochs": 2, "degrade": {"views": 2}}},
-    "models": {"encoders": {"width": 8, "heads": 2, "layers": 0}},
+    # minilm: a test fetches no weights.
+    "models": {"encoders": {"width": 8, "heads": 2, "layers": 0, "text": {"encoder": "minilm"}}},
     "seeds": {"mean": None, "moe": None, "qamoe": None, "concat": [1], "paper": [1], "paper-public": [1]},
     "evaluate": {"slices": ["clean", "landscape"], "landscape": {"levels": [0.0, 0.7]}, "quality_permutations": 0},
 }

@@ -129,6 +129,8 @@ def test_the_life_of_a_champion(corpus, capsys):
             "beats_the_champion",
             "keeps_every_slice",
             "covers_90",
+            "trust_follows_damage",
+            "harmless_is_harmless",
         }
 
 

@@ -246,7 +246,7 @@ def test_labels_pass_the_rules_of_classes() -> None:
     assert not kept.passed
     assert gate.is_calibrated(measure_labels(good, target), unused).numbers["calibration_error"] == pytest.approx(0.2)
     rules = gate.rules(measure_labels(good, target))
-    assert rules == (gate.predicts_the_same, gate.beats_the_frequencies, gate.is_calibrated)
+    assert rules[:3] == (gate.predicts_the_same, gate.beats_the_frequencies, gate.is_calibrated)
 
 
 def test_registered_label_probabilities_are_the_calibrated_ones() -> None:
@@ -255,3 +255,52 @@ def test_registered_label_probabilities_are_the_calibrated_ones() -> None:
     same = gate.predicts_the_same(measured, lambda clips: clean.loc[clips.index, ["has_a", "has_b"]])
     assert same.passed
     assert not gate.predicts_the_same(measured, lambda clips: clean.loc[clips.index, ["has_a", "has_b"]] + 0.1).passed
+
+
+def measure_copies(
+    clean: list[float], copies: list[tuple[float, float]], frames: int = 9, **changed: Any
+) -> GateMeasurements:
+    """Measurements of clean clips with these r in audio, and of copies with r and severity; anchors .2 and .8."""
+    base = measure([0.1] * len(clean))
+    anchors = {"clean": 0.8, "fully_degraded": 0.2, "rescaled": True}
+    candidate = rows([0.1] * len(clean), "clean").assign(r_audio=clean, frames_audio=frames, kind_audio="clean")
+    r, severity = np.array(copies).T
+    damaged = rows([0.1] * len(copies), "clean").assign(slice="copies", r_audio=r, lost_audio=severity)
+    damaged = damaged.assign(frames_audio=frames, kind_audio="copy")
+    config: Any = {**base.config, "trust": {"audio": anchors}}
+    return replace(base, config=config, candidate=candidate, copies=damaged, **changed)
+
+
+def test_trust_tells_damaged_copies_from_clean_clips():
+    copies = [(0.7, 0.0), (0.6, 0.4), (0.75, 0.5), (0.3, 0.9), (0.9, 1.0)]  # at severity 1 the modality is gone
+    measured = measure_copies([0.8, 0.7], copies, trust_auroc=0.8)
+    verdict = gate.trust_follows_damage(measured, unused)
+    assert verdict.numbers == {"audio": pytest.approx(5 / 6), "least": 0.8}
+    assert verdict.passed
+    assert not gate.trust_follows_damage(replace(measured, trust_auroc=0.84), unused).passed
+
+
+def test_harmless_copies_get_no_warning():
+    copies = [(0.7, 0.0), (0.56, 0.0), (0.55, 0.0), (0.3, 0.9)]  # trust .6 is r .56
+    measured = measure_copies([0.8], copies, harmless_warned=0.34)
+    verdict = gate.harmless_is_harmless(measured, unused)
+    assert verdict.numbers == {"warned": pytest.approx(1 / 3), "copies": 3, "most": 0.34}
+    assert verdict.passed
+    assert not gate.harmless_is_harmless(replace(measured, harmless_warned=0.3), unused).passed
+
+
+@pytest.mark.parametrize("rule", gate.TRUST_RULES)
+@pytest.mark.parametrize("why", ["no copies", "no r", "no frames", "not damaged"])
+def test_trust_that_cannot_be_measured_is_no_refusal(rule: Any, why: str):
+    measured = measure_copies([0.8], [(0.1, 0.9), (0.1, 0.0)], frames=0 if why == "no frames" else 9, trust_auroc=1.0)
+    copies: Any = measured.copies
+    if why == "no copies":
+        measured = replace(measured, copies=None)
+    elif why == "no r":
+        measured = replace(measured, copies=copies.assign(r_audio=np.nan))
+    elif why == "not damaged":
+        measured = replace(measured, copies=copies.assign(kind_audio="clean"))
+    verdict = rule(measured, unused)
+    assert verdict.passed
+    assert verdict.numbers == {}
+    assert "not measured" in verdict.sentence

@@ -380,6 +380,8 @@ class Registry(Block):
     coverage_90: Annotated[tuple[Share, Share], AfterValidator(_ascending)]
     calibration_error: Share  # classification: the largest that passes the promotion gate
     tolerance: Share  # allowed relative increase of a slice's error (regression) or error rate (classification)
+    trust_auroc: Share  # the least, of clean clips against damaged copies, in each modality
+    harmless_warned: Share  # the largest share of harmless copies with a warning
 
 
 class Tracking(Block):

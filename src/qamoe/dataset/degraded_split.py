@@ -147,6 +147,11 @@ def _partner(
     return load
 
 
+def copies_by_modality(copies: Store) -> tuple[int, ...]:
+    """Return how many damaged copies each modality of a clip has."""
+    return tuple(copies.metadata["copies"] * (m in copies.metadata["modalities"]) for m in MODALITIES)
+
+
 def _copied(copies: Store | None, clips: int, rows: Collection[int]) -> Copied | None:
     """Return a function that loads one modality of copies of `rows`, given places in `rows` and numbers of copies."""
     if copies is None or not len(copies):

@@ -7,9 +7,11 @@ rules are in registry/gate.py; registry/registry.py sets the aliases and writes 
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from math import nan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from qamoe.config import params as parameters
 from qamoe.config import settings
 from qamoe.config.model_names import family
 from qamoe.config.params import Params
@@ -97,7 +99,10 @@ def _decide(params: Params, out: Path, dry: bool, chosen: Chosen, temporary: Pat
             _repair(client, name, chosen)
         champion = registry.champion(client, name)
     print(f"champion: {f'version {champion.version} of {name}' if champion else f'none yet of {name}'}")
+    copies = gate_copies(out, split)
     gate_digest = file_digest(store.path)
+    if copies is not None:
+        gate_digest = parameters.digest(gate_digest, file_digest(copies.path))
     key = registry.gate_key(gate_digest, PROTOCOL, params.registry, champion)
     with store_errors_as_user_errors():
         decision = registry.existing_decision(client, name, checkpoint.digest(folder), key, champion)
@@ -116,6 +121,9 @@ def _decide(params: Params, out: Path, dry: bool, chosen: Chosen, temporary: Pat
         params.registry.coverage_90,
         params.registry.calibration_error,
         params.registry.tolerance,
+        None if copies is None else _measure_copies(stats, models[0], store, copies, temporary),
+        params.registry.trust_auroc,
+        params.registry.harmless_warned,
     )
     if dry:
         print("dry run: nothing is registered or recorded, and no registered model is compared with the checkpoint")
@@ -311,6 +319,48 @@ def _measure(
         split = open_views(group_store, protocol.views(cells), modalities, *inputs, encoder=encoder)
         predictions += protocol.measure(group, split, cells, device)
     return predictions
+
+
+def gate_copies(out: Path, split: str) -> "Store | None":
+    """Return the damaged copies of the gate clips; None if there are none, or if validation clips stand in for them."""
+    from qamoe.data.arrow_store import Store
+
+    path = out / "preprocess" / "copies" / "gate.arrow"
+    copies = Store(path) if split == "gate" and path.is_file() else None
+    return copies if copies is not None and len(copies) else None
+
+
+def _measure_copies(
+    stats: Stats, candidate: "Trained", store: "Store", copies: "Store", temporary: Path
+) -> "pd.DataFrame | None":
+    """Predict the damaged copies of the gate clips, in which all modalities are damaged together.
+
+    Returns None for a candidate whose training clips have other means and deviations than these copies.
+    """
+    from qamoe.dataset.degraded_split import copies_by_modality, open_views
+    from qamoe.degradation.features import COPY
+    from qamoe.degradation.views import View, references_from_stats
+    from qamoe.evaluation import protocol
+    from qamoe.models.checkpoint import shared_encoder
+
+    if not same_standardisation(candidate.config["stats"], stats):
+        return None
+    counts = copies_by_modality(copies)
+    views = tuple(View(0, number, copies=counts, copy=number) for number in range(max(counts)))
+    cell = protocol.Cell("copies", "copies", COPY, nan, views)
+    split = open_views(
+        store,
+        views,
+        tuple(candidate.config["modalities"]),
+        references_from_stats(stats),
+        temporary / "copies",
+        file_digest(copies.path),
+        settings.device(),
+        encoder=shared_encoder([candidate]),
+        copies=copies,
+    )
+    (rows,) = protocol.measure([candidate], split, [cell], settings.device())
+    return rows
 
 
 def same_standardisation(a: Stats, b: Stats) -> bool:

@@ -30,7 +30,6 @@ from qamoe.pipeline.source_dependencies import code_digest
 from qamoe.process_lifetime import die_with_parent
 
 if TYPE_CHECKING:
-    from qamoe.data.arrow_store import Store
     from qamoe.training.distributed import BatchShare
 
 Waiting = tuple[str, int, dict[str, str]]  # model, seed and digests of an unfinished training
@@ -167,7 +166,7 @@ def open_splits(params: Params, stats: Stats, out: Path, name: str, states: Path
     with the same views share. Returns both splits and the cells.
     """
     from qamoe.data.arrow_store import SelectedRows, Store
-    from qamoe.dataset.degraded_split import open_views
+    from qamoe.dataset.degraded_split import copies_by_modality, open_views
     from qamoe.degradation.spectrum import Spectrum
     from qamoe.degradation.views import View, references_from_stats
     from qamoe.training.selection import drawn_clips, selection_cells, specialist
@@ -218,13 +217,6 @@ def open_splits(params: Params, stats: Stats, out: Path, name: str, states: Path
         for part, views in (("train", training), ("valid", cells.views))
     )
     return train, valid, cells
-
-
-def copies_by_modality(copies: "Store") -> tuple[int, ...]:
-    """Return how many damaged copies each modality of a clip has."""
-    from qamoe.rng import MODALITIES
-
-    return tuple(copies.metadata["copies"] * (m in copies.metadata["modalities"]) for m in MODALITIES)
 
 
 def train_one(params: Params, out: Path, name: str, seed: int, digests: dict[str, str], share: "BatchShare") -> None:

@@ -1,8 +1,8 @@
 """Define the rules of the promotion gate, which a candidate must pass on the gate split to become champion.
 
-A rule is a function of the measurements, listed in REGRESSION_RULES or CLASSIFICATION_RULES. Its verdict has the name
-under which it is recorded (tag qamoe.rule.<name> of a version); that name stays the same if the function is renamed.
-registry/registry.py applies the verdicts.
+A rule is a function of the measurements, listed in REGRESSION_RULES, CLASSIFICATION_RULES or TRUST_RULES. Its verdict
+has the name under which it is recorded (tag qamoe.rule.<name> of a version), which stays the same if the function is
+renamed. registry/registry.py applies the verdicts.
 """
 
 from collections.abc import Callable
@@ -12,9 +12,12 @@ import numpy as np
 import pandas as pd
 
 from qamoe.config.task import has_classes
+from qamoe.evaluation.auroc import probability_above
 from qamoe.models.checkpoint_config import CheckpointConfig
 from qamoe.tracking.mlflow_store import reason
 
+WARNED = 0.6  # trust below it is a warning (docs/guides/scoring.md)
+_DAMAGED = 0.5  # severity from which a copy counts as damaged
 SAME = 1e-5  # largest difference between registered and evaluated model, in label units or as a probability
 
 
@@ -23,7 +26,8 @@ class GateMeasurements:
     """Predictions of candidate and champion on the gate split, and the limits of the rules.
 
     candidate, champion: rows of predictions.parquet of the slices clean and mixed, and with a champion also missing
-    and noise. clips: a few raw clips by clip id, as input of the registered model.
+    and noise. clips: a few raw clips by clip id, as input of the registered model. copies: rows of the candidate on the
+    damaged copies of the gate clips, whose severity is in lost_<modality>; None if there are none.
     """
 
     config: CheckpointConfig
@@ -34,6 +38,9 @@ class GateMeasurements:
     coverage_90: tuple[float, float]
     calibration_error: float = 1.0
     tolerance: float = 0.0
+    copies: pd.DataFrame | None = None
+    trust_auroc: float = 0.0
+    harmless_warned: float = 1.0
 
     def mixed(self, rows: pd.DataFrame) -> pd.DataFrame:
         return rows[rows["slice"] == "mixed"]
@@ -210,18 +217,80 @@ def is_calibrated(measurements: GateMeasurements, registered: Predict) -> Verdic
     return Verdict("is_calibrated", error <= limit, {"calibration_error": error, "most": limit}, sentence)
 
 
+def trust_follows_damage(measurements: GateMeasurements, registered: Predict) -> Verdict:
+    """Require that trust tells damaged recordings from clean ones, in each modality that copies damage.
+
+    The measure is the AUROC of trust, clean clips against copies of severity .5 or more. Without copies, or without an
+    estimate of reliability, it is not measured, and the rule is passed.
+    """
+    rule, limit = "trust_follows_damage", measurements.trust_auroc
+    by_modality = _trust_of_copies(measurements)
+    areas: dict[str, float] = {}
+    for modality, (clean, trust, severity) in by_modality.items():
+        damaged = trust[severity >= _DAMAGED]
+        if len(clean) and len(damaged):
+            areas[modality] = probability_above(clean, damaged)
+    if not areas:
+        return Verdict(rule, True, {}, "trust on damaged recordings is not measured: no damaged copies, or no r")
+    listed = ", ".join(f"{area:.3f} in {modality}" for modality, area in areas.items())
+    sentence = f"AUROC of trust, clean against damaged recordings: {listed}; the limit is {limit:g}"
+    return Verdict(rule, min(areas.values()) >= limit, {**areas, "least": limit}, sentence)
+
+
+def harmless_is_harmless(measurements: GateMeasurements, registered: Predict) -> Verdict:
+    """Require that few copies under a harmless change have trust below the threshold of a warning.
+
+    Not measured, and passed, without such copies or without an estimate of reliability.
+    """
+    rule, limit = "harmless_is_harmless", measurements.harmless_warned
+    parts = [trust[severity == 0] for _, trust, severity in _trust_of_copies(measurements).values()]
+    trust = np.concatenate(parts) if parts else np.zeros(0)
+    if not len(trust):
+        return Verdict(rule, True, {}, "trust under harmless changes is not measured: no such copies, or no r")
+    share = float((trust < WARNED).mean())
+    sentence = f"{share:.1%} of {len(trust)} harmless changes have trust below {WARNED:g}; the limit is {limit:.1%}"
+    return Verdict(rule, share <= limit, {"warned": share, "copies": len(trust), "most": limit}, sentence)
+
+
+def _trust_of_copies(measurements: GateMeasurements) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Return for each modality that copies damage the trust of clean clips, that of copies, and the copies' severity.
+
+    Clips without the modality are left out. A copy that lost it has severity 1, which no drawn severity reaches, and
+    trust 0.
+    """
+    from qamoe.degradation.features import COPY
+
+    copies, clean = measurements.copies, measurements.candidate
+    found: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
+    if copies is None:
+        return found
+    clean = clean[clean["slice"] == "clean"]
+    for modality, anchors in measurements.config["trust"].items():
+        damaged = copies[(copies[f"kind_{modality}"] == COPY) & (copies[f"frames_{modality}"] > 0)]
+        r = [rows[f"r_{modality}"].to_numpy(float) for rows in (clean[clean[f"frames_{modality}"] > 0], damaged)]
+        if not len(damaged) or np.isnan(r[1]).any():
+            continue
+        if anchors["rescaled"]:
+            low, high = anchors["fully_degraded"], anchors["clean"]
+            r = [((of_rows - low) / (high - low)).clip(0, 1) for of_rows in r]
+        severity = damaged[f"lost_{modality}"].to_numpy(float)
+        found[modality] = (r[0], np.where(severity < 1, r[1], 0.0), severity)
+    return found
+
+
 # Whether a champion exists -> rules.
-REGRESSION_RULES = {
+REGRESSION_RULES: dict[bool, tuple[Rule, ...]] = {
     False: (predicts_the_same, beats_the_mean, covers_90),
     True: (predicts_the_same, beats_the_champion, keeps_every_slice, covers_90),
 }
-CLASSIFICATION_RULES = {
+CLASSIFICATION_RULES: dict[bool, tuple[Rule, ...]] = {
     False: (predicts_the_same, beats_the_frequencies, is_calibrated),
     True: (predicts_the_same, beats_champion_accuracy, keeps_every_slice, is_calibrated),
 }
+TRUST_RULES: tuple[Rule, ...] = (trust_follows_damage, harmless_is_harmless)
 
 
 def rules(measurements: GateMeasurements) -> tuple[Rule, ...]:
     """Return the rules for the task, with or without a champion."""
     by_champion = CLASSIFICATION_RULES if measurements.has_classes else REGRESSION_RULES
-    return by_champion[measurements.champion is not None]
+    return (*by_champion[measurements.champion is not None], *TRUST_RULES)
