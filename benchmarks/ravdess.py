@@ -41,6 +41,7 @@ EXTRACTORS: dict[str, dict[str, Any]] = {
     "egemaps": {"extractor": "egemaps", "rate": 20.0},
     "logmel": {"extractor": "logmel", "rate": 20.0},
 }
+DROPOUT = {"whisper": 0.6, "egemaps": 0.1, "logmel": 0.1}  # chosen on validation, as is the learning rate: V01
 ACTORS = [f"{number:02d}" for number in range(1, 19)]
 FOLDS = [ACTORS[fold::6] for fold in range(6)]  # of both sexes: odd numbers are men
 SEEDS = (1, 2, 3, 4, 5)
@@ -119,7 +120,8 @@ def params_of(name: str, data: Path) -> Params:
         "audio": EXTRACTORS[name],
     }
     content["train"]["common"]["selection"] |= {"severities": {"missing": [0.0]}, "draws": 1}
-    content["models"]["encoders"] |= {"pooling": "statistics", "dropout": 0.6}  # chosen on validation: V01
+    content["train"]["common"]["lr"] = 0.003
+    content["models"]["encoders"] |= {"pooling": "statistics", "dropout": DROPOUT[name]}
     content["seeds"] = {"concat": list(SEEDS)}
     return parameters.validate(content, Path("params.yaml"))
 

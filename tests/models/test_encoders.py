@@ -43,12 +43,23 @@ def test_evaluation_is_training_without_dropout(sizes: Encoders) -> None:
 def test_statistics_are_those_of_the_valid_frames(sizes: Encoders) -> None:
     encode = encoder(2, sizes.model_copy(update={"pooling": "statistics"}))
     x, mask = torch.randn(3, 9, 4), torch.arange(9) < torch.tensor([9, 1, 0])[:, None]
-    expected = torch.cat([x[0].mean(0), x[0].std(0, correction=0)])
+    expected = torch.cat([x[0].mean(0), x[0].std(0, correction=0) - 1])
     assert torch.allclose(encode(x, mask)[0], encode.project(expected), atol=1e-4)
-    assert torch.allclose(encode(x, mask)[1], encode.project(torch.cat([x[1, 0], torch.full((4,), 1e-3)])), atol=1e-4)
+    of_one_frame = torch.cat([x[1, 0], torch.full((4,), 1e-3 - 1)])
+    assert torch.allclose(encode(x, mask)[1], encode.project(of_one_frame), atol=1e-4)
     assert torch.equal(encode(x, mask)[2], encode.absent)
     x[1, 1:] = 7.0
     assert torch.allclose(encode(x, mask)[1], encode(x[1:2, :1], mask[1:2, :1])[0], atol=1e-5)
+
+
+@torch.no_grad()
+def test_dropout_adds_little_noise_to_the_statistics_of_standardised_frames(sizes: Encoders) -> None:
+    """With deviations around 1, dropout would add more noise than clips differ."""
+    encode = encoder(2, sizes.model_copy(update={"pooling": "statistics", "dropout": 0.6}))
+    encode.project.weight.fill_(1.0)
+    x, mask = torch.randn(200, 100, 4), torch.ones(200, 100, dtype=torch.bool)
+    noise = encode.train()(x, mask) - encode.eval()(x, mask)
+    assert noise.square().mean().sqrt() < 0.5  # sqrt(4 * 0.6 / 0.4) = 2.4 and more if deviations were around 1
 
 
 def test_statistics_have_finite_gradients(sizes: Encoders) -> None:
