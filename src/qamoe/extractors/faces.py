@@ -26,15 +26,15 @@ _RATE = 16_000  # Hz
 
 @dataclass(frozen=True, eq=False)
 class Face:
-    """A face in an image: features (72,), box (left, top, right, bottom) in pixels, and lips and look to follow it by.
+    """A face in an image: features (72,), box (left, top, right, bottom) in pixels, lips and corners.
 
-    lips: their height in units of the distance between the outer eye corners. look: (8, 8, 3), eyes and chin in place.
+    lips: their height in units of the distance between the outer eye corners. corners: (3, 2), these two and the chin.
     """
 
     row: np.ndarray
     box: np.ndarray
     lips: float
-    look: np.ndarray
+    corners: np.ndarray
 
     @property
     def width(self) -> float:
@@ -44,38 +44,39 @@ class Face:
 Track = list[Face | None]  # one person: the face in each frame, None where it is not seen
 
 
-def follow(frames: Sequence[Sequence[Face]]) -> list[Track]:
-    """Return one track per person, of the faces that were found in each frame."""
+def follow(frames: Sequence[tuple[Sequence[Face], Sequence[np.ndarray]]]) -> list[Track]:
+    """Return one track per person, of the faces that were found in each frame, with the look (8, 8, 3) of each."""
     from scipy.optimize import linear_sum_assignment  # a late import: most clips have one face
 
     tracks: list[Track] = []
     last: list[tuple[np.ndarray, np.ndarray]] = []  # box and look of each track
-    for number, found in enumerate(frames):
+    for number, (found, looks) in enumerate(frames):
         for track in tracks:
             track.append(None)
-        scores = np.array([[_match(*known, face) for face in found] for known in last]).reshape(len(last), len(found))
+        scores = np.array([[_match(*known, *face) for face in zip(found, looks, strict=True)] for known in last])
+        scores = scores.reshape(len(last), len(found))
         joined = {face: track for track, face in zip(*linear_sum_assignment(-scores), strict=True)}
         for index, face in enumerate(found):
             track_number = joined.get(index)
             if track_number is None or scores[track_number, index] <= _NO_MATCH:
                 tracks.append([None] * number + [face])
-                last.append((face.box, face.look))
+                last.append((face.box, looks[index]))
                 continue
             tracks[track_number][-1] = face
             look = last[track_number][1]
-            last[track_number] = (face.box, look + 0.1 * (face.look - look))
+            last[track_number] = (face.box, look + 0.1 * (looks[index] - look))
     return tracks
 
 
 _NO_MATCH = -1e6
 
 
-def _match(box: np.ndarray, look: np.ndarray, face: Face) -> float:
+def _match(box: np.ndarray, look: np.ndarray, face: Face, face_look: np.ndarray) -> float:
     """Return how well a face continues a track: the overlap of their boxes, less the difference of their looks."""
     sides = np.minimum(box[2:], face.box[2:]) - np.maximum(box[:2], face.box[:2])
     shared = float(np.prod(sides.clip(0)))
     overlap = shared / (float(np.prod(box[2:] - box[:2]) + np.prod(face.box[2:] - face.box[:2])) - shared + 1e-9)
-    unlike = float(np.abs(face.look - look).mean())
+    unlike = float(np.abs(face_look - look).mean())
     if unlike > (_UNLIKE_IN_PLACE if overlap > _IN_PLACE else _UNLIKE):
         return _NO_MATCH
     return overlap - unlike / _OVERLAP
