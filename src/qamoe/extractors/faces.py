@@ -19,6 +19,7 @@ _UNLIKE, _UNLIKE_IN_PLACE = 25.0, 60.0
 _OVERLAP = 10.0  # a whole overlap of boxes outweighs this difference of looks
 _IN_PLACE = 0.2
 _STILL = 0.25  # a mouth that moves less than this share of the one that moves most belongs to a picture
+_SURE = 3.0  # standard deviations: so much evidence is not chance, however little the mouth moves
 _LEAST_CHANGES = 8
 _SOUND_S = 0.12
 _RATE = 16_000  # Hz
@@ -86,7 +87,7 @@ def choose(tracks: Sequence[Track], loudness: np.ndarray | None) -> tuple[int, b
     """Return which track to read, and whether its lips move with the sound; else it is the largest one.
 
     `tracks` have frames that differ from the one before, and `loudness` (T,) that of the sound after each of them; NaN
-    and None where it is not known. A face whose lips stay still is chosen only if all do.
+    and None where it is not known. A face whose lips stay still is chosen only if all do, or if it speaks for sure.
     """
     moves, evidence = [], []
     for track in tracks:
@@ -94,7 +95,7 @@ def choose(tracks: Sequence[Track], loudness: np.ndarray | None) -> tuple[int, b
         change = np.diff(lips, prepend=np.nan)
         moves.append(float(np.nanstd(change)) if np.isfinite(change).any() else 0.0)
         evidence.append(0.0 if loudness is None else _evidence(change, loudness))
-    moving = [number for number, move in enumerate(moves) if move >= _STILL * max(moves)]
+    moving = [number for number, move in enumerate(moves) if move >= _STILL * max(moves) or evidence[number] > _SURE]
     best = max(moving, key=lambda number: evidence[number])
     if evidence[best] > 0:
         return best, True
