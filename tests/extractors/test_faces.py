@@ -63,7 +63,7 @@ def write(path: Path, frames: Sequence[np.ndarray], codec: str = "libx264", soun
         stream.bit_rate = 4_000_000
         coding = {".mkv": "pcm_s16le", ".mov": "pcm_s16le", ".avi": "libmp3lame", ".webm": "libopus"}
         rate = 48_000 if path.suffix == ".webm" else voice.RATE
-        audio = container.add_stream(coding.get(path.suffix, "aac"), rate=rate, layout="mono") if sound else None
+        audio: Any = container.add_stream(coding.get(path.suffix, "aac"), rate=rate, layout="mono") if sound else None
         for image in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")))
         container.mux(stream.encode(None))

@@ -171,7 +171,7 @@ def test_transcripts_next_to_clips_are_read_and_what_was_left_out_is_told(
     (source / "long.txt").write_text("word " * 60)
     (source / "wrong.srt").write_bytes(b"\xff\xfe\x00\xd8")
     score.run(source, tmp_path / "scores", "models:/qa-moe@champion", transcribe=False)
-    rows = pd.read_parquet(tmp_path / "scores/scores.parquet").set_index("clip_id")
+    rows: Any = pd.read_parquet(tmp_path / "scores/scores.parquet").set_index("clip_id")
     assert rows["text"].to_dict() == {"film.mkv": "a lovely film", "long.wav": "word " * 59 + "word", "wrong.wav": ""}
     assert "audio: silence; audio track 1 of 2 was read" in rows.loc["film.mkv", "problem"]
     assert "of 60 words" in rows.loc["long.wav", "problem"]
