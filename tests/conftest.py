@@ -11,6 +11,8 @@ import pytest
 from hypothesis import HealthCheck, settings
 from xdist.scheduler import LoadScopeScheduling
 
+from tests.fixtures.no_copies import write_no_copies
+
 # The same examples in every run, and no time limit: a property fails or passes on any machine.
 settings.register_profile(
     "fixed", derandomize=True, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow]
@@ -259,6 +261,7 @@ def tiny_corpus(tiny_stats: dict[str, Any]) -> Callable[..., None]:
                 for i in range(count)
             ]
             arrow_store.write(folder / f"{split}.arrow", schema, rows, {"split": split})
+        write_no_copies(folder)
         (folder / "stats.json").write_text(json.dumps(stats or tiny_stats))
 
     return make

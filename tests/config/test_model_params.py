@@ -47,6 +47,8 @@ def experiment(tmp_path: Path) -> Callable[..., Params]:
 
 def test_a_variant_is_a_plain_model_with_a_label() -> None:
     assert {variant_base(f"{name}--top-1") for name in MODELS} == set(MODELS)
+    assert variant_base(f"paper--{'a' * 40}") == "paper"
+    assert variant_base(f"paper--{'a' * 41}") is None, "it could not name a folder"
     assert family("paper-public--no-gate") == "paper-public"
     assert family("cross_attention--2") == "cross_attention"
     others = [

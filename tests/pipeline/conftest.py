@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from qamoe.data import arrow_store
+from tests.fixtures.no_copies import write_no_copies
 
 ROOT = Path(__file__).parents[2]
 
@@ -67,6 +68,7 @@ def preprocessed(tmp_path: Path, tiny_stats: dict[str, Any]) -> Path:
             for i in range(count)
         ]
         arrow_store.write(out / "preprocess" / f"{split}.arrow", schema, rows, {"split": split})
+    write_no_copies(out / "preprocess")
     (out / "preprocess" / "stats.json").write_text(json.dumps(tiny_stats))
     return out
 

@@ -14,6 +14,7 @@ from qamoe.config import params as parameters
 from qamoe.data import arrow_store
 from qamoe.errors import UserError
 from qamoe.pipeline import preprocess
+from tests.fixtures.no_copies import write_no_copies
 
 IDS = pa.schema([("clip_id", pa.string()), ("ids", pa.list_(pa.int32())), ("confidence", pa.list_(pa.float32()))])
 FRAMES = pa.schema([("clip_id", pa.string()), ("frames", arrow_store.frames_type(2))])
@@ -54,6 +55,7 @@ def preprocessed(tmp_path: Path, params_file: Any) -> Any:
         for m in ("audio", "vision"):
             rows = [{"clip_id": c["clip_id"], "frames": c[m]} for c in clips] if m in modalities else []
             arrow_store.write(folder / f"{m}.arrow", FRAMES, rows, metadata)
+        write_no_copies(folder)
         task = {"kind": "regression", "low": -3.0, "high": 3.0, "classes": []}
         corpus = {"about": {"corpus": "clips"}, "generated": False, "task": task, "modalities": list(modalities)}
         columns = {name: [c[name] for c in clips] for name in ("clip_id", "source", "split", "label")}
@@ -127,7 +129,7 @@ def test_a_modality_that_is_empty_or_constant_in_training_is_dropped(preprocesse
 def test_the_same_input_gives_the_same_bytes(preprocessed: Any) -> None:
     def content() -> dict[str, bytes]:
         folder = preprocessed([clip(i) for i in range(6)]).folder
-        return {path.name: path.read_bytes() for path in folder.iterdir()}
+        return {str(path): path.read_bytes() for path in folder.rglob("*.*")}
 
     assert content() == content()
 

@@ -250,13 +250,18 @@ def test_the_selection_value_is_that_of_the_checkpoint(setting: Any, whole: Path
 
 
 @pytest.mark.integration
-def test_patience_ends_a_training(train: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    values = iter([0.9, 0.5, 0.7, 0.6, 0.55, 0.1])
-    monkeypatch.setattr(trainer, "selection_value", lambda *_: next(values))
-    train(tmp_path, common={"epochs": 20, "patience": 2})
+@pytest.mark.parametrize("schedule", ["plateau", "cosine", "linear"])
+def test_patience_ends_a_training_whose_rate_does_not_fall_by_itself(
+    train: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, schedule: str
+) -> None:
+    values = [0.9, 0.5, 0.7, 0.6, 0.55, 0.1]
+    left = iter(values)
+    monkeypatch.setattr(trainer, "selection_value", lambda *_: next(left))
+    train(tmp_path, common={"epochs": 6, "patience": 2, "schedule": schedule})
     config, history = config_and_history(tmp_path)
-    assert [line["valid"] for line in history] == [0.9, 0.5, 0.7, 0.6]
-    assert (config["best_epoch"], config["selection"]) == (2, 0.5)
+    stops = schedule == "plateau"
+    assert [line["valid"] for line in history] == (values[:4] if stops else values)
+    assert (config["best_epoch"], config["selection"]) == ((2, 0.5) if stops else (6, 0.1))
 
 
 @pytest.mark.integration

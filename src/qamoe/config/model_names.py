@@ -29,9 +29,10 @@ def ablated(name: str) -> str | None:
 def variant_base(name: str) -> str | None:
     """Return the model that a variant differs from ("paper" for paper--top-1); None for any other model.
 
-    A label has lower-case letters, digits and single hyphens. Specialists and ablations have no variants.
+    A label has lower-case letters, digits and single hyphens, 40 characters at most: it names folders. Specialists and
+    ablations have no variants.
     """
-    parts = re.fullmatch(r"(.+?)--[a-z0-9]+(?:-[a-z0-9]+)*", name)
+    parts = re.fullmatch(r"(.+?)--(?=.{1,40}$)[a-z0-9]+(?:-[a-z0-9]+)*", name)
     return parts[1] if parts and not specialist_cell(parts[1]) and not ablated(parts[1]) else None
 
 

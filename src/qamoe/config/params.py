@@ -19,6 +19,7 @@ from pydantic import (
     Field,
     TypeAdapter,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -61,12 +62,22 @@ class Corpus(Block):
     path: str  # a pickle (mmsa) or a folder (the others)
 
 
+def _of_the_corpus(patterns: tuple[str, ...]) -> tuple[str, ...]:
+    for pattern in patterns:
+        if not pattern or PurePath(pattern).is_absolute() or ".." in PurePath(pattern).parts:
+            raise ValueError(f"{pattern!r} must name files in the corpus folder, such as noise/*.flac")
+    return patterns
+
+
+Recordings = Annotated[tuple[str, ...], AfterValidator(_of_the_corpus)]  # patterns of files in the corpus folder
+
+
 class Signals(Block):
     """Degradations of the media of the test split, for slice `signals`, with a seed of their own."""
 
     seed: Seed
     severities: Annotated[dict[str, Annotated[tuple[Severity, ...], Field(min_length=1)]], Field(min_length=1)]
-    recordings: tuple[str, ...] = ()  # of kind recorded_noise: patterns of files in the corpus folder
+    recordings: Recordings = ()  # of kind recorded_noise
 
     @field_validator("severities")
     @classmethod
@@ -80,13 +91,43 @@ class Signals(Block):
                 raise ValueError(f"duplicate severity of {kind}")
         return severities
 
-    @field_validator("recordings")
+
+class Copies(Block):
+    """Damaged copies of the media of the other splits, for training and selection, with a seed of their own.
+
+    train, valid and gate: copies of each clip. sound, pictures, words: the kinds that they draw from; a modality whose
+    list is empty has none.
+    """
+
+    seed: Seed
+    train: Annotated[int, Field(ge=0)]
+    valid: Annotated[int, Field(ge=0)]
+    gate: Annotated[int, Field(ge=0)]
+    sound: tuple[str, ...]
+    pictures: tuple[str, ...]
+    words: tuple[str, ...]
+    recordings: Recordings = ()  # of kind recorded_noise
+
+    def kinds(self) -> dict[str, tuple[str, ...]]:
+        """Return the kinds by modality, without modalities that have none."""
+        of = {"text": self.words, "audio": self.sound, "vision": self.pictures}
+        return {modality: kinds for modality, kinds in of.items() if kinds}
+
+    @field_validator("sound", "pictures", "words")
     @classmethod
-    def _recordings_are_of_the_corpus(cls, recordings: tuple[str, ...]) -> tuple[str, ...]:
-        for pattern in recordings:
-            if not pattern or PurePath(pattern).is_absolute() or ".." in PurePath(pattern).parts:
-                raise ValueError(f"{pattern!r} must name files in the corpus folder, such as noise/*.flac")
-        return recordings
+    def _kinds_may_be_trained(cls, kinds: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        from qamoe.media.degradations import MODALITY, NEVER_TRAINED
+
+        modality = {"sound": "audio", "pictures": "vision", "words": "text"}[str(info.field_name)]
+        allowed = [kind for kind in MODALITY if MODALITY[kind] == modality and kind not in NEVER_TRAINED]
+        for kind in kinds:
+            if kind in NEVER_TRAINED:
+                raise ValueError(f"{kind!r} is for the test split only; allowed are {', '.join(allowed)}")
+            if kind not in allowed:
+                raise ValueError(f"unknown kind {kind!r}; allowed are {', '.join(allowed)}")
+            if kinds.count(kind) > 1:
+                raise ValueError(f"{kind} may appear once")
+        return kinds
 
 
 class Extract(Block):
@@ -98,6 +139,7 @@ class Extract(Block):
     max_problem_share: Share
     seconds_per_clip: Positive  # time limit
     signals: Signals | None = None  # experiments/signals.yaml
+    copies: Copies | None = None
 
 
 class PerModality(Block):
@@ -131,6 +173,8 @@ class Degrade(Block):
     full_severity_share: Annotated[float, Field(ge=0, lt=1)]  # share of severities that are exactly 1
     mask_revealed_share: Share  # share of wholly missing modalities that are masked
     recognised_share: Share  # share of clips with word confidences as of a recogniser
+    # Share of damaged draws that take the features of a damaged copy; checkpoints from before copies have no such key.
+    signal_share: Share = 0.0
     swap: bool  # whether clips draw swaps too
     views: Count  # degraded views per clip, used in turn, one per epoch (frozen text encoder only)
     seed: Seed

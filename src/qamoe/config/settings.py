@@ -6,6 +6,7 @@ Settings may change speed and float rounding, but no result; params.yaml holds e
 import math
 import os
 import re
+import tempfile
 from pathlib import Path
 from urllib.parse import quote, unquote, unquote_plus
 
@@ -22,6 +23,11 @@ QUIET = {
     "TOKENIZERS_PARALLELISM": "false",
     "RAY_USAGE_STATS_ENABLED": "0",
 }
+
+
+def keep_temporary_files_in(folder: Path) -> None:
+    """Make this process, its libraries and its children write temporary files there, where a caller removes them."""
+    os.environ["TMPDIR"] = tempfile.tempdir = str(folder)
 
 
 def go_offline() -> None:

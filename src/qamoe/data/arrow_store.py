@@ -112,7 +112,7 @@ class Store:
             if pa.types.is_fixed_size_list(values.type):
                 flat = values.flatten().to_numpy().reshape(-1, values.type.list_size)
             else:
-                flat = values.to_numpy()
+                flat = values.to_numpy(zero_copy_only=not pa.types.is_boolean(values.type))
             self._flat[name, index] = (column.offsets.to_numpy(), flat)
         offsets, flat = self._flat[name, index]
         return flat[offsets[offset] : offsets[offset + 1]]

@@ -23,7 +23,7 @@ from qamoe.degradation import features, spectrum, swap_partners
 from qamoe.degradation import views as degradation_views
 from qamoe.degradation.features import Reference, State
 from qamoe.degradation.swap_partners import SwapPartners
-from qamoe.degradation.views import View, apply
+from qamoe.degradation.views import Copied, CopiedFrames, View, apply
 from qamoe.extractors.minilm import NAME
 from qamoe.files import remove_abandoned
 from qamoe.models import text_encoder_bert, text_encoder_frozen
@@ -37,7 +37,8 @@ _KEPT_BYTES = 256 << 20  # of batches that `repeated` keeps in memory
 class DegradedSplit:
     """A split and its views.
 
-    `states` holds the encoded text of all views; it is None for models that read token ids, stored vectors or no text.
+    `copies` holds the damaged copies, clip after clip. `states` holds the encoded text of all views; it is None for
+    models that read token ids, stored vectors or no text.
     Clips are degraded on `device` and stay there.
     """
 
@@ -47,6 +48,7 @@ class DegradedSplit:
     references: dict[str, Reference]
     states: TextStates | None
     device: str = "cpu"
+    copies: Store | None = None
 
     @cached_property
     def _references_on_device(self) -> dict[str, Reference]:
@@ -102,7 +104,10 @@ class DegradedSplit:
         clean = self.clean(rows, modalities).to(self.device)
         sharing = self.sharing(view)
         sharing_of_rows = None if sharing is None else sharing[list(rows)].to(self.device)
-        batch, lost, state = apply(clean, self.views[view], self._references_on_device, partner, sharing_of_rows)
+        copied = _copied(self.copies, len(self.store), rows)
+        batch, lost, state = apply(
+            clean, self.views[view], self._references_on_device, partner, sharing_of_rows, copied
+        )
         if self.states is not None and "text" in batch.x:
             x, mask = (tensor.to(self.device) for tensor in pad([self.states.of(view, row) for row in rows]))
             confidence = None if batch.confidence is None else batch.confidence[:, : x.shape[1]]
@@ -142,6 +147,26 @@ def _partner(
     return load
 
 
+def _copied(copies: Store | None, clips: int, rows: Collection[int]) -> Copied | None:
+    """Return a function that loads one modality of copies of `rows`, given places in `rows` and numbers of copies."""
+    if copies is None or not len(copies):
+        return None
+    count, of_rows = len(copies) // clips, np.asarray(list(rows))
+
+    def load(modality: str, places: Tensor, numbers: Tensor) -> CopiedFrames:
+        chosen = of_rows[places.cpu().numpy()] * count + numbers.cpu().numpy()
+        device = places.device
+        x, mask = pad([copies.sequence(modality, row) for row in chosen])
+        severity = torch.tensor([copies.value(f"severity_{modality}", row) for row in chosen], dtype=torch.float32)
+        if modality != "text":
+            return CopiedFrames(x.to(device), mask.to(device), severity.to(device))
+        confidence, wrong = (pad([copies.sequence(c, row) for row in chosen])[0] for c in ("confidence", "wrong"))
+        tensors = (x.long(), mask, severity, confidence, wrong)
+        return CopiedFrames(*(tensor.to(device) for tensor in tensors))
+
+    return load
+
+
 def open_views(
     store: Store,
     views: Sequence[View],
@@ -152,13 +177,14 @@ def open_views(
     device: str,
     *,
     encoder: str | None = NAME,
+    copies: Store | None = None,
 ) -> DegradedSplit:
     """Open a split under views: encode the text of all views into a cache file in `folder`, or reuse it, and map it.
 
     `encoder` is the models' frozen text encoder; None leaves text as token ids. Stored text vectors are not encoded.
     """
     if "text" not in modalities or encoder is None or store.text_is_vectors:
-        return DegradedSplit(store, tuple(views), modalities, references, None, device)
+        return DegradedSplit(store, tuple(views), modalities, references, None, device, copies)
     modules = (
         rng,
         features,
@@ -175,20 +201,23 @@ def open_views(
     path = folder / f"text-{store.path.stem}-{key}.npy"
     remove_abandoned(folder, f".text-{store.path.stem}-*.[0-9]*")
     if text_cache.load(path) is None:
-        text_cache.encode(_ids(store, views, references), path, device, encoder)
+        text_cache.encode(_ids(store, views, references, copies), path, device, encoder)
     for other in folder.glob(f"text-{store.path.stem}-*"):
         if other.stem != path.stem:
             other.unlink(missing_ok=True)
-    return DegradedSplit(store, tuple(views), modalities, references, text_cache.load(path), device)
+    return DegradedSplit(store, tuple(views), modalities, references, text_cache.load(path), device, copies)
 
 
-def _ids(store: Store, views: Sequence[View], references: dict[str, Reference]) -> Iterator[list[np.ndarray]]:
+def _ids(
+    store: Store, views: Sequence[View], references: dict[str, Reference], copies: Store | None
+) -> Iterator[list[np.ndarray]]:
     """Yield the token ids (T,) of every clip, view by view; a text announced as missing has none."""
     rows = range(len(store))
     clean = collate(store, rows, ("text",))
     partner = _partner(store, cache(lambda: SwapPartners(store.clip_ids, store.sources)), rows)
     for view in views:
-        batch, _, _ = apply(clean, view, references, partner, view.sharing(clean.keys))
+        copied = _copied(copies, len(store), rows)
+        batch, _, _ = apply(clean, view, references, partner, view.sharing(clean.keys), copied)
         lengths = batch.mask["text"].sum(1).tolist()
         yield [ids[:length] for ids, length in zip(batch.x["text"].numpy(), lengths, strict=True)]
 

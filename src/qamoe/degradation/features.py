@@ -18,6 +18,7 @@ DRAWN = ("missing", "noise", "burst")  # drawn in training by default, and in sl
 HELD_OUT = ("additive", "desync")  # kinds of frames that only the test split has
 # `missing` for frames only: a corpus whose text is stored vectors has no words to lose.
 MISSING_FEATURES = "missing_features"
+COPY = "copy"  # the features of a damaged copy of the clip (extract.copies) in place of its own
 PAPER_NOISE = "paper_noise"  # the paper's noise of strength lambda: degradation/spectrum.py
 _PAPER_WORD = 0  # id of the word that the public code writes in place of others; padding in BERT's vocabularies
 
@@ -143,12 +144,12 @@ def swap(x: Tensor, mask: Tensor, severity: Tensor, draws: Draws, reference: Ref
         return Degraded(x, mask, torch.zeros_like(severity))
     length = max(x.shape[1], other.shape[1])
     chosen = swapped.view(-1, *[1] * (x.ndim - 1))
-    x = torch.where(chosen, _padded(other, length), _padded(x, length))
-    mask = torch.where(swapped[:, None], _padded(other_mask, length), _padded(mask, length))
+    x = torch.where(chosen, padded(other, length), padded(x, length))
+    mask = torch.where(swapped[:, None], padded(other_mask, length), padded(mask, length))
     return Degraded(x, mask, swapped.to(severity.dtype))
 
 
-def _padded(x: Tensor, length: int) -> Tensor:
+def padded(x: Tensor, length: int) -> Tensor:
     """Pad (B, T, ...) with zeros at the end to (B, length, ...)."""
     return F.pad(x, (*[0] * (2 * (x.ndim - 2)), 0, length - x.shape[1]))
 
@@ -212,7 +213,7 @@ TOKENS: dict[str, Degradation] = {
     "swap": swap,
     PAPER_NOISE: paper_noise_tokens,
 }
-KINDS = tuple(FRAMES)
+KINDS = (*FRAMES, COPY)
 
 
 def trainable_kinds() -> tuple[str, ...]:
@@ -258,12 +259,13 @@ class State:
     """How each clip of a batch is degraded, each (B, M).
 
     kind int64 (-1 is clean), severity float32, and whether the loss of the whole modality is announced to the model by
-    an empty mask.
+    an empty mask. copy: the number of the clip's damaged copy for kind "copy", -1 for others; None: no clip has one.
     """
 
     kind: Tensor
     severity: Tensor
     announced: Tensor
+    copy: Tensor | None = None
 
     def with_realised_swaps(self, lost: Tensor) -> "State":
         """Return a copy with the severity of a swap (its probability) replaced by its outcome `lost` (B, M), 0 or 1."""
@@ -295,12 +297,15 @@ def drawn_state(
     full_severity_share: float = 0.0,
     mask_revealed_share: float = 0.0,
     kinds: tuple[str, ...] = DRAWN,
+    signal_share: float = 0.0,
+    copies: tuple[int, ...] = (0, 0, 0),
 ) -> State:
     """Draw a kind and a severity ~ U(0, 1) for each clip and modality; `clean_share` of the draws stays clean.
 
     `shared_draw_share` of the clips draws once for all modalities. `full_severity_share` of the severities is 1:
     clips that lose everything would otherwise be rare. `mask_revealed_share` of the wholly missing modalities is
-    announced.
+    announced. `signal_share` of the damaged draws take one of the clip's damaged copies, of which each modality has as
+    many as `copies` says; its severity is 0 here, because `apply` reads it with the copy.
     """
     uniform = {m: Draws(seed, clips, m, "state", number).uniform(5) for m in MODALITIES}
     shared = uniform[MODALITIES[0]][:, 3:4] < shared_draw_share
@@ -314,5 +319,22 @@ def drawn_state(
         kind = kind_indices[(u[:, 1] * len(kinds)).long().clamp(max=len(kinds) - 1)]
         severity = (u[:, 2] / partial_share).clamp(max=1.0)
         kind, severity = torch.where(clean, -1, kind), torch.where(clean, 0.0, severity)
-        states.append((kind, severity, _wholly_missing(kind, severity) & (u[:, 4] < mask_revealed_share)))
+        announced = _wholly_missing(kind, severity) & (u[:, 4] < mask_revealed_share)
+        count = copies[MODALITIES.index(modality)]
+        copy = torch.full_like(kind, -1)
+        if signal_share and count:
+            taken, which = Draws(seed, clips, modality, COPY, number).uniform(2).unbind(1)
+            copied = ~clean & (taken < signal_share)
+            copy = torch.where(copied, (which * count).long().clamp(max=count - 1), copy)
+            kind, severity = torch.where(copied, KINDS.index(COPY), kind), torch.where(copied, 0.0, severity)
+            announced &= ~copied
+        states.append((kind, severity, announced, copy))
     return State(*(torch.stack(part, 1) for part in zip(*states, strict=True)))
+
+
+def copied_state(number: int, copies: tuple[int, ...], batch: int) -> State:
+    """Return the state of clips whose modalities are those of their copy `number`, where they have copies."""
+    has = torch.tensor([count > 0 for count in copies])
+    kind = torch.where(has, KINDS.index(COPY), -1).expand(batch, -1)
+    nothing = torch.zeros(batch, len(copies))
+    return State(kind, nothing, nothing.bool(), torch.where(has, number, -1).expand(batch, -1))

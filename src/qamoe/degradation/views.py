@@ -11,21 +11,41 @@ from qamoe.data.batch import Batch
 from qamoe.data.stats import Stats, frame_stats, has_frames, text_is_vectors
 from qamoe.degradation import word_confidence
 from qamoe.degradation.features import (
+    COPY,
     DRAWN,
     KINDS,
     PAPER_NOISE,
     Reference,
     State,
+    copied_state,
     degrade,
     drawn_state,
     fixed_state,
+    padded,
     valid_tokens,
 )
 from qamoe.degradation.spectrum import Spectrum, batch_keys, spectrum_states
 from qamoe.rng import MODALITIES, Draws
 
 Partner = Callable[[str, Draws], tuple[Tensor, Tensor]]
-_SWAP = KINDS.index("swap")
+_SWAP, _COPY = KINDS.index("swap"), KINDS.index(COPY)
+
+
+@dataclass(frozen=True)
+class CopiedFrames:
+    """One modality of the damaged copies of C clips: x (C, T, ...), mask (C, T) and severity (C,).
+
+    Of token ids also the `confidence` of a recogniser, and which are `wrong`, each (C, T).
+    """
+
+    x: Tensor
+    mask: Tensor
+    severity: Tensor
+    confidence: Tensor | None = None
+    wrong: Tensor | None = None
+
+
+Copied = Callable[[str, Tensor, Tensor], CopiedFrames]
 
 
 @dataclass(frozen=True)
@@ -39,6 +59,9 @@ class View:
     see `drawn_state` for the shares.
 
     `recognised_share` of the clips has word confidences as if a recogniser had heard it.
+
+    `signal_share` of the damaged draws take one of the clip's damaged copies, of which each modality has as many as
+    `copies` says. With `copy`, every clip is its copy of that number.
 
     With `spectrum`, clips are degraded as in the paper. `batch` clips share lambda and eta, 0 for none: then each clip
     has its own.
@@ -54,6 +77,9 @@ class View:
     full_severity_share: float = 0.0
     mask_revealed_share: float = 0.0
     recognised_share: float = 0.0
+    signal_share: float = 0.0
+    copies: tuple[int, ...] = (0,) * len(MODALITIES)
+    copy: int | None = None
     swap: bool = False
     announced: bool = False
     then: tuple[tuple[str, ...], tuple[float, ...]] | None = None
@@ -79,13 +105,15 @@ class View:
 
         `sharing` are the rows of `View.sharing` that belong to these clips; by default each clip has its own draw.
         """
+        if self.copy is not None:
+            return [copied_state(self.copy, self.copies, len(keys))]
         if self.spectrum is not None:
             shared = keys if sharing is None else sharing
             return spectrum_states(self.spectrum, self.seed, keys, self.number, shared, self.mask_revealed_share)
         if self.kinds is None or self.severities is None:
             shares = (self.clean_share, self.shared_draw_share, self.full_severity_share, self.mask_revealed_share)
             kinds = (*self.drawn, "swap") if self.swap else self.drawn
-            return [drawn_state(self.seed, keys, self.number, *shares, kinds)]
+            return [drawn_state(self.seed, keys, self.number, *shares, kinds, self.signal_share, self.copies)]
         steps = [(self.kinds, self.severities)] + ([self.then] if self.then else [])
         return [fixed_state(*step, len(keys), announced=self.announced) for step in steps]
 
@@ -137,13 +165,19 @@ def apply(
     references: dict[str, Reference],
     partner: Partner | None = None,
     sharing: Tensor | None = None,
+    copied: Copied | None = None,
 ) -> tuple[Batch, Tensor, State]:
     """Return the batch under a view, how much was lost (B, 3), and its state; the input is not changed.
 
     `partner(modality, draws)` returns x and mask of each clip's partner; only views that swap need it. `sharing` is as
-    in `View.states`. For a view of two steps, lost is that of the second step.
+    in `View.states`. `copied(modality, rows, numbers)` returns copies of rows of the batch, for views with
+    copies. For a view of two
+    steps, lost is that of the second step; of a copy it is the severity.
     """
     steps = view.states(batch.keys, sharing)
+    said = batch.x.get("text")
+    if copied is not None and steps[0].copy is not None:
+        batch, said, steps = _with_copies(batch, steps[0], copied)
     xs, masks = {}, {}
     lost = torch.zeros(len(batch), len(MODALITIES), device=batch.keys.device)
     for position, modality in enumerate(MODALITIES):
@@ -162,25 +196,67 @@ def apply(
             if partner is not None and bool((kind == _SWAP).any()):
                 reference = replace(reference, partner=partner(modality, draws("swap")))
             result = degrade(x, mask, kind, severity, draws, reference)
-            x, mask, lost[:, position] = result.x, result.mask & ~announced[:, None], result.lost
+            of_copy = torch.where(kind == _COPY, severity, result.lost)
+            x, mask, lost[:, position] = result.x, result.mask & ~announced[:, None], of_copy
         xs[modality], masks[modality] = x, mask
     state = _combined(steps)
-    confidence = _confidence(batch, xs, view, references, state)
+    confidence = _confidence(batch, said, xs, view, references, state)
     return replace(batch, x=xs, mask=masks, confidence=confidence), lost, state
 
 
+def _with_copies(batch: Batch, state: State, copied: Copied) -> tuple[Batch, Tensor | None, list[State]]:
+    """Return the batch with the copies that its state takes, the ids of words that were said (-1 where a copy's word is
+    wrong), and the state with the copies' severities.
+
+    A modality that a copy has lost has severity 1, and one that its clip never had has severity 0.
+    """
+    assert state.copy is not None
+    said, confidence, severity = batch.x.get("text"), batch.confidence, state.severity.clone()
+    for position, modality in enumerate(MODALITIES):
+        numbers = state.copy[:, position]
+        rows = (numbers >= 0).nonzero()[:, 0].to(batch.keys.device)
+        if modality not in batch.x or not len(rows):
+            continue
+        of_copies = copied(modality, rows, numbers[rows])
+        had, has = batch.mask[modality].any(1)[rows], of_copies.mask.any(1)
+        severity[rows, position] = torch.where(has, of_copies.severity, had.to(severity.dtype))
+        x, mask = _replaced(batch.x[modality], rows, of_copies.x), _replaced(batch.mask[modality], rows, of_copies.mask)
+        if of_copies.wrong is not None and of_copies.confidence is not None:
+            said = _replaced(batch.x["text"], rows, of_copies.x.masked_fill(of_copies.wrong, -1))
+            if confidence is None and bool((of_copies.confidence < 1).any()):
+                confidence = torch.ones_like(batch.mask["text"], dtype=torch.float32)
+            confidence = None if confidence is None else _replaced(confidence, rows, of_copies.confidence)
+        batch = batch.with_x(**{modality: x}).with_mask(**{modality: mask})
+    return replace(batch, confidence=confidence), said, [replace(state, severity=severity)]
+
+
+def _replaced(x: Tensor, rows: Tensor, other: Tensor) -> Tensor:
+    """Return a copy of x (B, T, ...) with `other` (C, T', ...) in these rows, padded with zeros to the longer T."""
+    length = max(x.shape[1], other.shape[1])
+    return padded(x, length).index_copy(0, rows, padded(other, length))
+
+
 def _confidence(
-    batch: Batch, xs: dict[str, Tensor], view: View, references: dict[str, Reference], state: State
+    batch: Batch,
+    said: Tensor | None,
+    xs: dict[str, Tensor],
+    view: View,
+    references: dict[str, Reference],
+    state: State,
 ) -> Tensor | None:
-    """Return the confidence of the words of a degraded batch; a swap brings whole words, which are not wrong."""
+    """Return the confidence of the words of a degraded batch; `said` (B, T) are the ids of those that were said.
+
+    A swap brings whole words, which are not wrong.
+    """
     if (
-        "text" not in xs
+        said is None
+        or "text" not in xs
         or xs["text"].is_floating_point()
         or not (view.recognised_share or batch.confidence is not None)
     ):
         return None
     ids = xs["text"]
-    before = F.pad(batch.x["text"], (0, ids.shape[1] - batch.x["text"].shape[1]))
+    before = F.pad(said, (0, ids.shape[1] - said.shape[1]))
     confidence = torch.ones_like(before, dtype=torch.float32)
     if batch.confidence is not None:
         confidence[:, : batch.confidence.shape[1]] = batch.confidence

@@ -4,9 +4,7 @@ The server's own process never opens an uploaded file. The worker checks headers
 at most the allowed seconds, and has a time limit and, on Linux, the memory limit _MEMORY.
 """
 
-import os
 import sys
-import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from qamoe.config import settings
 from qamoe.config.extractor_settings import ExtractorSettings
 from qamoe.data.subtitles import transcript
 from qamoe.errors import UserError
@@ -196,7 +195,7 @@ def _prepare(likely: dict[str, ExtractorSettings], bounded: bool, temporary: Pat
 
         resource.setrlimit(resource.RLIMIT_DATA, (_MEMORY, _MEMORY))
     if temporary is not None:
-        os.environ["TMPDIR"] = tempfile.tempdir = str(temporary)
+        settings.keep_temporary_files_in(temporary)
     try:
         for block in likely.values():
             extractor(block).warm_up()

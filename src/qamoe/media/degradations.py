@@ -19,6 +19,12 @@ VOICES = 4  # in kind babble
 
 AUDIO, VISION, TEXT = sound_degradations.KINDS, picture_degradations.KINDS, word_degradations.KINDS
 HARMLESS = (*sound_degradations.HARMLESS, *picture_degradations.HARMLESS, *word_degradations.HARMLESS)
+# Kinds that only the test split may have (our decision), so that a claim about damage never trained can be made.
+NEVER_TRAINED = (
+    *("codec", "reverb", "clipping", "tones", "equaliser", "good_codec"),
+    *("motion_blur", "sensor_noise", "low_resolution", "jpeg", "lost_frames", "size"),
+    *("typos", "dropped_words"),
+)
 MODALITY = {**dict.fromkeys(TEXT, "text"), **dict.fromkeys(AUDIO, "audio"), **dict.fromkeys(VISION, "vision")}
 
 

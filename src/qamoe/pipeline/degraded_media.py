@@ -5,9 +5,11 @@ Each file holds only the degraded modality. Degraded media are temporary: they a
 
 import csv
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -59,10 +61,8 @@ def write(
     if params.signals is None:
         return
     test = [clip for clip in clips if clip.split == "test"]
-    _check(test, params)
     vocabulary = Vocabulary.from_texts(clip.text for clip in clips if clip.split == "train")
-    partners = SwapPartners([clip.clip_id for clip in test], [clip.source for clip in test])
-    recordings = [Voice(path, 0.0, None, digest(path)) for path in _recordings(params)]
+    others = OtherSounds(test, recordings_of(params, "signals"), digest)
     problems: list[tuple[str, str, str]] = []
     for name, kind, severity in degradations.cells(params.signals.severities):
         metadata = {"kind": kind, "severity": severity, "seed": params.signals.seed}
@@ -71,8 +71,8 @@ def write(
             _write_words(test, params, kind, severity, vocabulary, path, metadata)
             continue
         jobs = [
-            (job, _part(job, params, folder.parent / "parts", digest))
-            for job in _jobs(test, params, kind, severity, partners, recordings, digest)
+            (job, part_of(job, params, folder.parent / "parts", digest))
+            for job in _jobs(others, params.signals.seed, kind, severity)
         ]
         failures = make([(job, part) for job, part in jobs if read_part(part) is None])
         features = [read_part(part) for _, part in jobs]
@@ -95,74 +95,101 @@ def write(
         writer.writerows(sorted(problems))
 
 
-def _check(test: list[LabelledClip], params: Extract) -> None:
-    assert params.signals is not None
+def check(clips: list[LabelledClip], params: Extract) -> None:
+    """Raise UserError for a test split without the media that extract.signals degrades."""
+    if params.signals is None:
+        return
+    test = [clip for clip in clips if clip.split == "test"]
     if not test:
         raise UserError("extract.signals degrades the test split, but the corpus has no clip in split test.")
-    for modality in sorted({degradations.MODALITY[kind] for kind in params.signals.severities}):
-        for clip in test:
+    check_media(test, params, {degradations.MODALITY[kind] for kind in params.signals.severities}, "signals")
+    recordings_of(params, "signals")
+
+
+def check_media(clips: list[LabelledClip], params: Extract, modalities: Collection[str], key: str) -> None:
+    """Raise UserError for a clip without what `extract.<key>` degrades."""
+    for modality in sorted(modalities):
+        for clip in clips:
             if modality == "text" and (clip.tokens is not None or "text" in clip.frames) and not clip.text:
                 raise UserError(
-                    f"{clip.where}: extract.signals degrades text and needs a transcript; this clip has only token ids"
-                    " or vectors."
+                    f"{clip.where}: extract.{key} degrades text and needs a transcript; this clip has only token ids or"
+                    " vectors."
                 )
             if modality != "text" and clip.media is None:
                 raise UserError(
-                    f"{clip.where}: extract.signals degrades {modality} and needs media; this clip has only features."
+                    f"{clip.where}: extract.{key} degrades {modality} and needs media; this clip has only features."
                 )
             if modality != "text" and clip.media is not None:
                 media_extractor = extractor(getattr(params, modality))
                 if media_extractor.reads(clip.media.path) != clip.media.path:
                     raise UserError(
-                        f"extract.signals degrades {modality}, but the extractor {media_extractor.name} does not read"
+                        f"extract.{key} degrades {modality}, but the extractor {media_extractor.name} does not read"
                         " media files."
                     )
 
 
-def _recordings(params: Extract) -> list[Path]:
-    """Return the recordings of kind recorded_noise, in order of their paths. Raises UserError if it has none."""
-    assert params.signals is not None
-    if "recorded_noise" not in params.signals.severities:
+def recordings_of(params: Extract, key: Literal["signals", "copies"]) -> list[Path]:
+    """Return the recordings of kind recorded_noise of `extract.<key>`, in order of their paths.
+
+    Raises UserError if the kind is used without any.
+    """
+    settings = getattr(params, key)
+    kinds = settings.severities if key == "signals" else settings.sound
+    if "recorded_noise" not in kinds:
         return []
     folder = Path(params.corpus.path)
-    found = sorted({path for pattern in params.signals.recordings for path in folder.glob(pattern) if path.is_file()})
+    found = sorted({path for pattern in settings.recordings for path in folder.glob(pattern) if path.is_file()})
     if not found:
         raise UserError(
-            f"extract.signals.recordings is {list(params.signals.recordings)}, which names no file in {folder}; kind"
+            f"extract.{key}.recordings is {list(settings.recordings)}, which names no file in {folder}; kind"
             " recorded_noise needs recordings there, such as noise/*.flac."
         )
     return found
 
 
-def _jobs(
-    test: list[LabelledClip],
-    params: Extract,
-    kind: str,
-    severity: float,
-    partners: SwapPartners,
-    recordings: list[Voice],
-    digest: Callable[[Path], str],
-) -> Iterator[Job]:
-    assert params.signals is not None
-    seed = params.signals.seed
-    for row, clip in enumerate(test):
-        assert clip.media is not None
-        voices: list[Voice] = []
+@dataclass(frozen=True)
+class OtherSounds:
+    """What is mixed into the clips of a split: voices of other clips, and recordings of noise."""
+
+    clips: list[LabelledClip]
+    recordings: list[Path]
+    digest: Callable[[Path], str]
+
+    @cached_property
+    def _partners(self) -> SwapPartners:
+        return SwapPartners([clip.clip_id for clip in self.clips], [clip.source for clip in self.clips])
+
+    def of(self, row: int, kind: str, seed: int, name: str) -> tuple[Voice, ...]:
+        """Return the sounds that a kind mixes into the clip of a row; `name` is that of its draws."""
+        if kind == "recorded_noise":
+            which = SignalDraws(seed, name, "recording").uniform(1)[0]
+            path = self.recordings[int(which * len(self.recordings))]
+            return (Voice(path, 0.0, None, self.digest(path)),)
+        voices = []
         for number in range(1, 1 + degradations.VOICES) if kind == "babble" else ():
-            key = torch.tensor([clip_key(f"signal {kind} {clip.clip_id}")], dtype=torch.int64)
-            other = test[partners.of([row], Draws(seed, key, "audio", "swap", number))[0]]
+            key = torch.tensor([clip_key(f"signal {kind} {name}")], dtype=torch.int64)
+            other = self.clips[self._partners.of([row], Draws(seed, key, "audio", "swap", number))[0]]
             assert other.media is not None
             span = other.media
-            voices.append(Voice(span.path, span.start_s, span.end_s, digest(span.path), span.track))
-        if kind == "recorded_noise":
-            which = SignalDraws(seed, clip.clip_id, "recording").uniform(1)[0]
-            voices.append(recordings[int(which * len(recordings))])
-        signal = Signal(kind, severity, seed, clip.clip_id, tuple(voices))
-        modality, media = degradations.MODALITY[kind], clip.media
-        yield Job(clip.clip_id, modality, media.path, media.start_s, media.end_s, signal, media.track)
+            voices.append(Voice(span.path, span.start_s, span.end_s, self.digest(span.path), span.track))
+        return tuple(voices)
 
 
-def _part(job: Job, params: Extract, parts: Path, digest: Callable[[Path], str]) -> Path:
+def job_of(others: OtherSounds, row: int, kind: str, severity: float, seed: int, name: str) -> Job:
+    """Return the job that extracts the modality of a kind from a clip of `others` under that kind."""
+    media = others.clips[row].media
+    assert media is not None
+    signal = Signal(kind, severity, seed, name, others.of(row, kind, seed, name))
+    return Job(name, degradations.MODALITY[kind], media.path, media.start_s, media.end_s, signal, media.track)
+
+
+def _jobs(others: OtherSounds, seed: int, kind: str, severity: float) -> Iterator[Job]:
+    for row, clip in enumerate(others.clips):
+        yield job_of(others, row, kind, severity, seed, clip.clip_id)
+
+
+def part_of(job: Job, params: Extract, parts: Path, digest: Callable[[Path], str]) -> Path:
+    """Return the path of a job's part."""
     key = part_key(job, digest(job.media), extractor(getattr(params, job.modality)))
     return parts / job.modality / key[:2] / key
 

@@ -42,7 +42,7 @@ from qamoe.extractors.worker_pool import (
     read_part,
 )
 from qamoe.files import atomic_write
-from qamoe.pipeline import degraded_media, runner
+from qamoe.pipeline import damaged_copies, degraded_media, runner
 
 STREAMS = ("audio", "vision")
 _MAX_LISTED = 10  # problems in the error message
@@ -59,6 +59,8 @@ def run(params: Params, out: Path) -> dict[str, Any]:
     clips = sorted(corpus.clips, key=lambda clip: clip.clip_id)
     tokeniser = extractor(chosen.text)
     check_text(corpus, tokeniser, chosen.corpus.path)
+    degraded_media.check(clips, chosen)
+    damaged_copies.check(clips, corpus.modalities, chosen)
     if chosen.text.recogniser is not None:
         extractor(chosen.text.recogniser)  # refuses to begin without its package or weights
     folder = out / "extract"
@@ -70,6 +72,10 @@ def run(params: Params, out: Path) -> dict[str, Any]:
     heard = {clip.clip_id: words for clip in clips if (words := _heard(clip, parts)) is not None}
     clips = [_with_words(clip, heard[clip.clip_id]) if clip.clip_id in heard else clip for clip in clips]
     degraded_media.write(clips, chosen, folder / "signals", digest, partial(_make_parts, chosen))
+    failures = damaged_copies.write(
+        clips, corpus.modalities, heard, chosen, folder / "copies", digest, partial(_make_parts, chosen)
+    )
+    problems += [(*key, reason) for key, reason in failures.items()]
     problems += [(*key, note) for key, part in parts.items() if (note := read_note(part))]
     problems += _unread(clips, corpus, tokeniser)
     seconds = _write_streams(clips, corpus, chosen, parts, folder)

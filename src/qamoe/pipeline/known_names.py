@@ -110,8 +110,8 @@ def _models() -> str:
     from qamoe.models.factory import MODELS
 
     return (
-        f"{', '.join(MODELS)}, variants <model>--<label> of these (and of nothing else), specialist-clean,"
-        f" specialist-<kind>-<tenths> and ablation-<{'|'.join(ABLATIONS)}>"
+        f"{', '.join(MODELS)}, variants <model>--<label> of these (and of nothing else; at most 40 characters),"
+        f" specialist-clean, specialist-<kind>-<tenths> and ablation-<{'|'.join(ABLATIONS)}>"
     )
 
 

@@ -2,7 +2,8 @@
 
 Statistics come from the training split only. Clips with degraded features are never stored, because they are a pure
 function of these files. If extract.signals degraded media, preprocess/signals/<cell>.arrow is the test split with one
-modality extracted from degraded media, normalised by the same statistics.
+modality extracted from degraded media, normalised by the same statistics. preprocess/copies/{train,valid,gate}.arrow
+are the damaged copies of extract.copies, normalised likewise, without rows if there are none.
 """
 
 import json
@@ -25,6 +26,7 @@ from qamoe.files import write_text
 from qamoe.media.degradations import MODALITY, cells
 
 STREAMS = ("audio", "vision")
+COPIED_SPLITS = ("train", "valid", "gate")
 
 
 def run(params: Params, out: Path) -> dict[str, Any]:
@@ -78,8 +80,44 @@ def run(params: Params, out: Path) -> dict[str, Any]:
         cleaned = _clean_rows(test, clips, stores, columns, limits)
         replaced = _replace_modality(cleaned, MODALITY[kind], degraded, columns, limits)
         arrow_store.write(folder / "signals" / f"{name}.arrow", schema, replaced, {"kind": kind, "severity": severity})
+    for split in COPIED_SPLITS:
+        ids = list(clips["clip_id"][clips["split"] == split])
+        _write_copies(source / "copies" / f"{split}.arrow", ids, folder, columns, limits)
     write_text(folder / "stats.json", json.dumps(stats, indent=1, sort_keys=True, allow_nan=False))
     return dict(stats["clips"])
+
+
+def _write_copies(
+    path: Path, clip_ids: list[str], folder: Path, columns: dict[str, Columns], limits: dict[str, int]
+) -> None:
+    """Write the copies of a split, normalised; frames of a modality that is constant in training are left out."""
+    copies = _open(path)
+    count = copies.metadata["copies"]
+    if copies.clip_ids != [clip_id for clip_id in clip_ids for _ in range(count)]:
+        raise UserError(f"{path} and clips.parquet hold different clips; run the stage extract again.")
+    modalities = [m for m in copies.metadata["modalities"] if m == "text" or m in columns]
+    fields = [("clip_id", pa.string())]
+    for m in modalities:
+        fields += [(f"kind_{m}", pa.string()), (f"severity_{m}", pa.float32())]
+        if m == "text":
+            fields += [("text", pa.list_(pa.int32())), ("confidence", pa.list_(pa.float32()))]
+            fields.append(("wrong", pa.list_(pa.bool_())))
+        else:
+            fields.append((m, arrow_store.frames_type(len(columns[m].kept))))
+
+    def row(number: int) -> dict[str, Any]:
+        cells: dict[str, Any] = {"clip_id": copies.value("clip_id", number)}
+        for m in modalities:
+            cells |= {name: copies.value(name, number) for name in (f"kind_{m}", f"severity_{m}")}
+            if m == "text":
+                for column, name in (("text", "ids"), ("confidence", "confidence"), ("wrong", "wrong")):
+                    cells[column] = copies.sequence(name, number)[: limits["text"]]
+            else:
+                cells[m] = clean(copies.sequence(m, number)[: limits[m]], columns[m])
+        return cells
+
+    metadata = copies.metadata | {"modalities": modalities}
+    arrow_store.write(folder / "copies" / path.name, pa.schema(fields), map(row, range(len(copies))), metadata)
 
 
 def _read_extracted(source: Path) -> tuple[Any, dict[str, Any], dict[str, arrow_store.Store]]:
@@ -161,10 +199,14 @@ def _clean_rows(
         yield cleaned
 
 
-def _open_degraded(path: Path, clip_ids: list[str]) -> arrow_store.Store:
+def _open(path: Path) -> arrow_store.Store:
     if not path.is_file():
         raise UserError(f"{path} does not exist; run the stage extract first.")
-    store = arrow_store.Store(path)
+    return arrow_store.Store(path)
+
+
+def _open_degraded(path: Path, clip_ids: list[str]) -> arrow_store.Store:
+    store = _open(path)
     if store.clip_ids != clip_ids:
         raise UserError(f"{path} and clips.parquet hold different clips; run the stage extract again.")
     return store

@@ -46,9 +46,12 @@ def refuse_unsuitable_kinds(stats: Stats, kinds: Iterable[str], key: str) -> Non
 
 
 def data_digest(out: Path) -> str:
-    """Return SHA-256 over the data that training reads: splits train and valid, and their statistics; never test."""
+    """Return SHA-256 over the data that training reads: splits train and valid, their statistics and damaged copies.
+
+    Never over the test split.
+    """
     digest = hashlib.sha256()
-    for name in ("train.arrow", "valid.arrow", "stats.json"):
+    for name in ("train.arrow", "valid.arrow", "stats.json", "copies/train.arrow", "copies/valid.arrow"):
         digest.update(file_digest(out / "preprocess" / name).encode())
     return digest.hexdigest()
 

@@ -30,6 +30,7 @@ from qamoe.pipeline.source_dependencies import code_digest
 from qamoe.process_lifetime import die_with_parent
 
 if TYPE_CHECKING:
+    from qamoe.data.arrow_store import Store
     from qamoe.training.distributed import BatchShare
 
 Waiting = tuple[str, int, dict[str, str]]  # model, seed and digests of an unfinished training
@@ -187,8 +188,12 @@ def open_splits(params: Params, stats: Stats, out: Path, name: str, states: Path
         }
     else:
         drawn = {"drawn": degrade.kinds} | degrade.model_dump(exclude={"spectrum", "paper", "kinds", "views", "seed"})
+    copies = {part: Store(out / "preprocess" / "copies" / f"{part}.arrow") for part in ("train", "valid")}
+    if degrade.signal_share:
+        drawn["copies"] = copies_by_modality(copies["train"])
     training = [View(degrade.seed, number, **drawn) for number in range(count)]
-    cells = selection_cells(common.selection)
+    seen = degrade.signal_share and degrade.clean_share < 1
+    cells = selection_cells(common.selection, copies_by_modality(copies["valid"]) if seen else ())
     cell = specialist_cell(name)
     if cell is not None:
         training, cells = specialist(*cell, common)
@@ -198,6 +203,9 @@ def open_splits(params: Params, stats: Stats, out: Path, name: str, states: Path
         key = f"models.{name}.train.clips" if "clips" in train_changes(params.models, name) else "train.common.clips"
         rows = drawn_clips(split["train"].clip_ids, common.clips, degrade.seed, key)
         split["train"] = SelectedRows(split["train"].path, rows)
+        per_clip = copies["train"].metadata["copies"]
+        of_rows = [row * per_clip + number for row in rows for number in range(per_clip)]
+        copies["train"] = SelectedRows(copies["train"].path, of_rows)
         data["train"] = parameters.digest(data["train"], split["train"].clip_ids)
     if not len(split["valid"]):
         raise UserError(
@@ -206,10 +214,17 @@ def open_splits(params: Params, stats: Stats, out: Path, name: str, states: Path
         )
     shared = (tuple(stats["modalities"]), references_from_stats(stats), states or _states(params, out, name))
     train, valid = (
-        open_views(split[part], views, *shared, data[part], settings.device(), encoder=encoder)
+        open_views(split[part], views, *shared, data[part], settings.device(), encoder=encoder, copies=copies[part])
         for part, views in (("train", training), ("valid", cells.views))
     )
     return train, valid, cells
+
+
+def copies_by_modality(copies: "Store") -> tuple[int, ...]:
+    """Return how many damaged copies each modality of a clip has."""
+    from qamoe.rng import MODALITIES
+
+    return tuple(copies.metadata["copies"] * (m in copies.metadata["modalities"]) for m in MODALITIES)
 
 
 def train_one(params: Params, out: Path, name: str, seed: int, digests: dict[str, str], share: "BatchShare") -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from qamoe.config import params as parameters
-from qamoe.config.model_names import family
+from qamoe.config.model_names import family, variant_base
 from qamoe.config.model_params import for_model
 from qamoe.config.params import Params
 from qamoe.errors import UserError
@@ -42,12 +42,12 @@ def training_parameters(config: ParametersConfig) -> dict[str, str]:
 
 
 def title(config: ParametersConfig) -> str:
-    """Return the name of a training without its seed.
+    """Return the name of a training without its seed; a variant is compared with the model that it differs from.
 
     Without a committed params.yaml, or with one that this version cannot read, it is the name of the model.
     """
     name = config["model"]
-    usual = _usual(name)
+    usual = _usual(variant_base(name) or name) | {"model": name}
     changed = {k: v for k, v in training_parameters(config).items() if usual.get(k, v) != v}
     shown = [f"{_short(key, name)}={value[:_LONGEST]}" for key, value in list(changed.items())[:_SHOWN]]
     more = [f"+{len(changed) - _SHOWN}"] if len(changed) > _SHOWN else []

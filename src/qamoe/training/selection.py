@@ -3,7 +3,7 @@
 A specialist has no grid: it is trained and selected in one cell.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 
 import numpy as np
@@ -35,8 +35,10 @@ class Cells:
     fully_degraded: tuple[int, ...]
 
 
-def selection_cells(params: Selection) -> Cells:
+def selection_cells(params: Selection, copies: tuple[int, ...] = ()) -> Cells:
     """Return the views of the selection grid, one per cell and draw, and the views of the trust anchors.
+
+    `copies`: damaged copies of a validation clip by modality; if there are any, they are one more cell.
 
     The lower anchor of trust is noise at severity 1. For a grid without noise it is the grid's last kind: a model does
     not recognise full degradation by a kind that it was not trained on.
@@ -47,6 +49,10 @@ def selection_cells(params: Selection) -> Cells:
     }
     # Kinds share the clean cell.
     cells = dict.fromkeys(_cell(kind, level, params) for kind, levels in levels_of.items() for level in levels)
+    if any(copies):
+        clean = uniform_view("clean", 0.0, params.seed, 0)
+        of_copies = tuple(replace(clean, kinds=None, copies=copies, copy=number) for number in range(max(copies)))
+        cells[of_copies] = None
     views = [view for cell in cells for view in cell]
     groups = tuple(number for number, cell in enumerate(cells) for _ in cell)
     selection = tuple(range(len(views)))

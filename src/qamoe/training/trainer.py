@@ -205,15 +205,15 @@ class Trainer:
         checkpoint.save(folder, weights, config, self.history)
 
     def ended(self) -> bool:
-        """Whether no epoch is left: all have run, or `patience` epochs in a row brought no new best.
+        """Whether no epoch is left: all have run, or with schedule plateau, `patience` epochs in a row brought no gain.
 
-        With schedule plateau, a new best must be lower by 1e-4 to count; the kept epoch is that of the lowest value.
+        A gain is a new best that is lower by 1e-4; the kept epoch is that of the lowest value. The other schedules fall
+        to 0 at the last epoch, and a training that ends half-way down has not converged.
         """
         done, common = len(self.history), self.job.common
-        idle = done - self.best["epoch"]
-        if common.schedule == "plateau":
-            idle = (epochs_without_gain([line["valid"] for line in self.history]) or [0])[-1]
-        return done >= (common.epochs if self.trainable else 1) or idle >= common.patience
+        idle = (epochs_without_gain([line["valid"] for line in self.history]) or [0])[-1]
+        stopped = common.schedule == "plateau" and idle >= common.patience
+        return done >= (common.epochs if self.trainable else 1) or stopped
 
     def _resume(self) -> None:
         """Load the state of an interrupted training with the same digests, if the folder has one."""
