@@ -208,10 +208,27 @@ def tiny_checkpoint(tiny_params: Any, tiny_stats: Any) -> Callable[..., Path]:
 
 
 @pytest.fixture(scope="session")
-def tiny_corpus(tiny_stats: dict[str, Any]) -> Callable[..., None]:
-    """Return a function that writes the outputs of preprocess, with labels around 1 and four sources per split."""
+def tiny_multilabel(tiny_checkpoint: Callable[..., Path], tiny_stats: dict[str, Any]) -> Callable[[Path], Path]:
+    """Return a function that writes a checkpoint of a model that gives every clip all three labels."""
 
-    def make(out: Path, *, gate: int = 12, stats: dict[str, Any] | None = None) -> None:
+    def make(folder: Path) -> Path:
+        task = {"kind": "multilabel", "low": None, "high": None, "classes": ["happy", "sad", "fear"]}
+        stats = {key: value for key, value in tiny_stats.items() if not key.startswith("target_")}
+        stats |= {"task": task, "class_shares": [0.5, 0.3, 0.1]}
+        changed = {"task": task, "class_shares": stats["class_shares"], "calibration": {"temperature": 2.0}}
+        return tiny_checkpoint(folder, stats=stats, answer=3.0, **changed)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_corpus(tiny_stats: dict[str, Any]) -> Callable[..., None]:
+    """Return a function that writes the outputs of preprocess, with labels around 1 and four sources per split.
+
+    `labels` are those of its clips, in turn.
+    """
+
+    def make(out: Path, *, gate: int = 12, stats: dict[str, Any] | None = None, labels: tuple[float, ...] = ()) -> None:
         import json
 
         import pyarrow as pa
@@ -236,7 +253,7 @@ def tiny_corpus(tiny_stats: dict[str, Any]) -> Callable[..., None]:
                 {
                     "clip_id": f"{split}-{i}",
                     "source": f"{split}-source-{i % 4}",
-                    "label": 1.0 + 0.2 * draws.standard_normal(),
+                    "label": labels[i % len(labels)] if labels else 1.0 + 0.2 * draws.standard_normal(),
                     "text": np.array([101, *draws.integers(2000, 9000, i % 3 + 1), 102], np.int32),
                     "audio": draws.standard_normal((i % 5, 2)).astype(np.float32),
                     "vision": draws.standard_normal((4, 2)).astype(np.float32),

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import pty
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ from scipy.io import wavfile
 
 from qamoe.cli import predict
 from qamoe.errors import UserError
-from tests.fixtures.served import written
+from tests.fixtures.served import two_tracks, written
 
 KEYS = ["clip", "score", "interval", "trust", "reasons"]
 SRT = "1\n00:00:00,200 --> 00:00:01,000\na lovely film\n\n2\n00:00:02,000 --> 00:00:02,900\na dull film\n"
@@ -181,6 +182,24 @@ def test_the_gain_of_a_recording_does_not_change_the_answer(lines, voice, tmp_pa
 
 
 @pytest.mark.slow
+def test_an_audio_track_is_named_by_number_or_language(qamoe, voice, tmp_path):
+    clip = two_tracks(tmp_path / "clip.mkv", voice)
+
+    def answer(*options):
+        code, out, err = qamoe(clip, "--text", "a film", "--json", *options)
+        assert code == 0, err
+        return json.loads(out)
+
+    assert "audio track 1 of 2" in answer()["reasons"]["audio"]
+    english = answer("--audio-track", "eng")
+    assert english["trust"]["audio"] > 0
+    assert "audio" not in english["reasons"]
+    assert answer("--audio-track", "2")["score"] == english["score"]
+    unknown = answer("--audio-track", "deu")
+    assert unknown["trust"]["audio"] == 0
+    assert re.search(r"'deu'.*1 \(jpn.*2 \(eng", unknown["reasons"]["audio"])
+
+
 def test_windows_are_predicted_like_the_spans_of_a_csv(lines, voice, tmp_path):
     talk = written(tmp_path / "talk.wav", np.concatenate([voice, voice[::2], voice[::3], 0.3 * voice])[:66_150])
     (tmp_path / "talk.srt").write_text(SRT)

@@ -92,6 +92,31 @@ def test_an_invalid_row_changes_nothing(data: Path, tmp_path: Path, row: tuple[s
     assert tree(tmp_path) == before
 
 
+def test_the_audio_track_of_a_clip_is_kept_and_part_of_its_identity(data: Path, tmp_path: Path) -> None:
+    row = ("c", "three", "x.mp4", "", "", "words", "1", "train")
+    new = write(tmp_path / "new", row, x=b"second")
+    table = new / "manifest.csv"
+
+    def name_track(track: str) -> None:
+        with table.open("w", newline="") as file:
+            csv.writer(file).writerows([(*manifest.COLUMNS, manifest.TRACK), (*row, track)])
+
+    name_track("eng")
+    before = tree(data)
+    with pytest.raises(UserError, match=r"'eng'.*audio_track; add it there"):
+        ingest(new, data, TASK)
+    assert tree(data) == before
+    header, *lines = (data / "manifest.csv").read_text().splitlines()
+    (data / "manifest.csv").write_text("\n".join([f"{header},audio_track", *(f"{line}," for line in lines)]) + "\n")
+    assert ingest(new, data, TASK).new == 1
+    tracks = {clip.clip_id: clip.media and clip.media.track for clip in manifest.read(data, TASK).clips}
+    assert tracks == {"a": "", "b": "", "c": "eng"}
+    assert (ingest(new, data, TASK).new, ingest(new, data, TASK).known) == (0, 1)
+    name_track("jpn")
+    with pytest.raises(UserError, match="line 2: clip id 'c' belongs to another clip"):
+        ingest(new, data, TASK)
+
+
 def test_a_link_into_dvcs_cache_is_replaced_and_not_written_through(data: Path, tmp_path: Path) -> None:
     cached = tmp_path / "cached"
     (data / "manifest.csv").rename(cached)

@@ -61,6 +61,16 @@ def test_constant_columns_are_dropped_and_faint_ones_kept(stored: MakeStore) -> 
     assert standardised.mean(0).tolist() == pytest.approx([0, 0], abs=1e-3)
 
 
+def test_a_frame_of_zeros_is_missing(stored: MakeStore) -> None:
+    """As files of published corpora have it where no face was found."""
+    faces = np.array([[2, 0], [0, 0], [4, 6], [0, 0]], np.float32)
+    columns = fit_columns(stored(faces), np.array([0]))
+    assert columns.mean.tolist() == [3, 3]
+    assert columns.unfit == 0
+    standardised = clean(faces, columns)
+    assert standardised.tolist() == [[-1, -1], [0, 0], [1, 1], [0, 0]]
+
+
 def test_nan_and_infinity_are_counted_ignored_and_replaced_by_the_mean(stored: MakeStore) -> None:
     frames = np.array([[1, np.nan], [3, 4], [np.inf, 8], [-np.inf, 6]], np.float32)
     store = stored(frames)

@@ -1,4 +1,4 @@
-"""OpenFace's csv next to a clip: frames follow its times, a lost face is zeros, a damaged file is one sentence."""
+"""OpenFace's csv next to a clip: frames follow its times, a lost face is missing, a damaged file is one sentence."""
 
 from pathlib import Path
 from typing import Any
@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from qamoe.data.normalise import Columns, clean
 from qamoe.extractors.openface import COLUMNS, OpenFace
-from qamoe.media.decode import ClipError
+from qamoe.media.decode import ClipError, reading
 
 HEADER = ["frame", "face_id", "timestamp", "confidence", "success", *COLUMNS[:-1], "x_0"]
 
@@ -50,12 +51,16 @@ def test_columns_are_found_by_name_in_any_order(tmp_path: Path) -> None:
     assert frame.tolist() == [*range(len(COLUMNS) - 1), 1.0]
 
 
-def test_a_lost_face_and_a_nan_are_rows_of_zeros(tmp_path: Path) -> None:
+def test_a_lost_face_and_a_nan_are_missing_frames(tmp_path: Path) -> None:
     rows = [(0.0, 1, 1.0), (0.2, 0, 2.0), (0.4, 1, float("nan")), (0.6, 1, 4.0)]
-    frames = OpenFace(5).extract(write(tmp_path, rows))
-    assert values(frames) == [1, 0, 0, 4]
+    with reading() as notes:
+        frames = OpenFace(5).extract(write(tmp_path, rows))
     assert frames[:, -1].tolist() == [1, 0, 0, 1]
-    assert not frames[1:3].any()
+    assert np.isnan(frames[1:3, :-1]).all()
+    assert frames[[0, 3], 0].tolist() == [1, 4]
+    assert notes == ["2 of 4 frames (50 %) without a face"]
+    columns = Columns(np.arange(43), np.full(43, 3.0), np.ones(43), 0)
+    assert not clean(frames, columns)[1:3].any(), "as a missing frame in training"
 
 
 def test_of_several_faces_the_first_counts(tmp_path: Path) -> None:

@@ -200,6 +200,22 @@ def test_the_logged_model_predicts_as_its_checkpoint_and_raises_client_errors(re
         assert refusal.value.get_http_status_code() == 400
 
 
+@pytest.mark.integration
+def test_the_logged_multilabel_model_answers_with_labels(records, tiny_multilabel, tmp_path):
+    import mlflow
+
+    from qamoe.tracking.runs import record_training
+
+    folder = tiny_multilabel(tmp_path / "checkpoint")
+    run = records.get_run(record_training(records, folder, "qa-moe"))
+    model = mlflow.pyfunc.load_model(f"models:/{run.data.tags['qamoe.logged_model']}")
+    answers, expected = model.predict(CLIPS), predict(checkpoint.load(folder), CLIPS)
+    assert list(answers) == list(expected) == model.metadata.signature.outputs.input_names()
+    assert list(answers["labels"]) == ["happy;sad;fear"] * len(CLIPS)
+    columns = ["has_happy", "has_sad", "has_fear"]
+    np.testing.assert_array_equal(answers[columns].to_numpy(), expected[columns].to_numpy())
+
+
 @pytest.mark.slow
 def test_the_model_loads_with_its_own_copy_of_the_code(records, tiny_checkpoint, tmp_path):
     """In a Python without qamoe on its path, like a serving container."""

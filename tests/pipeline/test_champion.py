@@ -2,12 +2,14 @@
 
 import json
 import math
+import re
 import shutil
 import sqlite3
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -18,6 +20,7 @@ from qamoe.models import checkpoint
 from qamoe.pipeline import evaluate_champion, promote, score
 from qamoe.registry import registry
 from qamoe.tracking.runs import record_training
+from tests.fixtures.served import two_tracks, written
 
 NO_REFERENCE = "drift: this model has no reference to compare with\n"
 
@@ -154,3 +157,42 @@ def test_scored_clips_are_compared_with_the_training_clips_of_the_champion(
     drift: Any = pd.read_csv(tmp_path / "scores/drift.csv").set_index("feature")
     assert drift.loc["audio.absent", "p"] < 0.01
     assert (drift.loc["audio.absent", "now"], drift.loc["text.r", "now"] > 0) == (1, True)
+
+
+def test_transcripts_next_to_clips_are_read_and_what_was_left_out_is_told(
+    champion: Any, tmp_path: Path, voice: np.ndarray
+) -> None:
+    source = tmp_path / "waiting"
+    source.mkdir()
+    two_tracks(source / "film.mkv", voice)
+    written(source / "long.wav", voice)
+    written(source / "wrong.wav", voice)
+    (source / "film.en.srt").write_text("1\n00:00:00,100 --> 00:00:01,000\na lovely <i>film</i>\n")
+    (source / "long.txt").write_text("word " * 60)
+    (source / "wrong.srt").write_bytes(b"\xff\xfe\x00\xd8")
+    score.run(source, tmp_path / "scores", "models:/qa-moe@champion", transcribe=False)
+    rows: Any = pd.read_parquet(tmp_path / "scores/scores.parquet").set_index("clip_id")
+    assert rows["text"].to_dict() == {"film.mkv": "a lovely film", "long.wav": "word " * 59 + "word", "wrong.wav": ""}
+    assert "audio: silence; audio track 1 of 2 was read" in rows.loc["film.mkv", "problem"]
+    assert "of 60 words" in rows.loc["long.wav", "problem"]
+    assert re.search(r"text: .*wrong\.srt", rows.loc["wrong.wav", "problem"])
+    assert rows["score"].notna().all()
+
+
+def test_a_multilabel_champion_is_measured_on_the_test_split(
+    records: Any, params: Params, tiny_multilabel: Any, tiny_corpus: Any
+) -> None:
+    out = Path("artifacts")
+    folder = tiny_multilabel(out / "train/qamoe/1")
+    config = json.loads((folder / "model.json").read_text())
+    tiny_corpus(out, stats=config["stats"], labels=(0, 1, 2, 3))
+    shutil.copy(out / "preprocess/gate.arrow", out / "preprocess/test.arrow")
+    run = records.get_run(record_training(records, folder, "qa-moe"))
+    version = registry._register(records, "qa-moe", run)
+    records.set_registered_model_alias("qa-moe", registry.CHAMPION, version)
+    evaluate_champion.run(params, out)
+    (run,) = children(records)
+    # It gives every clip all labels; of twelve clips, half are happy, half are sad and none is afraid.
+    assert run.data.metrics["clean/f1_happy"] == pytest.approx(2 / 3)
+    assert run.data.metrics["clean/f1_sad"] == pytest.approx(2 / 3)
+    assert run.data.metrics["clean/f1_fear"] == 0

@@ -4,6 +4,7 @@ So does a search of any model for several objectives, whose front the report sho
 """
 
 import csv
+import json
 import os
 import re
 import select
@@ -63,6 +64,19 @@ def test_a_search_without_tracking_needs_no_mlflow_store(stage: Any, params_file
         "importances.svg",
         "slice.svg",
     ]
+
+
+@pytest.mark.slow
+def test_a_multilabel_model_is_searched(
+    stage: Any, params_file: Any, tiny_multilabel: Any, tiny_corpus: Any, tmp_path: Path
+) -> None:
+    stats = json.loads((tiny_multilabel(tmp_path / "model") / "model.json").read_text())["stats"]
+    tiny_corpus(tmp_path / "out", stats=stats, labels=(0, 1, 2, 3, 4))
+    task = {"kind": "multilabel", "classes": stats["task"]["classes"]}
+    done = stage("tune", "--params", params_file({**CHANGES, "extract.task": task}), "--out", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    trials = rows(tmp_path / "out")
+    assert [row["state"] in ("COMPLETE", "PRUNED") for row in trials] == [True] * 4
 
 
 def test_a_choice_of_an_encoder_that_does_not_exist_is_refused_before_the_search(

@@ -23,6 +23,7 @@ from qamoe.media.decode import FORMATS, SUFFIXES
 from qamoe.models import checkpoint
 from qamoe.serving.api import PAGE, Service
 from qamoe.serving.model_loader import open_model
+from tests.data.test_subtitles import with_track
 from tests.fixtures.served import WORDS, Server, running
 
 DRAWS = np.random.default_rng(3)
@@ -156,6 +157,18 @@ def test_a_video_is_extracted_once_and_then_predicted_with_any_text_and_degradat
     body = {"text": "a lovely video", "degrade": {"audio": {"kind": "noise", "severity": 0.5}}}
     assert server.ask("POST", f"/clips/{second_id}/predict", body)[1] == half
     assert half["score"] != clean["score"]
+
+
+def test_the_subtitles_of_an_upload_are_its_text(server, film, tmp_path):
+    path = with_track(film, tmp_path / "film.mkv", [(200, 900, "a &quot;lovely&quot;"), (1000, 1400, "video")])
+    status, clip = server.ask("POST", "/clips", path.read_bytes())
+    assert (status, clip["text"], clip["words"]) == (201, 'a "lovely" video', None)
+    predict = f"/clips/{clip['id']}/predict"
+    _, read = server.ask("POST", predict, {})
+    assert read["text"] == 'a "lovely" video'
+    assert read == server.ask("POST", predict, {"text": 'a "lovely" video'})[1]
+    _, silent = server.ask("POST", predict, {"text": ""})
+    assert (silent["text"], silent["trust"]["text"]) == (None, 0)
 
 
 def test_an_audio_file_is_a_clip_without_vision(server, tmp_path, voice):

@@ -98,13 +98,9 @@ def test_the_file_includes_a_trained_text_encoder(
 
 @pytest.mark.slow
 def test_the_file_of_a_multilabel_model_has_the_calibrated_labels(
-    tiny_checkpoint: Callable[..., Path], tiny_stats: dict[str, Any], tmp_path: Path
+    tiny_multilabel: Callable[[Path], Path], tmp_path: Path
 ) -> None:
-    task = {"kind": "multilabel", "low": None, "high": None, "classes": ["happy", "sad", "fear"]}
-    stats = {key: value for key, value in tiny_stats.items() if not key.startswith("target_")}
-    stats |= {"task": task, "class_shares": [0.5, 0.3, 0.1]}
-    changed = {"task": task, "class_shares": stats["class_shares"], "calibration": {"temperature": 2.0}}
-    trained = checkpoint.load(tiny_checkpoint(tmp_path / "checkpoint", stats=stats, **changed))
+    trained = checkpoint.load(tiny_multilabel(tmp_path / "checkpoint"))
     export(trained, tmp_path / "model.pt2")
     assert_same_predictions(trained, tmp_path / "model.pt2", 24)
 

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from qamoe.serving.model_loader import open_model
 from tests.fixtures.browser import CHROMIUM, Tab, tab
-from tests.fixtures.served import WORDS, Server
+from tests.fixtures.served import WORDS, Server, running
 
 pytestmark = [
     pytest.mark.slow,
@@ -138,6 +139,15 @@ def test_a_clip_that_the_server_dropped_is_sent_again(page, server):
     assert state(page) == before
     assert len(server.service.clips) == 1
     page.errors[:] = [c for c in page.errors if "404" not in c]
+
+
+def test_the_page_of_a_multilabel_model_says_labels(browser, tiny_multilabel, corpus, tmp_path: Path):
+    folder = tiny_multilabel(tmp_path / "qamoe" / "1")
+    with running(lambda: open_model("", folder), corpus) as labels:
+        browser.open(f"http://127.0.0.1:{labels.port}/")
+        browser.until(READY)
+        assert (text(browser, "score-title"), text(browser, "output")) == ("Labels", "labels")
+        assert text(browser, "score") == "happy, sad, fear"
 
 
 def test_it_fits_a_phone(page, server):

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -119,3 +119,35 @@ def test_a_folder_of_clips_gets_classes(folder: Path, tmp_path: Path, monkeypatc
         assert pd.isna(rows.loc["b", "class"])
         assert rows.loc["a", "text.length"] == pytest.approx(np.log1p(3))
         assert rows.loc["b", "text.absent"] == 1
+
+
+def test_the_server_answers_with_labels(
+    server: Server, tiny_multilabel: Callable[[Path], Path], tmp_path: Path
+) -> None:
+    assert not server.ask("GET", "/model")[1]["multilabel"]
+    folder = tiny_multilabel(tmp_path / "qamoe" / "1")
+    with running(lambda: open_model("", folder)) as labels:
+        assert labels.ask("GET", "/model")[1]["multilabel"]
+        status, answer = labels.ask("POST", "/predict", {"clips": [{"text": "a lovely video"}]})
+    assert status == 200
+    assert answer["clips"][0]["labels"] == ["happy", "sad", "fear"]
+    assert "label" not in answer["clips"][0]
+
+
+def test_a_folder_of_clips_gets_labels(
+    tiny_multilabel: Callable[[Path], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from qamoe.pipeline import score
+    from qamoe.serving import model_loader
+
+    folder = tiny_multilabel(tmp_path / "qamoe" / "1")
+    (tmp_path / "clip.mp4").write_bytes(b"not a video")
+    (tmp_path / "manifest.csv").write_text("clip_id,path,text\na,clip.mp4,a lovely video\nb,clip.mp4,\n")
+    monkeypatch.setattr(model_loader, "open_model", lambda model, _: open_model("", folder))
+    for _ in range(2):  # the second run reads the kept scores
+        score.run(tmp_path, tmp_path / "out", "models:/qa-moe@champion", transcribe=False)
+        rows: Any = pd.read_parquet(tmp_path / "out/scores.parquet").set_index("clip_id")
+        assert rows.loc["a", "labels"] == "happy;sad;fear"
+        assert (rows.loc["a", ["has_happy", "has_sad", "has_fear"]] > 0.5).all()
+        assert pd.isna(rows.loc["b", "labels"]), "no modality of clip b can be used"
+        assert rows.loc["b", ["has_happy", "has_sad", "has_fear"]].isna().all()

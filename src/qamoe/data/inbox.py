@@ -8,7 +8,7 @@ text may have a transcript next to its file (see qamoe.data.subtitles).
 from pathlib import Path
 
 from qamoe.data.clip import MediaSpan, collect_faults, open_table, reject_ragged
-from qamoe.data.manifest import TRACK, resolve_media, span
+from qamoe.data.manifest import TRACK, media_span
 from qamoe.data.validate import media_files
 from qamoe.errors import UserError
 
@@ -53,15 +53,4 @@ def _clip(row: dict[str, str | None], root: Path, where: str) -> MediaSpan:
     cell = {name: (row.get(name) or "").strip() for name in ("path", *OPTIONAL)}
     if not cell["path"]:
         raise UserError(f"{where}: path is empty.")
-    start_s, end_s = span(cell, where)
-    path = resolve_media(cell["path"], root, where)
-    name = cell["clip_id"] or cell["path"]
-    return MediaSpan(
-        clip_id=name,
-        path=path,
-        start_s=start_s,
-        end_s=end_s,
-        text=cell["text"],
-        where=where,
-        track=cell[TRACK],
-    )
+    return media_span(cell, root, where)

@@ -106,13 +106,21 @@ def seconds(text: str, name: str, where: str) -> float | None:
     return value
 
 
-def span(cell: Mapping[str, str], where: str) -> tuple[float, float | None]:
-    """Return where a clip begins and ends in its file (seconds); None is the end of the file."""
+def media_span(cell: Mapping[str, str], root: Path, where: str, *, links: bool = False) -> MediaSpan:
+    """Return what the cells of a row say of its media. Raises UserError as `resolve_media`, or for a time."""
     start = seconds(cell["start_s"], "start_s", where) or 0.0
     end = seconds(cell["end_s"], "end_s", where)
     if end is not None and end <= start:
         raise UserError(f"{where}: end_s {end:g} is not after start_s {start:g}.")
-    return start, end
+    return MediaSpan(
+        clip_id=cell["clip_id"] or cell["path"],
+        path=resolve_media(cell["path"], root, where, links=links),
+        start_s=start,
+        end_s=end,
+        text=cell["text"],
+        where=where,
+        track=cell[TRACK],
+    )
 
 
 def resolve_media(path: str, root: Path, where: str, *, links: bool = False) -> Path:
@@ -162,18 +170,8 @@ def _clip(row: dict[str, str | None], root: Path, task: Task, where: str, links:
             raise UserError(f"{where}: {name} is empty.")
     if cell["split"] not in ("", *SPLITS):
         raise UserError(f"{where}: split is {cell['split']!r}, must be {', '.join(SPLITS)} or empty.")
-    path = resolve_media(cell["path"], root, where, links=links)
-    start_s, end_s = span(cell, where)
     return LabelledClip(
-        span=MediaSpan(
-            clip_id=cell["clip_id"],
-            path=path,
-            start_s=start_s,
-            end_s=end_s,
-            text=cell["text"],
-            where=where,
-            track=cell[TRACK],
-        ),
+        span=media_span(cell, root, where, links=links),
         source=cell["source"],
         split=cell["split"] or drawn_split(cell["source"]),
         label=label_value(cell["label"], task, where),

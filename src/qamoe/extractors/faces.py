@@ -19,6 +19,7 @@ _UNLIKE, _UNLIKE_IN_PLACE = 25.0, 60.0
 _OVERLAP = 10.0  # a whole overlap of boxes outweighs this difference of looks
 _IN_PLACE = 0.2
 _STILL = 0.25  # a mouth that moves less than this share of the one that moves most belongs to a picture
+_SURE = 3.0  # standard deviations: so much evidence is not chance, however little the mouth moves
 _LEAST_CHANGES = 8
 _SOUND_S = 0.12
 _RATE = 16_000  # Hz
@@ -26,15 +27,15 @@ _RATE = 16_000  # Hz
 
 @dataclass(frozen=True, eq=False)
 class Face:
-    """A face in an image: features (72,), box (left, top, right, bottom) in pixels, and lips and look to follow it by.
+    """A face in an image: features (72,), box (left, top, right, bottom) in pixels, lips and corners.
 
-    lips: their height in units of the distance between the outer eye corners. look: (8, 8, 3), eyes and chin in place.
+    lips: their height in units of the distance between the outer eye corners. corners: (3, 2), these two and the chin.
     """
 
     row: np.ndarray
     box: np.ndarray
     lips: float
-    look: np.ndarray
+    corners: np.ndarray
 
     @property
     def width(self) -> float:
@@ -44,38 +45,39 @@ class Face:
 Track = list[Face | None]  # one person: the face in each frame, None where it is not seen
 
 
-def follow(frames: Sequence[Sequence[Face]]) -> list[Track]:
-    """Return one track per person, of the faces that were found in each frame."""
+def follow(frames: Sequence[tuple[Sequence[Face], Sequence[np.ndarray]]]) -> list[Track]:
+    """Return one track per person, of the faces that were found in each frame, with the look (8, 8, 3) of each."""
     from scipy.optimize import linear_sum_assignment  # a late import: most clips have one face
 
     tracks: list[Track] = []
     last: list[tuple[np.ndarray, np.ndarray]] = []  # box and look of each track
-    for number, found in enumerate(frames):
+    for number, (found, looks) in enumerate(frames):
         for track in tracks:
             track.append(None)
-        scores = np.array([[_match(*known, face) for face in found] for known in last]).reshape(len(last), len(found))
+        scores = np.array([[_match(*known, *face) for face in zip(found, looks, strict=True)] for known in last])
+        scores = scores.reshape(len(last), len(found))
         joined = {face: track for track, face in zip(*linear_sum_assignment(-scores), strict=True)}
         for index, face in enumerate(found):
             track_number = joined.get(index)
             if track_number is None or scores[track_number, index] <= _NO_MATCH:
                 tracks.append([None] * number + [face])
-                last.append((face.box, face.look))
+                last.append((face.box, looks[index]))
                 continue
             tracks[track_number][-1] = face
             look = last[track_number][1]
-            last[track_number] = (face.box, look + 0.1 * (face.look - look))
+            last[track_number] = (face.box, look + 0.1 * (looks[index] - look))
     return tracks
 
 
 _NO_MATCH = -1e6
 
 
-def _match(box: np.ndarray, look: np.ndarray, face: Face) -> float:
+def _match(box: np.ndarray, look: np.ndarray, face: Face, face_look: np.ndarray) -> float:
     """Return how well a face continues a track: the overlap of their boxes, less the difference of their looks."""
     sides = np.minimum(box[2:], face.box[2:]) - np.maximum(box[:2], face.box[:2])
     shared = float(np.prod(sides.clip(0)))
     overlap = shared / (float(np.prod(box[2:] - box[:2]) + np.prod(face.box[2:] - face.box[:2])) - shared + 1e-9)
-    unlike = float(np.abs(face.look - look).mean())
+    unlike = float(np.abs(face_look - look).mean())
     if unlike > (_UNLIKE_IN_PLACE if overlap > _IN_PLACE else _UNLIKE):
         return _NO_MATCH
     return overlap - unlike / _OVERLAP
@@ -85,7 +87,7 @@ def choose(tracks: Sequence[Track], loudness: np.ndarray | None) -> tuple[int, b
     """Return which track to read, and whether its lips move with the sound; else it is the largest one.
 
     `tracks` have frames that differ from the one before, and `loudness` (T,) that of the sound after each of them; NaN
-    and None where it is not known. A face whose lips stay still is chosen only if all do.
+    and None where it is not known. A face whose lips stay still is chosen only if all do, or if it speaks for sure.
     """
     moves, evidence = [], []
     for track in tracks:
@@ -93,7 +95,7 @@ def choose(tracks: Sequence[Track], loudness: np.ndarray | None) -> tuple[int, b
         change = np.diff(lips, prepend=np.nan)
         moves.append(float(np.nanstd(change)) if np.isfinite(change).any() else 0.0)
         evidence.append(0.0 if loudness is None else _evidence(change, loudness))
-    moving = [number for number, move in enumerate(moves) if move >= _STILL * max(moves)]
+    moving = [number for number, move in enumerate(moves) if move >= _STILL * max(moves) or evidence[number] > _SURE]
     best = max(moving, key=lambda number: evidence[number])
     if evidence[best] > 0:
         return best, True

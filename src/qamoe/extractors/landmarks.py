@@ -232,23 +232,26 @@ class Landmarks:
         last = min(first + span, len(seen))
         begin_s = start_s + first / self.rate
         stop_s = end_s if last == len(seen) else start_s + last / self.rate
-        between: list[list[Face]] = []
+        between: list[tuple[list[Face], list[np.ndarray]]] = []  # faces and looks
         changes: list[int] = []  # numbers of the frames that differ from the one before
         with reading(None):  # what is left out of the file was noted when it was read first
+            # Looks take time, and a clip with one face needs none: so the file is read again for them.
+            images = read_frames(path, self.rate, start_s, end_s)
+            known = [(found, _looks(image, found)) for found, image in zip(seen, images, strict=True)]
             shown: np.ndarray | None = None
             for number, image in enumerate(read_frames(path, self.rate * step, begin_s, stop_s)):
                 if number == (last - first) * step:
                     break
                 if shown is None or not np.array_equal(image, shown):
                     changes.append(number)
-                    place = first + number // step
-                    between.append(self._faces(image) if number % step else seen[place])
+                    new = self._faces(image) if number % step else []
+                    between.append((new, _looks(image, new)) if number % step else known[first + number // step])
                 else:
                     between.append(between[-1])
                 shown = image
             times = np.array(changes) / (self.rate * step)
             loudness = faces.loudness_after(path, begin_s, stop_s, times)
-        tracks = faces.follow([*seen[:first], *between, *seen[last:]])
+        tracks = faces.follow([*known[:first], *between, *known[last:]])
         tracks = [track for track in tracks if sum(face is not None for face in track) > 1] or tracks
         readable = [t for t in tracks if np.median([face.width for face in t if face is not None]) >= SMALLEST]
         candidates = readable or tracks
@@ -268,7 +271,6 @@ class Landmarks:
 
     def _faces(self, image: np.ndarray) -> list[Face]:
         """Return the faces of an image (H, W, 3) uint8 RGB."""
-        import cv2
         from mediapipe import Image, ImageFormat
 
         landmarker = _landmarker(_checked_model(self._model))
@@ -289,11 +291,21 @@ class Landmarks:
             flat = points[:, :2] * (1, -1)
             eyes = float(np.linalg.norm(flat[263] - flat[33])) or 1.0
             lips = float(np.linalg.norm(flat[17] - flat[0])) / eyes
-            corners = cv2.getAffineTransform(flat[[33, 263, 152]].astype(np.float32), _LOOK_AT)
-            upright = cv2.warpAffine(image, corners, (64, 64), borderMode=cv2.BORDER_REPLICATE)
-            look = cv2.resize(upright, (8, 8), interpolation=cv2.INTER_AREA).astype(np.float32)
-            found.append(Face(row, np.concatenate([flat.min(0), flat.max(0)]), lips, look))
+            corners = flat[[33, 263, 152]].astype(np.float32)
+            found.append(Face(row, np.concatenate([flat.min(0), flat.max(0)]), lips, corners))
         return found
+
+
+def _looks(image: np.ndarray, found: list[Face]) -> list[np.ndarray]:
+    """Return how each face of an image (H, W, 3) looks: (8, 8, 3) float32, eyes and chin in place."""
+    import cv2
+
+    looks = []
+    for face in found:
+        turn = cv2.getAffineTransform(face.corners, _LOOK_AT)
+        upright = cv2.warpAffine(image, turn, (64, 64), borderMode=cv2.BORDER_REPLICATE)
+        looks.append(cv2.resize(upright, (8, 8), interpolation=cv2.INTER_AREA).astype(np.float32))
+    return looks
 
 
 @cache

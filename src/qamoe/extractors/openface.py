@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
-from qamoe.media.decode import LONGEST_GAP_S, ClipError
+from qamoe.media.decode import LONGEST_GAP_S, ClipError, note
 
 NAME = "openface"
-VERSION = "1"
+VERSION = "2"
 _UNITS = ("01", "02", "04", "05", "06", "07", "09", "10", "12", "14", "15", "17", "20", "23", "25", "26", "45")
 COLUMNS = (
     *("gaze_angle_x", "gaze_angle_y"),  # radians
@@ -32,7 +32,8 @@ class OpenFace:
     """Read 44 columns at `rate` Hz: gaze, head pose, action units, and whether a face was found.
 
     Frame k is the row at time start + k / rate, chosen as video frames are. A row without success, or with a value that
-    is not finite, is a frame of zeros. If a time has several faces, the first in the file counts.
+    is not finite, is a missing frame: NaN, and face_found is 0. If a time has several faces, the first in the file
+    counts.
     """
 
     name = NAME
@@ -52,7 +53,8 @@ class OpenFace:
     def extract(self, path: Path, start_s: float = 0.0, end_s: float | None = None) -> np.ndarray:
         """Read a span of the csv next to a file -> (T, 44) float32.
 
-        Raises ClipError if the csv is missing or damaged, or has no face in the span.
+        Notes in how many frames there is no face. Raises ClipError if the csv is missing or damaged, or has no face in
+        the span.
         """
         times, rows = _table(self.reads(path))
         step_s = float(np.median(np.diff(times))) if len(times) > 1 else 1 / self.rate
@@ -63,13 +65,16 @@ class OpenFace:
         frame_times = start_s + np.arange(count) / self.rate
         shown = np.searchsorted(times, frame_times + _SAME_TIME_S, side="right") - 1
         frames = rows[shown.clip(min=0)]
-        if not frames[:, -1].any():
+        absent = int((frames[:, -1] == 0).sum())
+        if absent == count:
             raise ClipError("no face in any video frame")
+        if absent:
+            note(f"{absent} of {count} frames ({100 * absent / count:.0f} %) without a face")
         return frames
 
 
 def _table(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Return times (N,) in seconds, ascending, and rows (N, 44) float32, zeros where no face was tracked."""
+    """Return times (N,) in seconds, ascending, and rows (N, 44) float32, NaN and a last 0 where no face was tracked."""
     if not path.is_file():
         raise ClipError(f"no OpenFace file {path.name} next to the clip")
     times: list[float] = []
@@ -97,7 +102,7 @@ def _table(path: Path) -> tuple[np.ndarray, np.ndarray]:
                 row = np.array([*values, 1.0], np.float64)
                 tracked = success == 1 and bool((np.abs(row) < np.finfo(np.float32).max).all())
                 times.append(time)
-                rows.append((row if tracked else np.zeros_like(row)).astype(np.float32))
+                rows.append(np.array(row if tracked else [*[np.nan] * len(values), 0.0], np.float32))
         except (ValueError, IndexError, csv.Error):
             raise ClipError(f"{path.name}, line {reader.line_num}: not a row of OpenFace's numbers") from None
     if not rows or not np.isfinite(times).all():

@@ -207,6 +207,7 @@ class Service:
             low=None if classes else task["low"],
             high=None if classes else task["high"],
             classes=classes,
+            multilabel=is_multilabel(task),
             experts=config["models"][family(config["model"])].get("experts"),
             trust_rescaled={m: anchors["rescaled"] for m, anchors in config["trust"].items()},
             generated=config["trained_on_generated"],

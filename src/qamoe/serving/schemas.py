@@ -199,7 +199,8 @@ class Sample(BaseModel):
 class About(BaseModel):
     """The model and its inputs. columns, frames: number of columns and most frames of raw features by modality.
 
-    low, high: bounds of a score, null for a model of classes. classes: empty for a regression model.
+    low, high: bounds of a score, null for a model of classes. classes: empty for a regression model. multilabel: a clip
+    has any number of the classes.
     """
 
     name: str
@@ -210,6 +211,7 @@ class About(BaseModel):
     low: float | None
     high: float | None
     classes: list[str]
+    multilabel: bool
     experts: int | None
     trust_rescaled: dict[str, bool]
     generated: bool
