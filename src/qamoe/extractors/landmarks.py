@@ -29,7 +29,7 @@ from qamoe.weights.store import folder
 from qamoe.weights.table import WEIGHTS
 
 NAME = "landmarks"
-VERSION = "2"
+VERSION = "3"
 MEDIAPIPE = "0.10.33"
 (_MODEL,) = WEIGHTS["face_landmarker"].files
 MODEL_SHA256 = _MODEL.sha256

@@ -99,10 +99,7 @@ def _decide(params: Params, out: Path, dry: bool, chosen: Chosen, temporary: Pat
             _repair(client, name, chosen)
         champion = registry.champion(client, name)
     print(f"champion: {f'version {champion.version} of {name}' if champion else f'none yet of {name}'}")
-    copies = gate_copies(out, split)
-    gate_digest = file_digest(store.path)
-    if copies is not None:
-        gate_digest = parameters.digest(gate_digest, file_digest(copies.path))
+    gate_digest = _digest(store, copies := gate_copies(out, split))
     key = registry.gate_key(gate_digest, PROTOCOL, params.registry, champion)
     with store_errors_as_user_errors():
         decision = registry.existing_decision(client, name, checkpoint.digest(folder), key, champion)
@@ -328,6 +325,13 @@ def gate_copies(out: Path, split: str) -> "Store | None":
     path = out / "preprocess" / "copies" / "gate.arrow"
     copies = Store(path) if split == "gate" and path.is_file() else None
     return copies if copies is not None and len(copies) else None
+
+
+def _digest(store: "Store", copies: "Store | None") -> str:
+    """Return the digest of the clips that promotion reads."""
+    if copies is None:
+        return file_digest(store.path)
+    return parameters.digest(file_digest(store.path), file_digest(copies.path))
 
 
 def _measure_copies(
