@@ -20,7 +20,7 @@ NAMES = {"text": "tokens", "audio": "audio", "vision": "vision"}
 
 
 def clip(draws: np.random.Generator, missing: float, limits: dict[str, int]) -> dict[str, Any]:
-    """Return a random clip; each modality is missing with probability `missing`, and some values are not finite."""
+    """Return a random clip; each modality is missing with probability `missing`, and some values or frames are unknown."""
     values: dict[str, Any] = {}
     for modality, name in NAMES.items():
         if draws.random() < missing:
@@ -32,6 +32,7 @@ def clip(draws: np.random.Generator, missing: float, limits: dict[str, int]) -> 
         else:
             frames = draws.normal(0, 5, (length, COLUMNS[modality])).astype(np.float32)
             frames[draws.random(frames.shape) < 0.02] = np.nan
+            frames[draws.random(length) < 0.1] = 0  # as of a picture without a face
             values[name] = frames
     return values
 

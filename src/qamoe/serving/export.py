@@ -40,8 +40,8 @@ class _Standardise(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         standard = (x.double().index_select(2, self.kept) - self.mean) / self.deviation
-        finite = torch.where(standard.isfinite(), standard, 0.0)
-        return finite.clamp(-_FURTHEST, _FURTHEST).float()
+        known = standard.isfinite() & (x != 0).any(2, keepdim=True)
+        return torch.where(known, standard, 0.0).clamp(-_FURTHEST, _FURTHEST).float()
 
 
 class Exported(nn.Module):
