@@ -20,7 +20,7 @@ NAMES = {"text": "tokens", "audio": "audio", "vision": "vision"}
 
 
 def clip(draws: np.random.Generator, missing: float, limits: dict[str, int]) -> dict[str, Any]:
-    """Return a random clip; each modality is missing with probability `missing`, and some values or frames are unknown."""
+    """Return a random clip; a modality is missing with probability `missing`; some values and frames are unknown."""
     values: dict[str, Any] = {}
     for modality, name in NAMES.items():
         if draws.random() < missing:
