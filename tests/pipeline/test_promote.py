@@ -481,6 +481,8 @@ def test_a_champion_of_another_corpus_is_refused(corpus, tiny_corpus, tiny_stats
 def test_a_champion_of_older_data_reads_frames_standardised_by_its_own_statistics(corpus, tiny_stats, tmp_path):
     """An ingest changes mean and deviation; the champion must still read frames on its own scale."""
     from qamoe.data.arrow_store import Store
+    from qamoe.data.normalise import Columns, clean
+    from qamoe.inference.predict import raw_frames
 
     corpus.train(answer=0.6)
     old = checkpoint.load(corpus.out / "train" / "qamoe" / "1")
@@ -490,6 +492,9 @@ def test_a_champion_of_older_data_reads_frames_standardised_by_its_own_statistic
     rows = promote._measure(corpus.params, tiny_stats, [old], store, tmp_path)[0]
     shifted = promote.restandardise(store, tiny_stats, new, tmp_path / "new.arrow")  # the same clips after the ingest
     assert np.abs(shifted.sequence("audio", 3) - store.sequence("audio", 3)).max() > 0.1
+    raw = raw_frames(np.array([[1, 2], [0, 0]], np.float32), tiny_stats["audio"])
+    audio: Any = new["audio"]
+    assert clean(raw, Columns.from_json(audio))[1].tolist() == [0, 0], "a missing frame stays one"
     candidate = checkpoint.Trained(old.model, old.config | {"stats": new}, old.folder)
     again = promote._measure(corpus.params, new, [candidate, old], shifted, tmp_path)[1]
     again = again[again["slice"].isin(rows["slice"].unique())]

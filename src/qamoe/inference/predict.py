@@ -203,10 +203,14 @@ def clip_row(
 
 
 def raw_frames(frames: np.ndarray, stats: FrameStats) -> np.ndarray:
-    """Return standardised frames (T, kept) as raw frames (T, D) float64; dropped columns are NaN."""
+    """Return standardised frames (T, kept) as raw frames (T, D) float64; dropped columns are NaN.
+
+    A missing frame, which is zeros after standardisation, is zeros before it too, so it is missing on every scale.
+    """
     columns = Columns.from_json(stats)
     raw = np.full((len(frames), int(columns.kept.max()) + 1), np.nan)
     raw[:, columns.kept] = frames.astype(np.float64) * columns.deviation + columns.mean
+    raw[~frames.any(1)] = 0
     return raw
 
 
