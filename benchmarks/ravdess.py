@@ -10,8 +10,8 @@ held-out clips are predicted as they are, and after a gain of -12 and +12 dB in 
 extractor the recall, averaged over the emotions, then seeds; and the differences from `egemaps` with intervals from
 10,000 bootstrap samples of actors.
 
-Takes five minutes for whisper on two idle cores, and a quarter of an hour for each of the others.
-Results go to artifacts/ravdess/results.jsonl, one line per fold and seed; a run continues after the last complete fold.
+Takes 20 to 46 minutes of processor time per extractor. Results go to artifacts/ravdess/results.jsonl, one line per fold
+and seed; a run continues after the last complete fold.
 """
 
 import argparse
@@ -41,10 +41,13 @@ EXTRACTORS: dict[str, dict[str, Any]] = {
     "egemaps": {"extractor": "egemaps", "rate": 20.0},
     "logmel": {"extractor": "logmel", "rate": 20.0},
 }
-# Chosen on validation (V01); logmel has the settings of egemaps.
-ATTENTION = {"pooling": "attention", "dropout": 0.4}
-ENCODERS = {"whisper": {"pooling": "statistics", "dropout": 0.6}, "egemaps": ATTENTION, "logmel": ATTENTION}
-LR = {"whisper": 0.003, "egemaps": 0.001, "logmel": 0.001}
+# Learning rate and settings of the encoders, chosen on validation (V01); logmel has those of egemaps.
+_ATTENTION = (0.001, {"pooling": "attention", "dropout": 0.4})
+SETTINGS: dict[str, tuple[float, dict[str, Any]]] = {
+    "whisper": (0.003, {"pooling": "statistics", "dropout": 0.6}),
+    "egemaps": _ATTENTION,
+    "logmel": _ATTENTION,
+}
 ACTORS = [f"{number:02d}" for number in range(1, 19)]
 FOLDS = [ACTORS[fold::6] for fold in range(6)]  # of both sexes: odd numbers are men
 SEEDS = (1, 2, 3, 4, 5)
@@ -123,8 +126,8 @@ def params_of(name: str, data: Path) -> Params:
         "audio": EXTRACTORS[name],
     }
     content["train"]["common"]["selection"] |= {"severities": {"missing": [0.0]}, "draws": 1}
-    content["train"]["common"]["lr"] = LR[name]
-    content["models"]["encoders"] |= ENCODERS[name]
+    content["train"]["common"]["lr"], encoders = SETTINGS[name]
+    content["models"]["encoders"] |= encoders
     content["seeds"] = {"concat": list(SEEDS)}
     return parameters.validate(content, Path("params.yaml"))
 
