@@ -1,9 +1,11 @@
 """Test the page in a real browser: with the keyboard, at the width of a phone, with samples and uploaded clips."""
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from qamoe.serving.model_loader import open_model
@@ -104,7 +106,8 @@ def test_markup_in_a_text_is_not_interpreted(page):
     assert WORDS in text(page, "samples")
 
 
-def test_an_uploaded_clip_is_played_and_scored(page, film):
+def test_an_uploaded_clip_is_played_and_scored(page, film, tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("QAMOE_WEIGHTS", str(tmp_path / "none"))  # with a recogniser the clip would have a text
     before = state(page)
     root = page.call("DOM.getDocument")["root"]["nodeId"]
     node = page.call("DOM.querySelector", nodeId=root, selector="#file")["nodeId"]
@@ -143,7 +146,11 @@ def test_a_clip_that_the_server_dropped_is_sent_again(page, server):
 
 def test_the_page_of_a_multilabel_model_says_labels(browser, tiny_multilabel, corpus, tmp_path: Path):
     folder = tiny_multilabel(tmp_path / "qamoe" / "1")
-    with running(lambda: open_model("", folder), corpus) as labels:
+    clips = tmp_path / "corpus"
+    shutil.copytree(corpus, clips)
+    manifest = pd.read_csv(clips / "manifest.csv", dtype=str, keep_default_na=False)
+    manifest.assign(label="happy;sad").to_csv(clips / "manifest.csv", index=False)
+    with running(lambda: open_model("", folder), clips) as labels:
         browser.open(f"http://127.0.0.1:{labels.port}/")
         browser.until(READY)
         assert (text(browser, "score-title"), text(browser, "output")) == ("Labels", "labels")
